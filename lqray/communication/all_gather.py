@@ -1,0 +1,42 @@
+"""The paper's exchange: every worker sends its payload to all others; each decodes all of them and averages."""
+
+from __future__ import annotations
+
+import time
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+from lqray import ops
+from lqray.communication.volume import Volume
+from lqray.quantization import Payload, Quantizer
+
+
+class AllGather:
+    """(W - 1) payloads sent per rank. All ranks decode the same bytes in the order of ranks: equal results, bit for bit."""
+
+    def reduce(
+        self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume
+    ) -> Future[Tensor]:
+        """See `lqray.communication.reduction.Reduction.reduce`."""
+        world = group.size()
+        gathered = payload.buffer.new_empty((world, payload.nbytes))
+        levels = quantizer.levels.to(payload.buffer.device)
+        started = time.perf_counter()
+        work = dist.all_gather_into_tensor(gathered.view(-1), payload.buffer, group=group, async_op=True)
+        volume.payload_bytes += payload.nbytes
+        volume.bytes_sent += (world - 1) * payload.nbytes
+        volume.bytes_received += (world - 1) * payload.nbytes
+
+        def decode_mean(_: Future[Tensor]) -> Tensor:
+            arrived = time.perf_counter()
+            mean = ops.decode_sum(gathered, levels, payload.n, payload.bits, payload.bucket_size, 1.0 / world)
+            volume.exchange_seconds += arrived - started
+            volume.decode_seconds += time.perf_counter() - arrived
+            return mean.to(payload.dtype)
+
+        return work.get_future().then(decode_mean)
+
+
+REDUCTION = AllGather()

@@ -1,0 +1,172 @@
+"""From a YAML file to trials: the grid language.
+
+    base:  settings that every trial starts from
+    sweep: a list of blocks; the experiment is their union, in order, each trial once
+      - matrix:  {dotted.key: [values], ...}     all combinations, the last key varying fastest
+        exclude: [{dotted.key: value, ...}]      drops combinations that have all these values
+        include: [{dotted.key: value, ...}]      extends combinations, or adds one, as in a GitHub Actions matrix:
+            an entry is merged into every combination whose matrix values it does not contradict; one that fits none
+            becomes a combination of its own. Includes are applied after excludes.
+
+Expansion is lazy: combinations are made one by one, and nothing but the ids already seen is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lqray.experiment.errors import ExperimentError
+from lqray.experiment.layout import Block, Layout, read_layout
+from lqray.experiment.naming import Namer
+from lqray.experiment.schema import Resources, Tracking, Trial
+from lqray.experiment.validation import explain
+from lqray.experiment.yaml import Document, Path_, load
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One dotted key set to a value by a block; `path` is where in the file."""
+
+    key: str
+    value: Any
+    path: Path_
+
+
+@dataclass(frozen=True)
+class NamedTrial:
+    """A trial and its name, which is made of what varies in its experiment."""
+
+    name: str
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated experiment file. Its trials are validated as they are made; `validate` makes and drops them all."""
+
+    document: Document
+    layout: Layout
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment, also in MLflow."""
+        return self.layout.name
+
+    @property
+    def resources(self) -> Resources:
+        """What each trial runs on."""
+        return self.layout.resources
+
+    @property
+    def tracking(self) -> Tracking:
+        """Where runs are recorded."""
+        return self.layout.tracking
+
+    @cached_property
+    def _namer(self) -> Namer:
+        return Namer(self.layout)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Dotted keys that vary over the experiment, in the order of the file."""
+        return self._namer.axes
+
+    def trials(self) -> Iterator[NamedTrial]:
+        """The trials, in the order of the file, each once.
+
+        Raises ExperimentError at the first combination that is not a valid trial.
+        """
+        seen: set[str] = set()
+        for settings in self.combinations():
+            trial = self._trial(settings)
+            if trial.id not in seen:
+                seen.add(trial.id)
+                yield NamedTrial(self._namer.name(trial), trial)
+
+    def combinations(self) -> Iterator[tuple[Setting, ...]]:
+        """What each combination of the sweep sets on top of the base; equal trials may still come more than once."""
+        if not self.layout.blocks:
+            yield ()
+        for block in self.layout.blocks:
+            yield from _combinations(block)
+
+    def _trial(self, settings: tuple[Setting, ...]) -> Trial:
+        config = self.layout.base
+        for setting in settings:
+            config = with_value(config, setting.key.split("."), setting.value)
+        try:
+            return Trial.model_validate(config)
+        except ValidationError as error:
+            raise ExperimentError(explain(error, config, self.document, settings)) from None
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """Read an experiment file; its first trial is validated, later ones as they are made.
+
+    Raises ExperimentError with file, line, key, what was found and what is allowed.
+    """
+    document = load(path)
+    experiment = Experiment(document, read_layout(document))
+    next(experiment.trials(), None)
+    return experiment
+
+
+def with_value(config: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    """A copy of nested `config` with the value at the path `keys` set; mappings merge, anything else replaces."""
+    copy = dict(config)
+    head, *rest = keys
+    below = copy.get(head)
+    if rest:
+        copy[head] = with_value(below if isinstance(below, dict) else {}, rest, value)
+    elif isinstance(value, dict) and isinstance(below, dict):
+        for key, item in value.items():
+            below = with_value(below, [key], item)
+        copy[head] = below
+    else:
+        copy[head] = value
+    return copy
+
+
+def _combinations(block: Block) -> Iterator[tuple[Setting, ...]]:
+    used = [False] * len(block.include)
+    for combination in _matrix(block):
+        values = {setting.key: setting.value for setting in combination}
+        if any(_contains(values, entry.values) for entry in block.exclude):
+            continue
+        extra: dict[str, Setting] = {}
+        for index, entry in enumerate(block.include):
+            if all(same(values[key], value) for key, value in entry.values.items() if key in values):
+                used[index] = True
+                for key, value in entry.values.items():
+                    extra[key] = Setting(key, value, (*entry.path, key))
+        own = tuple(extra.pop(setting.key, setting) for setting in combination)
+        yield own + tuple(extra.values())
+    for entry, was_used in zip(block.include, used, strict=True):
+        if not was_used:
+            yield tuple(Setting(key, value, (*entry.path, key)) for key, value in entry.values.items())
+
+
+def _matrix(block: Block) -> Iterator[tuple[Setting, ...]]:
+    if not block.matrix:
+        return iter(())
+    axes = [
+        [Setting(key, value, (*block.path, "matrix", key, index)) for index, value in enumerate(values)]
+        for key, values in block.matrix.items()
+    ]
+    return itertools.product(*axes)
+
+
+def _contains(values: dict[str, Any], subset: dict[str, Any]) -> bool:
+    return all(key in values and same(values[key], value) for key, value in subset.items())
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equality of YAML values: as Python's, but true is not 1; 1 and 1.0 are the same number."""
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)

@@ -1,0 +1,35 @@
+"""File names are the registry: `method: alq` in YAML is `quantization/methods/alq.py`. Names are listed, not imported."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@cache
+def names_in(folder: str) -> tuple[str, ...]:
+    """Sorted names of the public modules of `folder`, a path inside the package such as "quantization/methods"."""
+    return tuple(sorted(path.stem for path in (_PACKAGE / folder).glob("*.py") if not path.stem.startswith("_")))
+
+
+def methods() -> tuple[str, ...]:
+    """Quantization methods."""
+    return names_in("quantization/methods")
+
+
+def datasets() -> tuple[str, ...]:
+    """Datasets."""
+    return names_in("training/data")
+
+
+def models() -> tuple[str, ...]:
+    """Model families."""
+    return names_in("training/models")
+
+
+def reductions() -> tuple[str, ...]:
+    """Ways to exchange payloads: the modules of communication/ but for those that every reduction shares."""
+    shared = {"hook", "reduction", "replicas", "volume"}
+    return tuple(name for name in names_in("communication") if name not in shared)

@@ -1,0 +1,188 @@
+"""Options of everything that a YAML chooses by name: one class per name, with meaning, unit and range of each key.
+
+A name without an entry in its table takes the table's plain class, so a new file in `quantization/methods` that has no
+options of its own needs no change here.
+
+A key that belongs to another name of the same section (momentum beside `name: adam`) is left out of the trial, so that
+one `base` serves a sweep over names; a key that belongs to none is an error.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if any(after <= before for before, after in itertools.pairwise(values)):
+        raise ValueError("strictly ascending iterations")
+    return values
+
+
+Iterations = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False), AfterValidator(_ascending)]
+PositiveInts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A frozen part of a trial: unknown keys forbidden, no silent conversions, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Variant(Section):
+    """A section whose class is chosen by the value of `selector`. `siblings`: keys known to the section's other names."""
+
+    selector: ClassVar[str] = "name"
+    siblings: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_siblings_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or cls.siblings.isdisjoint(values):
+            return values
+        own = cls.model_fields
+        return {key: value for key, value in values.items() if key in own or key not in cls.siblings}
+
+
+class DataOptions(Variant):
+    """A dataset: a module of training/data."""
+
+    name: str
+
+
+class ModelOptions(Variant):
+    """A model: a module of training/models."""
+
+    name: str
+
+
+class CnnOptions(ModelOptions):
+    """Two 3x3 convolutions with max pooling, then two fully connected layers."""
+
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Field(strict=False)] = (16, 32)
+    """Output channels of the two convolutions."""
+    hidden: int = Field(default=64, ge=1)
+    """Units of the hidden fully connected layer."""
+
+
+class MlpOptions(ModelOptions):
+    """Fully connected layers with ReLU between them."""
+
+    layers: PositiveInts = (64,)
+    """Units of each hidden layer."""
+
+
+class OptimizerOptions(Variant):
+    """An optimizer of torch.optim."""
+
+    name: str
+    lr: float = Field(gt=0)
+    """Learning rate at the start."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty, added to the averaged gradient."""
+
+
+class SgdOptions(OptimizerOptions):
+    """torch.optim.SGD."""
+
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+
+
+class QuantizerOptions(Variant):
+    """A method that sends no codes: `full_precision` (plain all-reduce) and `sgd` (one worker, no exchange)."""
+
+    selector: ClassVar[str] = "method"
+    method: str
+
+
+class FixedLevelsOptions(QuantizerOptions):
+    """A quantizer whose levels never change."""
+
+    bits: int = Field(default=3, ge=1, le=8)
+    """Bits per code; 2**bits levels."""
+    bucket_size: int = Field(default=8192, ge=1, le=2**20)
+    """Consecutive coordinates that share one norm."""
+
+
+class ExponentialLevelsOptions(FixedLevelsOptions):
+    """Levels +-multiplier**j."""
+
+    multiplier: float = Field(default=0.5, gt=0, lt=1)
+    """Ratio of neighbouring levels, at the start for methods that adapt."""
+
+
+class AdaptiveLevelsOptions(ExponentialLevelsOptions):
+    """A quantizer that fits its levels to the gradients (ALQ, Faghri et al. 2020, section 3)."""
+
+    components: int = Field(default=20, ge=1)
+    """Buckets of largest norm kept as components of the fitted mixture."""
+    samples: int = Field(default=10, ge=1)
+    """Gradients of each worker that a fit uses: those of the training steps just before the update."""
+    update_at: Iterations = (0, 100, 2000)
+    """Iterations after whose backward pass the levels are fitted anew."""
+    update_every: int = Field(default=10_000, ge=0)
+    """After the last of `update_at`, fit every so many iterations; 0: no more."""
+
+
+DATA: dict[str, type[DataOptions]] = {}
+MODEL: dict[str, type[ModelOptions]] = {"cnn": CnnOptions, "mlp": MlpOptions}
+OPTIMIZER: dict[str, type[OptimizerOptions]] = {"sgd": SgdOptions}
+QUANTIZER: dict[str, type[QuantizerOptions]] = {
+    "full_precision": QuantizerOptions,
+    "sgd": QuantizerOptions,
+    "nuqsgd": ExponentialLevelsOptions,
+    "alq": AdaptiveLevelsOptions,
+}
+
+
+class ScheduleOptions(Section):
+    """How long to train, in what steps."""
+
+    iterations: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(ge=1)
+    """Examples per worker and step: a step sees workers * batch_size of them."""
+    decay_at: Iterations = ()
+    """Iterations at which the learning rate is multiplied by decay_rate."""
+    decay_rate: float = Field(default=0.1, gt=0, le=1)
+    evaluate_every: int = Field(default=100, ge=1)
+    """Iterations between evaluations on the test set; the last iteration is always followed by one."""
+
+
+class ExchangeOptions(Section):
+    """How workers exchange gradients."""
+
+    reduction: str = "all_gather"
+    """A module of communication/: all_gather is the paper's algorithm."""
+    bucket_cap_mb: float = Field(default=25.0, gt=0)
+    """MiB of gradient that torch DDP gathers before it starts an exchange."""
+
+
+class TelemetryOptions(Section):
+    """What is measured while training."""
+
+    every: int = Field(default=10, ge=1)
+    """Iterations between measurements."""
+
+
+class Resources(Section):
+    """Where trials run. Not part of a trial: the same trial gives the same result elsewhere, up to float summation order."""
+
+    processes: int | None = Field(default=None, ge=1)
+    """Processes of a trial; by default one per worker."""
+    cpus_per_process: int = Field(default=1, ge=1)
+    """CPU cores, and torch threads, of a process."""
+    gpus_per_process: float = Field(default=0, ge=0)
+    """GPUs of a process; 0 trains on the CPU."""
+    concurrent_trials: int | Literal["auto"] = "auto"
+    """Trials at a time; auto: as many as fit."""
+
+
+class Tracking(Section):
+    """Where runs are recorded. Not part of a trial."""
+
+    uri: str = Field(default="sqlite:///lqray.db", min_length=1)
+    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from."""

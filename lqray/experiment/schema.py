@@ -1,0 +1,116 @@
+"""What a trial is: every choice that can change its result, fully resolved and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, model_validator
+
+from lqray.experiment import names, options
+from lqray.experiment.identity import trial_id
+from lqray.experiment.options import (
+    DataOptions,
+    ExchangeOptions,
+    ModelOptions,
+    OptimizerOptions,
+    QuantizerOptions,
+    Resources,
+    ScheduleOptions,
+    Section,
+    TelemetryOptions,
+    Tracking,
+    Variant,
+)
+
+__all__ = ["Resources", "Tracking", "Trial"]
+
+
+def _variants(table: Mapping[str, type[Variant]], known: Iterable[str], plain: type[Variant]) -> Any:
+    """The union of the option classes of `known`, told apart by each class's selector key."""
+    classes = {name: table.get(name, plain) for name in known}
+    keys = frozenset(key for cls in classes.values() for key in cls.model_fields)
+    selector = plain.selector
+    members = []
+    for name, cls in classes.items():
+        member = create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, __module__=cls.__module__)
+        member.siblings = keys - frozenset(cls.model_fields)
+        members.append(Annotated[member, Tag(name)])
+
+    def choose(value: Any) -> Any:
+        return value.get(selector) if isinstance(value, dict) else getattr(value, selector, None)
+
+    return Annotated[Union[tuple(members)], Discriminator(choose)]  # noqa: UP007
+
+
+def _known_reduction(name: str) -> str:
+    if name not in names.reductions():
+        raise ValueError(f"one of {', '.join(names.reductions())}")
+    return name
+
+
+if TYPE_CHECKING:
+    _Data, _Model, _Optimizer, _Quantizer = DataOptions, ModelOptions, OptimizerOptions, QuantizerOptions
+else:
+    _Data = _variants(options.DATA, names.datasets(), DataOptions)
+    _Model = _variants(options.MODEL, names.models(), ModelOptions)
+    _Optimizer = _variants(options.OPTIMIZER, options.OPTIMIZER, OptimizerOptions)
+    _Quantizer = _variants(options.QUANTIZER, names.methods(), options.FixedLevelsOptions)
+
+
+class _Exchange(ExchangeOptions):
+    reduction: Annotated[str, AfterValidator(_known_reduction)] = "all_gather"
+
+
+class Trial(Section):
+    """One training run, fully resolved. `Trial.model_validate(mapping)` builds it from plain data and may raise
+    pydantic.ValidationError; `lqray.experiment.grid` turns that into an error with file and line.
+
+    `id` is a stable hash of every choice that can change the result (see `identity`). `sgd` is the one-worker run by
+    definition: its `workers` is 1 whatever the file's base says.
+    """
+
+    data: _Data
+    model: _Model
+    optimizer: _Optimizer
+    schedule: ScheduleOptions
+    workers: int = Field(default=1, ge=1)
+    """K of the algorithm: gradients computed, encoded and averaged at each step."""
+    exchange: _Exchange = _Exchange()
+    quantizer: _Quantizer
+    telemetry: TelemetryOptions = TelemetryOptions()
+    seed: int = Field(default=1, ge=0)
+    """Seed of initial weights, data order and stochastic rounding; methods with equal seeds see equal batches."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sgd_has_one_worker(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("quantizer"), dict):
+            if values["quantizer"].get("method") == "sgd":
+                return {**values, "workers": 1}
+        return values
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits; equal for equal trials, in any file, in any order of keys."""
+        return trial_id(self)
+
+    def config(self) -> dict[str, Any]:
+        """The trial as plain nested data (str, int, float, bool, None, list), as written to MLflow and to workers."""
+        return self.model_dump(mode="json")
+
+    def flat(self) -> dict[str, Any]:
+        """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}."""
+        return flatten(self.config())
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,157 @@
+"""Strict YAML: numbers as people write them, no duplicate keys, no tags, and the line of every value.
+
+PyYAML's SafeLoader reads `1e-3` as a string and `no` as False, and keeps the last of two equal keys without a word.
+Here PyYAML parses and composes; scalars are resolved by the YAML 1.2 core schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lqray.experiment.errors import ExperimentError, Problem
+
+Path_ = tuple[str | int, ...]
+
+_INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*\Z|0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_SPECIAL = {".nan": "nan", ".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}
+_CONSTANTS: dict[str, bool | None] = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
+}
+_MAX_NODES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML file: plain Python data and the line (from 1) where each value, named by its path, begins."""
+
+    file: str
+    data: Any
+    lines: dict[Path_, int]
+
+    def line_of(self, path: Path_) -> int | None:
+        """Line of the value at `path`, or of its nearest enclosing value; None for an empty document."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.lines:
+                return self.lines[path[:length]]
+        return None
+
+
+def load(path: str | Path) -> Document:
+    """Read a YAML file.
+
+    Raises ExperimentError: unreadable file, not YAML, duplicate key, explicit tag, merge key, recursive alias, or a
+    key that is not a string.
+    """
+    file = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ExperimentError([Problem(file, None, "", reason, "a readable YAML file in UTF-8")]) from error
+    return parse(text, file)
+
+
+def parse(text: str, file: str = "<string>") -> Document:
+    """Parse YAML text; `file` is the name used in errors. Raises as `load`."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        found = getattr(error, "problem", None) or str(error)
+        raise ExperimentError([Problem(file, line, "", found, "well-formed YAML, one document")]) from error
+    builder = _Builder(file)
+    data = builder.build(root, ()) if root is not None else None
+    return Document(file, data, builder.lines)
+
+
+class _Builder:
+    """Turns PyYAML nodes into plain data while remembering lines; refuses what the module's docstring refuses."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.lines: dict[Path_, int] = {}
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node, path: Path_) -> Any:
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if len(self.lines) > _MAX_NODES:
+            raise self._error(node, path, f"over {_MAX_NODES:,} values", "aliases that do not multiply a file's size")
+        if id(node) in self._open:
+            raise self._error(node, path, "an alias to a value that contains it", "aliases to finished values")
+        self._refuse_tag(node, path)
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+            return self._mapping(node, path)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: yaml.Node, path: Path_) -> dict[Hashable, Any]:
+        result: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            self._refuse_tag(key_node, path)
+            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(_scalar(key_node), str):
+                raise self._error(key_node, path, f"the key {_text(key_node)}", "keys that are words")
+            key = key_node.value
+            if key == "<<" and key_node.style is None:
+                raise self._error(key_node, path, "a merge key '<<'", "keys written out")
+            here = (*path, key)
+            if key in result:
+                raise self._error(
+                    key_node, here, f"the key a second time (first on line {self.lines[here]})", "each key once"
+                )
+            self.lines[here] = key_node.start_mark.line + 1
+            result[key] = self.build(value_node, here)
+        return result
+
+    def _refuse_tag(self, node: yaml.Node, path: Path_) -> None:
+        if node.tag and not node.tag.startswith("tag:yaml.org,2002:"):
+            raise self._error(node, path, f"the tag {node.tag}", "plain values; tags run code or change types")
+        known = {"null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value"}
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in known:
+            short = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise self._error(node, path, f"the tag {short}", "plain values; tags run code or change types")
+
+    def _error(self, node: yaml.Node, path: Path_, found: str, allowed: str) -> ExperimentError:
+        line = node.start_mark.line + 1
+        return ExperimentError([Problem(self.file, line, dotted(path), found, allowed)])
+
+
+def dotted(path: Path_) -> str:
+    """`("sweep", 0, "matrix", "seed")` as `sweep[0].matrix.seed`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _text(node: yaml.Node) -> str:
+    return repr(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    text: str = node.value
+    if node.style is not None:
+        return text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.match(text):
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    if _FLOAT.match(text):
+        return float(text)
+    if text.lower() in _SPECIAL:
+        return float(_SPECIAL[text.lower()])
+    return text

@@ -1,0 +1,175 @@
+"""The torch operators of lqray: schemas, fakes and typed wrappers.
+
+Every operator has a reference in torch (`reference.py`), registered as its default for every device. A native library,
+where one is built, adds faster kernels for CPU and CUDA tensors with the same results; nothing above this room knows
+which one ran. The wire format and the arithmetic are described in docs/wire-format.md.
+
+All tensors of codes are uint8 and hold bit planes; `bits` is the number of planes; `levels` is float32, strictly
+increasing, with at most 2**bits elements. `seed` and `offset` are unsigned 64-bit integers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lqray.ops import reference
+
+__all__ = ["bucket_norms", "code_bytes", "decode", "decode_sum", "encode", "encode_fused", "norm_bytes", "unpack"]
+
+_library = torch.library.Library("lqray", "DEF")
+_library.define("bucket_norms(Tensor x, int bucket_size, str norm) -> Tensor")
+_library.define("encode(Tensor x, Tensor norms, Tensor levels, int bits, int bucket_size, int seed, int offset) -> Tensor")
+_library.define(
+    "encode_fused(Tensor x, Tensor levels, int bits, int bucket_size, str norm, int seed, int offset) -> Tensor"
+)
+_library.define("decode(Tensor payload, Tensor levels, int n, int bits, int bucket_size) -> Tensor")
+_library.define("decode_sum(Tensor payloads, Tensor levels, int n, int bits, int bucket_size, float scale) -> Tensor")
+
+_DEFAULT = "CompositeExplicitAutograd"
+_library.impl("bucket_norms", reference.bucket_norms, _DEFAULT)
+_library.impl("encode", reference.encode, _DEFAULT)
+_library.impl("encode_fused", reference.encode_fused, _DEFAULT)
+_library.impl("decode", reference.decode, _DEFAULT)
+_library.impl("decode_sum", reference.decode_sum, _DEFAULT)
+
+
+def norm_bytes(n: int, bucket_size: int) -> int:
+    """Bytes of the norms of a payload: a float32 for each bucket."""
+    return 4 * -(-n // bucket_size)
+
+
+def code_bytes(n: int, bits: int) -> int:
+    """Bytes of the codes of a payload: `bits` uint32 words for each group of 32 coordinates."""
+    return 4 * bits * -(-n // 32)
+
+
+def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
+    """Norm of each bucket of `bucket_size` consecutive coordinates; the last bucket may be short.
+
+    x: (n,) float32, float16 or bfloat16. norm: "l2" or "linf". Returns (ceil(n / bucket_size),) float32; a bucket
+    with a NaN or an infinity in it, or whose norm exceeds float32, has norm NaN.
+    Raises ValueError for another dtype, shape, norm or a bucket size below 1.
+    """
+    _check_input("bucket_norms", x, bucket_size)
+    _check_norm("bucket_norms", norm)
+    return torch.ops.lqray.bucket_norms(x, bucket_size, norm)  # type: ignore[no-any-return]
+
+
+def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
+    """Stochastic rounding of x / norm to levels, packed as bit planes.
+
+    x: (n,) float32, float16 or bfloat16. norms: (ceil(n / bucket_size),) float32. levels: (L,) float32, 2 <= L <= 2**bits.
+    seed, offset: key and upper counter half of Philox4x32-10. Returns (code_bytes(n, bits),) uint8.
+    Raises ValueError for shapes, dtypes or numbers outside these.
+    """
+    _check_input("encode", x, bucket_size)
+    _check_levels("encode", levels, bits)
+    if norms.dtype != torch.float32 or norms.shape != (-(-x.numel() // bucket_size),):
+        raise ValueError(
+            f"encode: norms is {norms.dtype} of shape {tuple(norms.shape)}; "
+            f"allowed: torch.float32 of shape ({-(-x.numel() // bucket_size)},), one norm for each bucket"
+        )
+    return torch.ops.lqray.encode(x, norms, levels, bits, bucket_size, _signed(seed), _signed(offset))  # type: ignore[no-any-return]
+
+
+def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:
+    """`bucket_norms` and `encode` into one payload: norms (float32 little-endian), then codes.
+
+    Returns (norm_bytes(n, bucket_size) + code_bytes(n, bits),) uint8. Arguments and errors as in those two.
+    """
+    _check_input("encode_fused", x, bucket_size)
+    _check_norm("encode_fused", norm)
+    _check_levels("encode_fused", levels, bits)
+    return torch.ops.lqray.encode_fused(x, levels, bits, bucket_size, norm, _signed(seed), _signed(offset))  # type: ignore[no-any-return]
+
+
+def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
+    """norm * level of every coordinate of a payload.
+
+    payload: (norm_bytes + code_bytes,) uint8. Returns (n,) float32. A code beyond the last level decodes as the last
+    level. Raises ValueError when the payload's length is not what n, bits and bucket_size make it.
+    """
+    _check_payload("decode", payload, n, bits, bucket_size, 1)
+    _check_levels("decode", levels, bits)
+    return torch.ops.lqray.decode(payload, levels, n, bits, bucket_size)  # type: ignore[no-any-return]
+
+
+def decode_sum(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
+    """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows.
+
+    payloads: (W, norm_bytes + code_bytes) uint8, W >= 1. Returns (n,) float32. Raises as `decode`.
+    """
+    _check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
+    _check_levels("decode_sum", levels, bits)
+    return torch.ops.lqray.decode_sum(payloads, levels, n, bits, bucket_size, scale)  # type: ignore[no-any-return]
+
+
+def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
+    """Codes of bit planes, one for each coordinate: (code_bytes(n, bits),) uint8 to (n,) uint8. For inspection."""
+    return reference.unpack(codes, n, bits)
+
+
+def _signed(value: int) -> int:
+    """An unsigned 64-bit integer as the signed one of equal bits, which is what operator schemas carry."""
+    if not 0 <= value < 2**64:
+        raise ValueError(f"seed and offset are unsigned 64-bit integers; found {value}")
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _check_input(op: str, x: Tensor, bucket_size: int) -> None:
+    if x.dim() != 1 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; allowed: one dimension of float32, float16 or bfloat16"
+        )
+    if bucket_size < 1:
+        raise ValueError(f"{op}: bucket_size is {bucket_size}; allowed: at least 1")
+
+
+def _check_norm(op: str, norm: str) -> None:
+    if norm not in ("l2", "linf"):
+        raise ValueError(f"{op}: norm is {norm!r}; allowed: 'l2', 'linf'")
+
+
+def _check_levels(op: str, levels: Tensor, bits: int) -> None:
+    if not 1 <= bits <= 8:
+        raise ValueError(f"{op}: bits is {bits}; allowed: 1 to 8")
+    if levels.dtype != torch.float32 or levels.dim() != 1 or not 2 <= levels.numel() <= 2**bits:
+        raise ValueError(
+            f"{op}: levels is {levels.dtype} of shape {tuple(levels.shape)}; "
+            f"allowed: torch.float32 of shape (L,) with 2 <= L <= {2**bits}"
+        )
+
+
+def _check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int, dimensions: int) -> None:
+    size = norm_bytes(n, bucket_size) + code_bytes(n, bits)
+    if payload.dtype != torch.uint8 or payload.dim() != dimensions or payload.shape[-1] != size:
+        raise ValueError(
+            f"{op}: payload is {payload.dtype} of shape {tuple(payload.shape)}; allowed: torch.uint8 with {size} bytes, "
+            f"which is what n={n}, bits={bits}, bucket_size={bucket_size} make"
+        )
+
+
+@torch.library.register_fake("lqray::bucket_norms", lib=_library)
+def _(x: Tensor, bucket_size: int, norm: str) -> Tensor:
+    return x.new_empty(-(-x.numel() // bucket_size), dtype=torch.float32)
+
+
+@torch.library.register_fake("lqray::encode", lib=_library)
+def _(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
+    return x.new_empty(code_bytes(x.numel(), bits), dtype=torch.uint8)
+
+
+@torch.library.register_fake("lqray::encode_fused", lib=_library)
+def _(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:
+    return x.new_empty(norm_bytes(x.numel(), bucket_size) + code_bytes(x.numel(), bits), dtype=torch.uint8)
+
+
+@torch.library.register_fake("lqray::decode", lib=_library)
+def _(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
+    return payload.new_empty(n, dtype=torch.float32)
+
+
+@torch.library.register_fake("lqray::decode_sum", lib=_library)
+def _(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
+    return payloads.new_empty(n, dtype=torch.float32)

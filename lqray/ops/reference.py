@@ -1,0 +1,116 @@
+"""The operators in plain torch: slow, on any device, and the definition that native kernels must match to the bit.
+
+Arithmetic is float32, each operation rounded once (no contraction), exactly as docs/wire-format.md pins it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_TINY = 2.0**-64
+_LIFT = 2.0**100
+
+
+def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
+    """See `lqray.ops.bucket_norms`. The sum of squares is taken in float64, so that no finite gradient under- or
+    overflows on the way."""
+    rows = _rows(x.to(torch.float64), bucket_size)
+    if rows.numel() == 0:
+        return x.new_empty(0, dtype=torch.float32)
+    values = rows.square().sum(dim=1).sqrt() if norm == "l2" else rows.abs().amax(dim=1)
+    norms = values.to(torch.float32)
+    return torch.where(norms.isfinite(), norms, torch.nan)
+
+
+def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
+    """See `lqray.ops.encode`."""
+    n = x.numel()
+    if n == 0:
+        return x.new_empty(0, dtype=torch.uint8)
+    small = norms < _TINY
+    inverse = 1.0 / torch.where(small, norms * _LIFT, norms)
+    inverse = torch.where(norms == 0, torch.zeros_like(inverse), inverse)
+    rows = _rows(x.to(torch.float32), bucket_size)
+    rows = torch.where(small[:, None], rows * _LIFT, rows)
+    r = (rows * inverse[:, None]).clamp(-1.0, 1.0).reshape(-1)[:n]
+    low = (r[:, None] >= levels[1:-1]).sum(dim=1)
+    below = levels[low]
+    gap = levels[low + 1] - below
+    up = uniforms(n, seed, offset, x.device) * gap < r - below
+    return pack(low + up, bits)
+
+
+def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:
+    """See `lqray.ops.encode_fused`."""
+    norms = bucket_norms(x, bucket_size, norm)
+    codes = encode(x, norms, levels, bits, bucket_size, seed, offset)
+    return torch.cat([norms.view(torch.uint8), codes])
+
+
+def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
+    """See `lqray.ops.decode`."""
+    if n == 0:
+        return payload.new_empty(0, dtype=torch.float32)
+    split = 4 * -(-n // bucket_size)
+    norms = payload[:split].clone().view(torch.float32)
+    codes = unpack(payload[split:], n, bits).to(torch.int64)
+    values = _rows(levels[codes.clamp(max=levels.numel() - 1)], bucket_size)
+    return (norms[:, None] * values).reshape(-1)[:n]
+
+
+def decode_sum(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
+    """See `lqray.ops.decode_sum`."""
+    total = payloads.new_zeros(n, dtype=torch.float32)
+    for payload in payloads:
+        total += decode(payload, levels, n, bits, bucket_size)
+    return total * scale
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes, one integer for each coordinate, as bit planes: (n,) to (4 * bits * ceil(n / 32),) uint8."""
+    groups = _rows(codes.to(torch.int64), 32)
+    planes = (groups[:, None, :] >> torch.arange(bits, device=codes.device)[None, :, None]) & 1
+    words = (planes << torch.arange(32, device=codes.device)).sum(dim=2)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).reshape(-1).view(torch.uint8)
+
+
+def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
+    """The inverse of `pack`: (4 * bits * ceil(n / 32),) uint8 to (n,) uint8."""
+    words = codes.clone().view(torch.int32).reshape(-1, bits).to(torch.int64)
+    planes = (words[:, :, None] >> torch.arange(32, device=codes.device)) & 1
+    values = (planes << torch.arange(bits, device=codes.device)[None, :, None]).sum(dim=1)
+    return values.reshape(-1)[:n].to(torch.uint8)
+
+
+def uniforms(n: int, seed: int, offset: int, device: torch.device | str = "cpu") -> Tensor:
+    """n float32 multiples of 2**-24 in [0, 1): coordinate 256 t + 32 j + lane takes word j // 2 of the Philox call with
+    counter (32 t + lane, offset), rotated by 16 bits when j is odd."""
+    tiles = -(-n // 256)
+    words = philox(torch.arange(32 * tiles, dtype=torch.int64, device=device), seed, offset)
+    rotated = ((words << 16) | (words >> 16)) & _MASK
+    by_lane = torch.stack([words, rotated], dim=1).reshape(8, tiles, 32)
+    return (by_lane.permute(1, 0, 2).reshape(-1)[:n] >> 8).to(torch.float32) * 2.0**-24
+
+
+def philox(counter: Tensor, seed: int, offset: int) -> Tensor:
+    """Philox4x32-10 (Salmon et al., SC 2011): counter (m,) int64, lower counter half -> (4, m) int64 holding uint32.
+
+    seed: 64-bit key. offset: upper half of the 128-bit counter. Either may be given signed.
+    """
+    words = [counter & _MASK, (counter >> 32) & _MASK]
+    words += [torch.full_like(counter, offset & _MASK), torch.full_like(counter, (offset >> 32) & _MASK)]
+    key0, key1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        product0, product1 = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        high0, high1 = (product0 >> 32) & _MASK, (product1 >> 32) & _MASK
+        words = [high1 ^ words[1] ^ key0, product1 & _MASK, high0 ^ words[3] ^ key1, product0 & _MASK]
+        key0, key1 = (key0 + 0x9E3779B9) & _MASK, (key1 + 0xBB67AE85) & _MASK
+    return torch.stack(words)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """x as rows of `width`, the last one padded with zeros."""
+    short = -x.numel() % width
+    return torch.nn.functional.pad(x, (0, short)).reshape(-1, width) if short else x.reshape(-1, width)

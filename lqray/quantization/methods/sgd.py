@@ -1,0 +1,3 @@
+"""Plain SGD: one worker, no exchange."""
+
+METHOD = None

@@ -1,0 +1,51 @@
+"""What is measured while training, under the names that MLflow shows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+
+from lqray.communication import GradientExchange, Volume
+
+
+def wire_metrics(volume: Volume) -> dict[str, float]:
+    """Bytes of one step and worker."""
+    return {
+        "wire/bits_per_coordinate": volume.bits_per_coordinate,
+        "wire/payload_bytes": volume.payload_bytes,
+        "wire/bytes_sent": volume.bytes_sent,
+        "wire/bytes_received": volume.bytes_received,
+    }
+
+
+def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, device: torch.device) -> dict[str, float]:
+    """NMSE of the payloads just sent (mean over ranks), every level, seconds of each phase. Collective."""
+    nmse = torch.tensor([exchange.nmse], dtype=torch.float64, device=device)
+    dist.all_reduce(nmse, group=group)
+    metrics = {"quantizer/nmse": float(nmse) / group.size()}
+    metrics |= {f"quantizer/level/{j}": level for j, level in enumerate(exchange.quantizer.levels.tolist())}
+    volume = exchange.volume
+    metrics["time/encode_seconds"] = volume.encode_seconds
+    metrics["time/exchange_seconds"] = volume.exchange_seconds
+    metrics["time/decode_seconds"] = volume.decode_seconds
+    return metrics
+
+
+class RunningMean:
+    """Mean of the numbers added so far; NaN without any."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        """Count one more number."""
+        self._total += value
+        self._count += 1
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return self._total / self._count if self._count else math.nan

@@ -1,0 +1,49 @@
+"""One worker process: its threads, device and process group around the training loop.
+
+Runs under anything that sets torchrun's environment variables, inside a process group that somebody else made (Ray
+Train), or alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from lqray.experiment.schema import Trial
+from lqray.training.loop import Report, train
+
+
+def run_worker(
+    trial: Trial, report: Callable[[Report], None], device: torch.device, threads: int
+) -> dict[str, float]:
+    """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
+
+    threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another. Raises
+    ValueError when the process group does not have one rank for each worker.
+    """
+    torch.set_num_threads(threads)
+    with _process_group(device) as group:
+        if group.size() != trial.workers:
+            raise ValueError(f"the trial has {trial.workers} workers, the process group {group.size()} ranks")
+        return train(trial, group, device, report)
+
+
+@contextmanager
+def _process_group(device: torch.device) -> Iterator[dist.ProcessGroup]:
+    """The process group that exists, or one made from torchrun's variables, or one of this process alone."""
+    if dist.is_initialized():
+        yield dist.group.WORLD
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
