@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from lqray import ops
+from lqray.communication.collectives import all_gather_into_tensor
 from lqray.communication.volume import Volume
 from lqray.quantization import Payload, Quantizer
 
@@ -24,7 +25,7 @@ class AllGather:
         gathered = payload.buffer.new_empty((world, payload.nbytes))
         levels = quantizer.levels.to(payload.buffer.device)
         started = time.perf_counter()
-        work = dist.all_gather_into_tensor(gathered.view(-1), payload.buffer, group=group, async_op=True)
+        work = all_gather_into_tensor(gathered.view(-1), payload.buffer, group)
         volume.payload_bytes += payload.nbytes
         volume.bytes_sent += (world - 1) * payload.nbytes
         volume.bytes_received += (world - 1) * payload.nbytes

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lqray.communication.collectives import gather_now
 from lqray.communication.reduction import load_reduction
 from lqray.communication.volume import Volume
 from lqray.quantization import BucketStatistics, Quantizer
@@ -86,13 +87,11 @@ class GradientExchange:
     def _gather(self, table: np.ndarray) -> np.ndarray:
         """Every rank's (K_rank, 4) rows, in the order of ranks. Ranks may have different K: zero buckets are dropped."""
         own = torch.from_numpy(table).to(self._device)
-        lengths = torch.empty(self._group.size(), dtype=torch.int64, device=self._device)
-        dist.all_gather_into_tensor(lengths, torch.tensor([len(table)], device=self._device), group=self._group)
+        lengths = gather_now(torch.tensor([len(table)], device=self._device), self._group)
         longest = max(1, int(lengths.max()))
         padded = torch.nn.functional.pad(own, (0, 0, 0, longest - len(table)))
-        gathered = padded.new_empty((self._group.size() * longest, 4))
-        dist.all_gather_into_tensor(gathered, padded, group=self._group)
-        parts = [part[: int(length)] for part, length in zip(gathered.split(longest), lengths, strict=True)]
+        gathered = gather_now(padded, self._group).split(longest)
+        parts = [part[: int(length)] for part, length in zip(gathered, lengths, strict=True)]
         return torch.cat(parts).cpu().numpy()
 
     @property

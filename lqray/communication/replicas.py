@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lqray.communication.collectives import gather_now
+
 
 class ReplicasDivergedError(RuntimeError):
     """Ranks that should hold the same parameters and buffers do not."""
@@ -25,9 +27,7 @@ def checksum(module: nn.Module) -> int:
 def check_replicas(module: nn.Module, group: dist.ProcessGroup, device: torch.device) -> None:
     """Compare the checksum of `module` over the ranks of `group`; raises ReplicasDivergedError where they differ."""
     own = torch.tensor([checksum(module)], dtype=torch.int64, device=device)
-    gathered = own.new_empty(group.size())
-    dist.all_gather_into_tensor(gathered, own, group=group)
-    sums = gathered.tolist()
+    sums = gather_now(own, group).tolist()
     if len(set(sums)) > 1:
         by_rank = ", ".join(f"rank {rank}: {value & (2**64 - 1):016x}" for rank, value in enumerate(sums))
         raise ReplicasDivergedError(f"model replicas differ between ranks (checksums {by_rank})")

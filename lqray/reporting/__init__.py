@@ -1,0 +1,1 @@
+"""From records in MLflow to tables. Reads only."""

@@ -1,0 +1,5 @@
+"""`python -m lqray` is `lqray`."""
+
+from lqray.cli import main
+
+main()
