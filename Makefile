@@ -33,7 +33,7 @@ ui: $(INSTALLED)  ## open the MLflow UI on the recorded runs
 	$(BIN)/lqray ui
 
 lock: $(INSTALLED)  ## rewrite requirements.lock from what .venv holds
-	$(BIN)/python -m pip freeze --exclude-editable --all | grep -viE '^(pip|lqray|nvidia-|cuda-|triton)' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable --all | grep -viE '^(pip|lqray|triton)=|^(nvidia|cuda)-' | sed 's/+cpu$$//' > requirements.lock
 
 clean:  ## remove .venv and caches (recorded runs stay)
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -89,7 +89,7 @@ def run(file: Path, launcher: str, verbose: bool) -> None:
             click.echo(f"\n{result.named.name} failed:\n{result.error.strip()}", err=True)
     click.echo(f"Compare them in the MLflow UI:  {sys.argv[0]} ui {file}")
     if interrupted:
-        click.echo("Interrupted: trials that had not finished are recorded as KILLED or were not started.", err=True)
+        click.echo(f"Interrupted: trials that were running are recorded as KILLED; {len(trials) - len(results)} were not started.", err=True)
         sys.exit(130)
     sys.exit(any(result.status == "FAILED" for result in results))
 

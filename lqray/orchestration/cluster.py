@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
         os.environ.setdefault(key, value)
     import ray
 
+    if not verbose:
+        # Tune logs what the launcher already tells in its own words.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     level = "INFO" if verbose else "ERROR"
     address = os.environ.get("RAY_ADDRESS")
     joined = False

@@ -47,8 +47,8 @@ class Launcher(Protocol):
     ) -> None:
         """Run every trial and call `on_result` once for each, when it ends.
 
-        A trial that fails does not stop the others. On KeyboardInterrupt (or SIGTERM) running trials end as KILLED and
-        LaunchInterrupted is raised, with no process of any trial left.
+        A trial that fails does not stop the others. On Ctrl-C (or SIGTERM) running trials end as KILLED, the rest are
+        not started and have no result, and LaunchInterrupted is raised, with no process of any trial left.
         """
         ...
 

@@ -13,7 +13,7 @@ from lqray.experiment.schema import Resources
 from lqray.orchestration.cluster import ray_cluster
 from lqray.orchestration.launcher import LaunchInterrupted, Observer, TrialResult, sigterm_as_interrupt
 from lqray.orchestration.placement import check_processes, concurrent_trials, needed
-from lqray.orchestration.tracking import Launch, end_unfinished
+from lqray.orchestration.tracking import Launch, end_killed_runs
 from lqray.training.loop import Report
 
 _POLL_SECONDS = 0.5
@@ -52,10 +52,9 @@ class RayLauncher:
             pass
         finally:
             shutil.rmtree(storage, ignore_errors=True)
-            end_unfinished(self._launch, "KILLED")
         if missing:
-            for named in list(missing.values()):
-                on_end(TrialResult(named, "KILLED"))
+            for trial_id, run_id in end_killed_runs(self._launch, missing).items():
+                on_end(TrialResult(missing[trial_id], "KILLED", run_id=run_id))
             raise LaunchInterrupted
 
     def _tune(

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,7 @@ def recorded_run(launch: Launch, named: NamedTrial) -> Iterator[str]:
         end_run(launch.uri, run_id, "KILLED")
         raise
     except BaseException as error:
-        end_run(launch.uri, run_id, "FAILED", worker_traceback(error))
+        end_run(launch.uri, run_id, "FAILED", error_traceback(error))
         raise
     end_run(launch.uri, run_id, "FINISHED")
 
@@ -108,13 +108,32 @@ def end_run(uri: str, run_id: str, status: Status, error: str | None = None) -> 
     client.set_terminated(run_id, status)
 
 
-def end_unfinished(launch: Launch, status: Status, error: str | None = None, trial_id: str | None = None) -> None:
-    """End the runs of this launch that still count as running: their process died before it could say so."""
-    condition = f"tags.`lqray.launch` = '{launch.launch_id}' and attributes.status = 'RUNNING'"
-    if trial_id:
-        condition += f" and tags.`lqray.trial_id` = '{trial_id}'"
-    for run in _client(launch.uri).search_runs([launch.experiment_id], condition, max_results=50_000):
-        end_run(launch.uri, run.info.run_id, status, error)
+def end_dead_run(launch: Launch, trial_id: str, error: str) -> None:
+    """End the trial's run of this launch as FAILED if it still counts as running: its driver died."""
+    for run in _runs_of(launch):
+        if run.data.tags.get("lqray.trial_id") == trial_id and run.info.status == "RUNNING":
+            end_run(launch.uri, run.info.run_id, "FAILED", error)
+
+
+def end_killed_runs(launch: Launch, trial_ids: Collection[str]) -> dict[str, str]:
+    """End the runs of these trials in this launch as KILLED: trial id to run id of those that had been started.
+
+    A run that was failing because its workers were being killed is KILLED too.
+    """
+    killed = {}
+    for run in _runs_of(launch):
+        trial_id = run.data.tags.get("lqray.trial_id")
+        if trial_id in trial_ids:
+            if "lqray.error" in run.data.tags:
+                _client(launch.uri).delete_tag(run.info.run_id, "lqray.error")
+            end_run(launch.uri, run.info.run_id, "KILLED")
+            killed[trial_id] = run.info.run_id
+    return killed
+
+
+def _runs_of(launch: Launch) -> Any:
+    condition = f"tags.`lqray.launch` = '{launch.launch_id}'"
+    return _client(launch.uri).search_runs([launch.experiment_id], condition, max_results=50_000)
 
 
 class MetricWriter:
@@ -149,16 +168,16 @@ class MetricWriter:
         self.flush()
 
 
-def worker_traceback(error: BaseException) -> str:
-    """The traceback of an error; where workers of a Ray Train run raised, theirs, each under its rank."""
-    failures = getattr(error, "worker_failures", None)
+def error_traceback(error: BaseException) -> str:
+    """The traceback of an error; where workers of a Ray Train run raised, theirs, once for the ranks that agree."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     if not failures:
         return "".join(traceback.format_exception(error))
-    return "\n".join(f"rank {rank}:\n{_chain(failure)}" for rank, failure in sorted(failures.items()))
-
-
-def _chain(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error))
+    ranks: dict[str, list[int]] = {}
+    for rank, failure in sorted(failures.items()):
+        text = "".join(getattr(failure, "__notes__", None) or traceback.format_exception(failure))
+        ranks.setdefault(text, []).append(rank)
+    return "\n".join(f"rank {', '.join(map(str, of))}:\n{text}" for text, of in ranks.items())
 
 
 def _text(value: Any) -> str:

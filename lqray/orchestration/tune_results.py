@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Trial
-from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.tracking import Launch, end_unfinished, worker_traceback
+from lqray.orchestration.launcher import Status, TrialResult
+from lqray.orchestration.tracking import Launch, end_dead_run
 
 
 class TuneResults(Callback):  # type: ignore[misc]
@@ -30,15 +31,15 @@ class TuneResults(Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
         last = trial.last_result
-        self._on_end(TrialResult(self._named(trial), "FINISHED", last["metrics"], last["run_id"]))
+        status: Status = "FAILED" if last["error"] else "FINISHED"
+        self._on_end(TrialResult(self._named(trial), status, last["metrics"], last["run_id"], last["error"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
         named = self._named(trial)
-        error = trial.get_pickled_error() or trial.get_error()
-        text = worker_traceback(error) if error is not None else "the trial's driver died without an error"
-        # A driver records its own failure; this is for one that died.
-        end_unfinished(self._launch, "FAILED", text, named.trial.id)
+        # The driver died before it could record how its trial ended; Tune has written down why.
+        text = Path(trial.error_file).read_text() if trial.error_file else "the trial's driver died"
+        end_dead_run(self._launch, named.trial.id, text)
         self._on_end(TrialResult(named, "FAILED", error=text))
 
     def _named(self, trial: Any) -> NamedTrial:
