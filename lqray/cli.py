@@ -1,4 +1,4 @@
-"""The `lqray` command: arguments and wiring, nothing else. Heavy packages are imported by the commands that need them."""
+"""The `lqray` command: arguments and wiring, nothing else. Commands import the heavy packages that they need."""
 
 from __future__ import annotations
 
@@ -89,7 +89,11 @@ def run(file: Path, launcher: str, verbose: bool) -> None:
             click.echo(f"\n{result.named.name} failed:\n{result.error.strip()}", err=True)
     click.echo(f"Compare them in the MLflow UI:  {sys.argv[0]} ui {file}")
     if interrupted:
-        click.echo(f"Interrupted: trials that were running are recorded as KILLED; {len(trials) - len(results)} were not started.", err=True)
+        click.echo(
+            "Interrupted: trials that were running are recorded as KILLED; "
+            f"{len(trials) - len(results)} were not started.",
+            err=True,
+        )
         sys.exit(130)
     sys.exit(any(result.status == "FAILED" for result in results))
 
@@ -154,9 +158,10 @@ def _clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print errors that are the user's to mend without a traceback, and exit with 2."""
     from lqray.experiment.errors import ExperimentError
 
+    expected: tuple[type[Exception], ...] = (ExperimentError, *kinds)
     try:
         yield
-    except (ExperimentError, *kinds) as error:
+    except expected as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
 

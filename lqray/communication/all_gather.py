@@ -15,7 +15,7 @@ from lqray.quantization import Payload, Quantizer
 
 
 class AllGather:
-    """(W - 1) payloads sent per rank. All ranks decode the same bytes in the order of ranks: equal results, bit for bit."""
+    """(W - 1) payloads sent per rank. All ranks decode the same bytes in the same order: results equal to the bit."""
 
     def reduce(
         self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume

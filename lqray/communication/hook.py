@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +20,7 @@ from lqray.quantization import BucketStatistics, Quantizer
 
 
 class GradientExchange:
-    """Exchanges the gradients of one DDP model quantized. All ranks of `group` make one with equal arguments but `seed`.
+    """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seed`.
 
     quantizer: encodes, and adapts its levels by `update_levels`. reduction: name of a module of communication/.
     seed: unsigned 64-bit, different on every rank, else the ranks' rounding errors would not average out.
@@ -85,7 +86,7 @@ class GradientExchange:
         return True
 
     def _gather(self, table: np.ndarray) -> np.ndarray:
-        """Every rank's (K_rank, 4) rows, in the order of ranks. Ranks may have different K: zero buckets are dropped."""
+        """Every rank's (K_rank, 4) rows, in the order of ranks. K may differ: zero buckets are dropped."""
         own = torch.from_numpy(table).to(self._device)
         lengths = gather_now(torch.tensor([len(table)], device=self._device), self._group)
         longest = max(1, int(lengths.max()))
@@ -100,5 +101,5 @@ class GradientExchange:
         return torch.device("cuda") if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
 
 
-def _hook(state: GradientExchange, bucket: dist.GradBucket) -> Future[Tensor]:
+def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:
     return state.exchange(bucket.buffer(), bucket.index())

@@ -1,4 +1,4 @@
-"""What the exchange of one step's gradients costs: bytes, counted where they are handed to a collective, and seconds."""
+"""What exchanging one step's gradients costs: bytes, counted where a collective takes them, and seconds."""
 
 from __future__ import annotations
 

@@ -25,7 +25,11 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line is not None else self.file
-        lines = [f"{place}: {self.key}" if self.key else place, f"  found:   {self.found}", f"  allowed: {self.allowed}"]
+        lines = [
+            f"{place}: {self.key}" if self.key else place,
+            f"  found:   {self.found}",
+            f"  allowed: {self.allowed}",
+        ]
         if self.hint:
             lines.append(f"  hint:    {self.hint}")
         return "\n".join(lines)

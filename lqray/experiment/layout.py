@@ -88,7 +88,9 @@ class _Reader:
             for key in entry.values:
                 if key not in matrix:
                     hint = did_you_mean(key, matrix)
-                    self.problem((*entry.path, key), f"{key!r}, which is no axis of this matrix", ", ".join(matrix), hint)
+                    self.problem(
+                        (*entry.path, key), f"{key!r}, which is no axis of this matrix", ", ".join(matrix), hint
+                    )
         for entry in include:
             self.no_overlap([*matrix, *(key for key in entry.values if key not in matrix)], entry.path)
         return Block(matrix, include, exclude, path)
@@ -96,7 +98,9 @@ class _Reader:
     def matrix(self, value: Any, path: Path_) -> dict[str, list[Any]]:
         value = self.mapping(value, path, "a mapping of dotted keys to lists of values")
         if not value:
-            self.problem(path, "an empty matrix", "at least one `key: [value, ...]`", "leave `sweep` out for a single trial")
+            self.problem(
+                path, "an empty matrix", "at least one `key: [value, ...]`", "leave `sweep` out for a single trial"
+            )
         for key, choices in value.items():
             self.trial_key(key, (*path, key))
             if not isinstance(choices, list) or not choices:

@@ -1,4 +1,4 @@
-"""File names are the registry: `method: alq` in YAML is `quantization/methods/alq.py`. Names are listed, not imported."""
+"""File names are the registry: `method: alq` is `quantization/methods/alq.py`. Names are listed, never imported."""
 
 from __future__ import annotations
 

@@ -28,11 +28,13 @@ PositiveInts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=F
 class Section(BaseModel):
     """A frozen part of a trial: unknown keys forbidden, no silent conversions, finite numbers only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Variant(Section):
-    """A section whose class is chosen by the value of `selector`. `siblings`: keys known to the section's other names."""
+    """A section whose class is chosen by the value of `selector`. `siblings`: keys of its other names."""
 
     selector: ClassVar[str] = "name"
     siblings: ClassVar[frozenset[str]] = frozenset()
@@ -169,7 +171,7 @@ class TelemetryOptions(Section):
 
 
 class Resources(Section):
-    """Where trials run. Not part of a trial: the same trial gives the same result elsewhere, up to float summation order."""
+    """Where trials run. Not part of a trial: elsewhere it gives the same result, up to float summation order."""
 
     processes: int | None = Field(default=None, ge=1)
     """Processes of a trial; by default one per worker."""

@@ -11,11 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, mo
 from lqray.experiment import names, options
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options import (
-    DataOptions,
     ExchangeOptions,
-    ModelOptions,
-    OptimizerOptions,
-    QuantizerOptions,
     Resources,
     ScheduleOptions,
     Section,
@@ -35,7 +31,7 @@ def _variants(table: Mapping[str, type[Variant]], known: Iterable[str], plain: t
     members = []
     for name, cls in classes.items():
         member = create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, __module__=cls.__module__)
-        member.siblings = keys - frozenset(cls.model_fields)
+        setattr(member, "siblings", keys - frozenset(cls.model_fields))  # noqa: B010
         members.append(Annotated[member, Tag(name)])
 
     def choose(value: Any) -> Any:
@@ -51,11 +47,14 @@ def _known_reduction(name: str) -> str:
 
 
 if TYPE_CHECKING:
-    _Data, _Model, _Optimizer, _Quantizer = DataOptions, ModelOptions, OptimizerOptions, QuantizerOptions
+    from lqray.experiment.options import DataOptions as _Data
+    from lqray.experiment.options import ModelOptions as _Model
+    from lqray.experiment.options import OptimizerOptions as _Optimizer
+    from lqray.experiment.options import QuantizerOptions as _Quantizer
 else:
-    _Data = _variants(options.DATA, names.datasets(), DataOptions)
-    _Model = _variants(options.MODEL, names.models(), ModelOptions)
-    _Optimizer = _variants(options.OPTIMIZER, options.OPTIMIZER, OptimizerOptions)
+    _Data = _variants(options.DATA, names.datasets(), options.DataOptions)
+    _Model = _variants(options.MODEL, names.models(), options.ModelOptions)
+    _Optimizer = _variants(options.OPTIMIZER, options.OPTIMIZER, options.OptimizerOptions)
     _Quantizer = _variants(options.QUANTIZER, names.methods(), options.FixedLevelsOptions)
 
 
@@ -86,9 +85,9 @@ class Trial(Section):
     @model_validator(mode="before")
     @classmethod
     def _sgd_has_one_worker(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("quantizer"), dict):
-            if values["quantizer"].get("method") == "sgd":
-                return {**values, "workers": 1}
+        quantizer = values.get("quantizer") if isinstance(values, dict) else None
+        if isinstance(quantizer, dict) and quantizer.get("method") == "sgd":
+            return {**values, "workers": 1}
         return values
 
     @cached_property

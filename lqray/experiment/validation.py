@@ -24,7 +24,7 @@ class _Setting(Protocol):
 def explain(
     error: ValidationError, config: dict[str, Any], document: Document, settings: Sequence[_Setting]
 ) -> list[Problem]:
-    """Problems of a trial that failed to validate: `config` is its raw form, `settings` what a block set on the base."""
+    """Problems of a trial that is not valid: `config` is its raw form, `settings` what a block set on the base."""
     problems = []
     for detail in error.errors():
         loc, found, allowed, hint = _describe(dict(detail), Trial, config)

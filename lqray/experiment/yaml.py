@@ -139,7 +139,7 @@ def dotted(path: Path_) -> str:
 
 
 def _text(node: yaml.Node) -> str:
-    return repr(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:

@@ -19,7 +19,9 @@ __all__ = ["bucket_norms", "code_bytes", "decode", "decode_sum", "encode", "enco
 
 _library = torch.library.Library("lqray", "DEF")
 _library.define("bucket_norms(Tensor x, int bucket_size, str norm) -> Tensor")
-_library.define("encode(Tensor x, Tensor norms, Tensor levels, int bits, int bucket_size, int seed, int offset) -> Tensor")
+_library.define(
+    "encode(Tensor x, Tensor norms, Tensor levels, int bits, int bucket_size, int seed, int offset) -> Tensor"
+)
 _library.define(
     "encode_fused(Tensor x, Tensor levels, int bits, int bucket_size, str norm, int seed, int offset) -> Tensor"
 )
@@ -59,7 +61,8 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
 def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
     """Stochastic rounding of x / norm to levels, packed as bit planes.
 
-    x: (n,) float32, float16 or bfloat16. norms: (ceil(n / bucket_size),) float32. levels: (L,) float32, 2 <= L <= 2**bits.
+    x: (n,) float32, float16 or bfloat16. norms: (ceil(n / bucket_size),) float32.
+    levels: (L,) float32, 2 <= L <= 2**bits.
     seed, offset: key and upper counter half of Philox4x32-10. Returns (code_bytes(n, bits),) uint8.
     Raises ValueError for shapes, dtypes or numbers outside these.
     """
@@ -145,8 +148,8 @@ def _check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int
     size = norm_bytes(n, bucket_size) + code_bytes(n, bits)
     if payload.dtype != torch.uint8 or payload.dim() != dimensions or payload.shape[-1] != size:
         raise ValueError(
-            f"{op}: payload is {payload.dtype} of shape {tuple(payload.shape)}; allowed: torch.uint8 with {size} bytes, "
-            f"which is what n={n}, bits={bits}, bucket_size={bucket_size} make"
+            f"{op}: payload is {payload.dtype} of shape {tuple(payload.shape)}; allowed: torch.uint8 with {size} "
+            f"bytes, which is what n={n}, bits={bits}, bucket_size={bucket_size} make"
         )
 
 

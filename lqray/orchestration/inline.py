@@ -70,7 +70,7 @@ def _run_processes(
     task: WorkerTask, world: int, device: Callable[[int], str], progress: Callable[[Report], None]
 ) -> dict[str, float]:
     """Train on `world` processes; the first to fail ends the others, and its traceback is raised here."""
-    import torch.multiprocessing as torch_processes
+    from torch.multiprocessing.spawn import start_processes
 
     messages: Any = multiprocessing.get_context("spawn").SimpleQueue()
     final: dict[str, float] = {}
@@ -85,7 +85,7 @@ def _run_processes(
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     devices = [device(rank) for rank in range(world)]
-    processes = torch_processes.start_processes(
+    processes = start_processes(
         _process, (task, world, _free_port(), devices, messages), nprocs=world, join=False, start_method="spawn"
     )
     try:
@@ -122,4 +122,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-

@@ -42,9 +42,7 @@ class Observer(Protocol):
 class Launcher(Protocol):
     """Runs trials. Inline and Ray launchers satisfy the same contract (tests/orchestration/test_launchers.py)."""
 
-    def launch(
-        self, trials: Iterable[NamedTrial], on_result: Callable[[TrialResult], None]
-    ) -> None:
+    def launch(self, trials: Iterable[NamedTrial], on_result: Callable[[TrialResult], None]) -> None:
         """Run every trial and call `on_result` once for each, when it ends.
 
         A trial that fails does not stop the others. On Ctrl-C (or SIGTERM) running trials end as KILLED, the rest are
@@ -53,7 +51,7 @@ class Launcher(Protocol):
         ...
 
 
-class LaunchInterrupted(Exception):  # noqa: N818
+class LaunchInterrupted(Exception):
     """The launch was stopped by Ctrl-C or SIGTERM."""
 
 

@@ -50,7 +50,9 @@ class Progress:
         self._ended = 0
         self._running: dict[str, _Running] = {}
         self._lock = threading.RLock()
-        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4) if console.is_terminal else None
+        self._live = (
+            Live(console=console, get_renderable=self._draw, refresh_per_second=4) if console.is_terminal else None
+        )
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -84,7 +86,9 @@ class Progress:
             due = not self._live and now - running.printed > _PLAIN_SECONDS
             if due:
                 running.printed = now
-                self._console.print(f"{self._count()} {running.named.name}: {_line(running, now)}", highlight=False, markup=False)
+                self._console.print(
+                    f"{self._count()} {running.named.name}: {_line(running, now)}", highlight=False, markup=False
+                )
 
     def ended(self, result: TrialResult) -> None:
         """See `lqray.orchestration.launcher.Observer`."""
@@ -112,7 +116,9 @@ class Progress:
         with self._lock:
             for running in self._running.values():
                 total = running.named.trial.schedule.iterations
-                bar = ProgressBar(total=total, completed=running.iteration, width=24, pulse=running.first_report is None)
+                bar = ProgressBar(
+                    total=total, completed=running.iteration, width=24, pulse=running.first_report is None
+                )
                 table.add_row(running.named.name, bar, _line(running, now))
         return table
 

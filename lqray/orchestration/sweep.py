@@ -107,7 +107,7 @@ def _make_board() -> Any:
             news, self._news = self._news, []
             return news
 
-    return Board.remote()
+    return Board.remote()  # type: ignore[attr-defined]
 
 
 class _Watch:

@@ -13,10 +13,11 @@ from lqray.training.loop import Report
 
 
 def drive(config: dict[str, Any], launch: Launch, resources: Resources, board: Any, storage: str) -> dict[str, Any]:
-    """The Tune trainable. config: {"trial": {"name": ..., "config": Trial.config()}}. Runs in an actor of its own, which holds no
-    CPU; the workers hold theirs. Returns {"run_id", "metrics", "error"} as the Tune trial's last result: a trial that fails is a result,
-    and only a driver that dies is an error of Tune's."""
+    """The Tune trainable. config: {"trial": {"name": ..., "config": Trial.config()}}.
 
+    Runs in an actor of its own, which holds no CPU; the workers hold theirs. Returns {"run_id", "metrics", "error"} as
+    the Tune trial's last result: a trial that fails is a result, and only a driver that dies is an error of Tune's.
+    """
     named = NamedTrial(config["trial"]["name"], Trial.model_validate(config["trial"]["config"]))
     board.started.remote(named.trial.id)
     run_id = None

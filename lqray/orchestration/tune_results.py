@@ -17,9 +17,7 @@ from lqray.orchestration.tracking import Launch, end_dead_run
 class TuneResults(Callback):  # type: ignore[misc]
     """Calls `on_end` with the result of every Tune trial that completes or fails."""
 
-    def __init__(
-        self, launch: Launch, by_id: Mapping[str, NamedTrial], on_end: Callable[[TrialResult], None]
-    ) -> None:
+    def __init__(self, launch: Launch, by_id: Mapping[str, NamedTrial], on_end: Callable[[TrialResult], None]) -> None:
         self._launch = launch
         self._by_id = by_id
         self._on_end = on_end

@@ -15,8 +15,8 @@ class Payload:
     """An encoded tensor.
 
     buffer: uint8, one dimension, contiguous: a float32 norm for each bucket, then `bits` bit planes of codes.
-    n: coordinates. bits: planes. bucket_size: coordinates of a bucket. dtype: that of the tensor encoded, which decoding
-    restores.
+    n: coordinates. bits: planes. bucket_size: coordinates of a bucket. dtype: that of the tensor encoded,
+    which decoding restores.
     """
 
     buffer: Tensor

@@ -1,4 +1,4 @@
-"""The distribution of normalized coordinates: a mixture of normals truncated to [-1, 1], with everything in closed form.
+"""The distribution of normalized coordinates: a mixture of normals truncated to [-1, 1], all in closed form.
 
 F = sum_k w_k TN(m_k, s_k; -1, 1) (Faghri et al. 2020, section 3.2). With z = (x - m) / s and Z the mass of the normal
 inside [-1, 1], the partial moments of a component over an interval are those of the normal divided by Z:
@@ -43,8 +43,12 @@ class TruncatedNormalMixture:
         sigma = np.atleast_1d(np.asarray(sigmas, dtype=np.float64))
         weight = np.ones_like(mean) if weights is None else np.atleast_1d(np.asarray(weights, dtype=np.float64))
         if not (mean.ndim == 1 and mean.size and mean.shape == sigma.shape == weight.shape):
-            raise ValueError(f"means, sigmas, weights need one shape (K,), K >= 1; found {mean.shape}, {sigma.shape}, {weight.shape}")
-        if not (np.isfinite([mean, sigma, weight]).all() and (sigma > 0).all() and (weight >= 0).all() and weight.any()):
+            raise ValueError(
+                f"means, sigmas, weights need one shape (K,), K >= 1; found {mean.shape}, {sigma.shape}, {weight.shape}"
+            )
+        if not (
+            np.isfinite([mean, sigma, weight]).all() and (sigma > 0).all() and (weight >= 0).all() and weight.any()
+        ):
             raise ValueError("means must be finite, sigmas positive and finite, weights non-negative and not all zero")
         self.means, self.sigmas = mean, sigma
         self.weights = weight / weight.sum()
@@ -61,7 +65,7 @@ class TruncatedNormalMixture:
         points = np.clip(np.asarray(x, dtype=np.float64), -1.0, 1.0)
         c = self._c
         mass = _interval_mass((-1.0 - c.mean) / c.sigma, (points.reshape(1, -1) - c.mean) / c.sigma)
-        return np.clip((c.weight * mass).sum(axis=0), 0.0, 1.0).reshape(points.shape)
+        return np.asarray(np.clip((c.weight * mass).sum(axis=0), 0.0, 1.0).reshape(points.shape))
 
     def pdf(self, x: ArrayLike) -> Array:
         """The density f(x), elementwise; 0 outside [-1, 1]."""
@@ -78,7 +82,7 @@ class TruncatedNormalMixture:
             middle = 0.5 * (low + high)
             below = self.cdf(middle) < target
             low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return 0.5 * (low + high)
+        return np.asarray(0.5 * (low + high))
 
     def interval_moments(self, edges: Array) -> tuple[Array, Array, Array]:
         """Moments of each interval [edges_j, edges_j+1] around its left end a: the integrals of 1, (r - a), (r - a)^2.

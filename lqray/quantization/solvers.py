@@ -64,7 +64,7 @@ def _spread_levels(distribution: TruncatedNormalMixture, bits: int) -> Levels:
     # A thousandth of the uniform levels keeps neighbours apart where the density vanishes.
     levels = 0.999 * levels + 0.001 * uniform
     levels[0], levels[-1] = -1.0, 1.0
-    return levels
+    return np.asarray(levels)
 
 
 def _newton(distribution: TruncatedNormalMixture, start: Levels) -> Levels:

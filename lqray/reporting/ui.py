@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,20 +36,34 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
     free = _free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     command += ["--port", str(free), "--workers", "1"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A session of its own, so that the server and all that it starts can be ended together.
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if not _answers(free, server):
-            server.kill()
+            _end(server)
             click.echo(f"the MLflow server did not start:\n{server.communicate()[1]}", err=True)
             return 1
         _show(f"http://127.0.0.1:{free}{path}", browser)
         click.echo("Ctrl-C ends it.")
         server.communicate()
+        return server.returncode
     except KeyboardInterrupt:
-        server.terminate()
-        server.wait()
         return 0
-    return server.returncode
+    finally:
+        _end(server)
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, how)
+            server.wait(timeout=5)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
 
 
 def _show(url: str, browser: bool) -> None:

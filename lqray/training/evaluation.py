@@ -13,7 +13,9 @@ _BATCH = 1024
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: ImageClassification, images: Images, group: dist.ProcessGroup) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, dataset: ImageClassification, images: Images, group: dist.ProcessGroup
+) -> tuple[float, float]:
     """(mean cross entropy, accuracy in [0, 1]) over all of `images`. Collective: rank r of W takes every W-th example
     from r on, so each counts once; the model is left in the mode it was in."""
     was_training = model.training

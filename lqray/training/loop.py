@@ -32,8 +32,11 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a trial after `iteration` optimizer steps. `evaluated`: they include an evaluation; it is made, and the
-    report sent, by every rank at the same iterations. `final`: the last report of the run, with its summary."""
+    """Metrics of a trial after `iteration` optimizer steps.
+
+    evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
+    last report of the run, with its summary.
+    """
 
     iteration: int
     metrics: dict[str, float]
@@ -99,9 +102,7 @@ def train(
     return final
 
 
-def connect(
-    trial: Trial, network: nn.Module, group: dist.ProcessGroup
-) -> tuple[nn.Module, GradientExchange | None]:
+def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> tuple[nn.Module, GradientExchange | None]:
     """The network as this rank trains it, and its quantized exchange: none for `sgd` (no DDP either) and for
     `full_precision` (plain DDP)."""
     if trial.quantizer.method == "sgd":

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from lqray.experiment.schema import Trial
 from lqray.training.loop import Report, train
 
 
-def run_worker(
-    trial: Trial, report: Callable[[Report], None], device: torch.device, threads: int
-) -> dict[str, float]:
+def run_worker(trial: Trial, report: Callable[[Report], None], device: torch.device, threads: int) -> dict[str, float]:
     """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
 
     threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another. Raises
@@ -36,14 +35,20 @@ def run_worker(
 def _process_group(device: torch.device) -> Iterator[dist.ProcessGroup]:
     """The process group that exists, or one made from torchrun's variables, or one of this process alone."""
     if dist.is_initialized():
-        yield dist.group.WORLD
+        yield _world()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
-        yield dist.group.WORLD
+        yield _world()
     finally:
         dist.destroy_process_group()
+
+
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
