@@ -76,7 +76,7 @@ def _newton(distribution: TruncatedNormalMixture, start: Levels) -> Levels:
         gradient, diagonal, beside = _derivatives(distribution, levels)
         step = _descent_direction(gradient, diagonal, beside)
         slope = float(gradient @ step)
-        if -slope <= _RELATIVE_TOLERANCE * variance:
+        if not -slope > _RELATIVE_TOLERANCE * variance or not np.isfinite(step).all():
             break
         moved = _line_search(distribution, levels, step, variance, slope)
         if moved is None:
@@ -101,6 +101,8 @@ def _descent_direction(gradient: Levels, diagonal: Levels, beside: Levels) -> ND
     try:
         step = -solveh_banded(banded, gradient)
     except np.linalg.LinAlgError:
+        step = np.full_like(gradient, np.nan)
+    if not np.isfinite(step).all():
         around = np.zeros_like(diagonal)
         around[:-1] -= beside
         around[1:] -= beside

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from lqray.experiment import names, options
+from lqray.experiment.grid import read_experiment
+from lqray.experiment.identity import canonical, founding_values, trial_id
+from lqray.experiment.options import Section
+from lqray.experiment.schema import Trial
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "data": {"name": "digits"},
+    "model": {"name": "cnn"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "schedule": {"iterations": 10, "batch_size": 4},
+    "quantizer": {"method": "alq"},
+}
+
+
+def test_ids_of_the_quickstart_never_change():
+    ids = [named.trial.id for named in read_experiment(ROOT / "experiments/quickstart.yaml").trials()]
+    assert ids == json.loads((Path(__file__).parent / "quickstart_ids.json").read_text())
+
+
+def test_adding_a_field_with_a_default_changes_no_id():
+    class Grown(options.ScheduleOptions):
+        warm_up: int = 0
+
+    class NewSection(Section):
+        flag: bool = False
+
+    class GrownTrial(Trial):
+        schedule: Grown
+        novelty: NewSection = NewSection()
+
+    assert trial_id(GrownTrial.model_validate(CONFIG)) == Trial.model_validate(CONFIG).id
+    changed = {**CONFIG, "novelty": {"flag": True}}
+    assert trial_id(GrownTrial.model_validate(changed)) != Trial.model_validate(CONFIG).id
+
+
+def test_changing_a_default_does_not_alias_old_runs():
+    class Old(Section):
+        momentum: float = 0.0
+
+    class New(Section):
+        momentum: float = Field(default=0.9, json_schema_extra={"founding": 0.0})
+
+    assert trial_id(Old()) != trial_id(New())
+    assert trial_id(Old()) == trial_id(New(momentum=0.0))
+    assert trial_id(Old(momentum=0.9)) == trial_id(New())
+
+
+def test_founding_values_are_pinned():
+    """A changed default must declare its founding value; a new field adds a line to founding_values.json."""
+    found = {
+        cls.__name__: {name: _plain(value) for name, value in founding_values(cls).items()}
+        for cls in vars(options).values()
+        if isinstance(cls, type) and issubclass(cls, Section)
+    }
+    pinned = json.loads((Path(__file__).parent / "founding_values.json").read_text())
+    assert {name: values for name, values in found.items() if values} == pinned
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"workers": 2},
+        {"quantizer": {"method": "alq", "bits": 4}},
+        {"optimizer": {"name": "sgd", "lr": 0.2}},
+        {"telemetry": {"every": 7}},
+    ],
+)
+def test_what_changes_the_result_changes_the_id(change):
+    assert Trial.model_validate({**CONFIG, **change}).id != Trial.model_validate(CONFIG).id
+
+
+def test_defaults_written_out_and_key_order_do_not_change_the_id():
+    trial = Trial.model_validate(CONFIG)
+    again = Trial.model_validate(dict(reversed(trial.config().items())))
+    assert again.id == trial.id
+    assert canonical(trial)["quantizer"] == {"method": "alq"}
+
+
+def test_an_integer_where_a_number_is_wanted_is_the_same_number():
+    one = Trial.model_validate({**CONFIG, "optimizer": {"name": "sgd", "lr": 1}})
+    assert one.id == Trial.model_validate({**CONFIG, "optimizer": {"name": "sgd", "lr": 1.0}}).id
+
+
+def test_every_name_has_a_module_and_every_table_entry_a_name():
+    assert set(options.QUANTIZER) <= set(names.methods())
+    assert set(options.MODEL) <= set(names.models())
+    assert set(options.DATA) <= set(names.datasets())
+    assert names.reductions() == ("all_gather",)
