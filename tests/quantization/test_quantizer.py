@@ -81,7 +81,7 @@ def test_updated_levels_halve_the_error_and_match_the_expected_variance(method):
     assert quantizer.update_levels()
     after = nmse(quantizer, x)
     assert after < before / 2
-    assert after == pytest.approx(8192 * mixture.expected_variance(quantizer.exact_levels), rel=0.02)
+    assert after == pytest.approx(8192 * mixture.expected_variance(quantizer.exact_levels), rel=0.05)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,205 @@
+"""Exchange of gradients between real processes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lqray.communication import GradientExchange, ReplicasDivergedError, check_replicas, full_precision_volume
+from lqray.communication import all_gather as all_gather_module
+from lqray.communication.replicas import checksum
+from lqray.experiment import names
+from lqray.quantization import Quantizer
+from lqray.quantization.methods import load_method
+from lqray.training.seeding import derive_seed
+from tests.ranks import run_ranks
+
+METHODS = [name for name in names.methods() if load_method(name) is not None]
+pytestmark = pytest.mark.processes
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3))
+
+
+def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    return torch.randn(8, 20, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+
+
+def make_exchange(rank: int, method: str, **options) -> GradientExchange:
+    quantizer = Quantizer.create(method, bucket_size=64, **options)
+    return GradientExchange(quantizer, "all_gather", dist.group.WORLD, derive_seed(1, "rounding", rank))
+
+
+def train_quantized(rank: int, method: str, bucket_cap_mb: float) -> dict:
+    """50 quantized steps; what the collective was handed is counted where it is called."""
+    handed = []
+    original = all_gather_module.all_gather_into_tensor
+
+    def counting(output, own, group):
+        handed.append(own.numel() * own.element_size())
+        return original(output, own, group)
+
+    all_gather_module.all_gather_into_tensor = counting
+    adaptive = {"update_at": (0, 5), "update_every": 10} if method == "alq" else {}
+    exchange = make_exchange(rank, method, **adaptive)
+    model = DistributedDataParallel(network(), bucket_cap_mb=bucket_cap_mb)
+    exchange.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    counted, sums, updates = 0, [], []
+    for step in range(50):
+        exchange.begin_step(step, measure=step == 49)
+        images, labels = batch(rank, step)
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if exchange.update_levels():
+            updates.append(step)
+        optimizer.step()
+        counted += exchange.volume.payload_bytes
+        sums.append(checksum(model))
+    check_replicas(model, dist.group.WORLD, torch.device("cpu"))
+    return {
+        "sums": sums,
+        "handed": sum(handed),
+        "counted": counted,
+        "volume": exchange.volume,
+        "levels": exchange.quantizer.levels.tolist(),
+        "updates": updates,
+        "nmse": exchange.nmse,
+        "tensors": len(handed) // 50,
+    }
+
+
+@pytest.mark.parametrize(("method", "world", "cap"), [(m, 2, 25.0) for m in METHODS] + [("alq", 3, 0.001)])
+def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap):
+    ranks = run_ranks(train_quantized, world, method, cap)
+    first = ranks[0]
+    for other in ranks:
+        assert other["sums"] == first["sums"]
+        assert other["levels"] == first["levels"]
+        assert other["handed"] == other["counted"] > 0
+    assert len(set(first["sums"])) == 50
+    volume = first["volume"]
+    n = sum(parameter.numel() for parameter in network().parameters())
+    assert volume.coordinates == n
+    if cap == 25.0:
+        assert volume.payload_bytes == 4 * -(-n // 64) + 4 * 3 * -(-n // 32)
+    else:
+        assert first["tensors"] > 1
+    assert volume.bytes_sent == volume.bytes_received == (world - 1) * volume.payload_bytes
+    assert first["nmse"] > 0
+    assert first["updates"] == ([0, 5, 15, 25, 35, 45] if method == "alq" else [])
+
+
+def mean_of_many(rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over 4000 exchanges of one gradient per rank, and the exact mean."""
+    exchange = make_exchange(rank, "qsgd_inf")
+    gradient = torch.randn(200, generator=torch.Generator().manual_seed(rank))
+    exact = gradient.clone()
+    dist.all_reduce(exact)
+    decoded = []
+    for step in range(4000):
+        exchange.begin_step(step)
+        decoded.append(exchange.exchange(gradient, 0).wait().double())
+    return torch.stack(decoded).numpy(), (exact.double() / dist.get_world_size()).numpy()
+
+
+def test_the_exchange_is_unbiased_and_errors_of_workers_are_independent():
+    (decoded, exact), (other, _) = (tuple(map(torch.from_numpy, pair)) for pair in run_ranks(mean_of_many, 2))
+    assert torch.equal(decoded, other)
+    bias = (decoded.mean(dim=0) - exact).abs()
+    assert torch.all(bias <= 5.5 * decoded.std(dim=0) / 4000**0.5 + 1e-7)
+    # Error variance of the mean of two is half that of one: rounding errors of workers do not correlate.
+    single = Quantizer.create("qsgd_inf", bucket_size=64)
+    gradients = [torch.randn(200, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]
+    alone = [
+        torch.stack([single.decode(single.encode(g, seed=9 + r, offset=s)) for s in range(2000)]).double().var(dim=0).sum()
+        for r, g in enumerate(gradients)
+    ]
+    assert float(decoded.var(dim=0).sum()) == pytest.approx(float(sum(alone)) / 4, rel=0.05)
+
+
+def two_ways(rank: int) -> tuple[list[int], list[int]]:
+    """Checksums of a model trained by lqray's `full_precision` and by torch DDP, over 20 steps."""
+    from lqray.experiment.schema import Trial
+    from lqray.training.loop import connect
+
+    trial = Trial.model_validate(
+        {
+            "data": {"name": "digits"},
+            "model": {"name": "cnn"},
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "schedule": {"iterations": 1, "batch_size": 1},
+            "workers": 3,
+            "quantizer": {"method": "full_precision"},
+        }
+    )
+    ours, exchange = connect(trial, network(), dist.group.WORLD)
+    assert exchange is None
+    sums = []
+    for model in (ours, DistributedDataParallel(network())):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        sums.append([])
+        for step in range(20):
+            images, labels = batch(rank, step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            sums[-1].append(checksum(model.module))
+    return sums[0], sums[1]
+
+
+def test_full_precision_is_torch_ddp_bit_for_bit():
+    for ours, theirs in run_ranks(two_ways, 3):
+        assert ours == theirs
+
+
+def diverge(rank: int) -> str:
+    model = network()
+    if rank == 1:
+        with torch.no_grad():
+            model[0].weight[0, 0] += 1e-7
+    try:
+        check_replicas(model, dist.group.WORLD, torch.device("cpu"))
+    except ReplicasDivergedError as error:
+        return str(error)
+    return "not noticed"
+
+
+def test_replicas_that_differ_in_a_bit_are_an_error():
+    for message in run_ranks(diverge, 2):
+        assert "rank 0:" in message
+        assert "rank 1:" in message
+
+
+def nan_gradient(rank: int) -> bool:
+    exchange = make_exchange(rank, "alq", update_at=(0,))
+    gradient = torch.ones(100)
+    if rank == 1:
+        gradient[3] = float("nan")
+    exchange.begin_step(0)
+    mean = exchange.exchange(gradient, 0).wait()
+    exchange.update_levels()
+    return bool(mean[:64].isnan().all() and mean[64:].isfinite().all())
+
+
+def test_a_nan_on_one_rank_is_seen_by_all():
+    assert run_ranks(nan_gradient, 2) == [True, True]
+
+
+def test_full_precision_volume():
+    model = network()
+    n = sum(parameter.numel() for parameter in model.parameters())
+    volume = full_precision_volume(model, 4)
+    assert (volume.coordinates, volume.payload_bytes, volume.bytes_sent) == (n, 4 * n, 6 * n)
+    assert volume.bits_per_coordinate == 32
+    assert full_precision_volume(model, 0).bits_per_coordinate == 0
+    half = copy.deepcopy(model).half()
+    assert full_precision_volume(half, 2).payload_bytes == 2 * n

@@ -1,0 +1,147 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lqray.experiment import names
+from lqray.experiment.options import ScheduleOptions
+from lqray.experiment.schema import Trial
+from lqray.training.data import Batches, load_dataset
+from lqray.training.loop import DivergedError, Report
+from lqray.training.models import build_model
+from lqray.training.schedule import learning_rate
+from lqray.training.seeding import derive_seed
+from lqray.training.worker import run_worker
+
+
+def trial(**changes) -> Trial:
+    config = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "layers": [32]},
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        "schedule": {"iterations": 60, "batch_size": 32, "evaluate_every": 25},
+        "quantizer": {"method": "alq", "bucket_size": 256, "update_at": [0, 20]},
+    }
+    return Trial.model_validate(config | changes)
+
+
+def run(chosen: Trial) -> tuple[dict[str, float], list[Report]]:
+    reports: list[Report] = []
+    return run_worker(chosen, reports.append, torch.device("cpu"), threads=1), reports
+
+
+def test_a_run_is_a_function_of_its_trial():
+    (first, reports), (second, again) = run(trial()), run(trial())
+    untimed = [
+        [{k: v for k, v in report.metrics.items() if not k.startswith("time/")} for report in part]
+        for part in (reports, again)
+    ]
+    assert untimed[0] == untimed[1]
+    assert first["test/loss"] == second["test/loss"]
+    assert run(trial(seed=2))[0]["test/loss"] != first["test/loss"]
+
+
+def test_reports_of_a_run():
+    metrics, reports = run(trial())
+    assert [report.iteration for report in reports if report.evaluated] == [25, 50, 60]
+    assert [report.iteration for report in reports if "train/loss" in report.metrics] == [1, 11, 21, 31, 41, 51]
+    assert reports[-1].final
+    assert reports[-1].metrics == metrics
+    assert metrics["test/accuracy"] > 0.85
+    assert 0 < metrics["quantizer/mean_nmse"] < 5
+    levels = [report.metrics["quantizer/level/1"] for report in reports if "quantizer/level/1" in report.metrics]
+    assert len(set(levels)) >= 2
+
+
+def test_sgd_sends_nothing_and_full_precision_32_bits():
+    sgd = run(trial(quantizer={"method": "sgd"}))[0]
+    full = run(trial(quantizer={"method": "full_precision"}))[0]
+    assert sgd["wire/bits_per_coordinate"] == 0
+    assert full["wire/bits_per_coordinate"] == 32
+    assert sgd["test/loss"] == full["test/loss"]  # one worker: the mean of one gradient is that gradient
+
+
+def test_methods_of_one_seed_see_the_same_batches_and_initial_weights():
+    losses = [run(trial(quantizer={"method": method}))[1][0].metrics["train/loss"] for method in ("qsgd_inf", "nuqsgd")]
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    chosen = trial(optimizer={"name": "sgd", "lr": 1e20}, quantizer={"method": "full_precision"})
+    with pytest.raises(DivergedError, match="at iteration"):
+        run(chosen)
+
+
+def test_a_group_of_wrong_size_is_an_error():
+    with pytest.raises(ValueError, match="2 workers, the process group 1"):
+        run(trial(workers=2))
+
+
+def test_batches_are_disjoint_shares_of_a_permutation():
+    batches = Batches(examples=103, batch_size=5, workers=4, seed=3)
+    assert batches.steps_per_epoch == 5
+    seen = [batches.indices(step, worker) for step in range(5) for worker in range(4)]
+    assert len(np.unique(torch.cat(seen))) == 100
+    following = [batches.indices(5 + step, worker) for step in range(5) for worker in range(4)]
+    assert not torch.equal(torch.cat(seen), torch.cat(following))
+    assert torch.equal(batches.indices(7, 2), Batches(103, 5, 4, 3).indices(7, 2))
+    with pytest.raises(ValueError, match="needs 40"):
+        Batches(examples=39, batch_size=10, workers=4, seed=0)
+
+
+def test_learning_rate_decays_at_the_listed_iterations():
+    schedule = ScheduleOptions(iterations=10, batch_size=1, decay_at=(3, 6), decay_rate=0.1)
+    rates = [learning_rate(1.0, schedule, i) for i in (0, 2, 3, 5, 6, 9)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_seeds_differ_by_purpose():
+    seeds = {derive_seed(s, *p) for s in (1, 2) for p in (("model",), ("rounding", 0), ("rounding", 1))}
+    assert len(seeds) == 6
+    assert derive_seed(1, "model") == 725898547379920300
+
+
+@pytest.mark.parametrize("name", names.datasets())
+def test_dataset_contract(name):
+    dataset = load_dataset(trial(data={"name": name}).data)
+    for part in (dataset.train, dataset.test):
+        assert part.pixels.dtype == torch.uint8
+        assert part.labels.dtype == torch.int64
+        assert len(part.pixels) == len(part)
+        assert set(part.labels.tolist()) == set(range(dataset.classes))
+    normalized = dataset.normalized(dataset.train.pixels)
+    assert float(normalized.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(normalized.std()) == pytest.approx(1, abs=1e-3)
+    train = {row.tobytes() for row in dataset.train.pixels.numpy()}
+    assert sum(row.tobytes() in train for row in dataset.test.pixels.numpy()) == 0
+
+
+def test_digits_are_the_real_ones():
+    dataset = load_dataset(trial().data)
+    assert (len(dataset.train), len(dataset.test), dataset.shape) == (1437, 360, (1, 8, 8))
+
+
+@pytest.mark.parametrize("name", names.models())
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_model_contract(name, shape):
+    options = trial(model={"name": name}).model
+    torch.manual_seed(0)
+    model = build_model(options, shape, 7)
+    assert model(torch.zeros(2, *shape)).shape == (2, 7)
+    torch.manual_seed(0)
+    again = build_model(options, shape, 7)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torchvision_works_beside_any_build_of_torch():
+    code = (
+        "from lqray.training.vision import torchvision as tv, torch\n"
+        "from torchvision.transforms import v2\n"
+        "assert v2.RandomCrop(8, padding=1)(torch.zeros(2, 3, 8, 8)).shape == (2, 3, 8, 8)\n"
+        "assert tv.models.resnet18(num_classes=5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)\n"
+        "assert tv.datasets.CIFAR10\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
