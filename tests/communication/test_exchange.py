@@ -120,7 +120,10 @@ def test_the_exchange_is_unbiased_and_errors_of_workers_are_independent():
     single = Quantizer.create("qsgd_inf", bucket_size=64)
     gradients = [torch.randn(200, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]
     alone = [
-        torch.stack([single.decode(single.encode(g, seed=9 + r, offset=s)) for s in range(2000)]).double().var(dim=0).sum()
+        torch.stack([single.decode(single.encode(g, seed=9 + r, offset=s)) for s in range(2000)])
+        .double()
+        .var(dim=0)
+        .sum()
         for r, g in enumerate(gradients)
     ]
     assert float(decoded.var(dim=0).sum()) == pytest.approx(float(sum(alone)) / 4, rel=0.05)

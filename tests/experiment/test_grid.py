@@ -108,7 +108,9 @@ def test_sgd_has_one_worker():
 
 
 def test_names_are_made_of_what_varies():
-    sweep = "sweep: [{matrix: {quantizer.method: [full_precision, qsgd], quantizer.bits: [2, 3], optimizer.lr: [1e-3]}}]"
+    sweep = (
+        "sweep: [{matrix: {quantizer.method: [full_precision, qsgd], quantizer.bits: [2, 3], optimizer.lr: [1e-3]}}]"
+    )
     assert [named.name for named in experiment(sweep).trials()] == ["full_precision", "qsgd-bits2", "qsgd-bits3"]
 
 

@@ -54,7 +54,9 @@ def test_expected_variance_is_the_integral(case, levels):
         breaks = [m + k * s for m, s in zip(means, sigmas, strict=True) for k in (-6, -2, 0, 2, 6)]
         points = sorted({low, high, *(b for b in breaks if low < b < high)})
         for a, b in zip(points[:-1], points[1:], strict=True):
-            integral += quad(lambda r, lo=low, hi=high: (hi - r) * (r - lo) * exact_pdf(*case, r), a, b, epsabs=1e-14)[0]
+            integral += quad(lambda r, lo=low, hi=high: (hi - r) * (r - lo) * exact_pdf(*case, r), a, b, epsabs=1e-14)[
+                0
+            ]
     assert mixture.expected_variance(levels) == pytest.approx(integral, rel=1e-8)
 
 

@@ -1,0 +1,77 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lqray.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "experiments/quickstart.yaml"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["expand", str(QUICKSTART)]])
+def test_help_and_expand_import_nothing_heavy(arguments):
+    code = (
+        "import sys; from lqray.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as done: assert not done.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'scipy', 'sklearn', 'numpy', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_expand_json():
+    result = CliRunner().invoke(main, ["expand", str(QUICKSTART), "--format", "json"])
+    trials = json.loads(result.stdout)
+    assert len(trials) == 8
+    assert trials[0].keys() == {"id", "name", "config"}
+    assert trials[-1]["name"] == "alq-seed2"
+    assert trials[-1]["config"]["quantizer"]["method"] == "alq"
+
+
+def test_expand_table():
+    result = CliRunner().invoke(main, ["expand", str(QUICKSTART)])
+    assert "alq-seed2" in result.stdout
+    assert "8 trials" in result.stdout
+
+
+def test_expand_tells_of_combinations_that_are_the_same_trial(tmp_path):
+    path = tmp_path / "same.yaml"
+    path.write_text(QUICKSTART.read_text().replace("seed: [1, 2]", "quantizer.bits: [2, 3]"))
+    assert "1 combinations are the same trial" in CliRunner().invoke(main, ["expand", str(path)]).stdout
+
+
+@pytest.mark.parametrize("command", ["expand", "run"])
+def test_a_bad_file_is_exit_code_2_and_no_traceback(tmp_path, command):
+    path = tmp_path / "bad.yaml"
+    path.write_text(QUICKSTART.read_text().replace("alq]", "alqq]"))
+    result = CliRunner().invoke(main, [command, str(path)])
+    assert result.exit_code == 2
+    assert "did you mean 'alq'" in result.stderr
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_experiment_lists_the_known(tmp_path):
+    result = CliRunner().invoke(main, ["report", "nothing", "--uri", f"sqlite:///{tmp_path}/empty.db"])
+    assert result.exit_code == 2
+    assert "there are: Default" in result.stderr
+
+
+def test_the_project_stands_alone():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    outside = "../" + "shared"
+    for name in listed:
+        assert outside not in (ROOT / name).read_text(encoding="utf-8", errors="ignore"), name
+
+
+def test_cluster_yaml_satisfies_rays_schema():
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
