@@ -73,11 +73,11 @@ def train_quantized(rank: int, method: str, bucket_cap_mb: float) -> dict:
         "levels": exchange.quantizer.levels.tolist(),
         "updates": updates,
         "nmse": exchange.nmse,
-        "tensors": len(handed) // 50,
+        "exchanges": len(handed),
     }
 
 
-@pytest.mark.parametrize(("method", "world", "cap"), [(m, 2, 25.0) for m in METHODS] + [("alq", 3, 0.001)])
+@pytest.mark.parametrize(("method", "world", "cap"), [(m, 2, 25.0) for m in METHODS] + [("alq", 3, 0.0005)])
 def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap):
     ranks = run_ranks(train_quantized, world, method, cap)
     first = ranks[0]
@@ -92,7 +92,7 @@ def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap
     if cap == 25.0:
         assert volume.payload_bytes == 4 * -(-n // 64) + 4 * 3 * -(-n // 32)
     else:
-        assert first["tensors"] > 1
+        assert first["exchanges"] > 50
     assert volume.bytes_sent == volume.bytes_received == (world - 1) * volume.payload_bytes
     assert first["nmse"] > 0
     assert first["updates"] == ([0, 5, 15, 25, 35, 45] if method == "alq" else [])
@@ -119,14 +119,11 @@ def test_the_exchange_is_unbiased_and_errors_of_workers_are_independent():
     # Error variance of the mean of two is half that of one: rounding errors of workers do not correlate.
     single = Quantizer.create("qsgd_inf", bucket_size=64)
     gradients = [torch.randn(200, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]
-    alone = [
-        torch.stack([single.decode(single.encode(g, seed=9 + r, offset=s)) for s in range(2000)])
-        .double()
-        .var(dim=0)
-        .sum()
-        for r, g in enumerate(gradients)
-    ]
-    assert float(decoded.var(dim=0).sum()) == pytest.approx(float(sum(alone)) / 4, rel=0.05)
+    alone = 0.0
+    for r, gradient in enumerate(gradients):
+        rounded = [single.decode(single.encode(gradient, seed=9 + r, offset=step)) for step in range(2000)]
+        alone += float(torch.stack(rounded).double().var(dim=0).sum())
+    assert float(decoded.var(dim=0).sum()) == pytest.approx(alone / 4, rel=0.05)
 
 
 def two_ways(rank: int) -> tuple[list[int], list[int]]:

@@ -79,9 +79,14 @@ def test_updated_levels_halve_the_error_and_match_the_expected_variance(method):
     quantizer.observe(x)
     mixture = quantizer.statistics.mixture(64)
     assert quantizer.update_levels()
-    after = nmse(quantizer, x)
-    assert after < before / 2
-    assert after == pytest.approx(8192 * mixture.expected_variance(quantizer.exact_levels), rel=0.05)
+    assert nmse(quantizer, x) < before / 2
+    # Rounding variance given the data: a single rounding's NMSE hangs on one or two rare jumps to a level of 1.
+    r = x.double().view(-1, 8192)
+    r = (r / r.norm(dim=1, keepdim=True)).reshape(-1).numpy()
+    levels = quantizer.exact_levels
+    j = np.searchsorted(levels, r, side="right") - 1
+    variance = np.mean((levels[j + 1] - r) * (r - levels[j]))
+    assert variance == pytest.approx(mixture.expected_variance(levels), rel=0.02)
 
 
 @pytest.mark.parametrize("method", METHODS)
