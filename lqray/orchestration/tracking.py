@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 import traceback
@@ -187,4 +188,6 @@ def _text(value: Any) -> str:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
+    # A new store's creation is no news to the user.
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
