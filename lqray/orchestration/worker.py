@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lqray.experiment.schema import Resources, Trial
@@ -33,7 +33,8 @@ def work(
 ) -> dict[str, float]:
     """Train the task's trial on this rank and return the final metrics.
 
-    progress: called on rank 0, at most twice a second and at every evaluation. on_evaluation: called on every rank for
+    progress: called on rank 0, at most twice a second and at every evaluation, with the latest value of every metric.
+    on_evaluation: called on every rank for
     every report with an evaluation.
     """
     import torch
@@ -44,15 +45,17 @@ def work(
     with ExitStack() as stack:
         writer = stack.enter_context(MetricWriter(task.uri, task.run_id)) if rank == 0 else None
         shown = 0.0
+        latest: dict[str, float] = {}
 
         def report(update: Report) -> None:
             nonlocal shown
             if writer:
                 writer.write(update.iteration, update.metrics)
+            latest.update(update.metrics)
             now = time.monotonic()
             if rank == 0 and progress and (update.evaluated or now - shown > _PROGRESS_SECONDS):
                 shown = now
-                progress(update)
+                progress(replace(update, metrics=dict(latest)))
             if update.evaluated and on_evaluation:
                 on_evaluation(update)
 
