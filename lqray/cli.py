@@ -54,6 +54,7 @@ def run(file: Path, launcher: str, verbose: bool) -> None:
         experiment = _read(file)
         trials = list(experiment.trials())
     from lqray.experiment.store import absolute_store
+    from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.inline import InlineLauncher
     from lqray.orchestration.launcher import Launcher, LaunchInterrupted, TrialResult
     from lqray.orchestration.placement import PlacementError
@@ -71,7 +72,7 @@ def run(file: Path, launcher: str, verbose: bool) -> None:
     console.print(f"[bold]{experiment.name}[/]: {len(trials)} trials, recorded in {uri}", highlight=False)
     results: list[TrialResult] = []
     interrupted = False
-    with Progress(console, len(trials)) as progress, _clear_errors(PlacementError):
+    with Progress(console, len(trials)) as progress, _clear_errors(PlacementError, ClusterError):
         chosen: Launcher = (
             InlineLauncher(launch, experiment.resources, progress)
             if launcher == "inline"

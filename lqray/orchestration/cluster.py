@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 # Supported knobs of Ray Train: poll workers ten times as often, which is what a short trial waits for, and do not watch
 # for preemption notices.
@@ -23,14 +24,21 @@ _QUIET_SETTINGS = {
 }
 
 
+class ClusterError(ConnectionError):
+    """The Ray that RAY_ADDRESS names cannot be joined."""
+
+
 @contextmanager
 def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, float]]:
     """Ray while the context lasts; yields its total resources.
 
     With RAY_ADDRESS set, or a cluster running on this machine, it is that one (RAY_ADDRESS=local insists on one of our
     own). Our own has at least the CPUs that one trial needs, so that a trial of more workers than cores still runs,
-    slowly; it ends with the context, with all its processes.
+    slowly; it ends with the context, with all its processes. Raises ClusterError when RAY_ADDRESS cannot be joined.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
     for key, value in settings.items():
         os.environ.setdefault(key, value)
@@ -40,7 +48,6 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
         # Tune logs what the launcher already tells in its own words.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     level = "INFO" if verbose else "ERROR"
-    address = os.environ.get("RAY_ADDRESS")
     joined = False
     if address != "local":
         try:
@@ -51,9 +58,9 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
                 runtime_env={"env_vars": {key: os.environ[key] for key in settings}},
             )
             joined = True
-        except ConnectionError:
+        except ConnectionError as error:
             if address:
-                raise
+                raise ClusterError(_why(address, error)) from error
     if not joined:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         ray.init(
@@ -67,3 +74,23 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _offer_token() -> None:
+    """Show this user's Ray token, where there is one, to the cluster at RAY_ADDRESS.
+
+    `ray start` and `ray.init` ask for a token as soon as the user has one, but with an address `ray.init` shows it only
+    when RAY_AUTH_MODE says so; a cluster that asks for none ignores it. Ray reads the setting when it is imported.
+    """
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_TOKEN" in os.environ or token_file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _why(address: str, error: ConnectionError) -> str:
+    return (
+        f"no Ray could be joined at RAY_ADDRESS={address} ({error}).\n"
+        f"Found RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', '(unset)')}; a cluster that asks for a token wants its "
+        "own in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token. "
+        "Check that it runs (`ray status`), or set RAY_ADDRESS=local for a Ray of this launch's own."
+    )

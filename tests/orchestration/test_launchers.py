@@ -84,7 +84,7 @@ def test_every_trial_is_one_flat_run_with_its_status(launched, name):
     assert sorted(results) == sorted(runs) == sorted(observer.names) == sorted(NAMES)
     assert observer.reports > 0
     for trial_name, status in zip(NAMES, ["FINISHED", "FINISHED", "FAILED"], strict=True):
-        assert results[trial_name].status == runs[trial_name].info.status == status
+        assert results[trial_name].status == runs[trial_name].info.status == status, results[trial_name].error
         assert results[trial_name].run_id == runs[trial_name].info.run_id
         assert "mlflow.parentRunId" not in runs[trial_name].data.tags
 
