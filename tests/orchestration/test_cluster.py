@@ -83,4 +83,5 @@ def test_a_sweep_joins_a_running_ray_and_leaves_it_running(tmp_path, head):
 
     refused = lqray_run(tmp_path, head, RAY_AUTH_MODE="disabled")
     assert refused.returncode != 0
-    assert "RAY_AUTH_TOKEN" in refused.stderr and "Traceback" not in refused.stderr
+    assert "RAY_AUTH_TOKEN" in refused.stderr
+    assert "Traceback" not in refused.stderr
