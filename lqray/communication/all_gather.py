@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from lqray import ops
 from lqray.communication.collectives import all_gather_into_tensor
 from lqray.communication.volume import Volume
 from lqray.quantization import Payload, Quantizer
@@ -23,7 +22,6 @@ class AllGather:
         """See `lqray.communication.reduction.Reduction.reduce`."""
         world = group.size()
         gathered = payload.buffer.new_empty((world, payload.nbytes))
-        levels = quantizer.levels.to(payload.buffer.device)
         started = time.perf_counter()
         work = all_gather_into_tensor(gathered.view(-1), payload.buffer, group)
         volume.payload_bytes += payload.nbytes
@@ -32,10 +30,10 @@ class AllGather:
 
         def decode_mean(_: Future[Tensor]) -> Tensor:
             arrived = time.perf_counter()
-            mean = ops.decode_sum(gathered, levels, payload.n, payload.bits, payload.bucket_size, 1.0 / world)
+            mean = quantizer.decode_mean(gathered, payload)
             volume.exchange_seconds += arrived - started
             volume.decode_seconds += time.perf_counter() - arrived
-            return mean.to(payload.dtype)
+            return mean
 
         return work.get_future().then(decode_mean)
 

@@ -3,7 +3,9 @@
 No `from __future__ import annotations` here: DDP checks the hook's annotations at run time.
 """
 
+import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,27 +18,34 @@ from torch.nn.parallel import DistributedDataParallel
 from lqray.communication.collectives import gather_now
 from lqray.communication.reduction import load_reduction
 from lqray.communication.volume import Volume
-from lqray.quantization import BucketStatistics, Quantizer
+from lqray.quantization import Payload, Quantizer
+
+# Numbers of tensors within a step stay below 2**20: DDP buckets times layers in each.
+_LAYERS_IN_A_BUCKET = 4096
 
 
 class GradientExchange:
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seed`.
 
     quantizer: encodes, and adapts its levels by `update_levels`. reduction: name of a module of communication/.
-    seed: unsigned 64-bit, different on every rank, else the ranks' rounding errors would not average out.
+    seed: unsigned 64-bit, different on every rank, else the ranks' rounding errors would not average out. by_layer:
+    quantization buckets start anew at every parameter's tensor.
     """
 
-    def __init__(self, quantizer: Quantizer, reduction: str, group: dist.ProcessGroup, seed: int) -> None:
+    def __init__(
+        self, quantizer: Quantizer, reduction: str, group: dist.ProcessGroup, seed: int, by_layer: bool = False
+    ) -> None:
         self.quantizer = quantizer
         self.volume = Volume()
         self._reduction = load_reduction(reduction)
         self._group = group
         self._seed = seed
+        self._by_layer = by_layer
         self._iteration = 0
         self._sample = False
         self._measure = False
-        self._error = 0.0
-        self._energy = 0.0
+        self._error = self._energy = self._bias = 0.0
+        self._entropy_bits = self._huffman_bits = 0.0
 
     def attach(self, model: DistributedDataParallel) -> None:
         """Make `model` exchange its gradients through this object."""
@@ -47,9 +56,11 @@ class GradientExchange:
         decoding them."""
         self.volume = Volume()
         self._iteration = iteration
-        self._sample = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
+        wanted = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
+        self._sample = wanted and not self.quantizer.fresh_samples
         self._measure = measure
-        self._error = self._energy = 0.0
+        self._error = self._energy = self._bias = 0.0
+        self._entropy_bits = self._huffman_bits = 0.0
 
     def exchange(self, gradient: Tensor, index: int) -> Future[Tensor]:
         """Start the exchange of tensor number `index` of this step: (n,) to a future of the mean over ranks, (n,)."""
@@ -60,15 +71,41 @@ class GradientExchange:
         if self._sample:
             self.quantizer.observe(gradient)
         if self._measure:
-            exact = gradient.to(torch.float64)
-            self._error += float((self.quantizer.decode(payload).to(torch.float64) - exact).square().sum())
-            self._energy += float(exact.square().sum())
+            self._measure_payload(gradient, payload)
         return self._reduction.reduce(payload, self.quantizer, self._group, self.volume)
 
     @property
     def nmse(self) -> float:
         """||Q(g) - g||^2 / ||g||^2 of this rank's gradient at the last measured step; 0 for a zero gradient."""
         return self._error / self._energy if self._energy else 0.0
+
+    @property
+    def bias(self) -> float:
+        """||E[Q(g)] - g|| / ||g|| of this rank's gradient at the last measured step: 0 for unbiased methods."""
+        return math.sqrt(self._bias / self._energy) if self._energy else 0.0
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy of this rank's codes at the last measured step, bits per coordinate."""
+        return self._entropy_bits / self.volume.coordinates if self.volume.coordinates else 0.0
+
+    @property
+    def huffman_bits(self) -> float:
+        """Length of this rank's codes at the last measured step in Huffman codes of their own, bits per coordinate."""
+        return self._huffman_bits / self.volume.coordinates if self.volume.coordinates else 0.0
+
+    def fresh_samples(self, iteration: int) -> int:
+        """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
+        wanted = self.quantizer.fresh_samples and self.quantizer.schedule.is_due(iteration)
+        return self.quantizer.samples if wanted else 0
+
+    def observe(self, gradients: Sequence[Tensor]) -> None:
+        """Add an extra gradient of the whole model, a tensor for each parameter, to what the next update fits to."""
+        if self._by_layer:
+            for gradient in gradients:
+                self.quantizer.observe(gradient)
+        else:
+            self.quantizer.observe(torch.cat([gradient.reshape(-1) for gradient in gradients]))
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so. Collective.
@@ -79,11 +116,30 @@ class GradientExchange:
         if not self.quantizer.schedule.is_due(self._iteration):
             return False
         rows = self._gather(self.quantizer.statistics.table())
-        self.quantizer.update_levels(BucketStatistics.from_table(rows) if self._group.rank() == 0 else None)
+        assert self.quantizer.method.fit is not None
+        of_all = self.quantizer.method.fit.statistics.from_table(rows)
+        self.quantizer.update_levels(of_all if self._group.rank() == 0 else None)
         levels = torch.from_numpy(self.quantizer.exact_levels.copy()).to(self._device)
         dist.broadcast(levels, group=self._group, group_src=0)
         self.quantizer.set_levels(levels.cpu().numpy())
         return True
+
+    def exchange_bucket(self, bucket: GradBucket) -> Future[Tensor]:
+        """Start the exchange of a DDP bucket, as one tensor or layer by layer."""
+        if not self._by_layer:
+            return self.exchange(bucket.buffer(), bucket.index())
+        first = bucket.index() * _LAYERS_IN_A_BUCKET
+        layers = [self.exchange(layer.reshape(-1), first + j) for j, layer in enumerate(bucket.gradients())]
+        return torch.futures.collect_all(layers).then(lambda done: torch.cat([one.value() for one in done.value()]))
+
+    def _measure_payload(self, gradient: Tensor, payload: Payload) -> None:
+        exact = gradient.to(torch.float64)
+        energy = float(exact.square().sum())
+        self._error += float((self.quantizer.decode(payload).to(torch.float64) - exact).square().sum())
+        self._energy += energy
+        self._bias += self.quantizer.bias(gradient) ** 2 * energy
+        self._entropy_bits += payload.entropy_bits() * payload.n
+        self._huffman_bits += payload.huffman_bits() * payload.n
 
     def _gather(self, table: np.ndarray) -> np.ndarray:
         """Every rank's (K_rank, 4) rows, in the order of ranks. K may differ: zero buckets are dropped."""
@@ -102,4 +158,4 @@ class GradientExchange:
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:
-    return state.exchange(bucket.buffer(), bucket.index())
+    return state.exchange_bucket(bucket)

@@ -100,13 +100,38 @@ class QuantizerOptions(Variant):
     method: str
 
 
-class FixedLevelsOptions(QuantizerOptions):
+class BucketOptions(QuantizerOptions):
+    """A quantizer: gradients travel as codes of coordinates divided by the norm of their bucket."""
+
+    bucket_size: int = Field(default=8192, ge=1, le=2**20)
+    """Consecutive coordinates that share one norm."""
+    tail: Literal["quantize", "full_precision"] = "quantize"
+    """A last bucket of fewer coordinates: quantized like the others, or sent as float32."""
+    rotation: Literal["none", "hadamard"] = "none"
+    """hadamard: each bucket, a power of two long, goes through a randomized Walsh-Hadamard transform first and back
+    after decoding, which makes its coordinates near-Gaussian (cf. EDEN, Vargaftik et al. 2022)."""
+
+    @model_validator(mode="after")
+    def _rotation_needs_a_power_of_two(self) -> BucketOptions:
+        if self.rotation == "hadamard" and self.bucket_size & (self.bucket_size - 1):
+            raise ValueError(f"rotation: hadamard needs a bucket_size that is a power of two; found {self.bucket_size}")
+        return self
+
+
+class FixedLevelsOptions(BucketOptions):
     """A quantizer whose levels never change."""
 
     bits: int = Field(default=3, ge=1, le=8)
     """Bits per code; 2**bits levels."""
-    bucket_size: int = Field(default=8192, ge=1, le=2**20)
-    """Consecutive coordinates that share one norm."""
+
+
+class TernaryOptions(BucketOptions):
+    """Levels -1, 0, 1 in two bit planes (TernGrad, Wen et al. 2017)."""
+
+    bits: ClassVar[int] = 2
+    clip: float | None = Field(default=None, gt=0)
+    """Clip each tensor to this many of its standard deviations first (2.5 in the paper), which biases the estimate;
+    null: no clipping."""
 
 
 class ExponentialLevelsOptions(FixedLevelsOptions):
@@ -117,16 +142,51 @@ class ExponentialLevelsOptions(FixedLevelsOptions):
 
 
 class AdaptiveLevelsOptions(ExponentialLevelsOptions):
-    """A quantizer that fits its levels to the gradients (ALQ, Faghri et al. 2020, section 3)."""
+    """A quantizer that fits its levels to the gradients (Faghri et al. 2020, section 3)."""
 
-    components: int = Field(default=20, ge=1)
-    """Buckets of largest norm kept as components of the fitted mixture."""
     samples: int = Field(default=10, ge=1)
-    """Gradients of each worker that a fit uses: those of the training steps just before the update."""
+    """Gradients of each worker that a fit uses."""
+    sampling: Literal["training", "fresh"] = "training"
+    """training: the gradients of the training steps just before the update, at no extra cost; fresh: as many extra
+    backward passes at the update."""
     update_at: Iterations = (0, 100, 2000)
     """Iterations after whose backward pass the levels are fitted anew."""
     update_every: int = Field(default=10_000, ge=0)
     """After the last of `update_at`, fit every so many iterations; 0: no more."""
+
+
+class MixtureOptions(AdaptiveLevelsOptions):
+    """A fit to a mixture: one truncated normal for each of the buckets of largest norm."""
+
+    components: int = Field(default=20, ge=1)
+    """Buckets of largest norm kept as components of the mixture."""
+    weighting: Literal["norm", "norm_squared"] = "norm"
+    """Weight of a component: norm, the paper's, or norm_squared, by which the bucket enters the squared error."""
+
+
+class AlqOptions(MixtureOptions):
+    """Every inner level at its optimum under the mixture."""
+
+    solver: Literal["newton", "coordinate"] = "newton"
+    """newton: to machine precision, from the best of many starts; coordinate: the paper's coordinate descent."""
+    symmetric: bool = False
+    """Only levels that are symmetric around zero."""
+
+
+class NormlessAlqOptions(AdaptiveLevelsOptions):
+    """Every inner level at its optimum under one truncated normal, pooled over all buckets."""
+
+    solver: Literal["newton", "coordinate"] = "newton"
+    """As of `alq`."""
+    symmetric: bool = False
+    """Only levels that are symmetric around zero."""
+
+
+class OptimalOptions(AdaptiveLevelsOptions):
+    """Levels at the exact optimum of the histogram of all sampled normalized coordinates."""
+
+    weighting: Literal["norm", "norm_squared"] = Field(default="norm_squared")
+    """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
 
 
 DATA: dict[str, type[DataOptions]] = {}
@@ -135,8 +195,17 @@ OPTIMIZER: dict[str, type[OptimizerOptions]] = {"sgd": SgdOptions}
 QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "full_precision": QuantizerOptions,
     "sgd": QuantizerOptions,
+    "terngrad": TernaryOptions,
     "nuqsgd": ExponentialLevelsOptions,
-    "alq": AdaptiveLevelsOptions,
+    "alq": AlqOptions,
+    "alq_inf": AlqOptions,
+    "alq_n": NormlessAlqOptions,
+    "alqg": MixtureOptions,
+    "alqg_n": AdaptiveLevelsOptions,
+    "amq": MixtureOptions,
+    "amq_inf": MixtureOptions,
+    "amq_n": AdaptiveLevelsOptions,
+    "optimal": OptimalOptions,
 }
 
 
@@ -159,6 +228,9 @@ class ExchangeOptions(Section):
 
     reduction: str = "all_gather"
     """A module of communication/: all_gather is the paper's algorithm."""
+    buckets: Literal["network", "layer"] = "network"
+    """Quantization buckets run through all that DDP exchanges at a time (the paper's), or start anew at every layer's
+    tensor."""
     bucket_cap_mb: float = Field(default=25.0, gt=0)
     """MiB of gradient that torch DDP gathers before it starts an exchange."""
 

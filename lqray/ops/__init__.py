@@ -15,7 +15,18 @@ from torch import Tensor
 
 from lqray.ops import reference
 
-__all__ = ["bucket_norms", "code_bytes", "decode", "decode_sum", "encode", "encode_fused", "norm_bytes", "unpack"]
+__all__ = [
+    "bucket_norms",
+    "bucket_statistics",
+    "code_bytes",
+    "decode",
+    "decode_sum",
+    "encode",
+    "encode_fused",
+    "hadamard",
+    "norm_bytes",
+    "unpack",
+]
 
 _library = torch.library.Library("lqray", "DEF")
 _library.define("bucket_norms(Tensor x, int bucket_size, str norm) -> Tensor")
@@ -27,6 +38,8 @@ _library.define(
 )
 _library.define("decode(Tensor payload, Tensor levels, int n, int bits, int bucket_size) -> Tensor")
 _library.define("decode_sum(Tensor payloads, Tensor levels, int n, int bits, int bucket_size, float scale) -> Tensor")
+_library.define("bucket_statistics(Tensor x, int bucket_size, str norm) -> (Tensor, Tensor, Tensor)")
+_library.define("hadamard(Tensor x, int block_size, int seed, int offset, bool inverse) -> Tensor")
 
 _DEFAULT = "CompositeExplicitAutograd"
 _library.impl("bucket_norms", reference.bucket_norms, _DEFAULT)
@@ -34,6 +47,8 @@ _library.impl("encode", reference.encode, _DEFAULT)
 _library.impl("encode_fused", reference.encode_fused, _DEFAULT)
 _library.impl("decode", reference.decode, _DEFAULT)
 _library.impl("decode_sum", reference.decode_sum, _DEFAULT)
+_library.impl("bucket_statistics", reference.bucket_statistics, _DEFAULT)
+_library.impl("hadamard", reference.hadamard, _DEFAULT)
 
 
 def norm_bytes(n: int, bucket_size: int) -> int:
@@ -108,6 +123,35 @@ def decode_sum(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size:
     return torch.ops.lqray.decode_sum(payloads, levels, n, bits, bucket_size, scale)  # type: ignore[no-any-return]
 
 
+def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm, mean and deviation of each bucket: three float64 tensors (ceil(n / bucket_size),).
+
+    The norm as of `bucket_norms` but for its last float32 bit; mean and standard deviation (ddof = 1; 0 for a bucket of
+    one) of the coordinates divided by it, 0 where it is 0, NaN where it is NaN. Raises as `bucket_norms`.
+    """
+    _check_input("bucket_statistics", x, bucket_size)
+    _check_norm("bucket_statistics", norm)
+    return torch.ops.lqray.bucket_statistics(x, bucket_size, norm)  # type: ignore[no-any-return]
+
+
+def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool = False) -> Tensor:
+    """Randomized Walsh-Hadamard transform H D of each block, orthonormal; the inverse is D H (cf. EDEN, Vargaftik et
+    al. 2022).
+
+    x: (n,) float32, n a multiple of block_size, which is a power of two. D: random signs, +1 where the uniform number
+    of the coordinate (`encode`'s, of the same seed and offset) is below 1/2. Returns (n,) float32.
+    Raises ValueError for another dtype, shape or block size.
+    """
+    if x.dim() != 1 or x.dtype != torch.float32:
+        raise ValueError(f"hadamard: x is {x.dtype} of shape {tuple(x.shape)}; allowed: one dimension of float32")
+    if block_size < 1 or block_size & (block_size - 1) or x.numel() % block_size:
+        raise ValueError(
+            f"hadamard: block_size is {block_size} for {x.numel()} coordinates; allowed: a power of two that divides "
+            "their number"
+        )
+    return torch.ops.lqray.hadamard(x, block_size, _signed(seed), _signed(offset), inverse)  # type: ignore[no-any-return]
+
+
 def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
     """Codes of bit planes, one for each coordinate: (code_bytes(n, bits),) uint8 to (n,) uint8. For inspection."""
     return reference.unpack(codes, n, bits)
@@ -176,3 +220,18 @@ def _(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> T
 @torch.library.register_fake("lqray::decode_sum", lib=_library)
 def _(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
     return payloads.new_empty(n, dtype=torch.float32)
+
+
+@torch.library.register_fake("lqray::bucket_statistics", lib=_library)
+def _(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    buckets = -(-x.numel() // bucket_size)
+    return (
+        x.new_empty(buckets, dtype=torch.float64),
+        x.new_empty(buckets, dtype=torch.float64),
+        x.new_empty(buckets, dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("lqray::hadamard", lib=_library)
+def _(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) -> Tensor:
+    return torch.empty_like(x)

@@ -24,6 +24,55 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     return torch.where(norms.isfinite(), norms, torch.nan)
 
 
+def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    """See `lqray.ops.bucket_statistics`. Sums in float32; buckets for which those may under- or overflow, or cancel
+    (a mean that is large beside the deviation), are done again in float64."""
+    rows = _rows(x.to(torch.float32), bucket_size)
+    if rows.numel() == 0:
+        return tuple(x.new_empty(0, dtype=torch.float64) for _ in range(3))  # type: ignore[return-value]
+    roots = torch.linalg.vector_norm(rows, dim=1).to(torch.float64)
+    sums = rows.sum(dim=1).to(torch.float64)
+    counts = torch.full_like(roots, bucket_size)
+    counts[-1] -= -x.numel() % bucket_size
+    largest = rows.view(-1, bucket_size).abs().amax(dim=1).to(torch.float64) if norm == "linf" else roots
+    deviations = _sum_of_squared_deviations(roots, sums, counts)
+    unsure = ~((roots > 1e-15) & (roots < 1e15) & (deviations > 0.01 * roots.square()))
+    if unsure.any():
+        exact = rows[unsure].to(torch.float64)
+        sums[unsure] = exact.sum(dim=1)
+        roots[unsure] = exact.square().sum(dim=1).sqrt()
+        padded = torch.arange(bucket_size, device=x.device) >= counts[unsure, None]
+        centered = (exact - (sums / counts)[unsure, None]).masked_fill(padded, 0.0)
+        deviations[unsure] = centered.square().sum(dim=1)
+        largest = roots if norm == "l2" else largest
+    norms = largest.to(torch.float32).to(torch.float64)
+    finite = norms.isfinite() & roots.isfinite()
+    norms = torch.where(finite, norms, torch.nan)
+    sigmas = (deviations / (counts - 1).clamp(min=1)).sqrt()
+    divisor = torch.where(norms == 0, torch.ones_like(norms), norms)
+    return norms, sums / counts / divisor, sigmas / divisor
+
+
+def _sum_of_squared_deviations(roots: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    return (roots.square() - sums.square() / counts).clamp(min=0.0)
+
+
+def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) -> Tensor:
+    """See `lqray.ops.hadamard`."""
+    if x.numel() == 0:
+        return x.clone()
+    signs = 1.0 - 2.0 * (uniforms(x.numel(), seed, offset, x.device) >= 0.5).to(torch.float32)
+    rows = (x if inverse else x * signs).reshape(-1, block_size)
+    half = 1
+    while half < block_size:
+        pairs = rows.reshape(-1, block_size // (2 * half), 2, half)
+        upper, lower = pairs[:, :, 0], pairs[:, :, 1]
+        rows = torch.stack([upper + lower, upper - lower], dim=2).reshape(-1, block_size)
+        half *= 2
+    rows = rows.reshape(-1) * torch.tensor(block_size**-0.5, dtype=torch.float32)
+    return rows * signs if inverse else rows
+
+
 def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
     """See `lqray.ops.encode`."""
     n = x.numel()

@@ -2,8 +2,18 @@
 
 from lqray.quantization.codec import Payload
 from lqray.quantization.distribution import TruncatedNormalMixture
+from lqray.quantization.fitting import Statistics
+from lqray.quantization.histogram import Histogram
 from lqray.quantization.quantizer import Quantizer
 from lqray.quantization.solvers import solve_levels
 from lqray.quantization.statistics import BucketStatistics
 
-__all__ = ["BucketStatistics", "Payload", "Quantizer", "TruncatedNormalMixture", "solve_levels"]
+__all__ = [
+    "BucketStatistics",
+    "Histogram",
+    "Payload",
+    "Quantizer",
+    "Statistics",
+    "TruncatedNormalMixture",
+    "solve_levels",
+]

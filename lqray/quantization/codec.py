@@ -1,22 +1,47 @@
-"""tensor <-> Payload: the bytes that travel."""
+"""tensor <-> Payload: the bytes that travel.
+
+A tensor may be clipped and rotated on its way to codes, and its last short bucket may travel as it is; see
+docs/wire-format.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lqray import ops
+from lqray.quantization.entropy import Counts, entropy_bits, huffman_bits
+
+# Every rank rotates by the same signs, else sums of what they decode would mean nothing: no rank's seed enters them.
+_ROTATION_SEED = 0x6C71726179
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a quantizer turns tensors into payloads. norm: of a bucket. rotate: by the randomized Hadamard transform.
+    raw_tail: a last short bucket stays float32. clip: standard deviations of the tensor that it is clipped to."""
+
+    bits: int
+    bucket_size: int
+    norm: Literal["l2", "linf"]
+    rotate: bool = False
+    raw_tail: bool = False
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
 class Payload:
     """An encoded tensor.
 
-    buffer: uint8, one dimension, contiguous: a float32 norm for each bucket, then `bits` bit planes of codes.
-    n: coordinates. bits: planes. bucket_size: coordinates of a bucket. dtype: that of the tensor encoded,
-    which decoding restores.
+    buffer: uint8, one dimension, contiguous: a float32 norm for each bucket, then `bits` bit planes of codes, then the
+    float32 coordinates of an unquantized tail.
+    n: coordinates. bits: planes. bucket_size: coordinates of a bucket. dtype: that of the tensor encoded, which
+    decoding restores. tail: coordinates at the end that are not quantized. rotation: the offset that the signs of its
+    rotation were drawn at, None where it was not rotated.
     """
 
     buffer: Tensor
@@ -24,6 +49,8 @@ class Payload:
     bits: int
     bucket_size: int
     dtype: torch.dtype
+    tail: int = 0
+    rotation: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -31,22 +58,97 @@ class Payload:
         return self.buffer.numel()
 
     @property
+    def coded(self) -> int:
+        """Coordinates that have a code: n without the tail; a rotation pads them to whole buckets."""
+        head = self.n - self.tail
+        return head if self.rotation is None else -(-head // self.bucket_size) * self.bucket_size
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of norms and codes."""
+        return ops.norm_bytes(self.coded, self.bucket_size) + ops.code_bytes(self.coded, self.bits)
+
+    @property
     def norms(self) -> Tensor:
-        """float32 norm of each bucket: (ceil(n / bucket_size),)."""
-        return self.buffer[: ops.norm_bytes(self.n, self.bucket_size)].clone().view(torch.float32)
+        """float32 norm of each bucket: (ceil(coded / bucket_size),)."""
+        return self.buffer[: ops.norm_bytes(self.coded, self.bucket_size)].clone().view(torch.float32)
 
     @property
     def codes(self) -> Tensor:
-        """uint8 code of each coordinate: (n,)."""
-        return ops.unpack(self.buffer[ops.norm_bytes(self.n, self.bucket_size) :], self.n, self.bits)
+        """uint8 code of each coded coordinate: (coded,)."""
+        planes = self.buffer[ops.norm_bytes(self.coded, self.bucket_size) : self.head_bytes]
+        return ops.unpack(planes, self.coded, self.bits)
+
+    def entropy_bits(self) -> float:
+        """Bits per coordinate of the tensor that its codes hold, -sum p_j log2 p_j over the codes' own frequencies; an
+        unquantized tail counts 32 each, norms do not count."""
+        return self._per_coordinate(entropy_bits(self._counts()))
+
+    def huffman_bits(self) -> float:
+        """As `entropy_bits`, of a Huffman code made for the codes' own frequencies: what the paper counts."""
+        return self._per_coordinate(huffman_bits(self._counts()))
+
+    def _counts(self) -> Counts:
+        return np.asarray(torch.bincount(self.codes, minlength=2**self.bits).cpu().numpy())
+
+    def _per_coordinate(self, bits_per_code: float) -> float:
+        return (bits_per_code * self.coded + 32.0 * self.tail) / self.n if self.n else 0.0
 
 
-def encode(x: Tensor, levels: Tensor, *, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Payload:
+def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> Payload:
     """Encode a tensor of any shape, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
-    buffer = ops.encode_fused(x.reshape(-1), levels, bits, bucket_size, norm, seed, offset)
-    return Payload(buffer, x.numel(), bits, bucket_size, x.dtype)
+    clipped = clip(x.reshape(-1), coding)
+    tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
+    head = clipped.numel() - tail
+    coordinates = rotate(clipped[:head], coding, offset)
+    buffer = ops.encode_fused(coordinates, levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
+    if tail:
+        buffer = torch.cat([buffer, clipped[head:].to(torch.float32).view(torch.uint8)])
+    rotation = offset if coding.rotate else None
+    return Payload(buffer, x.numel(), coding.bits, coding.bucket_size, x.dtype, tail, rotation)
 
 
 def decode(payload: Payload, levels: Tensor) -> Tensor:
     """The (n,) tensor that a payload stands for, in its own dtype. Raises ValueError for a payload of wrong length."""
-    return ops.decode(payload.buffer, levels, payload.n, payload.bits, payload.bucket_size).to(payload.dtype)
+    head = payload.buffer[: payload.head_bytes]
+    decoded = ops.decode(head, levels, payload.coded, payload.bits, payload.bucket_size)
+    return _finish(decoded, payload.buffer[payload.head_bytes :].clone().view(torch.float32), payload)
+
+
+def decode_sum(payloads: Tensor, like: Payload, levels: Tensor, scale: float) -> Tensor:
+    """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows: (n,) in like's dtype.
+
+    payloads: (W, nbytes) uint8. like: one of them, for what their bytes mean.
+    """
+    heads = payloads[:, : like.head_bytes]
+    total = ops.decode_sum(heads, levels, like.coded, like.bits, like.bucket_size, scale)
+    tail = payloads.new_zeros(like.tail, dtype=torch.float32)
+    if like.tail:
+        for row in payloads[:, like.head_bytes :]:
+            tail += row.clone().view(torch.float32)
+        tail *= scale
+    return _finish(total, tail, like)
+
+
+def clip(x: Tensor, coding: Coding) -> Tensor:
+    """x (n,) clipped to +-coding.clip standard deviations of its own; not at all where the deviation is 0."""
+    if coding.clip is None or x.numel() == 0:
+        return x
+    sigma = x.to(torch.float32).std(correction=0)
+    bound = torch.where(sigma == 0, torch.inf, coding.clip * sigma).to(x.dtype)
+    return torch.minimum(torch.maximum(x, -bound), bound)
+
+
+def rotate(x: Tensor, coding: Coding, offset: int) -> Tensor:
+    """x (n,) as its buckets are encoded: unchanged, or padded to whole buckets and rotated, float32."""
+    if not coding.rotate:
+        return x
+    padded = torch.nn.functional.pad(x.to(torch.float32), (0, -x.numel() % coding.bucket_size))
+    return ops.hadamard(padded, coding.bucket_size, _ROTATION_SEED, offset)
+
+
+def _finish(head: Tensor, tail: Tensor, payload: Payload) -> Tensor:
+    if payload.rotation is not None:
+        back = ops.hadamard(head, payload.bucket_size, _ROTATION_SEED, payload.rotation, inverse=True)
+        head = back[: payload.n - payload.tail]
+    return (torch.cat([head, tail]) if payload.tail else head).to(payload.dtype)

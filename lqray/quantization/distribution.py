@@ -11,6 +11,7 @@ where they do not cancel.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ from scipy.special import ndtr
 Array = NDArray[np.float64]
 
 _SQRT_2PI = np.sqrt(2.0 * np.pi)
+# Elements of a temporary array: a few of them stay in the cache.
+_CHUNK = 32768
+# Narrower normals are point masses to float64.
+_LEAST_SIGMA = 1e-15
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,27 @@ class _Component:
     weight: Array
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Moments of each interval [a, b] between neighbouring edges, around its left end: mass, first, second, (L - 1,)
+    each, the integrals of 1, (r - a), (r - a)^2. density: (L,), at the edges."""
+
+    mass: Array
+    first: Array
+    second: Array
+    density: Array
+
+    def expected_variance(self, edges: Array) -> float:
+        """Psi of levels at the edges these moments were taken at."""
+        return float(np.sum(np.maximum(np.diff(edges) * self.first - self.second, 0.0)))
+
+
 class TruncatedNormalMixture:
     """F = sum_k weights_k TN(means_k, sigmas_k; -1, 1) on [-1, 1].
 
-    means, sigmas, weights: (K,), K >= 1, finite, weights not all zero; they are normalized to sum 1. sigmas must be
-    positive. Raises ValueError otherwise, or when no component has any mass inside [-1, 1] in float64.
+    means, sigmas, weights: (K,), K >= 1, finite, weights not all zero; they are normalized to sum 1. A
+    sigma of 0 is a point mass. Raises ValueError otherwise, for a negative sigma, or when no component has any mass
+    inside [-1, 1] in float64.
     """
 
     def __init__(self, means: ArrayLike, sigmas: ArrayLike, weights: ArrayLike | None = None) -> None:
@@ -47,9 +68,12 @@ class TruncatedNormalMixture:
                 f"means, sigmas, weights need one shape (K,), K >= 1; found {mean.shape}, {sigma.shape}, {weight.shape}"
             )
         if not (
-            np.isfinite([mean, sigma, weight]).all() and (sigma > 0).all() and (weight >= 0).all() and weight.any()
+            np.isfinite([mean, sigma, weight]).all() and (sigma >= 0).all() and (weight >= 0).all() and weight.any()
         ):
-            raise ValueError("means must be finite, sigmas positive and finite, weights non-negative and not all zero")
+            raise ValueError(
+                "means must be finite, sigmas non-negative and finite, weights non-negative and not all zero"
+            )
+        sigma = np.maximum(sigma, _LEAST_SIGMA)
         self.means, self.sigmas = mean, sigma
         self.weights = weight / weight.sum()
         inside = _interval_mass((-1.0 - mean) / sigma, (1.0 - mean) / sigma)
@@ -63,16 +87,33 @@ class TruncatedNormalMixture:
     def cdf(self, x: ArrayLike) -> Array:
         """F(x), elementwise, in [0, 1]."""
         points = np.clip(np.asarray(x, dtype=np.float64), -1.0, 1.0)
-        c = self._c
-        mass = _interval_mass((-1.0 - c.mean) / c.sigma, (points.reshape(1, -1) - c.mean) / c.sigma)
-        return np.asarray(np.clip((c.weight * mass).sum(axis=0), 0.0, 1.0).reshape(points.shape))
+
+        def mass(c: _Component, flat: Array) -> Array:
+            return c.weight[:, 0] @ _interval_mass((-1.0 - c.mean) / c.sigma, (flat - c.mean) / c.sigma)
+
+        return np.asarray(np.clip(self._sum(mass, points), 0.0, 1.0))
 
     def pdf(self, x: ArrayLike) -> Array:
         """The density f(x), elementwise; 0 outside [-1, 1]."""
         points = np.asarray(x, dtype=np.float64)
-        c = self._c
-        density = (c.weight / c.sigma * _normal_pdf((points.reshape(1, -1) - c.mean) / c.sigma)).sum(axis=0)
-        return np.where(np.abs(points) <= 1.0, density.reshape(points.shape), 0.0)
+
+        def density(c: _Component, flat: Array) -> Array:
+            return (c.weight / c.sigma)[:, 0] @ _normal_pdf((flat - c.mean) / c.sigma)
+
+        return np.where(np.abs(points) <= 1.0, self._sum(density, points), 0.0)
+
+    def _sum(self, of: Callable[[_Component, Array], Array], points: Array) -> Array:
+        """The sum of `of` over all components, a chunk of them at a time, in the shape of the points."""
+        flat = points.reshape(-1)
+        total = np.zeros(flat.shape)
+        for part in self._chunks(flat.size):
+            total += of(part, flat)
+        return total.reshape(points.shape)
+
+    def _chunks(self, points: int) -> Iterator[_Component]:
+        c, size = self._c, max(1, _CHUNK // max(points, 1))
+        for k in range(0, c.mean.size, size):
+            yield _Component(c.mean[k : k + size], c.sigma[k : k + size], c.weight[k : k + size])
 
     def quantile(self, p: ArrayLike) -> Array:
         """F^-1(p), elementwise for p in [0, 1], by bisection to the last bit."""
@@ -84,29 +125,35 @@ class TruncatedNormalMixture:
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return np.asarray(0.5 * (low + high))
 
-    def interval_moments(self, edges: Array) -> tuple[Array, Array, Array]:
-        """Moments of each interval [edges_j, edges_j+1] around its left end a: the integrals of 1, (r - a), (r - a)^2.
-
-        edges: (L,), increasing, in [-1, 1]. Returns three (L - 1,) arrays.
-        """
-        c = self._c
-        z = (edges[None, :] - c.mean) / c.sigma
-        mass = _interval_mass(z[:, :-1], z[:, 1:])
-        density = _normal_pdf(z)
-        d_density = np.diff(density, axis=1)
-        offset = c.mean - edges[None, :-1]
-        first = offset * mass - c.sigma * d_density
-        width = np.diff(edges)[None, :]
-        second = offset * first + c.sigma**2 * mass - c.sigma * width * density[:, 1:]
-        first = np.clip(first, 0.0, width * mass)
-        second = np.clip(second, 0.0, width * first)
-        return (c.weight * mass).sum(axis=0), (c.weight * first).sum(axis=0), (c.weight * second).sum(axis=0)
+    def moments(self, edges: Array) -> Moments:
+        """Moments of the intervals between edges: (L,), increasing, in [-1, 1]."""
+        parts = [_moments(edges, part) for part in self._chunks(edges.size)]
+        return Moments(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
 
     def expected_variance(self, levels: ArrayLike) -> float:
         """Psi(l) = sum_j integral over [l_j, l_j+1] of (l_j+1 - r)(r - l_j) dF(r), per normalized coordinate."""
         edges = np.asarray(levels, dtype=np.float64)
-        _, first, second = self.interval_moments(edges)
-        return float(np.sum(np.maximum(np.diff(edges) * first - second, 0.0)))
+        return self.moments(edges).expected_variance(edges)
+
+
+def _moments(edges: Array, c: _Component) -> tuple[Array, Array, Array, Array]:
+    mean, sigma = c.mean, c.sigma
+    z = (edges - mean) / sigma
+    density = _normal_pdf(z)
+    tail = ndtr(-np.abs(z))
+    below, above = np.where(z < 0, tail, 1.0 - tail), np.where(z > 0, tail, 1.0 - tail)
+    # On the side of the normal where the two do not cancel.
+    mass = np.where(z[:, :-1] + z[:, 1:] > 0, above[:, :-1] - above[:, 1:], below[:, 1:] - below[:, :-1])
+    np.maximum(mass, 0.0, out=mass)
+    width = np.diff(edges)
+    offset = mean - edges[:-1]
+    first = offset * mass - sigma * (density[:, 1:] - density[:, :-1])
+    second = offset * first + sigma * (sigma * mass - width * density[:, 1:])
+    limit = width * mass
+    np.clip(first, 0.0, limit, out=first)
+    np.clip(second, 0.0, width * first, out=second)
+    weight = c.weight[:, 0]
+    return weight @ mass, weight @ first, weight @ second, (weight / sigma[:, 0]) @ density
 
 
 def _normal_pdf(z: Array) -> Array:

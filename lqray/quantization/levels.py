@@ -20,6 +20,14 @@ def exponential_levels(bits: int, multiplier: float = 0.5) -> Levels:
     return np.concatenate([-positive[::-1], positive])
 
 
+def fill_levels(levels: Levels, count: int) -> Levels:
+    """`count` levels: those given and the middles of the widest gaps. More levels never round worse."""
+    while levels.size < count:
+        widest = int(np.argmax(np.diff(levels)))
+        levels = np.insert(levels, widest + 1, 0.5 * (levels[widest] + levels[widest + 1]))
+    return levels
+
+
 def as_float32(levels: Levels) -> NDArray[np.float32]:
     """Levels as they are used on the wire. Raises ValueError where float32 does not keep them strictly increasing."""
     rounded = levels.astype(np.float32)

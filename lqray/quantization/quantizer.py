@@ -11,11 +11,11 @@ from torch import Tensor
 from lqray.experiment import names, options
 from lqray.experiment.errors import did_you_mean
 from lqray.quantization import codec
-from lqray.quantization.codec import Payload
+from lqray.quantization.codec import Coding, Payload
+from lqray.quantization.fitting import Statistics
 from lqray.quantization.levels import Levels, as_float32
 from lqray.quantization.methods import Method, load_method
 from lqray.quantization.schedule import UpdateSchedule
-from lqray.quantization.statistics import BucketStatistics, bucket_statistics
 
 
 class Quantizer:
@@ -25,21 +25,30 @@ class Quantizer:
     next step is in `state_dict()`. Quantizers of all ranks must have equal levels; `lqray.communication` sees to it.
     """
 
-    def __init__(self, method: Method, chosen: options.FixedLevelsOptions) -> None:
+    def __init__(self, method: Method, chosen: options.FixedLevelsOptions | options.TernaryOptions) -> None:
         self.method = method
         self.options = chosen
-        self.bits = chosen.bits
-        self.bucket_size = chosen.bucket_size
+        self.coding = Coding(
+            bits=chosen.bits,
+            bucket_size=chosen.bucket_size,
+            norm=method.norm,
+            rotate=chosen.rotation == "hadamard",
+            raw_tail=chosen.tail == "full_precision",
+            clip=chosen.clip if isinstance(chosen, options.TernaryOptions) else None,
+        )
         adaptive = chosen if isinstance(chosen, options.AdaptiveLevelsOptions) else None
         self.schedule = UpdateSchedule(adaptive.update_at, adaptive.update_every) if adaptive else UpdateSchedule()
         self.samples = adaptive.samples if adaptive else 0
+        self.fresh_samples = adaptive is not None and adaptive.sampling == "fresh"
+        self.updates = 0
         self._levels: Levels = method.initial_levels(chosen)
         self._wire_levels = torch.from_numpy(as_float32(self._levels))
-        self._observed: list[BucketStatistics] = []
+        self._observed: list[Statistics] = []
 
     @classmethod
     def create(cls, method: str, bits: int = 3, bucket_size: int = 8192, **others: Any) -> Quantizer:
-        """A quantizer by name of its method; `others` are the method's options (`lqray.experiment.options`).
+        """A quantizer by name of its method; `others` are the method's options (`lqray.experiment.options`). As in
+        YAML, a method with a number of bits of its own (terngrad) leaves `bits` out.
 
         Raises ValueError for an unknown method, one that sends no codes, or options that it does not have.
         """
@@ -52,8 +61,9 @@ class Quantizer:
         if spec is None:
             raise ValueError(f"{method} sends no codes, so there is nothing to quantize")
         chosen = options.QUANTIZER.get(method, options.FixedLevelsOptions)
-        validated = chosen.model_validate({"method": method, "bits": bits, "bucket_size": bucket_size, **others})
-        assert isinstance(validated, options.FixedLevelsOptions)
+        own_bits = {"bits": bits} if "bits" in chosen.model_fields else {}
+        validated = chosen.model_validate({"method": method, "bucket_size": bucket_size, **own_bits, **others})
+        assert isinstance(validated, options.FixedLevelsOptions | options.TernaryOptions)
         return cls(spec, validated)
 
     @property
@@ -66,44 +76,59 @@ class Quantizer:
 
         seed: unsigned 64-bit, different for every worker. offset: unsigned 64-bit, different for every tensor and step.
         """
-        return codec.encode(
-            tensor,
-            self._levels_on(tensor.device),
-            bits=self.bits,
-            bucket_size=self.bucket_size,
-            norm=self.method.norm,
-            seed=seed,
-            offset=offset,
-        )
+        return codec.encode(tensor, self._levels_on(tensor.device), self.coding, seed=seed, offset=offset)
 
     def decode(self, payload: Payload) -> Tensor:
         """The (n,) tensor that a payload stands for, in the dtype of the tensor encoded."""
         return codec.decode(payload, self._levels_on(payload.buffer.device))
 
+    def decode_mean(self, payloads: Tensor, like: Payload) -> Tensor:
+        """Mean of W decoded payloads, rows of (W, nbytes), in their order; `like` is one of them: (n,)."""
+        return codec.decode_sum(payloads, like, self._levels_on(payloads.device), 1.0 / payloads.shape[0])
+
+    def bias(self, tensor: Tensor) -> float:
+        """||E[decode(encode(x))] - x|| / ||x||: 0 unless the method clips, or x is 0."""
+        if self.coding.clip is None:
+            return 0.0
+        exact = tensor.reshape(-1).to(torch.float64)
+        clipped = codec.clip(tensor.reshape(-1), self.coding).to(torch.float64)
+        size = float(exact.norm())
+        return float((clipped - exact).norm()) / size if size else 0.0
+
     def observe(self, tensor: Tensor) -> None:
-        """Add the bucket statistics of a gradient of any shape to what the next `update_levels` fits to."""
-        if self.method.fit is not None:
-            self._observed.append(bucket_statistics(tensor.detach().reshape(-1), self.bucket_size, self.method.norm))
+        """Add a gradient of any shape to what the next `update_levels` fits to. Its buckets start at its beginning."""
+        fit = self.method.fit
+        if fit is None:
+            return
+        gradient = tensor.detach().reshape(-1)
+        seen = fit.observe(
+            codec.rotate(codec.clip(gradient, self.coding), self.coding, 0), self.coding.norm, self.options
+        )
+        self._observed = [fit.keep(fit.statistics.merge([*self._observed, seen]), self.options)]
 
     @property
-    def statistics(self) -> BucketStatistics:
-        """Everything observed since the last update of the levels."""
-        return BucketStatistics.merge(self._observed)
+    def statistics(self) -> Statistics:
+        """What the next update fits to, of what was observed since the last one. Raises TypeError for a method whose
+        levels never change."""
+        if self.method.fit is None:
+            raise TypeError("levels that never change need no statistics")
+        merged: Statistics = self.method.fit.statistics.merge(self._observed)
+        return merged
 
-    def update_levels(self, statistics: BucketStatistics | None = None) -> bool:
+    def update_levels(self, statistics: Statistics | None = None) -> bool:
         """Fit the levels to `statistics`, by default to what was observed here, and forget the latter.
 
         Returns whether the levels changed. They stay when there is nothing to fit to (no bucket of positive norm and
         deviation) and are never replaced by worse ones.
         """
-        statistics = self.statistics if statistics is None else statistics
-        self._observed.clear()
         if self.method.fit is None:
             return False
-        assert isinstance(self.options, options.AdaptiveLevelsOptions)
-        fitted = self.method.fit(statistics, self._levels, self.options)
+        kept = self.method.fit.keep(self.statistics if statistics is None else statistics, self.options)
+        self._observed.clear()
+        fitted = self.method.fit.levels(kept, self._levels, self.options)
         changed = not np.array_equal(fitted, self._levels)
         self.set_levels(fitted)
+        self.updates += 1
         return changed
 
     def set_levels(self, levels: Levels) -> None:
@@ -116,17 +141,29 @@ class Quantizer:
         """The levels in float64, as solved; the wire uses them rounded to float32."""
         return self._levels
 
+    @property
+    def multiplier(self) -> float | None:
+        """Ratio of neighbouring levels, of a method that adapts only that; None for others."""
+        return float(self._levels[-2]) if self.method.multiplier and self._levels.size > 2 else None
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Levels and statistics as float64 tensors; loading them gives the same next step, bit for bit."""
-        return {
-            "levels": torch.from_numpy(self._levels.copy()),
-            "statistics": torch.from_numpy(self.statistics.table()),
-        }
+        """Levels (which hold the multiplier) and statistics, float64, and the number of updates made, int64; loading
+        them gives the same next step, bit for bit."""
+        state = {"levels": torch.from_numpy(self._levels.copy()), "updates": torch.tensor(self.updates)}
+        if self.method.fit is not None:
+            state["statistics"] = torch.from_numpy(self.statistics.table())
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self.set_levels(state["levels"].cpu().numpy().copy())
-        self._observed = [BucketStatistics.from_table(state["statistics"].cpu().numpy().copy())]
+        """Restore what `state_dict` returned. Raises ValueError for levels of another number."""
+        levels = state["levels"].cpu().numpy().copy()
+        if levels.shape != self._levels.shape:
+            raise ValueError(f"the state has {levels.size} levels; allowed: {self._levels.size}, those of its bits")
+        self.set_levels(levels)
+        self.updates = int(state["updates"])
+        if self.method.fit is not None:
+            table = state["statistics"].cpu().numpy().copy()
+            self._observed = [self.method.fit.statistics.from_table(table)]
 
     def _levels_on(self, device: torch.device) -> Tensor:
         return self._wire_levels.to(device)

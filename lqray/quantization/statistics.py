@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from lqray import ops
 from lqray.quantization.distribution import TruncatedNormalMixture
 
 Array = NDArray[np.float64]
+Weighting = Literal["norm", "norm_squared"]
 
 
 @dataclass(frozen=True)
@@ -60,32 +61,55 @@ class BucketStatistics:
             return float("nan")
         return float(np.sqrt((self.sigmas**2 * (self.counts - 1)).sum() / self.counts.sum()))
 
-    def mixture(self, components: int) -> TruncatedNormalMixture | None:
-        """The norm-weighted mixture of the `components` buckets of largest norm (Faghri et al. 2020, section 3.2).
+    def largest(self, components: int) -> BucketStatistics:
+        """The `components` buckets of largest norm among those of positive norm and deviation, largest first."""
+        usable = np.flatnonzero((self.norms > 0) & (self.sigmas > 0))
+        chosen = usable[np.argsort(-self.norms[usable], kind="stable")[:components]]
+        return BucketStatistics.from_table(self.table()[chosen])
+
+    def pooled(self) -> BucketStatistics:
+        """One bucket of the same pooled mean, pooled deviation and count; no bucket where there is none."""
+        if not self.counts.size:
+            return self
+        count = self.counts.sum()
+        sigma = self.pooled_sigma * np.sqrt(count / max(count - 1.0, 1.0))
+        return BucketStatistics.from_table(np.array([[1.0, self.pooled_mean, sigma, count]]))
+
+    def mixture(self, components: int, weighting: Weighting = "norm") -> TruncatedNormalMixture | None:
+        """The weighted mixture of the `components` buckets of largest norm (Faghri et al. 2020, section 3.2).
 
         None when no bucket has a positive norm and deviation: there is nothing to fit levels to.
         """
-        usable = np.flatnonzero((self.norms > 0) & (self.sigmas > 0))
-        if not usable.size:
+        chosen = self.largest(components)
+        if not chosen.norms.size:
             return None
-        largest = usable[np.argsort(-self.norms[usable], kind="stable")[:components]]
-        return TruncatedNormalMixture(self.means[largest], self.sigmas[largest], self.norms[largest])
+        # Divided by the largest: the square of a tiny norm would be 0.
+        weights = chosen.norms / chosen.norms[0]
+        weights = weights if weighting == "norm" else weights**2
+        return TruncatedNormalMixture(chosen.means, chosen.sigmas, weights)
+
+    def normal(self) -> TruncatedNormalMixture | None:
+        """One truncated normal of the pooled mean and deviation (the paper's norm-less variants); None without any."""
+        sigma = self.pooled_sigma
+        return TruncatedNormalMixture([self.pooled_mean], [sigma]) if sigma > 0 else None
 
 
 def bucket_statistics(gradient: Tensor, bucket_size: int, norm: str) -> BucketStatistics:
     """Statistics of the full buckets of a gradient (n,), or of its one short bucket when n < bucket_size.
 
-    Buckets whose norm is zero or not finite are left out: they have no normalized coordinates.
+    For buckets that start anew at every layer, call it for each layer's tensor and merge. Buckets whose norm is zero or
+    not finite are left out: they have no normalized coordinates.
     """
-    n = gradient.numel()
-    full = n - n % bucket_size
-    rows = gradient[:full].reshape(-1, bucket_size) if full else gradient.reshape(1, -1)
-    if rows.numel() == 0:
+    whole = full_buckets(gradient, bucket_size)
+    if whole.numel() == 0:
         return BucketStatistics.empty()
-    norms = ops.bucket_norms(rows.reshape(-1), rows.shape[1], norm).to(torch.float64)
-    values = rows.to(torch.float64)
-    means = values.mean(dim=1) / norms
-    sigmas = values.std(dim=1, correction=1) / norms if rows.shape[1] > 1 else torch.zeros_like(norms)
-    counts = torch.full_like(norms, rows.shape[1])
-    table = torch.stack([norms, means, sigmas, counts], dim=1).cpu().numpy()
-    return BucketStatistics.from_table(table[np.isfinite(table).all(axis=1) & (table[:, 0] > 0)])
+    columns = ops.bucket_statistics(whole, min(bucket_size, whole.numel()), norm)
+    norms, means, sigmas = (column.cpu().numpy() for column in columns)
+    table = np.stack([norms, means, sigmas, np.full(norms.size, min(bucket_size, whole.numel()))], axis=1)
+    return BucketStatistics.from_table(table[np.isfinite(table).all(axis=1) & (norms > 0)])
+
+
+def full_buckets(gradient: Tensor, bucket_size: int) -> Tensor:
+    """The gradient (n,) without its last short bucket; all of it when it is shorter than a bucket."""
+    n = gradient.numel()
+    return gradient[: n - n % bucket_size] if n >= bucket_size else gradient

@@ -15,11 +15,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, check_replicas, full_precision_volume
-from lqray.experiment.options import FixedLevelsOptions, OptimizerOptions, SgdOptions
+from lqray.experiment.options import BucketOptions, OptimizerOptions, SgdOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.training.data import Batches, ImageClassification, load_dataset
 from lqray.training.evaluation import evaluate
+from lqray.training.extra_gradients import extra_gradient
 from lqray.training.models import build_model
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
@@ -76,6 +77,9 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         if exchange:
+            for sample in range(exchange.fresh_samples(iteration)):
+                chosen = batches.extra_indices(iteration, sample, group.rank()).to(device)
+                exchange.observe(extra_gradient(network, dataset, chosen))
             exchange.update_levels()
             volume = exchange.volume
         optimizer.step()
@@ -108,11 +112,12 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> tuple
     if trial.quantizer.method == "sgd":
         return network, None
     model = DistributedDataParallel(network, process_group=group, bucket_cap_mb=trial.exchange.bucket_cap_mb)
-    if not isinstance(trial.quantizer, FixedLevelsOptions):
+    if not isinstance(trial.quantizer, BucketOptions):
         return model, None
     quantizer = Quantizer.create(**trial.quantizer.model_dump())
     seed = derive_seed(trial.seed, "rounding", group.rank())
-    exchange = GradientExchange(quantizer, trial.exchange.reduction, group, seed)
+    by_layer = trial.exchange.buckets == "layer"
+    exchange = GradientExchange(quantizer, trial.exchange.reduction, group, seed, by_layer)
     exchange.attach(model)
     return model, exchange
 

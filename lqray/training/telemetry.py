@@ -21,10 +21,19 @@ def wire_metrics(volume: Volume) -> dict[str, float]:
 
 
 def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, device: torch.device) -> dict[str, float]:
-    """NMSE of the payloads just sent (mean over ranks), every level, seconds of each phase. Collective."""
-    nmse = torch.tensor([exchange.nmse], dtype=torch.float64, device=device)
-    dist.all_reduce(nmse, group=group)
-    metrics = {"quantizer/nmse": float(nmse) / group.size()}
+    """NMSE, bias, entropy and Huffman bits of the payloads just sent (means over ranks), every level, seconds of each
+    phase. Collective."""
+    own = {
+        "quantizer/nmse": exchange.nmse,
+        "quantizer/bias": exchange.bias,
+        "wire/entropy_bits_per_coordinate": exchange.entropy_bits,
+        "wire/huffman_bits_per_coordinate": exchange.huffman_bits,
+    }
+    sums = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(sums, group=group)
+    metrics = dict(zip(own, (sums / group.size()).tolist(), strict=True))
+    if exchange.quantizer.multiplier is not None:
+        metrics["quantizer/multiplier"] = exchange.quantizer.multiplier
     metrics |= {f"quantizer/level/{j}": level for j, level in enumerate(exchange.quantizer.levels.tolist())}
     volume = exchange.volume
     metrics["time/encode_seconds"] = volume.encode_seconds

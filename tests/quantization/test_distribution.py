@@ -69,7 +69,7 @@ def test_known_values_of_fixed_levels():
 
 @pytest.mark.parametrize(
     ("means", "sigmas", "weights"),
-    [([], [], []), ([0.0], [0.0], [1.0]), ([0.0], [1.0], [0.0]), ([np.nan], [1.0], [1.0]), ([0.0, 1.0], [1.0], [1.0])],
+    [([], [], []), ([0.0], [-1.0], [1.0]), ([0.0], [1.0], [0.0]), ([np.nan], [1.0], [1.0]), ([0.0, 1.0], [1.0], [1.0])],
 )
 def test_bad_mixtures_raise(means, sigmas, weights):
     with pytest.raises(ValueError, match="means|sigmas"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lqray.quantization.levels import exponential_levels
-from lqray.quantization.methods import Method
+from lqray.quantization.methods import Method, exponential
 
-METHOD = Method(norm="l2", initial_levels=lambda options: exponential_levels(options.bits, options.multiplier))
+METHOD = Method(norm="l2", initial_levels=exponential)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lqray.quantization.levels import uniform_levels
-from lqray.quantization.methods import Method
+from lqray.quantization.methods import Method, uniform
 
-METHOD = Method(norm="l2", initial_levels=lambda options: uniform_levels(options.bits))
+METHOD = Method(norm="l2", initial_levels=uniform)

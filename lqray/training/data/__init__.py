@@ -96,6 +96,12 @@ class Batches:
         start = (step * self.workers + worker) * self.batch_size
         return torch.from_numpy(_permutation(self.examples, self.seed, epoch)[start : start + self.batch_size])
 
+    def extra_indices(self, iteration: int, sample: int, worker: int) -> Tensor:
+        """int64 (batch_size,): a random minibatch for a gradient beside the training, a function of its arguments."""
+        key = derive_seed(self.seed, "extra gradient", iteration, sample, worker)
+        generator = np.random.Generator(np.random.Philox(key))
+        return torch.from_numpy(generator.choice(self.examples, self.batch_size, replace=False))
+
 
 @lru_cache(maxsize=2)
 def _permutation(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
