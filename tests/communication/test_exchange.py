@@ -32,12 +32,12 @@ def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 20, generator=generator), torch.randint(0, 3, (8,), generator=generator)
 
 
-def make_exchange(rank: int, method: str, **options) -> GradientExchange:
+def make_exchange(rank: int, method: str, by_layer: bool = False, **options) -> GradientExchange:
     quantizer = Quantizer.create(method, bucket_size=64, **options)
-    return GradientExchange(quantizer, "all_gather", dist.group.WORLD, derive_seed(1, "rounding", rank))
+    return GradientExchange(quantizer, "all_gather", dist.group.WORLD, derive_seed(1, "rounding", rank), by_layer)
 
 
-def train_quantized(rank: int, method: str, bucket_cap_mb: float) -> dict:
+def train_quantized(rank: int, method: str, bucket_cap_mb: float, by_layer: bool = False, **options) -> dict:
     """50 quantized steps; what the collective was handed is counted where it is called."""
     handed = []
     original = all_gather_module.all_gather_into_tensor
@@ -47,8 +47,8 @@ def train_quantized(rank: int, method: str, bucket_cap_mb: float) -> dict:
         return original(output, own, group)
 
     all_gather_module.all_gather_into_tensor = counting
-    adaptive = {"update_at": (0, 5), "update_every": 10} if method == "alq" else {}
-    exchange = make_exchange(rank, method, **adaptive)
+    adaptive = {"update_at": (0, 5), "update_every": 10} if load_method(method).fit else {}
+    exchange = make_exchange(rank, method, by_layer, **adaptive, **options)
     model = DistributedDataParallel(network(), bucket_cap_mb=bucket_cap_mb)
     exchange.attach(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -90,12 +90,28 @@ def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap
     n = sum(parameter.numel() for parameter in network().parameters())
     assert volume.coordinates == n
     if cap == 25.0:
-        assert volume.payload_bytes == 4 * -(-n // 64) + 4 * 3 * -(-n // 32)
+        assert volume.payload_bytes == 4 * -(-n // 64) + 4 * (2 if method == "terngrad" else 3) * -(-n // 32)
     else:
         assert first["exchanges"] > 50
     assert volume.bytes_sent == volume.bytes_received == (world - 1) * volume.payload_bytes
     assert first["nmse"] > 0
-    assert first["updates"] == ([0, 5, 15, 25, 35, 45] if method == "alq" else [])
+    assert first["updates"] == ([0, 5, 15, 25, 35, 45] if load_method(method).fit else [])
+
+
+def train_with_every_option(rank: int) -> dict:
+    return train_quantized(rank, "alq", 25.0, by_layer=True, rotation="hadamard", tail="full_precision")
+
+
+def test_layers_rotation_and_unquantized_tails_together():
+    first, second = run_ranks(train_with_every_option, 2)
+    assert first["sums"] == second["sums"]
+    assert len(set(first["sums"])) == 50
+    assert first["handed"] == first["counted"]
+    layers = [parameter.numel() for parameter in network().parameters()]
+    assert first["volume"].payload_bytes == sum(
+        4 * (n // 64) + 4 * 3 * 2 * (n // 64) + 4 * (n % 64) for n in layers
+    )
+    assert first["nmse"] > 0
 
 
 def mean_of_many(rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lqray.experiment import names
-from lqray.quantization import BucketStatistics, Quantizer
+from lqray.quantization import BucketStatistics, Histogram, Quantizer
+from lqray.quantization.entropy import huffman_bits
 from lqray.quantization.methods import load_method
 from lqray.quantization.schedule import UpdateSchedule
 from lqray.quantization.statistics import bucket_statistics
@@ -30,12 +31,18 @@ def nmse(quantizer, x, seed=1):
 def test_codes_are_in_range_and_levels_decode_exactly(method, bits):
     quantizer = Quantizer.create(method, bits=bits, bucket_size=32)
     payload = quantizer.encode(gaussian(1000), seed=1, offset=2)
-    assert int(payload.codes.max()) < len(quantizer.levels) <= 2**bits
-    assert payload.nbytes == 4 * math.ceil(1000 / 32) + 4 * bits * math.ceil(1000 / 32)
-    if quantizer.method.norm == "linf":
-        assert torch.equal(
-            quantizer.decode(quantizer.encode(quantizer.levels, seed=1, offset=2))[-32:], quantizer.levels[-32:]
-        )
+    planes = 2 if method == "terngrad" else bits
+    assert int(payload.codes.max()) < len(quantizer.levels) <= 2**planes
+    assert payload.nbytes == 4 * math.ceil(1000 / 32) + 4 * planes * math.ceil(1000 / 32)
+    # Coordinates that are levels times the norm come back exactly. The first bucket of a linf norm has norm 1.
+    assert quantizer.levels[0] == -1
+    if quantizer.coding.norm == "linf":
+        on_levels = quantizer.levels[:32]
+    else:
+        on_levels = torch.zeros(32)
+        on_levels[5] = -1.0
+        on_levels = on_levels if 0.0 in quantizer.levels else on_levels[5:6]
+    assert torch.equal(quantizer.decode(quantizer.encode(on_levels, seed=1, offset=2)), on_levels)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,22 +78,58 @@ def test_decoding_restores_the_dtype(method, dtype):
     assert quantizer.decode(quantizer.encode(gaussian(100).to(dtype), seed=1, offset=2)).dtype == dtype
 
 
+def expected_variance_of(quantizer, statistics, levels):
+    """Psi of levels under the distribution that the method fits."""
+    if isinstance(statistics, Histogram):
+        return statistics.expected_variance(levels)
+    normless = quantizer.options.method.endswith("_n")
+    distribution = statistics.normal() if normless else statistics.mixture(quantizer.options.components)
+    return distribution.expected_variance(levels)
+
+
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_updated_levels_halve_the_error_and_match_the_expected_variance(method):
-    quantizer = Quantizer.create(method, bucket_size=8192, components=64)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_updated_levels_lower_the_error_to_the_expected_variance(method, bits):
+    """Data of the fitted distribution: Gaussian buckets of 8192, 64 components."""
+    options = {} if method.endswith("_n") or method == "optimal" else {"components": 64}
+    quantizer = Quantizer.create(method, bits=bits, bucket_size=8192, **options)
     x = gaussian(64 * 8192)
     before = nmse(quantizer, x)
     quantizer.observe(x)
-    mixture = quantizer.statistics.mixture(64)
+    statistics = quantizer.statistics
     assert quantizer.update_levels()
-    assert nmse(quantizer, x) < before / 2
-    # Rounding variance given the data: a single rounding's NMSE hangs on one or two rare jumps to a level of 1.
-    r = x.double().view(-1, 8192)
-    r = (r / r.norm(dim=1, keepdim=True)).reshape(-1).numpy()
+    rows = x.double().view(-1, 8192)
+    norms = rows.norm(dim=1, keepdim=True) if quantizer.coding.norm == "l2" else rows.abs().amax(dim=1, keepdim=True)
+    r = (rows / norms).numpy()
     levels = quantizer.exact_levels
-    j = np.searchsorted(levels, r, side="right") - 1
-    variance = np.mean((levels[j + 1] - r) * (r - levels[j]))
-    assert variance == pytest.approx(mixture.expected_variance(levels), rel=0.02)
+    j = np.clip(np.searchsorted(levels, r, side="right") - 1, 0, len(levels) - 2)
+    variance = (levels[j + 1] - r) * (r - levels[j])
+    psi = expected_variance_of(quantizer, statistics, levels)
+    assert np.mean(variance) == pytest.approx(psi, rel=0.02)
+    # The roundings themselves: NMSE = d * Psi for l2 norms, with the norms' own scale for others.
+    scale = float((norms.square() * 8192).sum() / rows.square().sum())
+    measured = np.array([nmse(quantizer, x, seed) for seed in range(12)])
+    exact = float((norms.square().numpy() * variance).sum() / rows.square().sum())
+    assert exact == pytest.approx(scale * psi, rel=0.02)
+    assert abs(measured.mean() - exact) <= 5 * measured.std(ddof=1) / math.sqrt(12)
+    assert measured.mean() < before
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_optimal_is_the_yardstick_of_all_l2_methods(bits):
+    """On heavy-tailed data of buckets of unlike size, where no normal fits."""
+    x = torch.randn(32 * 1024, generator=torch.Generator().manual_seed(5)).pow(3)
+    x = x * torch.logspace(-3, 0, 32).repeat_interleave(1024)
+    errors = {}
+    for method in ADAPTIVE:
+        quantizer = Quantizer.create(method, bits=bits, bucket_size=1024)
+        quantizer.observe(x)
+        quantizer.update_levels()
+        if quantizer.coding.norm == "l2":
+            observed = Quantizer.create("optimal", bits=bits, bucket_size=1024)
+            observed.observe(x)
+            errors[method] = observed.statistics.expected_variance(quantizer.exact_levels)
+    assert min(errors, key=errors.get) == "optimal"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,6 +146,120 @@ def test_the_same_state_gives_the_same_next_step(method):
     assert torch.equal(quantizer.levels, again.levels)
     x = gaussian(seed=9)
     assert torch.equal(quantizer.encode(x, seed=1, offset=2).buffer, again.encode(x, seed=1, offset=2).buffer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("options", [{}, {"rotation": "hadamard"}, {"tail": "full_precision"}])
+def test_nan_and_infinity_surface_in_their_bucket_and_zeros_stay_zero(method, bad, options):
+    quantizer = Quantizer.create(method, bucket_size=64, **options)
+    x = gaussian(64 * 3 + 10)
+    x[70] = bad
+    x[128:192] = 0.0
+    decoded = quantizer.decode(quantizer.encode(x, seed=1, offset=2))
+    assert decoded[64:128].isnan().all()
+    assert decoded[:64].isfinite().all()
+    assert torch.equal(decoded[128:192], torch.zeros(64))
+    x[200] = bad
+    assert not quantizer.decode(quantizer.encode(x, seed=1, offset=2))[200].isfinite()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [0, 5, 64, 150])
+@pytest.mark.parametrize("tail", ["quantize", "full_precision"])
+@pytest.mark.parametrize("rotation", ["none", "hadamard"])
+def test_options_of_every_method(method, n, tail, rotation):
+    quantizer = Quantizer.create(method, bucket_size=64, tail=tail, rotation=rotation)
+    x = gaussian(n)
+    payload = quantizer.encode(x, seed=1, offset=2)
+    decoded = quantizer.decode(payload)
+    assert decoded.shape == (n,)
+    if tail == "full_precision":
+        whole = n - n % 64
+        assert torch.equal(decoded[whole:], x[whole:])
+        assert payload.tail == n - whole
+    rows = torch.stack([payload.buffer, quantizer.encode(x, seed=9, offset=2).buffer])
+    both = [quantizer.decode(payload), quantizer.decode(quantizer.encode(x, seed=9, offset=2))]
+    torch.testing.assert_close(quantizer.decode_mean(rows, payload), sum(both) / 2, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["qsgd_inf", "nuqsgd", "terngrad", "alq"])
+def test_rotated_quantization_is_unbiased(method):
+    quantizer = Quantizer.create(method, bucket_size=64, rotation="hadamard")
+    x = gaussian(64)
+    decoded = torch.stack([quantizer.decode(quantizer.encode(x, seed=s, offset=s)) for s in range(4000)]).double()
+    bias, spread = decoded.mean(dim=0) - x.double(), decoded.std(dim=0)
+    assert torch.all(bias.abs() <= 5 * spread / math.sqrt(4000))
+
+
+def test_rotation_tames_a_spike():
+    x = torch.zeros(1024)
+    x[3], x[4:] = 1.0, 1e-4 * gaussian(1020) / 1e-3
+    plain, rotated = (
+        Quantizer.create("alq_inf", bucket_size=1024, update_at=[0], rotation=rotation)
+        for rotation in ("none", "hadamard")
+    )
+    spread = {}
+    for quantizer in (plain, rotated):
+        payload = quantizer.encode(x, seed=1, offset=2)
+        spread[quantizer.coding.rotate] = float(payload.norms[0])
+    assert spread[True] < 0.1 * spread[False]
+
+
+def test_clipping_of_terngrad_is_its_bias():
+    x = gaussian(8192)
+    clipped = Quantizer.create("terngrad", bucket_size=8192, clip=2.5)
+    sigma = x.std(correction=0)
+    expected = x.clamp(-2.5 * sigma, 2.5 * sigma)
+    assert clipped.bias(x) == pytest.approx(float((expected - x).norm() / x.norm()), rel=1e-6)
+    assert clipped.bias(x) > 0.01
+    assert Quantizer.create("terngrad", bucket_size=8192).bias(x) == 0
+    mean = torch.stack([clipped.decode(clipped.encode(x, seed=s, offset=0)) for s in range(200)]).double().mean(dim=0)
+    assert float((mean - x).norm() / x.norm()) > 0.5 * clipped.bias(x)
+    assert nmse(clipped, x) < nmse(Quantizer.create("terngrad", bucket_size=8192), x)
+    assert torch.equal(clipped.decode(clipped.encode(torch.ones(64), seed=1, offset=0)), torch.ones(64))
+
+
+def test_entropy_and_huffman_bits():
+    quantizer = Quantizer.create("qsgd_inf", bucket_size=8192)
+    payload = quantizer.encode(gaussian(64 * 8192), seed=1, offset=2)
+    counts = torch.bincount(payload.codes, minlength=8).double()
+    share = counts / counts.sum()
+    assert payload.entropy_bits() == pytest.approx(float(-(share * share.log2()).sum()))
+    assert payload.entropy_bits() == pytest.approx(2.00, abs=0.05)  # uniform levels of Gaussian buckets
+    assert payload.entropy_bits() <= payload.huffman_bits() < payload.entropy_bits() + 1
+    assert quantizer.encode(torch.empty(0), seed=1, offset=2).huffman_bits() == 0
+    assert quantizer.encode(torch.zeros(64), seed=1, offset=2).entropy_bits() <= 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "bits"), [([5], 1.0), ([1, 1], 1.0), ([2, 1, 1], 1.5), ([4, 2, 1, 1], 1.75), ([0, 0], 0.0), ([], 0.0)]
+)
+def test_huffman_code_lengths(counts, bits):
+    assert huffman_bits(np.array(counts, dtype=np.int64)) == bits
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_what_is_kept_of_observations_gives_the_levels_of_all_of_them(method):
+    quantizer = Quantizer.create(method, bucket_size=64)
+    for seed in range(4):
+        quantizer.observe(gaussian(seed=seed))
+    assert len(quantizer.statistics.table()) <= (8192 if method == "optimal" else 20)
+    fit = quantizer.method.fit
+    everything = [fit.observe(gaussian(seed=seed), quantizer.coding.norm, quantizer.options) for seed in range(4)]
+    expected = fit.levels(fit.statistics.merge(everything), quantizer.exact_levels, quantizer.options)
+    quantizer.update_levels()
+    np.testing.assert_allclose(quantizer.exact_levels, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_buckets_of_layers_and_of_the_network():
+    first, second = gaussian(96, seed=1), gaussian(160, seed=2)
+    by_layer = BucketStatistics.merge([bucket_statistics(part, 64, "l2") for part in (first, second)])
+    network = bucket_statistics(torch.cat([first, second]), 64, "l2")
+    assert len(by_layer.norms) == 1 + 2
+    assert len(network.norms) == 4
+    assert network.norms[0] == by_layer.norms[0]
+    assert network.norms[1] == pytest.approx(float(torch.cat([first[64:], second[:32]]).norm()), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
@@ -122,6 +279,8 @@ def test_nothing_to_fit_keeps_the_levels(method, x):
         ({"method": "full_precision"}, "sends no codes"),
         ({"method": "alq", "bits": 9}, "bits"),
         ({"method": "qsgd", "components": 3}, "components"),
+        ({"method": "alq", "bucket_size": 100, "rotation": "hadamard"}, "power of two"),
+        ({"method": "terngrad", "clip": 0.0}, "clip"),
     ],
 )
 def test_bad_arguments(arguments, message):
