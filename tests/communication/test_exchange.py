@@ -108,9 +108,7 @@ def test_layers_rotation_and_unquantized_tails_together():
     assert len(set(first["sums"])) == 50
     assert first["handed"] == first["counted"]
     layers = [parameter.numel() for parameter in network().parameters()]
-    assert first["volume"].payload_bytes == sum(
-        4 * (n // 64) + 4 * 3 * 2 * (n // 64) + 4 * (n % 64) for n in layers
-    )
+    assert first["volume"].payload_bytes == sum(4 * (n // 64) + 4 * 3 * 2 * (n // 64) + 4 * (n % 64) for n in layers)
     assert first["nmse"] > 0
 
 

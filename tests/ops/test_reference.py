@@ -5,6 +5,7 @@ import struct
 
 import pytest
 import torch
+from scipy.linalg import hadamard
 
 from lqray import ops
 from lqray.ops import reference
@@ -195,6 +196,10 @@ def test_a_payload_of_wrong_length_is_an_error(cut):
         (lambda x: ops.encode_fused(x, UNIFORM, 2, 4, "l2", 0, 0), "levels"),
         (lambda x: ops.encode_fused(x, UNIFORM, 3, 4, "l2", -1, 0), "unsigned"),
         (lambda x: ops.encode(x, torch.ones(2), UNIFORM, 3, 4, 0, 0), "one norm for each bucket"),
+        (lambda x: ops.bucket_statistics(x, 0, "l2"), "bucket_size is 0"),
+        (lambda x: ops.hadamard(x, 4, 0, 0), "power of two that divides"),
+        (lambda x: ops.hadamard(x, 5, 0, 0), "power of two"),
+        (lambda x: ops.hadamard(x.half(), 2, 0, 0), "float32"),
     ],
 )
 def test_bad_arguments_name_operator_argument_and_value(call, message):
@@ -212,6 +217,45 @@ def test_opcheck():
         "encode_fused": (x, UNIFORM, 3, 64, "l2", 1, 2),
         "decode": (payload, UNIFORM, 100, 3, 64),
         "decode_sum": (torch.stack([payload, payload]), UNIFORM, 100, 3, 64, 0.5),
+        "bucket_statistics": (x, 64, "linf"),
+        "hadamard": (torch.randn(128), 64, 1, 2, False),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(getattr(torch.ops.lqray, name).default, arguments)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-38, 1e25])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1e4])
+def test_bucket_statistics_are_those_of_float64(norm, scale, shift):
+    x = (torch.randn(64 * 5 + 7, generator=torch.Generator().manual_seed(1)) + shift) * scale
+    norms, means, sigmas = ops.bucket_statistics(x, 64, norm)
+    assert norms.dtype == means.dtype == sigmas.dtype == torch.float64
+    assert torch.allclose(norms, ops.bucket_norms(x, 64, norm).double(), rtol=2e-7, atol=0)
+    for bucket, values in enumerate(x.double().split(64)):
+        assert float(means[bucket] * norms[bucket]) == pytest.approx(float(values.mean()), rel=2e-5, abs=1e-6 * scale)
+        assert float(sigmas[bucket] * norms[bucket]) == pytest.approx(float(values.std()), rel=2e-5)
+
+
+def test_bucket_statistics_of_odd_buckets():
+    x = torch.tensor([2.0, 2.0, 0.0, 0.0, torch.nan, 1.0, 1.0, torch.inf, 3.0])
+    norms, means, sigmas = ops.bucket_statistics(x, 2, "l2")
+    assert norms[[0, 1, 4]].tolist() == pytest.approx([8**0.5, 0.0, 3.0])
+    assert means[[0, 1, 4]].tolist() == pytest.approx([0.5**0.5, 0.0, 1.0])
+    assert sigmas[[0, 1, 4]].tolist() == [0.0, 0.0, 0.0]
+    assert norms[[2, 3]].isnan().all()
+    assert ops.bucket_statistics(x[:0], 2, "linf")[0].shape == (0,)
+    assert ops.bucket_statistics(torch.ones(8192 * 3), 8192, "l2")[2].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("block", [1, 2, 64, 1024])
+def test_hadamard_is_the_signed_orthonormal_transform(block):
+    x = torch.randn(3 * block, generator=torch.Generator().manual_seed(1))
+    turned = ops.hadamard(x, block, seed=5, offset=6)
+    signs = 1 - 2 * (reference.uniforms(3 * block, 5, 6) >= 0.5).double()
+    matrix = torch.from_numpy(hadamard(block)).double() / block**0.5
+    expected = (matrix @ (x.double() * signs).view(3, block).T).T.reshape(-1)
+    torch.testing.assert_close(turned.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ops.hadamard(turned, block, seed=5, offset=6, inverse=True), x, rtol=1e-5, atol=1e-6)
+    if block > 2:
+        assert not torch.equal(turned, ops.hadamard(x, block, seed=5, offset=7))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lqray.quantization import TruncatedNormalMixture, solve_levels
+from lqray.quantization.dynamic_program import Points, choose_levels
 from lqray.quantization.levels import exponential_levels, uniform_levels
 from lqray.quantization.solvers import _derivatives
 
@@ -94,3 +95,135 @@ def test_any_statistics_give_valid_levels_no_worse_than_those_given(components, 
 def test_bits_out_of_range(bits):
     with pytest.raises(ValueError, match="1 to 8"):
         solve_levels(TruncatedNormalMixture([0], [1]), bits)
+
+
+MIXTURE = TruncatedNormalMixture([0.01, -0.02, 0.0], [0.01, 0.03, 0.1], [3.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_coordinate_descent_ends_where_newton_does(bits):
+    newton = MIXTURE.expected_variance(solve_levels(MIXTURE, bits))
+    coordinate = MIXTURE.expected_variance(solve_levels(MIXTURE, bits, solver="coordinate"))
+    assert newton <= coordinate * (1 + 1e-9)
+    assert coordinate <= newton * 1.001
+
+
+def test_the_projected_gradient_descends_from_the_levels_given():
+    levels = uniform_levels(3)
+    for _ in range(5):
+        better = solve_levels(MIXTURE, 3, "alqg", initial=levels)
+        assert MIXTURE.expected_variance(better) < MIXTURE.expected_variance(levels)
+        levels = better
+    assert MIXTURE.expected_variance(levels) >= MIXTURE.expected_variance(solve_levels(MIXTURE, 3))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_no_multiplier_of_a_fine_grid_is_better_than_amqs(bits):
+    levels = solve_levels(MIXTURE, bits, "amq")
+    multiplier = levels[-2]
+    np.testing.assert_allclose(levels, exponential_levels(bits, multiplier))
+    grid = np.linspace(0.05, 0.995, 500)
+    best = min(MIXTURE.expected_variance(exponential_levels(bits, p)) for p in grid)
+    assert MIXTURE.expected_variance(levels) <= best * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("d", "nmse"), [(8192, 0.527), (16384, 0.593)])
+def test_known_optimum_of_amq(d, nmse):
+    normal = TruncatedNormalMixture([0.0], [d**-0.5])
+    assert d * normal.expected_variance(solve_levels(normal, 3, "amq")) == pytest.approx(nmse, abs=5e-4)
+
+
+@pytest.mark.parametrize("case", ORIGINAL, ids=lambda case: f"{case['bits']}bits-{case['bucket_size']}-{case['case']}")
+def test_amq_is_never_worse_than_the_original_implementation(case):
+    for name in ("amq_nb", "amq_nl"):
+        distribution = (
+            TruncatedNormalMixture(case["means"], case["sigmas"], case["norms"])
+            if name == "amq_nb"
+            else TruncatedNormalMixture([case["nl_mean"]], [case["nl_sigma"]])
+        )
+        theirs = exponential_levels(case["bits"], case["results"][name]["multiplier"])
+        ours = solve_levels(distribution, case["bits"], "amq")
+        assert distribution.expected_variance(ours) <= distribution.expected_variance(theirs) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("case", ORIGINAL, ids=lambda case: f"{case['bits']}bits-{case['bucket_size']}-{case['case']}")
+def test_the_originals_own_figures_of_its_levels(case):
+    """Its expected variance comes from a histogram, good to about 1e-3; below half a bin of it, to that."""
+    for name, result in case["results"].items():
+        if "levels" in result and "_nb" in name:
+            ours = mixture_of(case, name).expected_variance(result["levels"])
+            assert ours == pytest.approx(result["variance"], rel=2e-3, abs=2e-8), name
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_within_reach_of_an_exact_choice_among_many_points(bits):
+    """Brute force: the best levels among 6,000 points, which the best levels anywhere beat by little."""
+    core = np.sinh(np.linspace(-1, 1, 5999) * np.arcsinh(1e3)) / 1e3
+    edges = np.unique(np.concatenate([[-1.0], core, [1.0]]))
+    moments = MIXTURE.moments(edges)
+    left = edges[:-1]
+    cumulative = [
+        np.concatenate([[0.0], np.cumsum(m)])
+        for m in (
+            moments.mass,
+            moments.first + left * moments.mass,
+            moments.second + 2 * left * moments.first + left**2 * moments.mass,
+        )
+    ]
+    best = edges[choose_levels(Points(edges, *cumulative), 2**bits)]
+    ours = MIXTURE.expected_variance(solve_levels(MIXTURE, bits))
+    assert ours <= MIXTURE.expected_variance(best) * (1 + (1e-6 if bits <= 4 else 1e-4))
+
+
+@pytest.mark.parametrize("method", ["alq", "alqg", "amq"])
+def test_symmetric_levels(method):
+    levels = solve_levels(MIXTURE, 3, method, symmetric=True)
+    np.testing.assert_array_equal(levels, -levels[::-1])
+    assert MIXTURE.expected_variance(levels) <= MIXTURE.expected_variance(exponential_levels(3))
+    if method == "alq":
+        free = MIXTURE.expected_variance(solve_levels(MIXTURE, 3))
+        assert free <= MIXTURE.expected_variance(levels)
+        wiggled = levels + np.array([0, 1, -1, 2, -2, 1, -1, 0]) * 1e-4
+        assert MIXTURE.expected_variance(0.5 * (wiggled - wiggled[::-1])) > MIXTURE.expected_variance(levels)
+
+
+@pytest.mark.parametrize(("components", "bits"), [(1, 1), (1, 3), (1000, 1), (1000, 6), (100_000, 2)])
+def test_any_number_of_components(components, bits):
+    random = np.random.default_rng(components)
+    mixture = TruncatedNormalMixture(
+        random.uniform(-1, 1, components), 10.0 ** random.uniform(-12, 1, components), random.random(components)
+    )
+    start = exponential_levels(bits)
+    levels = solve_levels(mixture, bits, initial=start)
+    assert mixture.expected_variance(levels) <= mixture.expected_variance(start)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.3, 1.0]), st.sampled_from([0.0, 1e-12, 1e-3, 10.0])), min_size=1),
+    st.integers(1, 4),
+    st.sampled_from([("alq", "newton"), ("alq", "coordinate"), ("alqg", "newton"), ("amq", "newton")]),
+    st.booleans(),
+)
+def test_every_solver_takes_degenerate_statistics(components, bits, solver, symmetric):
+    means, sigmas = map(np.array, zip(*components, strict=True))
+    mixture = TruncatedNormalMixture(means, sigmas)
+    initial = exponential_levels(bits)
+    method, how = solver
+    levels = solve_levels(mixture, bits, method, initial, how, symmetric)
+    assert np.all(np.diff(levels.astype(np.float32)) > 0)
+    assert mixture.expected_variance(levels) <= mixture.expected_variance(initial) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "amq", "solver": "coordinate"}, "allowed: alq with newton"),
+        ({"method": "alqq"}, "allowed: alq with newton"),
+        ({"initial": [-1, 0, 1]}, "8 levels"),
+        ({"initial": np.zeros(8)}, "strictly increasing"),
+    ],
+)
+def test_bad_arguments_say_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        solve_levels(MIXTURE, 3, **arguments)

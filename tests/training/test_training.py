@@ -9,6 +9,7 @@ from lqray.experiment import names
 from lqray.experiment.options import ScheduleOptions
 from lqray.experiment.schema import Trial
 from lqray.training.data import Batches, load_dataset
+from lqray.training.extra_gradients import extra_gradient
 from lqray.training.loop import DivergedError, Report
 from lqray.training.models import build_model
 from lqray.training.schedule import learning_rate
@@ -41,6 +42,45 @@ def test_a_run_is_a_function_of_its_trial():
     assert untimed[0] == untimed[1]
     assert first["test/loss"] == second["test/loss"]
     assert run(trial(seed=2))[0]["test/loss"] != first["test/loss"]
+
+
+def test_extra_gradients_leave_no_trace():
+    """Parameters, buffers of BatchNorm, gradients and random state are those of before."""
+    dataset = load_dataset(trial().data)
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 10)
+    )
+    network[1].weight.grad = torch.ones_like(network[1].weight)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    gradients = extra_gradient(network, dataset, torch.arange(32))
+    assert [g.shape for g in gradients] == [p.shape for p in network.parameters()]
+    assert any(g.abs().max() > 0 for g in gradients)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(network[1].weight.grad, torch.ones_like(network[1].weight))
+    assert network[1].bias.grad is None
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("buckets", ["network", "layer"])
+def test_fresh_sampling_fits_levels_and_changes_nothing_else(buckets):
+    """With every update after the last step, levels cannot matter to training: the two runs end in the same bits."""
+    base = {"method": "alq", "bucket_size": 64, "update_at": [59], "update_every": 0, "samples": 3}
+    exchange = {"reduction": "all_gather", "buckets": buckets}
+    fresh = run(trial(quantizer=base | {"sampling": "fresh"}, exchange=exchange))[0]
+    training = run(trial(quantizer=base, exchange=exchange))[0]
+    assert fresh["test/loss"] == training["test/loss"]
+    early = base | {"sampling": "fresh", "update_at": [0, 20]}
+    levels = [r.metrics["quantizer/level/1"] for r in run(trial(quantizer=early))[1] if "train/loss" in r.metrics]
+    assert len(set(levels)) == 2
+
+
+def test_extra_batches_are_a_function_of_seed_iteration_sample_and_worker():
+    batches = Batches(100, 10, 2, 1)
+    found = {tuple(batches.extra_indices(i, s, w).tolist()) for i in range(3) for s in range(3) for w in range(2)}
+    assert len(found) == 18
+    assert torch.equal(batches.extra_indices(1, 2, 0), batches.extra_indices(1, 2, 0))
 
 
 def test_reports_of_a_run():
