@@ -11,6 +11,7 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _TINY = 2.0**-64
 _LIFT = 2.0**100
+_PART = 2**18
 
 
 def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
@@ -30,11 +31,13 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     rows = _rows(x.to(torch.float32), bucket_size)
     if rows.numel() == 0:
         return tuple(x.new_empty(0, dtype=torch.float64) for _ in range(3))  # type: ignore[return-value]
-    roots = torch.linalg.vector_norm(rows, dim=1).to(torch.float64)
-    sums = rows.sum(dim=1).to(torch.float64)
+    # A part at a time on the CPU: the passes over it after the first find it in the cache.
+    parts = rows.split(max(1, _PART // bucket_size)) if x.device.type == "cpu" else (rows,)
+    passes = [(torch.linalg.vector_norm(part, dim=1), part.sum(dim=1), _largest(part, norm)) for part in parts]
+    roots, sums, largest = (torch.cat(column).to(torch.float64) for column in zip(*passes, strict=True))
+    largest = roots if norm == "l2" else largest
     counts = torch.full_like(roots, bucket_size)
     counts[-1] -= -x.numel() % bucket_size
-    largest = rows.view(-1, bucket_size).abs().amax(dim=1).to(torch.float64) if norm == "linf" else roots
     deviations = _sum_of_squared_deviations(roots, sums, counts)
     unsure = ~((roots > 1e-15) & (roots < 1e15) & (deviations > 0.01 * roots.square()))
     if unsure.any():
@@ -51,6 +54,10 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     sigmas = (deviations / (counts - 1).clamp(min=1)).sqrt()
     divisor = torch.where(norms == 0, torch.ones_like(norms), norms)
     return norms, sums / counts / divisor, sigmas / divisor
+
+
+def _largest(rows: Tensor, norm: str) -> Tensor:
+    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)) if norm == "linf" else rows.new_empty(0)
 
 
 def _sum_of_squared_deviations(roots: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
