@@ -1,0 +1,198 @@
+// The operators of lqray for CPU tensors, through torch's stable ABI: checks, memory, threads; the work is quantize_cpu's.
+#include <torch/csrc/stable/device.h>
+
+#include <tuple>
+
+#include "bind.h"
+#include "quantize_cpu.h"
+
+namespace lqray::bind {
+
+namespace {
+
+constexpr int64_t kGrain = 1 << 15;  // coordinates that are worth a thread
+
+// Share [0, units) of `size` coordinates each among torch's threads.
+template <typename F>
+void share(int64_t units, int64_t size, const F& work) {
+  if (units > 0) torch::stable::parallel_for(0, units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)), work);
+}
+
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), dtype);
+}
+
+cpu::Input input_of(const char* op, const Tensor& x) {
+  return cpu::Input{x.const_data_ptr(), dtype_of(op, x), x.numel()};
+}
+
+uint8_t* bytes_of(const Tensor& x) { return static_cast<uint8_t*>(x.mutable_data_ptr()); }
+const uint8_t* const_bytes_of(const Tensor& x) { return static_cast<const uint8_t*>(x.const_data_ptr()); }
+
+Levels tables_of(const Tensor& levels, int64_t bits) {
+  const Tensor flat = dense(levels);
+  return cpu::make_levels(static_cast<const float*>(flat.const_data_ptr()), static_cast<int>(flat.numel()),
+                          static_cast<int>(bits));
+}
+
+Tensor bucket_norms(const Tensor& x, int64_t bucket_size, std::string norm) {
+  check_input("bucket_norms", x, bucket_size);
+  const Tensor flat = dense(x);
+  const cpu::Input input = input_of("bucket_norms", flat);
+  const Norm kind = norm_of("bucket_norms", norm);
+  const int64_t buckets = ceil_divide(input.n, bucket_size);
+  Tensor norms = empty(x, {buckets}, ScalarType::Float);
+  share(buckets, bucket_size, [&](int64_t begin, int64_t end) {
+    cpu::bucket_norms(input, bucket_size, kind, bytes_of(norms), begin, end);
+  });
+  return norms;
+}
+
+std::tuple<Tensor, Tensor, Tensor> bucket_statistics(const Tensor& x, int64_t bucket_size, std::string norm) {
+  check_input("bucket_statistics", x, bucket_size);
+  const Tensor flat = dense(x);
+  const cpu::Input input = input_of("bucket_statistics", flat);
+  const Norm kind = norm_of("bucket_statistics", norm);
+  const int64_t buckets = ceil_divide(input.n, bucket_size);
+  Tensor norms = empty(x, {buckets}, ScalarType::Double), means = empty(x, {buckets}, ScalarType::Double);
+  Tensor sigmas = empty(x, {buckets}, ScalarType::Double);
+  share(buckets, bucket_size, [&](int64_t begin, int64_t end) {
+    cpu::bucket_statistics(input, bucket_size, kind, static_cast<double*>(norms.mutable_data_ptr()),
+                           static_cast<double*>(means.mutable_data_ptr()),
+                           static_cast<double*>(sigmas.mutable_data_ptr()), begin, end);
+  });
+  return {norms, means, sigmas};
+}
+
+Tensor encode(const Tensor& x, const Tensor& norms, const Tensor& levels, int64_t bits, int64_t bucket_size,
+              int64_t seed, int64_t offset) {
+  check_input("encode", x, bucket_size);
+  check_levels("encode", levels, x, bits);
+  const Tensor flat = dense(x), flat_norms = dense(norms);
+  const cpu::Input input = input_of("encode", flat);
+  STD_TORCH_CHECK(norms.is_cpu() && norms.dim() == 1 && norms.scalar_type() == ScalarType::Float &&
+                      norms.numel() == ceil_divide(input.n, bucket_size),
+                  "encode: norms must be float32 of ", ceil_divide(input.n, bucket_size), " elements, on the CPU");
+  const Levels tables = tables_of(levels, bits);
+  Tensor codes = empty(x, {code_bytes(input.n, bits)}, ScalarType::Byte);
+  share(ceil_divide(input.n, kTile), kTile, [&](int64_t begin, int64_t end) {
+    cpu::encode(input, const_bytes_of(flat_norms), tables, bucket_size, static_cast<uint64_t>(seed),
+                static_cast<uint64_t>(offset), bytes_of(codes), begin, end);
+  });
+  return codes;
+}
+
+Tensor encode_fused(const Tensor& x, const Tensor& levels, int64_t bits, int64_t bucket_size, std::string norm,
+                    int64_t seed, int64_t offset) {
+  check_input("encode_fused", x, bucket_size);
+  check_levels("encode_fused", levels, x, bits);
+  const Tensor flat = dense(x);
+  const cpu::Input input = input_of("encode_fused", flat);
+  const Norm kind = norm_of("encode_fused", norm);
+  const Levels tables = tables_of(levels, bits);
+  const int64_t head = norm_bytes(input.n, bucket_size), buckets = ceil_divide(input.n, bucket_size);
+  Tensor payload = empty(x, {head + code_bytes(input.n, bits)}, ScalarType::Byte);
+  uint8_t *norms = bytes_of(payload), *words = norms + head;
+  const uint64_t key = static_cast<uint64_t>(seed), counter = static_cast<uint64_t>(offset);
+  const int64_t tiles = ceil_divide(input.n, kTile);
+  if (bucket_size % kTile == 0) {  // tiles do not cross buckets: a bucket is still in the cache when it is encoded
+    const int64_t width = bucket_size / kTile;
+    share(buckets, bucket_size, [&](int64_t begin, int64_t end) {
+      for (int64_t bucket = begin; bucket < end; ++bucket) {
+        cpu::bucket_norms(input, bucket_size, kind, norms, bucket, bucket + 1);
+        cpu::encode(input, norms, tables, bucket_size, key, counter, words, bucket * width,
+                    std::min(tiles, (bucket + 1) * width));
+      }
+    });
+  } else {
+    share(buckets, bucket_size,
+          [&](int64_t begin, int64_t end) { cpu::bucket_norms(input, bucket_size, kind, norms, begin, end); });
+    share(tiles, kTile, [&](int64_t begin, int64_t end) {
+      cpu::encode(input, norms, tables, bucket_size, key, counter, words, begin, end);
+    });
+  }
+  return payload;
+}
+
+Tensor decode(const Tensor& payload, const Tensor& levels, int64_t n, int64_t bits, int64_t bucket_size) {
+  check_payload("decode", payload, 1, n, bits, bucket_size);
+  check_levels("decode", levels, payload, bits);
+  const Tensor flat = dense(payload);
+  const Levels tables = tables_of(levels, bits);
+  Tensor out = empty(payload, {n}, ScalarType::Float);
+  const uint8_t* norms = const_bytes_of(flat);
+  const cpu::Codes codes{norms, norms + norm_bytes(n, bucket_size)};
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  share(ceil_divide(n, kGroup), kGroup, [&](int64_t begin, int64_t end) {
+    cpu::decode(codes, tables, n, bucket_size, to, begin, end);
+  });
+  return out;
+}
+
+Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64_t bits, int64_t bucket_size,
+                  double scale) {
+  check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
+  check_levels("decode_sum", levels, payloads, bits);
+  // Rows may be parts of longer payloads: only their own bytes must be next to each other.
+  const Tensor rows = payloads.numel() == 0 || payloads.stride(1) == 1 ? payloads : dense(payloads);
+  const Levels tables = tables_of(levels, bits);
+  Tensor out = empty(payloads, {n}, ScalarType::Float);
+  const uint8_t* bytes = const_bytes_of(rows);
+  const int64_t count = rows.size(0), stride = count > 1 ? rows.stride(0) : 0;
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  share(ceil_divide(n, kGroup), kGroup * std::max<int64_t>(1, count), [&](int64_t begin, int64_t end) {
+    cpu::decode_sum(bytes, count, stride, norm_bytes(n, bucket_size), tables, n, bucket_size,
+                    static_cast<float>(scale), to, begin, end);
+  });
+  return out;
+}
+
+Tensor hadamard(const Tensor& x, int64_t block_size, int64_t seed, int64_t offset, bool inverse) {
+  check_input("hadamard", x, block_size);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && (block_size & (block_size - 1)) == 0 &&
+                      x.numel() % block_size == 0,
+                  "hadamard: x must be float32 and block_size a power of two that divides its length");
+  const Tensor flat = dense(x);
+  const int64_t n = flat.numel();
+  Tensor out = empty(x, {n}, ScalarType::Float);
+  const float* from = static_cast<const float*>(flat.const_data_ptr());
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  const auto turn = [&] {
+    share(n / block_size, block_size,
+          [&](int64_t begin, int64_t end) { cpu::hadamard_blocks(to, block_size, begin, end); });
+  };
+  const auto sign = [&](const float* source) {
+    share(ceil_divide(n, kTile), kTile, [&](int64_t begin, int64_t end) {
+      cpu::apply_signs(source, n, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), to, begin, end);
+    });
+  };
+  if (inverse) {
+    share(n / block_size, block_size, [&](int64_t begin, int64_t end) {
+      std::copy(from + begin * block_size, from + end * block_size, to + begin * block_size);
+    });
+    turn();
+    sign(to);
+  } else {
+    sign(from);
+    turn();
+  }
+  return out;
+}
+
+}  // namespace
+
+}  // namespace lqray::bind
+
+STABLE_TORCH_LIBRARY_IMPL(lqray, CPU, m) {
+  m.impl("bucket_norms", TORCH_BOX(&lqray::bind::bucket_norms));
+  m.impl("bucket_statistics", TORCH_BOX(&lqray::bind::bucket_statistics));
+  m.impl("encode", TORCH_BOX(&lqray::bind::encode));
+  m.impl("encode_fused", TORCH_BOX(&lqray::bind::encode_fused));
+  m.impl("decode", TORCH_BOX(&lqray::bind::decode));
+  m.impl("decode_sum", TORCH_BOX(&lqray::bind::decode_sum));
+  m.impl("hadamard", TORCH_BOX(&lqray::bind::hadamard));
+}
+
+extern "C" __attribute__((visibility("default"))) const char* lqray_cpu_instruction_set() {
+  return lqray::cpu::instruction_set();
+}

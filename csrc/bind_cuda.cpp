@@ -1,0 +1,162 @@
+// The operators of lqray for CUDA tensors, through torch's stable ABI: checks, memory, device and stream; the work is
+// quantize_cuda's. Nothing here waits for the device, so that CUDA graphs may capture it.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <tuple>
+
+#include "bind.h"
+#include "quantize_cuda.h"
+
+namespace lqray::bind {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), dtype);
+}
+
+void* stream_of(const Tensor& x) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return stream;
+}
+
+void check_launch(const char* op, int error) {
+  STD_TORCH_CHECK(error == 0, op, ": CUDA launch failed: ", cuda::error_text(error));
+}
+
+cuda::Input input_of(const char* op, const Tensor& x) {
+  return cuda::Input{x.const_data_ptr(), dtype_of(op, x), x.numel()};
+}
+
+cuda::DeviceLevels levels_of(const Tensor& levels, int64_t bits) {
+  return cuda::DeviceLevels{static_cast<const float*>(levels.const_data_ptr()), static_cast<int>(levels.numel()),
+                            static_cast<int>(bits)};
+}
+
+// The kernels read float32 norms and uint32 words where they lie; a view that starts at an odd byte is copied first.
+Tensor aligned(const Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 4 ? torch::stable::clone(x) : x;
+}
+
+Tensor bucket_norms_cuda(const Tensor& x, int64_t bucket_size, std::string norm) {
+  check_input("bucket_norms", x, bucket_size);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor flat = dense(x);
+  Tensor norms = empty(x, {ceil_divide(x.numel(), bucket_size)}, ScalarType::Float);
+  check_launch("bucket_norms",
+               cuda::bucket_norms(input_of("bucket_norms", flat), bucket_size, norm_of("bucket_norms", norm),
+                                  static_cast<float*>(norms.mutable_data_ptr()), stream_of(x)));
+  return norms;
+}
+
+std::tuple<Tensor, Tensor, Tensor> bucket_statistics_cuda(const Tensor& x, int64_t bucket_size, std::string norm) {
+  check_input("bucket_statistics", x, bucket_size);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor flat = dense(x);
+  const int64_t buckets = ceil_divide(x.numel(), bucket_size);
+  Tensor norms = empty(x, {buckets}, ScalarType::Double), means = empty(x, {buckets}, ScalarType::Double);
+  Tensor sigmas = empty(x, {buckets}, ScalarType::Double);
+  check_launch("bucket_statistics",
+               cuda::bucket_statistics(input_of("bucket_statistics", flat), bucket_size,
+                                       norm_of("bucket_statistics", norm),
+                                       static_cast<double*>(norms.mutable_data_ptr()),
+                                       static_cast<double*>(means.mutable_data_ptr()),
+                                       static_cast<double*>(sigmas.mutable_data_ptr()), stream_of(x)));
+  return {norms, means, sigmas};
+}
+
+Tensor encode_cuda(const Tensor& x, const Tensor& norms, const Tensor& levels, int64_t bits, int64_t bucket_size,
+                   int64_t seed, int64_t offset) {
+  check_input("encode", x, bucket_size);
+  check_levels("encode", levels, x, bits);
+  const int64_t n = x.numel();
+  STD_TORCH_CHECK(!norms.is_cpu() && norms.dim() == 1 && norms.scalar_type() == ScalarType::Float &&
+                      norms.numel() == ceil_divide(n, bucket_size),
+                  "encode: norms must be float32 of ", ceil_divide(n, bucket_size), " elements, on the device of x");
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor flat = dense(x), flat_norms = dense(norms), flat_levels = dense(levels);
+  Tensor codes = empty(x, {code_bytes(n, bits)}, ScalarType::Byte);
+  check_launch("encode", cuda::encode(input_of("encode", flat), static_cast<const float*>(flat_norms.const_data_ptr()),
+                                      levels_of(flat_levels, bits), bucket_size, static_cast<uint64_t>(seed),
+                                      static_cast<uint64_t>(offset), static_cast<uint32_t*>(codes.mutable_data_ptr()),
+                                      stream_of(x)));
+  return codes;
+}
+
+Tensor encode_fused_cuda(const Tensor& x, const Tensor& levels, int64_t bits, int64_t bucket_size, std::string norm,
+                         int64_t seed, int64_t offset) {
+  check_input("encode_fused", x, bucket_size);
+  check_levels("encode_fused", levels, x, bits);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor flat = dense(x), flat_levels = dense(levels);
+  const int64_t n = x.numel(), head = norm_bytes(n, bucket_size);
+  Tensor payload = empty(x, {head + code_bytes(n, bits)}, ScalarType::Byte);
+  uint8_t* bytes = static_cast<uint8_t*>(payload.mutable_data_ptr());
+  check_launch("encode_fused",
+               cuda::encode_fused(input_of("encode_fused", flat), levels_of(flat_levels, bits), bucket_size,
+                                  norm_of("encode_fused", norm), static_cast<uint64_t>(seed),
+                                  static_cast<uint64_t>(offset), reinterpret_cast<float*>(bytes),
+                                  reinterpret_cast<uint32_t*>(bytes + head), stream_of(x)));
+  return payload;
+}
+
+Tensor decode_cuda(const Tensor& payload, const Tensor& levels, int64_t n, int64_t bits, int64_t bucket_size) {
+  check_payload("decode", payload, 1, n, bits, bucket_size);
+  check_levels("decode", levels, payload, bits);
+  const DeviceGuard guard(payload.get_device_index());
+  const Tensor flat = aligned(dense(payload)), flat_levels = dense(levels);
+  Tensor out = empty(payload, {n}, ScalarType::Float);
+  check_launch("decode", cuda::decode(static_cast<const uint8_t*>(flat.const_data_ptr()), 1, 0,
+                                      norm_bytes(n, bucket_size), levels_of(flat_levels, bits), n, bucket_size, 1.0f,
+                                      true, static_cast<float*>(out.mutable_data_ptr()), stream_of(payload)));
+  return out;
+}
+
+Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, int64_t bits, int64_t bucket_size,
+                       double scale) {
+  check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
+  check_levels("decode_sum", levels, payloads, bits);
+  const DeviceGuard guard(payloads.get_device_index());
+  // Rows may be parts of longer payloads, whose lengths are whole words; what is not so is copied first.
+  const bool in_place = payloads.numel() == 0 || (payloads.stride(1) == 1 && payloads.stride(0) % 4 == 0);
+  const Tensor rows = aligned(in_place ? payloads : dense(payloads)), flat_levels = dense(levels);
+  Tensor out = empty(payloads, {n}, ScalarType::Float);
+  check_launch("decode_sum",
+               cuda::decode(static_cast<const uint8_t*>(rows.const_data_ptr()), rows.size(0), rows.stride(0),
+                            norm_bytes(n, bucket_size), levels_of(flat_levels, bits), n, bucket_size,
+                            static_cast<float>(scale), false, static_cast<float*>(out.mutable_data_ptr()),
+                            stream_of(payloads)));
+  return out;
+}
+
+Tensor hadamard_cuda(const Tensor& x, int64_t block_size, int64_t seed, int64_t offset, bool inverse) {
+  check_input("hadamard", x, block_size);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && (block_size & (block_size - 1)) == 0 &&
+                      x.numel() % block_size == 0,
+                  "hadamard: x must be float32 and block_size a power of two that divides its length");
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor flat = dense(x);
+  Tensor out = empty(x, {x.numel()}, ScalarType::Float);
+  check_launch("hadamard", cuda::hadamard(static_cast<const float*>(flat.const_data_ptr()), x.numel(), block_size,
+                                          static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), inverse,
+                                          static_cast<float*>(out.mutable_data_ptr()), stream_of(x)));
+  return out;
+}
+
+}  // namespace
+
+}  // namespace lqray::bind
+
+STABLE_TORCH_LIBRARY_IMPL(lqray, CUDA, m) {
+  m.impl("bucket_norms", TORCH_BOX(&lqray::bind::bucket_norms_cuda));
+  m.impl("bucket_statistics", TORCH_BOX(&lqray::bind::bucket_statistics_cuda));
+  m.impl("encode", TORCH_BOX(&lqray::bind::encode_cuda));
+  m.impl("encode_fused", TORCH_BOX(&lqray::bind::encode_fused_cuda));
+  m.impl("decode", TORCH_BOX(&lqray::bind::decode_cuda));
+  m.impl("decode_sum", TORCH_BOX(&lqray::bind::decode_sum_cuda));
+  m.impl("hadamard", TORCH_BOX(&lqray::bind::hadamard_cuda));
+}

@@ -1,0 +1,40 @@
+// CUDA kernels' launchers: device pointers, sizes and a stream; no torch. None waits for the device or allocates.
+// Each returns cudaGetLastError() of its launches as an int: 0 is success, `error_text` explains the others.
+#pragma once
+
+#include <cstdint>
+
+#include "rounding.h"
+
+namespace lqray::cuda {
+
+struct Input {
+  const void* data;  // contiguous
+  Dtype dtype;
+  int64_t n;
+};
+
+// levels: `count` floats on the device.
+struct DeviceLevels {
+  const float* data;
+  int count;
+  int bits;
+};
+
+int bucket_norms(Input x, int64_t bucket_size, Norm norm, float* norms, void* stream);
+int bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas,
+                      void* stream);
+int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size, uint64_t seed, uint64_t offset,
+           uint32_t* words, void* stream);
+int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
+                 float* norms, uint32_t* words, void* stream);
+// rows: `count` payloads `stride` bytes apart, norms then words; out = (sum in their order) * scale, or, of a single
+// one with `plain`, norm * level.
+int decode(const uint8_t* rows, int64_t count, int64_t stride, int64_t norm_bytes, DeviceLevels levels, int64_t n,
+           int64_t bucket_size, float scale, bool plain, float* out, void* stream);
+int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint64_t offset, bool inverse, float* out,
+             void* stream);
+
+const char* error_text(int error);
+
+}  // namespace lqray::cuda

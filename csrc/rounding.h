@@ -1,0 +1,104 @@
+// What every backend computes for a coordinate, to the bit: random numbers, scale of a bucket, the levels' tables.
+// No torch, no CUDA runtime: included by CPU and GPU kernels alike. docs/wire-format.md pins the arithmetic; compile
+// without contraction of a * b + c (-ffp-contract=off, -fmad=false) and without fast-math.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define LQRAY_HD __host__ __device__ __forceinline__
+#else
+#define LQRAY_HD inline __attribute__((always_inline))
+#endif
+
+namespace lqray {
+
+constexpr int kTile = 256;      // coordinates that share 32 Philox calls
+constexpr int kGroup = 32;      // coordinates of one word of a bit plane
+constexpr int kMaxLevels = 256;
+constexpr float kTiny = 0x1p-64f;
+constexpr float kLift = 0x1p100f;
+constexpr float kUnit = 0x1p-24f;
+
+enum class Dtype : int { f32, f16, bf16 };
+enum class Norm : int { l2, linf };
+
+struct Words {
+  uint32_t w[4];
+};
+
+// Philox4x32-10 (Salmon et al., SC 2011): counter (low: 64 bits, high: 64 bits), key 64 bits.
+LQRAY_HD Words philox(uint64_t low, uint64_t high, uint64_t key) {
+  uint32_t c0 = static_cast<uint32_t>(low), c1 = static_cast<uint32_t>(low >> 32);
+  uint32_t c2 = static_cast<uint32_t>(high), c3 = static_cast<uint32_t>(high >> 32);
+  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
+    const uint64_t p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(p1);
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return Words{{c0, c1, c2, c3}};
+}
+
+// Of a tile's call for a lane, the word of coordinate 32 j + lane: j = 2m takes word m, j = 2m + 1 takes it rotated.
+LQRAY_HD uint32_t word_of(const Words& words, int j) {
+  const uint32_t w = words.w[j >> 1];
+  return (j & 1) ? (w << 16) | (w >> 16) : w;
+}
+
+// In [0, 1), a multiple of 2^-24.
+LQRAY_HD float uniform(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word >> 8)) * kUnit; }
+
+// r = (x * lift) * inverse. Tiny norms are lifted by an exact power of two, so that the inverse is finite.
+struct Scale {
+  float lift;
+  float inverse;
+};
+
+LQRAY_HD Scale scale_of(float norm) {
+  if (norm == 0.0f) return Scale{1.0f, 0.0f};
+  const bool tiny = norm < kTiny;
+  return Scale{tiny ? kLift : 1.0f, 1.0f / (tiny ? norm * kLift : norm)};
+}
+
+// Levels as the kernels read them: count of them, and beyond the last one entries that no coordinate ever reaches.
+// inner[i] = levels[i + 1] for the inner levels, then NaN; below, gap: of cell j, [levels[j], levels[j + 1]];
+// value[c]: level of code c, for c beyond the last level the last, so that no code reads out of bounds.
+struct Levels {
+  int count;
+  int bits;
+  float inner[kMaxLevels];
+  float below[kMaxLevels];
+  float gap[kMaxLevels];
+  float value[kMaxLevels];
+};
+
+// The cell of r: how many inner levels are at most r. NaN is in cell 0.
+template <typename Table>
+LQRAY_HD int cell_of(const Table* inner, int bits, float r) {
+  int cell = 0;
+  for (int step = 1 << (bits - 1); step > 0; step >>= 1) cell += (r >= inner[cell + step - 1]) ? step : 0;
+  return cell;
+}
+
+// float32 of the 16 bits of a half-precision number; exact, subnormals, infinities and NaN included.
+LQRAY_HD uint32_t half_bits(uint16_t h) {
+  union {
+    uint32_t u;
+    float f;
+  } scaled;
+  scaled.u = static_cast<uint32_t>(h & 0x7fffu) << 13;
+  scaled.f *= 0x1p112f;
+  const uint32_t special = (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  return scaled.u | special | (static_cast<uint32_t>(h & 0x8000u) << 16);
+}
+
+}  // namespace lqray
