@@ -4,12 +4,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench ui lock clean
+.PHONY: help run test lint bench cuda-check ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
-$(INSTALLED): requirements.lock pyproject.toml setup.py
+$(INSTALLED): requirements.lock pyproject.toml setup.py $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "lqray needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 bench: $(INSTALLED)  ## every benchmark; writes benchmarks/results/
 	for script in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
+cuda-check: $(INSTALLED)  ## compile and link the CUDA kernels (needs nvcc, no GPU); warnings and spills are errors
+	$(BIN)/python setup.py -q cuda_check
+
 ui: $(INSTALLED)  ## open the MLflow UI on the recorded runs
 	$(BIN)/lqray ui
 
@@ -39,4 +42,4 @@ lock: $(INSTALLED)  ## rewrite requirements.lock from what .venv holds
 	$(BIN)/python -m pip freeze --exclude-editable --all | grep -viE '^(pip|lqray|triton)=|^(nvidia|cuda)-' | sed 's/+cpu$$//' > requirements.lock
 
 clean:  ## remove .venv and caches (recorded runs stay)
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build lqray/_native*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lqray.ops import reference
+from lqray.ops import native, reference
 
 __all__ = [
     "bucket_norms",
@@ -24,6 +24,8 @@ __all__ = [
     "encode",
     "encode_fused",
     "hadamard",
+    "loaded",
+    "native",
     "norm_bytes",
     "unpack",
 ]
@@ -49,6 +51,8 @@ _library.impl("decode", reference.decode, _DEFAULT)
 _library.impl("decode_sum", reference.decode_sum, _DEFAULT)
 _library.impl("bucket_statistics", reference.bucket_statistics, _DEFAULT)
 _library.impl("hadamard", reference.hadamard, _DEFAULT)
+
+loaded = native.load()
 
 
 def norm_bytes(n: int, bucket_size: int) -> int:

@@ -1,0 +1,276 @@
+"""One body for every backend: the CPU kernels in each instruction set, CUDA; the reference on the CPU defines the
+bytes."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lqray import ops
+from lqray.ops import reference
+
+NATIVE_CPU = pytest.mark.skipif(ops.loaded.path is None, reason=f"no native library: {ops.loaded.reason}")
+CUDA = pytest.mark.skipif(
+    not torch.cuda.is_available() or ops.native.backend("encode", "cuda") != "native",
+    reason="no CUDA device, or no native library built for CUDA",
+)
+BACKENDS = [pytest.param("cpu", marks=NATIVE_CPU, id="native-cpu"), pytest.param("cuda", marks=CUDA, id="native-cuda")]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SIZES = [0, 1, 31, 32, 33, 63, 65, 255, 257, 1009, 4099]
+BUCKETS = [1, 7, 31, 33, 64, 255, 256, 1000, 2048, 8192]
+
+
+def data(n: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(n, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def some_levels(bits: int, seed: int = 0) -> torch.Tensor:
+    """Irregular levels; for 2 bits ternary ones, fewer than codes."""
+    if bits == 2:
+        return torch.tensor([-1.0, 0.0, 1.0])
+    inner = torch.rand(2**bits - 2, generator=torch.Generator().manual_seed(seed)) * 1.99 - 0.995
+    return torch.cat([torch.tensor([-1.0]), inner.sort()[0], torch.tensor([1.0])])
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal bytes; NaN of any kind equals NaN."""
+    found = found.cpu()
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    return torch.equal(found.isnan(), expected.isnan()) and torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+def check_all(device: str, x: torch.Tensor, levels: torch.Tensor, bits: int, bucket: int, seed: int, offset: int):
+    """Every operator on `device` against the reference on the CPU: byte-equal for equal norms."""
+    n, there, levels_there = x.numel(), x.to(device), levels.to(device)
+    for norm in ("l2", "linf"):
+        norms = reference.bucket_norms(x, bucket, norm)
+        own = ops.bucket_norms(there, bucket, norm).cpu()
+        torch.testing.assert_close(own, norms, rtol=2e-7, atol=0, equal_nan=True)
+        codes = reference.encode(x, norms, levels, bits, bucket, seed, offset)
+        assert same(ops.encode(there, norms.to(device), levels_there, bits, bucket, seed, offset), codes)
+        fused = ops.encode_fused(there, levels_there, bits, bucket, norm, seed, offset).cpu()
+        expected = reference.encode(x, own, levels, bits, bucket, seed, offset)
+        assert torch.equal(fused, torch.cat([fused[: own.numel() * 4], expected]))
+        assert same(fused[: own.numel() * 4].clone().view(torch.float32), own)
+        payload = torch.cat([norms.view(torch.uint8), codes])
+        assert same(
+            ops.decode(payload.to(device), levels_there, n, bits, bucket),
+            reference.decode(payload, levels, n, bits, bucket),
+        )
+        rows = torch.stack([payload, fused, payload])
+        expected = reference.decode_sum(rows, levels, n, bits, bucket, 1 / 3)
+        assert same(ops.decode_sum(rows.to(device), levels_there, n, bits, bucket, 1 / 3), expected)
+        longer = torch.cat([rows, torch.zeros(3, 8, dtype=torch.uint8)], dim=1).to(device)[:, : rows.shape[1]]
+        assert same(ops.decode_sum(longer, levels_there, n, bits, bucket, 1 / 3), expected)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_awkward_sizes(device, dtype, n):
+    for (k, bucket), bits in zip(enumerate(BUCKETS), itertools.cycle(range(1, 9))):
+        check_all(device, data(n, dtype, k), some_levels(bits), bits, bucket, seed=k, offset=n)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bucket", [2048, 4096, 8192, 16384, 8191, 8193, 1 << 20])
+def test_long_tensors(device, bits, bucket):
+    check_all(device, data(40_009, torch.float32, bits), some_levels(bits, bits), bits, bucket, 2**64 - 1, 2**63 + bits)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-30, 1e-19, 1e19, 1e38])
+@pytest.mark.parametrize("bucket", [64, 100])
+def test_any_scale(device, scale, bucket):
+    check_all(device, data(1000, torch.float32, scale=scale), some_levels(3), 3, bucket, 1, 2)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_infinity(device, bad, dtype):
+    x = data(1000, dtype)
+    x[[5, 300, 999]] = bad
+    x[640:704] = 0
+    check_all(device, x, some_levels(4), 4, 64, 1, 2)
+    norms = torch.ones(16)  # given finite norms, codes are still those of the reference
+    assert same(
+        ops.encode(x.to(device), norms.to(device), some_levels(4).to(device), 4, 64, 1, 2),
+        reference.encode(x, norms, some_levels(4), 4, 64, 1, 2),
+    )
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+def test_views(device):
+    base = data(4000, torch.float32).to(device)
+    levels = some_levels(3)
+    for view in (base[3:1003], base[::3], base.view(4, 1000)[:, 7], base.flip(0)[:777]):
+        expected = reference.encode_fused(view.cpu().contiguous(), levels, 3, 64, "linf", 1, 2)
+        payload = ops.encode_fused(view, levels.to(device), 3, 64, "linf", 1, 2)
+        assert torch.equal(payload.cpu(), expected)
+        n = view.numel()
+        odd = torch.cat([torch.zeros(1, dtype=torch.uint8, device=device), payload])[1:]
+        doubled = payload.repeat_interleave(2)[::2]
+        for strange in (odd, doubled):
+            assert same(ops.decode(strange, levels.to(device), n, 3, 64), reference.decode(expected, levels, n, 3, 64))
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@settings(max_examples=60)
+@given(
+    st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 8), st.integers(0, 2**64 - 1), st.sampled_from(DTYPES)
+)
+def test_anything(device, n, bucket, bits, seed, dtype):
+    check_all(device, data(n, dtype, seed % 1000), some_levels(bits, seed % 7), bits, bucket, seed, seed // 3)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("block", [1, 2, 16, 256, 1024, 8192, 32768])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_hadamard(device, block, inverse):
+    x = data(3 * block, torch.float32, block)
+    expected = reference.hadamard(x, block, 5, 2**63, inverse)
+    assert same(ops.hadamard(x.to(device), block, 5, 2**63, inverse), expected)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_bucket_statistics(device, dtype, norm, shift):
+    x = (data(1000, torch.float32) + shift).to(dtype)
+    x[700] = float("nan")
+    for bucket in (1, 64, 300, 8192):
+        found = [column.cpu() for column in ops.bucket_statistics(x.to(device), bucket, norm)]
+        for ours, expected in zip(found, reference.bucket_statistics(x, bucket, norm), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-9, equal_nan=True)
+    constant = torch.full((8192,), 0.1).to(device)
+    assert float(ops.bucket_statistics(constant, 8192, norm)[2]) == 0
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+def test_a_code_beyond_the_last_level_decodes_as_the_last(device):
+    levels = torch.tensor([-1.0, 0.0, 1.0])
+    payload = torch.cat([torch.tensor([2.0]).view(torch.uint8), torch.full((8,), 255, dtype=torch.uint8)])
+    decoded = ops.decode(payload.to(device), levels.to(device), 32, 2, 32).cpu()
+    assert torch.equal(decoded, torch.full((32,), 2.0))
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+def test_the_library_itself_refuses_what_the_wrappers_would(device):
+    """torch.ops called directly, around the checks of lqray.ops."""
+    levels = torch.linspace(-1, 1, 8).to(device)
+    payload = torch.zeros(100, dtype=torch.uint8, device=device)
+    raw = torch.ops.lqray
+    for call in (
+        lambda: raw.decode(payload, levels, 1000, 3, 64),
+        lambda: raw.decode(payload, levels, -1, 3, 64),
+        lambda: raw.decode(payload[:0], levels, 32, 3, 64),
+        lambda: raw.decode_sum(payload, levels, 32, 3, 64, 1.0),
+        lambda: raw.decode(payload[:16], levels, 32, 2, 64),
+        lambda: raw.encode(torch.ones(64, device=device), levels[:1], levels, 3, 32, 0, 0),
+        lambda: raw.encode_fused(torch.ones(64, device=device), levels, 9, 32, "l2", 0, 0),
+        lambda: raw.encode_fused(torch.ones(64, device=device), levels, 3, 0, "l2", 0, 0),
+        lambda: raw.encode_fused(torch.ones(64, device=device), levels, 3, 32, "l1", 0, 0),
+        lambda: raw.bucket_norms(torch.ones(64, device=device, dtype=torch.float64), 32, "l2"),
+        lambda: raw.hadamard(torch.ones(63, device=device), 32, 0, 0, False),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+def test_compiled_with_fullgraph_and_inside_autograd(device):
+    levels = torch.linspace(-1, 1, 8, device=device)
+
+    def there_and_back(x):
+        payload = torch.ops.lqray.encode_fused(x * 2, levels, 3, 64, "l2", 1, 2)
+        return torch.ops.lqray.decode(payload, levels, 200, 3, 64) + 1
+
+    x = data(200, torch.float32).to(device)
+    compiled = torch.compile(there_and_back, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), there_and_back(x))
+    y = x.clone().requires_grad_()
+    assert torch.equal(there_and_back(y).detach(), there_and_back(x))
+
+
+@CUDA
+def test_a_cuda_graph_captures_an_exchange():
+    levels = torch.linspace(-1, 1, 8, device="cuda")
+    x = data(100_000, torch.float32).cuda()
+
+    def step():
+        payload = ops.encode_fused(x, levels, 3, 8192, "l2", 1, 2)
+        return ops.decode_sum(torch.stack([payload, payload]), levels, x.numel(), 3, 8192, 0.5)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(data(100_000, torch.float32, 1))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, step())
+
+
+@NATIVE_CPU
+@pytest.mark.skipif("LQRAY_CPU_ISA" in os.environ, reason="already inside the run for one instruction set")
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_instruction_set_gives_the_same_bytes(isa):
+    """The whole file again, with the CPU kernels held back to a lesser machine's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k", "native-cpu"],
+        env=os.environ | {"LQRAY_CPU_ISA": isa},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    code = "from lqray import ops; print(ops.loaded.instruction_set)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"LQRAY_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.strip() in {isa, "portable"}
+
+
+def test_without_the_native_library_the_reference_serves():
+    """`LQRAY_NATIVE=0 make test` runs the whole suite so; here: it is quiet, complete, and the bytes are the same."""
+    code = (
+        "import torch; from lqray import ops; x = torch.arange(1000.0); l = torch.linspace(-1, 1, 8);"
+        "print(ops.loaded.path, ops.native.backend('encode', 'cpu'), ops.encode_fused(x, l, 3, 64, 'linf', 1, 2).sum())"
+    )
+    shown = {}
+    for value in ("0", "1"):
+        environment = {**os.environ, "LQRAY_NATIVE": value}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        shown[value] = done.stdout.split()
+    assert shown["0"][:2] == ["None", "reference"]
+    assert shown["0"][-1] == shown["1"][-1]
+
+
+def test_a_library_that_does_not_load_says_so_and_the_reference_serves(tmp_path):
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"not a library")
+    done = subprocess.run(
+        [sys.executable, "-c", "from lqray import ops; print(ops.loaded.path)"],
+        env={**os.environ, "LQRAY_NATIVE": "1", "LQRAY_NATIVE_LIBRARY": str(broken)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "None"
+    assert done.stderr.count("slow") == 1
+    assert "reinstall" in done.stderr
