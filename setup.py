@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent
 TORCH_ABI = "0x020a000000000000"  # the stable ABI of torch 2.10, which later ones keep
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 # No contraction: a * b + c rounds twice on every backend, so that all give the same bytes.
-CXX_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]

@@ -1,0 +1,151 @@
+"""Speed of the operators beside what memory allows: python benchmarks/codec.py (CPU, two threads; a GPU where one is).
+
+n = 25 million float32 coordinates, bucket 8192, 3 bits. Each ratio is the median over repeats of two timings taken in
+turn. Bytes that must move, per coordinate: encode reads 4 and writes 3/8, decode the other way round; tensor.clone()
+reads 4 and writes 4.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from record import median_ratio, median_seconds, record
+
+from lqray import ops
+from lqray.ops import reference
+
+N = 25_000_000 // 8192 * 8192
+BITS, BUCKET = 3, 8192
+BYTES = N * (4 + BITS / 8) + 4 * (N // BUCKET)
+
+
+def cpu() -> None:
+    torch.set_num_threads(2)
+    x, levels = torch.randn(N), torch.linspace(-1, 1, 2**BITS)
+    payload = ops.encode_fused(x, levels, BITS, BUCKET, "l2", 1, 2)
+    four = torch.stack([payload] * 4)
+
+    def encode() -> torch.Tensor:
+        return ops.encode_fused(x, levels, BITS, BUCKET, "l2", 1, 2)
+
+    def decode() -> torch.Tensor:
+        return ops.decode(payload, levels, N, BITS, BUCKET)
+
+    def decode_four() -> torch.Tensor:
+        return ops.decode_sum(four, levels, N, BITS, BUCKET, 0.25)
+
+    def clone() -> torch.Tensor:
+        return x.clone()
+
+    part = x[: N // 16]
+    ratios = {
+        "encode_fused_over_clone_speed": median_ratio(clone, encode),
+        "decode_over_clone_speed": median_ratio(clone, decode),
+        "decode_sum_of_4_over_decode_time": median_ratio(decode_four, decode),
+        "encode_fused_over_reference_speed": median_ratio(
+            lambda: reference.encode_fused(part, levels, BITS, BUCKET, "l2", 1, 2),
+            lambda: ops.encode_fused(part, levels, BITS, BUCKET, "l2", 1, 2),
+            repeats=5,
+        ),
+        "bucket_statistics_over_vector_norm_time": median_ratio(
+            lambda: ops.bucket_statistics(x, BUCKET, "l2"), lambda: torch.linalg.vector_norm(x)
+        ),
+        "hadamard_over_clone_time": median_ratio(lambda: ops.hadamard(x, BUCKET, 1, 2), clone),
+    }
+    seconds = {"clone": median_seconds(clone), "encode_fused": median_seconds(encode), "decode": median_seconds(decode)}
+    record(
+        "codec_cpu",
+        {
+            "coordinates": N,
+            "threads": 2,
+            "instruction_set": ops.loaded.instruction_set,
+            "ratios": ratios,
+            "milliseconds": {name: 1e3 * value for name, value in seconds.items()},
+            "bytes_that_must_move": {"encode_fused": BYTES, "decode": BYTES, "clone": 8 * N},
+            "gigabytes_per_second": {
+                name: (8 * N if name == "clone" else BYTES) / value / 1e9 for name, value in seconds.items()
+            },
+            # At clone's own rate of bytes; what is above it is faster because it writes, and so allocates, less.
+            "floor_milliseconds_at_the_rate_of_clone": 1e3 * seconds["clone"] * BYTES / (8 * N),
+        },
+        {
+            "encode_fused 20 times the reference": ratios["encode_fused_over_reference_speed"] >= 20,
+            "encode_fused 0.35 of clone": ratios["encode_fused_over_clone_speed"] >= 0.35,
+            "decode 0.5 of clone": ratios["decode_over_clone_speed"] >= 0.5,
+            "decode_sum of 4 at most 2.5 decodes": ratios["decode_sum_of_4_over_decode_time"] <= 2.5,
+        },
+    )
+
+
+def gpu_seconds(call: Callable[[], object], repeats: int = 20) -> float:
+    """Median seconds of a call on the device, by events, with its launches queued beforehand."""
+    for _ in range(3):
+        call()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, stop in events:
+        start.record()
+        call()
+        stop.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(stop) for start, stop in events) / 1e3
+
+
+def original_path(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The research code's way, restated in torch: norms expanded to every coordinate, a linear search of the levels with
+    a 64-bit random integer for each, values written at once, nothing packed."""
+    rows = x.view(-1, BUCKET)
+    norms = rows.norm(dim=1, keepdim=True).expand_as(rows).reshape(-1)
+    r = x / (norms + 1e-7)
+    random = torch.randint(0, 1 << 31, x.shape, device=x.device, dtype=torch.int64)
+    u = (random % 1_000_001).to(torch.float32) / 1_000_000.0
+    value = torch.empty_like(x)
+    for low, high in zip(levels[:-1], levels[1:], strict=True):
+        up = u * (high - low) < r - low
+        value = torch.where((r >= low) & (r <= high), torch.where(up, high, low), value)
+    return value * norms
+
+
+def gpu() -> None:
+    x, levels = torch.randn(N, device="cuda"), torch.linspace(-1, 1, 2**BITS, device="cuda")
+    payload = ops.encode_fused(x, levels, BITS, BUCKET, "l2", 1, 2)
+    four, copied = torch.stack([payload] * 4), torch.empty_like(x)
+    seconds = {
+        "copy": gpu_seconds(lambda: copied.copy_(x)),
+        "encode_fused": gpu_seconds(lambda: ops.encode_fused(x, levels, BITS, BUCKET, "l2", 1, 2)),
+        "decode": gpu_seconds(lambda: ops.decode(payload, levels, N, BITS, BUCKET)),
+        "decode_sum_of_4": gpu_seconds(lambda: ops.decode_sum(four, levels, N, BITS, BUCKET, 0.25)),
+        "original_path": gpu_seconds(lambda: original_path(x, levels), repeats=5),
+        "hadamard": gpu_seconds(lambda: ops.hadamard(x, BUCKET, 1, 2)),
+    }
+    bandwidth = 8 * N / seconds["copy"]
+    share = {name: BYTES / seconds[name] / bandwidth for name in ("encode_fused", "decode")}
+    record(
+        "codec_gpu",
+        {
+            "device": torch.cuda.get_device_name(),
+            "coordinates": N,
+            "milliseconds": {name: 1e3 * value for name, value in seconds.items()},
+            "copy_gigabytes_per_second": bandwidth / 1e9,
+            "share_of_copy_bandwidth": share,
+            "times_faster_than_the_original_path": seconds["original_path"] / seconds["encode_fused"],
+        },
+        {
+            "encode_fused at 80% of copy bandwidth": share["encode_fused"] >= 0.8,
+            "decode at 80% of copy bandwidth": share["decode"] >= 0.8,
+            "12 times the original path": seconds["original_path"] / seconds["encode_fused"] >= 12,
+        },
+    )
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    cpu()
+    if torch.cuda.is_available() and ops.native.backend("encode_fused", "cuda") == "native":
+        gpu()
+    else:
+        print("No GPU, or no CUDA kernels: the GPU's figures are left as they are.", file=sys.stderr)
+    print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
