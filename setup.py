@@ -3,7 +3,7 @@
 The library is optional: without it lqray runs on its reference operators. LQRAY_NATIVE=0 skips it. CPU kernels are
 built wherever a C++ compiler is; CUDA kernels where nvcc and a torch built for CUDA are, whether or not a GPU is in
 sight. LQRAY_CUDA=1 makes their absence an error, LQRAY_CUDA=0 leaves them out. TORCH_CUDA_ARCH_LIST chooses
-architectures.
+architectures. LQRAY_SANITIZE=1 builds with AddressSanitizer and UBSan, for tests.
 
 python setup.py cuda_check   compiles the CUDA kernels with warnings as errors, refuses spilled registers, links the
                              binding; runs nothing.
@@ -106,14 +106,20 @@ def link(output: Path, sources: list[str], cuda: tuple[Path, Path] | None, *more
 class BuildNative(build_ext):
     """Builds what can be built here and says what and why; fails only where LQRAY_CUDA=1 asks for the impossible."""
 
+    def run(self) -> None:
+        """Leave no library of before beside the sources: it would be taken for this build's."""
+        if self.inplace or getattr(self, "editable_mode", False):
+            for stale in (ROOT / "lqray").glob("_native*.so"):
+                stale.unlink()
+        super().run()
+
     def build_extensions(self) -> None:
         """Compile and link; a machine that cannot gets an installation without the library."""
         self.extensions = [ext for ext in self.extensions if self._built(ext)]
 
     def _built(self, ext: Extension) -> bool:
         output = Path(self.get_ext_fullpath(ext.name))
-        for stale in (output, *(ROOT / "lqray").glob("_native*.so")):
-            stale.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
         reason = self._why_not()
         if reason:
             say(f"native kernels skipped ({reason}); operators run on their reference")

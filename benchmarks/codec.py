@@ -7,6 +7,7 @@ reads 4 and writes 4.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -95,15 +96,15 @@ def gpu_seconds(call: Callable[[], object], repeats: int = 20) -> float:
 
 
 def original_path(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The research code's way, restated in torch: norms expanded to every coordinate, a linear search of the levels with
-    a 64-bit random integer for each, values written at once, nothing packed."""
+    """The research code's way, restated in torch: norms expanded to every coordinate, a linear search of the levels
+    with a 64-bit random integer for each coordinate, values written at once, nothing packed."""
     rows = x.view(-1, BUCKET)
     norms = rows.norm(dim=1, keepdim=True).expand_as(rows).reshape(-1)
     r = x / (norms + 1e-7)
     random = torch.randint(0, 1 << 31, x.shape, device=x.device, dtype=torch.int64)
     u = (random % 1_000_001).to(torch.float32) / 1_000_000.0
     value = torch.empty_like(x)
-    for low, high in zip(levels[:-1], levels[1:], strict=True):
+    for low, high in itertools.pairwise(levels):
         up = u * (high - low) < r - low
         value = torch.where((r >= low) & (r <= high), torch.where(up, high, low), value)
     return value * norms

@@ -64,6 +64,11 @@ LQRAY_BODY uint32_t as_bits(float value) {
   return bits;
 }
 
+// The lowest bits of eight bytes, the first byte's lowest; little-endian, as all that travels.
+LQRAY_BODY uint32_t gather_bits(uint64_t eight) {
+  return static_cast<uint32_t>(((eight & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
+}
+
 struct Float32 {
   const float* p;
   LQRAY_BODY float operator[](int64_t i) const { return p[i]; }
@@ -161,6 +166,30 @@ LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, Norm n
   }
 }
 
+// The 32 Philox calls of a tile, a round for all of them at a time: simple loops, which compilers vectorize.
+LQRAY_BODY void philox_tile(uint64_t tile, uint64_t offset, uint64_t seed, uint32_t (&word)[4][kGroup]) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int lane = 0; lane < kGroup; ++lane) {
+    const uint64_t call = tile * kGroup + lane;
+    word[0][lane] = static_cast<uint32_t>(call);
+    word[1][lane] = static_cast<uint32_t>(call >> 32);
+    word[2][lane] = static_cast<uint32_t>(offset);
+    word[3][lane] = static_cast<uint32_t>(offset >> 32);
+  }
+  for (int round = 0; round < 10; ++round) {
+    for (int lane = 0; lane < kGroup; ++lane) {
+      const uint64_t p0 = static_cast<uint64_t>(word[0][lane]) * 0xD2511F53u;
+      const uint64_t p1 = static_cast<uint64_t>(word[2][lane]) * 0xCD9E8D57u;
+      word[0][lane] = static_cast<uint32_t>(p1 >> 32) ^ word[1][lane] ^ k0;
+      word[1][lane] = static_cast<uint32_t>(p1);
+      word[2][lane] = static_cast<uint32_t>(p0 >> 32) ^ word[3][lane] ^ k1;
+      word[3][lane] = static_cast<uint32_t>(p0);
+    }
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
 // r of a tile's coordinates, whose buckets may end within it; beyond the last coordinate a number of code 0.
 template <typename Reader>
 LQRAY_BODY void normalize_tile(Reader x, int64_t n, const uint8_t* norms, int64_t bucket_size, int64_t start,
@@ -192,10 +221,7 @@ LQRAY_BODY void encode_body(Reader x, int64_t n, const uint8_t* norms, const Lev
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t start = tile * kTile;
     normalize_tile(x, n, norms, bucket_size, start, r);
-    for (int lane = 0; lane < kGroup; ++lane) {
-      const Words call = philox(static_cast<uint64_t>(tile) * kGroup + lane, offset, seed);
-      for (int m = 0; m < 4; ++m) random[m][lane] = call.w[m];
-    }
+    philox_tile(static_cast<uint64_t>(tile), offset, seed, random);
     const int groups = groups_in_tile(n, start);
     for (int j = 0; j < groups; ++j) {
       int32_t code[kGroup];
@@ -227,10 +253,12 @@ LQRAY_BODY void encode_body(Reader x, int64_t n, const uint8_t* norms, const Lev
         const float u = uniform(turn ? (w << 16) | (w >> 16) : w);
         code[lane] += u * gap[lane] < at[lane] - below[lane];
       }
+      uint8_t narrow[kGroup];
+      for (int lane = 0; lane < kGroup; ++lane) narrow[lane] = static_cast<uint8_t>(code[lane]);
       for (int plane = 0; plane < bits; ++plane) {
         uint32_t word = 0;
-        for (int lane = 0; lane < kGroup; ++lane)
-          word |= ((static_cast<uint32_t>(code[lane]) >> plane) & 1u) << lane;
+        for (int byte = 0; byte < kGroup / 8; ++byte)
+          word |= gather_bits(load<uint64_t>(narrow, byte) >> plane) << (8 * byte);
         std::memcpy(words + 4 * ((start / kGroup + j) * bits + plane), &word, 4);
       }
     }
@@ -283,10 +311,7 @@ LQRAY_BODY void signs_body(const float* x, int64_t n, uint64_t seed, uint64_t of
                            int64_t end) {
   uint32_t random[4][kGroup];
   for (int64_t tile = begin; tile < end; ++tile) {
-    for (int lane = 0; lane < kGroup; ++lane) {
-      const Words call = philox(static_cast<uint64_t>(tile) * kGroup + lane, offset, seed);
-      for (int m = 0; m < 4; ++m) random[m][lane] = call.w[m];
-    }
+    philox_tile(static_cast<uint64_t>(tile), offset, seed, random);
     const int64_t start = tile * kTile;
     const int size = static_cast<int>(std::min<int64_t>(kTile, n - start));
     for (int i = 0; i < size; ++i) {

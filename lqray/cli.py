@@ -127,6 +127,22 @@ def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> Non
         sys.exit(serve_ui(store, name, port, browser))
 
 
+@main.command()
+@click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="The MLflow store to look at.")
+def doctor(uri: str) -> None:
+    """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken."""
+    from lqray.orchestration.doctor import examine
+
+    marks = {"ok": "ok    ", "slow": "slow  ", "broken": "BROKEN"}
+    broken = False
+    for finding in examine(_absolute(uri)):
+        broken = broken or finding.state == "broken"
+        click.echo(f"{marks[finding.state]}  {finding.what:18}  {finding.found}")
+        if finding.remedy:
+            click.echo(f"{'':28}remedy: {finding.remedy}")
+    sys.exit(broken)
+
+
 def _read(file: Path) -> Experiment:
     from lqray.experiment.grid import read_experiment
 
