@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <string>
 
 #include "rounding.h"
@@ -60,6 +61,13 @@ inline void check_payload(const char* op, const Tensor& payload, int64_t dimensi
                       payload.size(dimensions - 1) == size,
                   op, ": the payload must be uint8 of ", size, " bytes, which is what n=", n, ", bits=", bits,
                   ", bucket_size=", bucket_size, " make");
+}
+
+inline void check_add(const char* op, const std::optional<Tensor>& add, const Tensor& payloads, int64_t n) {
+  if (add)
+    STD_TORCH_CHECK(add->is_cpu() == payloads.is_cpu() && add->dim() == 1 && add->numel() == n &&
+                        add->scalar_type() == ScalarType::Float,
+                    op, ": add must be float32 of ", n, " elements, on the device of the payloads");
 }
 
 inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }

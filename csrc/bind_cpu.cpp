@@ -130,9 +130,12 @@ Tensor decode(const Tensor& payload, const Tensor& levels, int64_t n, int64_t bi
 }
 
 Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64_t bits, int64_t bucket_size,
-                  double scale) {
+                  double scale, std::optional<Tensor> add) {
   check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
   check_levels("decode_sum", levels, payloads, bits);
+  check_add("decode_sum", add, payloads, n);
+  const std::optional<Tensor> base = add ? std::optional<Tensor>(dense(*add)) : std::nullopt;
+  const float* from = base ? static_cast<const float*>(base->const_data_ptr()) : nullptr;
   // Rows may be parts of longer payloads: only their own bytes must be next to each other.
   const Tensor rows = payloads.numel() == 0 || payloads.stride(1) == 1 ? payloads : dense(payloads);
   const Levels tables = tables_of(levels, bits);
@@ -142,7 +145,7 @@ Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64
   float* to = static_cast<float*>(out.mutable_data_ptr());
   share(ceil_divide(n, kGroup), kGroup * std::max<int64_t>(1, count), [&](int64_t begin, int64_t end) {
     cpu::decode_sum(bytes, count, stride, norm_bytes(n, bucket_size), tables, n, bucket_size,
-                    static_cast<float>(scale), to, begin, end);
+                    static_cast<float>(scale), from, to, begin, end);
   });
   return out;
 }

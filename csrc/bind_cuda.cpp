@@ -112,14 +112,18 @@ Tensor decode_cuda(const Tensor& payload, const Tensor& levels, int64_t n, int64
   Tensor out = empty(payload, {n}, ScalarType::Float);
   check_launch("decode", cuda::decode(static_cast<const uint8_t*>(flat.const_data_ptr()), 1, 0,
                                       norm_bytes(n, bucket_size), levels_of(flat_levels, bits), n, bucket_size, 1.0f,
-                                      true, static_cast<float*>(out.mutable_data_ptr()), stream_of(payload)));
+                                      true, nullptr, static_cast<float*>(out.mutable_data_ptr()),
+                                      stream_of(payload)));
   return out;
 }
 
 Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, int64_t bits, int64_t bucket_size,
-                       double scale) {
+                       double scale, std::optional<Tensor> add) {
   check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
   check_levels("decode_sum", levels, payloads, bits);
+  check_add("decode_sum", add, payloads, n);
+  const std::optional<Tensor> base = add ? std::optional<Tensor>(dense(*add)) : std::nullopt;
+  const float* from = base ? static_cast<const float*>(base->const_data_ptr()) : nullptr;
   const DeviceGuard guard(payloads.get_device_index());
   // Rows may be parts of longer payloads, whose lengths are whole words; what is not so is copied first.
   const bool in_place = payloads.numel() == 0 || (payloads.stride(1) == 1 && payloads.stride(0) % 4 == 0);
@@ -128,7 +132,7 @@ Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, 
   check_launch("decode_sum",
                cuda::decode(static_cast<const uint8_t*>(rows.const_data_ptr()), rows.size(0), rows.stride(0),
                             norm_bytes(n, bucket_size), levels_of(flat_levels, bits), n, bucket_size,
-                            static_cast<float>(scale), false, static_cast<float*>(out.mutable_data_ptr()),
+                            static_cast<float>(scale), false, from, static_cast<float*>(out.mutable_data_ptr()),
                             stream_of(payloads)));
   return out;
 }

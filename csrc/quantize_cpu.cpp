@@ -294,8 +294,8 @@ LQRAY_BODY void decode_body(Codes payload, const Levels& levels, int64_t n, int6
 }
 
 LQRAY_BODY void decode_sum_body(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes,
-                                const Levels& levels, int64_t n, int64_t bucket_size, float scale, float* out,
-                                int64_t begin, int64_t end) {
+                                const Levels& levels, int64_t n, int64_t bucket_size, float scale, const float* add,
+                                float* out, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) {
     float sum[kGroup] = {};
     for (int64_t row = 0; row < count; ++row) {
@@ -303,7 +303,10 @@ LQRAY_BODY void decode_sum_body(const uint8_t* payloads, int64_t count, int64_t 
       decode_group<true>(Codes{bytes, bytes + norm_bytes}, levels, n, bucket_size, group, sum);
     }
     const int64_t start = group * kGroup, stop = std::min(n, start + kGroup);
-    for (int64_t i = start; i < stop; ++i) out[i] = sum[i - start] * scale;
+    if (add)
+      for (int64_t i = start; i < stop; ++i) out[i] = add[i] + sum[i - start] * scale;
+    else
+      for (int64_t i = start; i < stop; ++i) out[i] = sum[i - start] * scale;
   }
 }
 
@@ -442,8 +445,8 @@ LQRAY_AVX512 inline __m512 values16(const uint8_t* group, int half, const Levels
 }
 
 LQRAY_AVX512 void decode_sum_avx512(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes,
-                                    const Levels& levels, int64_t n, int64_t bucket_size, float scale, bool single,
-                                    float* out, int64_t begin, int64_t end) {
+                                    const Levels& levels, int64_t n, int64_t bucket_size, float scale, const float* add,
+                                    bool single, float* out, int64_t begin, int64_t end) {
   const __m512 value16 = _mm512_loadu_ps(levels.value), factor = _mm512_set1_ps(scale);
   int64_t bucket = begin * kGroup / bucket_size;
   for (int64_t group = begin; group < end; ++group) {
@@ -454,7 +457,8 @@ LQRAY_AVX512 void decode_sum_avx512(const uint8_t* payloads, int64_t count, int6
       if (single)
         decode_group<false>(Codes{payloads, payloads + norm_bytes}, levels, n, bucket_size, group, to);
       else
-        decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, out, group, group + 1);
+        decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, group,
+                        group + 1);
       continue;
     }
     const int64_t word = 4 * group * levels.bits;
@@ -473,8 +477,14 @@ LQRAY_AVX512 void decode_sum_avx512(const uint8_t* payloads, int64_t count, int6
       low = _mm512_add_ps(low, _mm512_mul_ps(norm, values16(codes, 0, levels, value16)));
       high = _mm512_add_ps(high, _mm512_mul_ps(norm, values16(codes, 1, levels, value16)));
     }
-    _mm512_storeu_ps(to, _mm512_mul_ps(low, factor));
-    _mm512_storeu_ps(to + 16, _mm512_mul_ps(high, factor));
+    low = _mm512_mul_ps(low, factor);
+    high = _mm512_mul_ps(high, factor);
+    if (add) {
+      low = _mm512_add_ps(_mm512_loadu_ps(add + start), low);
+      high = _mm512_add_ps(_mm512_loadu_ps(add + start + 16), high);
+    }
+    _mm512_storeu_ps(to, low);
+    _mm512_storeu_ps(to + 16, high);
   }
 }
 
@@ -514,8 +524,9 @@ LQRAY_VARIANTS(decode,
                decode_body(payload, levels, n, bucket_size, out, begin, end))
 LQRAY_VARIANTS(decode_sum,
                (const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
-                int64_t n, int64_t bucket_size, float scale, float* out, int64_t begin, int64_t end),
-               decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, out, begin, end))
+                int64_t n, int64_t bucket_size, float scale, const float* add, float* out, int64_t begin, int64_t end),
+               decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, begin,
+                               end))
 LQRAY_VARIANTS(signs,
                (const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end),
                signs_body(x, n, seed, offset, out, begin, end))
@@ -562,20 +573,20 @@ void decode(Codes payload, const Levels& levels, int64_t n, int64_t bucket_size,
             int64_t end) {
 #if LQRAY_X86
   if (isa() == Isa::avx512)
-    return decode_sum_avx512(payload.norms, 1, 0, payload.words - payload.norms, levels, n, bucket_size, 1.0f, true,
-                             out, begin, end);
+    return decode_sum_avx512(payload.norms, 1, 0, payload.words - payload.norms, levels, n, bucket_size, 1.0f,
+                             nullptr, true, out, begin, end);
 #endif
   LQRAY_CALL(decode, (payload, levels, n, bucket_size, out, begin, end));
 }
 
 void decode_sum(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
-                int64_t n, int64_t bucket_size, float scale, float* out, int64_t begin, int64_t end) {
+                int64_t n, int64_t bucket_size, float scale, const float* add, float* out, int64_t begin, int64_t end) {
 #if LQRAY_X86
   if (isa() == Isa::avx512)
-    return decode_sum_avx512(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, false, out, begin,
-                             end);
+    return decode_sum_avx512(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, false, out,
+                             begin, end);
 #endif
-  LQRAY_CALL(decode_sum, (payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, out, begin, end));
+  LQRAY_CALL(decode_sum, (payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, begin, end));
 }
 
 void apply_signs(const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end) {

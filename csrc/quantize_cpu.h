@@ -32,10 +32,10 @@ void bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, d
 void encode(Input x, const uint8_t* norms, const Levels& levels, int64_t bucket_size, uint64_t seed, uint64_t offset,
             uint8_t* words, int64_t begin, int64_t end);
 
-// Groups of 32 coordinates [begin, end): out[i] = (sum over payloads in their order) * scale, or norm * level alone.
+// Groups of 32 coordinates [begin, end): norm * level; (sum over payloads in their order) * scale, added to `add` if any.
 void decode(Codes payload, const Levels& levels, int64_t n, int64_t bucket_size, float* out, int64_t begin, int64_t end);
 void decode_sum(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
-                int64_t n, int64_t bucket_size, float scale, float* out, int64_t begin, int64_t end);
+                int64_t n, int64_t bucket_size, float scale, const float* add, float* out, int64_t begin, int64_t end);
 
 // Tiles [begin, end): out = x times the tile's random signs.
 void apply_signs(const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end);

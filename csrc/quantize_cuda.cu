@@ -275,7 +275,8 @@ __global__ void __launch_bounds__(kThreads) encode_buckets(Reader x, int64_t n, 
 
 __global__ void __launch_bounds__(kThreads) decode_tiles(const uint8_t* rows, int64_t count, int64_t stride,
                                                         int64_t norm_bytes, DeviceLevels levels, int64_t n,
-                                                        int64_t bucket_size, float scale, bool plain, float* out) {
+                                                        int64_t bucket_size, float scale, bool plain, const float* add,
+                                                        float* out) {
   __shared__ float value[kMaxLevels];
   for (int i = threadIdx.x; i < (1 << levels.bits); i += blockDim.x) value[i] = levels.data[min(i, levels.count - 1)];
   __syncthreads();
@@ -314,7 +315,7 @@ __global__ void __launch_bounds__(kThreads) decode_tiles(const uint8_t* rows, in
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) {
       const int64_t i = start + 32 * j + lane;
-      if (i < n) out[i] = plain ? sum[j] : sum[j] * scale;
+      if (i < n) out[i] = plain ? sum[j] : add ? add[i] + sum[j] * scale : sum[j] * scale;
     }
   }
 }
@@ -447,11 +448,11 @@ int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, u
 }
 
 int decode(const uint8_t* rows, int64_t count, int64_t stride, int64_t norm_bytes, DeviceLevels levels, int64_t n,
-           int64_t bucket_size, float scale, bool plain, float* out, void* stream) {
+           int64_t bucket_size, float scale, bool plain, const float* add, float* out, void* stream) {
   const int64_t tiles = ceil_divide(n, kTile);
   if (tiles == 0) return 0;
   decode_tiles<<<blocks_for(ceil_divide(tiles, kWarps)), kThreads, 0, stream_of(stream)>>>(
-      rows, count, stride, norm_bytes, levels, n, bucket_size, scale, plain, out);
+      rows, count, stride, norm_bytes, levels, n, bucket_size, scale, plain, add, out);
   return launched();
 }
 

@@ -28,10 +28,10 @@ int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size
            uint32_t* words, void* stream);
 int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
                  float* norms, uint32_t* words, void* stream);
-// rows: `count` payloads `stride` bytes apart, norms then words; out = (sum in their order) * scale, or, of a single
-// one with `plain`, norm * level.
+// rows: `count` payloads `stride` bytes apart, norms then words; out = (sum in their order) * scale, added to `add` if
+// any, or, of a single one with `plain`, norm * level.
 int decode(const uint8_t* rows, int64_t count, int64_t stride, int64_t norm_bytes, DeviceLevels levels, int64_t n,
-           int64_t bucket_size, float scale, bool plain, float* out, void* stream);
+           int64_t bucket_size, float scale, bool plain, const float* add, float* out, void* stream);
 int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint64_t offset, bool inverse, float* out,
              void* stream);
 

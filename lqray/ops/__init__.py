@@ -39,7 +39,10 @@ _library.define(
     "encode_fused(Tensor x, Tensor levels, int bits, int bucket_size, str norm, int seed, int offset) -> Tensor"
 )
 _library.define("decode(Tensor payload, Tensor levels, int n, int bits, int bucket_size) -> Tensor")
-_library.define("decode_sum(Tensor payloads, Tensor levels, int n, int bits, int bucket_size, float scale) -> Tensor")
+_library.define(
+    "decode_sum(Tensor payloads, Tensor levels, int n, int bits, int bucket_size, float scale, Tensor? add=None)"
+    " -> Tensor"
+)
 _library.define("bucket_statistics(Tensor x, int bucket_size, str norm) -> (Tensor, Tensor, Tensor)")
 _library.define("hadamard(Tensor x, int block_size, int seed, int offset, bool inverse) -> Tensor")
 
@@ -117,14 +120,19 @@ def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int)
     return torch.ops.lqray.decode(payload, levels, n, bits, bucket_size)  # type: ignore[no-any-return]
 
 
-def decode_sum(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
-    """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows.
+def decode_sum(
+    payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float, add: Tensor | None = None
+) -> Tensor:
+    """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows, and that added to `add`.
 
-    payloads: (W, norm_bytes + code_bytes) uint8, W >= 1. Returns (n,) float32. Raises as `decode`.
+    payloads: (W, norm_bytes + code_bytes) uint8, W >= 1. add: (n,) float32 or None. Returns a new (n,) float32.
+    Raises as `decode`, and for an `add` of another shape or dtype.
     """
     _check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
     _check_levels("decode_sum", levels, bits)
-    return torch.ops.lqray.decode_sum(payloads, levels, n, bits, bucket_size, scale)  # type: ignore[no-any-return]
+    if add is not None and (add.dtype != torch.float32 or add.shape != (n,)):
+        raise ValueError(f"decode_sum: add is {add.dtype} of shape {tuple(add.shape)}; allowed: float32 of ({n},)")
+    return torch.ops.lqray.decode_sum(payloads, levels, n, bits, bucket_size, scale, add)  # type: ignore[no-any-return]
 
 
 def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,7 +230,9 @@ def _(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> T
 
 
 @torch.library.register_fake("lqray::decode_sum", lib=_library)
-def _(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
+def _(
+    payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float, add: Tensor | None = None
+) -> Tensor:
     return payloads.new_empty(n, dtype=torch.float32)
 
 

@@ -116,12 +116,14 @@ def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int)
     return (norms[:, None] * values).reshape(-1)[:n]
 
 
-def decode_sum(payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float) -> Tensor:
+def decode_sum(
+    payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float, add: Tensor | None = None
+) -> Tensor:
     """See `lqray.ops.decode_sum`."""
     total = payloads.new_zeros(n, dtype=torch.float32)
     for payload in payloads:
         total += decode(payload, levels, n, bits, bucket_size)
-    return total * scale
+    return total * scale if add is None else add + total * scale
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -67,6 +67,10 @@ def check_all(device: str, x: torch.Tensor, levels: torch.Tensor, bits: int, buc
         rows = torch.stack([payload, fused, payload])
         expected = reference.decode_sum(rows, levels, n, bits, bucket, 1 / 3)
         assert same(ops.decode_sum(rows.to(device), levels_there, n, bits, bucket, 1 / 3), expected)
+        base = data(n, torch.float32, 7)
+        expected = reference.decode_sum(rows, levels, n, bits, bucket, 0.25, base)
+        assert same(ops.decode_sum(rows.to(device), levels_there, n, bits, bucket, 0.25, base.to(device)), expected)
+        expected = reference.decode_sum(rows, levels, n, bits, bucket, 1 / 3)
         longer = torch.cat([rows, torch.zeros(3, 8, dtype=torch.uint8)], dim=1).to(device)[:, : rows.shape[1]]
         assert same(ops.decode_sum(longer, levels_there, n, bits, bucket, 1 / 3), expected)
 
@@ -176,6 +180,7 @@ def test_the_library_itself_refuses_what_the_wrappers_would(device):
         lambda: raw.decode(payload[:0], levels, 32, 3, 64),
         lambda: raw.decode_sum(payload, levels, 32, 3, 64, 1.0),
         lambda: raw.decode(payload[:16], levels, 32, 2, 64),
+        lambda: raw.decode_sum(payload[:16].view(1, 16), levels, 32, 3, 64, 1.0, levels),
         lambda: raw.encode(torch.ones(64, device=device), levels[:1], levels, 3, 32, 0, 0),
         lambda: raw.encode_fused(torch.ones(64, device=device), levels, 9, 32, "l2", 0, 0),
         lambda: raw.encode_fused(torch.ones(64, device=device), levels, 3, 0, "l2", 0, 0),
@@ -274,3 +279,18 @@ def test_a_library_that_does_not_load_says_so_and_the_reference_serves(tmp_path)
     assert done.stdout.strip() == "None"
     assert done.stderr.count("slow") == 1
     assert "reinstall" in done.stderr
+
+
+@NATIVE_CPU
+@pytest.mark.skipif("LQRAY_TEST_LARGE" not in os.environ, reason="needs 15 GB: LQRAY_TEST_LARGE=1")
+def test_more_than_two_to_the_31_coordinates():
+    n = 2**31 + 1000
+    x = torch.zeros(n, dtype=torch.bfloat16)
+    x[-1000:] = data(1000, torch.bfloat16)
+    levels = torch.tensor([-1.0, 1.0])
+    payload = ops.encode_fused(x, levels, 1, 2**20, "linf", 1, 2)
+    decoded = ops.decode(payload, levels, n, 1, 2**20)
+    largest = float(x[-1000:].float().abs().max())
+    assert decoded[:-1000].abs().max() == 0
+    assert torch.equal(decoded[-1000:].abs(), torch.full((1000,), largest))
+    assert 0 < int((decoded[-1000:] > 0).sum()) < 1000
