@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,3 +39,5 @@ def _rank(rank: int, world: int, folder: str, queue: Any, function: Callable[...
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    # As lqray's own worker processes end, and for the same reason: see orchestration/inline.py.
+    os._exit(0)

@@ -10,14 +10,18 @@ from torch.futures import Future
 
 from lqray.communication.collectives import all_gather_into_tensor
 from lqray.communication.volume import Volume
+from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
 
 
 class AllGather:
     """(W - 1) payloads sent per rank. All ranks decode the same bytes in the same order: results equal to the bit."""
 
+    def __init__(self, options: ExchangeOptions) -> None:
+        """Nothing to choose."""
+
     def reduce(
-        self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume
+        self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume, seed: int, offset: int
     ) -> Future[Tensor]:
         """See `lqray.communication.reduction.Reduction.reduce`."""
         world = group.size()
@@ -38,4 +42,4 @@ class AllGather:
         return work.get_future().then(decode_mean)
 
 
-REDUCTION = AllGather()
+REDUCTION = AllGather

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lqray.communication.collectives import gather_now
 from lqray.communication.reduction import load_reduction
 from lqray.communication.volume import Volume
+from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
 
 # Numbers of tensors within a step stay below 2**20: DDP buckets times layers in each.
@@ -27,20 +28,18 @@ _LAYERS_IN_A_BUCKET = 4096
 class GradientExchange:
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seed`.
 
-    quantizer: encodes, and adapts its levels by `update_levels`. reduction: name of a module of communication/.
-    seed: unsigned 64-bit, different on every rank, else the ranks' rounding errors would not average out. by_layer:
-    quantization buckets start anew at every parameter's tensor.
+    quantizer: encodes, and adapts its levels by `update_levels`. options: which reduction, and
+    where quantization buckets start. seed: unsigned 64-bit, different on every rank, else the ranks' rounding errors
+    would not average out.
     """
 
-    def __init__(
-        self, quantizer: Quantizer, reduction: str, group: dist.ProcessGroup, seed: int, by_layer: bool = False
-    ) -> None:
+    def __init__(self, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, seed: int) -> None:
         self.quantizer = quantizer
         self.volume = Volume()
-        self._reduction = load_reduction(reduction)
+        self._reduction = load_reduction(options)
         self._group = group
         self._seed = seed
-        self._by_layer = by_layer
+        self._by_layer = options.buckets == "layer"
         self._iteration = 0
         self._sample = False
         self._measure = False
@@ -65,14 +64,15 @@ class GradientExchange:
     def exchange(self, gradient: Tensor, index: int) -> Future[Tensor]:
         """Start the exchange of tensor number `index` of this step: (n,) to a future of the mean over ranks, (n,)."""
         started = time.perf_counter()
-        payload = self.quantizer.encode(gradient, seed=self._seed, offset=self._iteration << 20 | index)
+        offset = self._iteration << 20 | index
+        payload = self.quantizer.encode(gradient, seed=self._seed, offset=offset)
         self.volume.coordinates += payload.n
         self.volume.encode_seconds += time.perf_counter() - started
         if self._sample:
             self.quantizer.observe(gradient)
         if self._measure:
             self._measure_payload(gradient, payload)
-        return self._reduction.reduce(payload, self.quantizer, self._group, self.volume)
+        return self._reduction.reduce(payload, self.quantizer, self._group, self.volume, self._seed, offset)
 
     @property
     def nmse(self) -> float:

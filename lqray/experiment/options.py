@@ -227,7 +227,10 @@ class ExchangeOptions(Section):
     """How workers exchange gradients."""
 
     reduction: str = "all_gather"
-    """A module of communication/: all_gather is the paper's algorithm."""
+    """A module of communication/: all_gather is the paper's algorithm; scatter_reduce sends as many bytes however many
+    workers there are, and rounds a second time."""
+    gather_bits: int = Field(default=8, ge=1, le=8)
+    """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"
     """Quantization buckets run through all that DDP exchanges at a time (the paper's), or start anew at every layer's
     tensor."""

@@ -9,10 +9,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources
@@ -115,6 +116,19 @@ def _process(rank: int, task: WorkerTask, world: int, port: int, devices: list[s
     metrics = work(task, rank, devices[rank], messages.put)
     if rank == 0:
         messages.put(metrics)
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End this process, all its work done, without the interpreter's own end.
+
+    DDP keeps the process group's threads alive past its destruction. One that asks for the GIL while the interpreter
+    ends is unwound through C++ code that allows no unwinding, and aborts the process ("terminate called without an
+    active exception"): seen on a busy machine.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _free_port() -> int:

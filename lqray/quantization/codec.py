@@ -112,7 +112,7 @@ def decode(payload: Payload, levels: Tensor) -> Tensor:
     """The (n,) tensor that a payload stands for, in its own dtype. Raises ValueError for a payload of wrong length."""
     head = payload.buffer[: payload.head_bytes]
     decoded = ops.decode(head, levels, payload.coded, payload.bits, payload.bucket_size)
-    return _finish(decoded, payload.buffer[payload.head_bytes :].clone().view(torch.float32), payload)
+    return assemble(decoded, payload.buffer[payload.head_bytes :].clone().view(torch.float32), payload)
 
 
 def decode_sum(payloads: Tensor, like: Payload, levels: Tensor, scale: float) -> Tensor:
@@ -127,7 +127,7 @@ def decode_sum(payloads: Tensor, like: Payload, levels: Tensor, scale: float) ->
         for row in payloads[:, like.head_bytes :]:
             tail += row.clone().view(torch.float32)
         tail *= scale
-    return _finish(total, tail, like)
+    return assemble(total, tail, like)
 
 
 def clip(x: Tensor, coding: Coding) -> Tensor:
@@ -147,7 +147,9 @@ def rotate(x: Tensor, coding: Coding, offset: int) -> Tensor:
     return ops.hadamard(padded, coding.bucket_size, _ROTATION_SEED, offset)
 
 
-def _finish(head: Tensor, tail: Tensor, payload: Payload) -> Tensor:
+def assemble(head: Tensor, tail: Tensor, payload: Payload) -> Tensor:
+    """The (n,) tensor, in the payload's dtype, of its decoded coordinates (payload.coded,), rotated back, and its
+    unquantized ones (payload.tail,)."""
     if payload.rotation is not None:
         back = ops.hadamard(head, payload.bucket_size, _ROTATION_SEED, payload.rotation, inverse=True)
         head = back[: payload.n - payload.tail]

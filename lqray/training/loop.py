@@ -116,8 +116,7 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> tuple
         return model, None
     quantizer = Quantizer.create(**trial.quantizer.model_dump())
     seed = derive_seed(trial.seed, "rounding", group.rank())
-    by_layer = trial.exchange.buckets == "layer"
-    exchange = GradientExchange(quantizer, trial.exchange.reduction, group, seed, by_layer)
+    exchange = GradientExchange(quantizer, trial.exchange, group, seed)
     exchange.attach(model)
     return model, exchange
 

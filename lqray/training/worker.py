@@ -6,7 +6,6 @@ Train), or alone.
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,9 +45,6 @@ def _process_group(device: torch.device) -> Iterator[dist.ProcessGroup]:
     try:
         yield _world()
     finally:
-        # DDP and its hook refer to each other: collected only at exit, they would keep the group's threads alive into
-        # the interpreter's end, where a thread that asks for the GIL takes the process down with it.
-        gc.collect()
         dist.destroy_process_group()
 
 

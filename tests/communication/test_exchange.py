@@ -13,6 +13,7 @@ from lqray.communication import GradientExchange, ReplicasDivergedError, check_r
 from lqray.communication import all_gather as all_gather_module
 from lqray.communication.replicas import checksum
 from lqray.experiment import names
+from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
 from lqray.training.seeding import derive_seed
@@ -32,12 +33,17 @@ def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 20, generator=generator), torch.randint(0, 3, (8,), generator=generator)
 
 
-def make_exchange(rank: int, method: str, by_layer: bool = False, **options) -> GradientExchange:
+def make_exchange(
+    rank: int, method: str, by_layer: bool = False, reduction: str = "all_gather", **options
+) -> GradientExchange:
     quantizer = Quantizer.create(method, bucket_size=64, **options)
-    return GradientExchange(quantizer, "all_gather", dist.group.WORLD, derive_seed(1, "rounding", rank), by_layer)
+    exchange = ExchangeOptions(reduction=reduction, buckets="layer" if by_layer else "network")
+    return GradientExchange(quantizer, exchange, dist.group.WORLD, derive_seed(1, "rounding", rank))
 
 
-def train_quantized(rank: int, method: str, bucket_cap_mb: float, by_layer: bool = False, **options) -> dict:
+def train_quantized(
+    rank: int, method: str, bucket_cap_mb: float, by_layer: bool = False, reduction: str = "all_gather", **options
+) -> dict:
     """50 quantized steps; what the collective was handed is counted where it is called."""
     handed = []
     original = all_gather_module.all_gather_into_tensor
@@ -48,7 +54,7 @@ def train_quantized(rank: int, method: str, bucket_cap_mb: float, by_layer: bool
 
     all_gather_module.all_gather_into_tensor = counting
     adaptive = {"update_at": (0, 5), "update_every": 10} if load_method(method).fit else {}
-    exchange = make_exchange(rank, method, by_layer, **adaptive, **options)
+    exchange = make_exchange(rank, method, by_layer, reduction, **adaptive, **options)
     model = DistributedDataParallel(network(), bucket_cap_mb=bucket_cap_mb)
     exchange.attach(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -110,6 +116,101 @@ def test_layers_rotation_and_unquantized_tails_together():
     layers = [parameter.numel() for parameter in network().parameters()]
     assert first["volume"].payload_bytes == sum(4 * (n // 64) + 4 * 3 * 2 * (n // 64) + 4 * (n % 64) for n in layers)
     assert first["nmse"] > 0
+
+
+def train_scattered(rank: int, method: str, rotate: bool) -> dict:
+    extra = {"rotation": "hadamard", "tail": "full_precision"} if rotate else {}
+    return train_quantized(rank, method, 25.0, False, "scatter_reduce", **extra)
+
+
+@pytest.mark.parametrize(
+    ("method", "world", "rotate"),
+    [(m, 2, False) for m in ("terngrad", "nuqsgd", "optimal")]
+    + [("alq", 1, False), ("qsgd_inf", 3, True), ("alq", 5, False)],
+)
+def test_scatter_reduce_keeps_replicas_bit_identical(method, world, rotate):
+    ranks = run_ranks(train_scattered, world, method, rotate)
+    first = ranks[0]
+    for other in ranks:
+        assert other["sums"] == first["sums"]
+        assert other["levels"] == first["levels"]
+        assert other["volume"].coordinates == first["volume"].coordinates
+        assert other["volume"].bytes_sent > 0 or world == 1
+    assert len(set(first["sums"])) == 50
+
+
+def scattered_mean(rank: int, n: int, repeats: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Means over many exchanges of one gradient per rank, the exact mean, bytes sent and received by one exchange."""
+    exchange = make_exchange(rank, "qsgd_inf", reduction="scatter_reduce")
+    gradient = torch.randn(n, generator=torch.Generator().manual_seed(rank))
+    exact = gradient.clone()
+    dist.all_reduce(exact)
+    decoded = []
+    for step in range(repeats):
+        exchange.begin_step(step)
+        decoded.append(exchange.exchange(gradient, 0).wait().double())
+    volume = exchange.volume
+    world = dist.get_world_size()
+    mean = (exact.double() / world).numpy()
+    return torch.stack(decoded).numpy(), mean, volume.bytes_sent, volume.bytes_received
+
+
+def test_scatter_reduce_is_unbiased():
+    (decoded, exact, _, _), (other, *_) = run_ranks(scattered_mean, 2, 200, 2000)
+    np.testing.assert_array_equal(decoded, other)
+    bias = np.abs(decoded.mean(axis=0) - exact)
+    assert np.all(bias <= 5.5 * decoded.std(axis=0, ddof=1) / 2000**0.5 + 1e-7)
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 200, 1000])
+@pytest.mark.parametrize("world", [3])
+def test_scatter_reduce_of_any_size(n, world):
+    ranks = run_ranks(scattered_mean, world, n, 3)
+    for decoded, exact, *_ in ranks:
+        np.testing.assert_array_equal(decoded, ranks[0][0])
+        assert decoded.shape == (3, n)
+        assert np.all(np.abs(decoded - exact) <= 3.0)
+
+
+def test_bytes_of_scatter_reduce_stay_the_same_however_many_ranks():
+    """2 (W - 1) / W payloads: codes of 3 bits on the way there, of 8 on the way back, a norm for every bucket of 64."""
+    n = 64 * 32 * 8
+    there, back = 4 * n // 64 + 3 * n // 8, 4 * n // 64 + n
+    for world in (2, 4, 8):
+        expected = (world - 1) * (there + back) // world
+        for _, _, sent, received in run_ranks(scattered_mean, world, n, 1):
+            assert sent == received == expected
+
+
+def in_a_subgroup(rank: int, reduction: str) -> list[int] | None:
+    """Ranks 0 and 2 of three train together; rank 1 looks on."""
+    group = dist.new_group([0, 2])
+    if rank == 1:
+        return None
+    options = ExchangeOptions(reduction=reduction)
+    quantizer = Quantizer.create("alq", bucket_size=64, update_at=(0, 3))
+    exchange = GradientExchange(quantizer, options, group, derive_seed(1, "rounding", rank))
+    model = DistributedDataParallel(network(), process_group=group)
+    exchange.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    sums = []
+    for step in range(10):
+        exchange.begin_step(step)
+        images, labels = batch(rank, step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        exchange.update_levels()
+        optimizer.step()
+        sums.append(checksum(model))
+    return sums
+
+
+@pytest.mark.parametrize("reduction", ["all_gather", "scatter_reduce"])
+def test_groups_other_than_the_world(reduction):
+    first, outside, second = run_ranks(in_a_subgroup, 3, reduction)
+    assert outside is None
+    assert first == second
+    assert len(set(first)) == 10
 
 
 def mean_of_many(rank: int) -> tuple[np.ndarray, np.ndarray]:

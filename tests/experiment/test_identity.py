@@ -98,4 +98,4 @@ def test_every_name_has_a_module_and_every_table_entry_a_name():
     assert set(options.QUANTIZER) <= set(names.methods())
     assert set(options.MODEL) <= set(names.models())
     assert set(options.DATA) <= set(names.datasets())
-    assert names.reductions() == ("all_gather",)
+    assert names.reductions() == ("all_gather", "scatter_reduce")
