@@ -3,6 +3,7 @@
 No `from __future__ import annotations` here: DDP checks the hook's annotations at run time.
 """
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication.collectives import gather_now
 from lqray.communication.reduction import load_reduction
+from lqray.communication.replicas import check_agreement
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
@@ -36,6 +38,7 @@ class GradientExchange:
     def __init__(self, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, seed: int) -> None:
         self.quantizer = quantizer
         self.volume = Volume()
+        self._options = options
         self._reduction = load_reduction(options)
         self._group = group
         self._seed = seed
@@ -47,7 +50,14 @@ class GradientExchange:
         self._entropy_bits = self._huffman_bits = 0.0
 
     def attach(self, model: DistributedDataParallel) -> None:
-        """Make `model` exchange its gradients through this object."""
+        """Make `model` exchange its gradients through this object. Collective: raises RanksDisagreeError where ranks
+        would misread each other's payloads, or round alike."""
+        agreed = {
+            "quantizer": self.quantizer.options.model_dump(),
+            "exchange": self._options.model_dump(),
+            "levels": self.quantizer.levels.tolist(),
+        }
+        check_agreement(json.dumps(agreed), self._seed, self._group, self._device)
         model.register_comm_hook(self, _hook)
 
     def begin_step(self, iteration: int, measure: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Replicas are bit-identical, or the run stops."""
+"""Ranks agree on what their bytes mean, and replicas are bit-identical, or the run stops."""
 
 from __future__ import annotations
 
@@ -13,6 +13,33 @@ from lqray.communication.collectives import gather_now
 
 class ReplicasDivergedError(RuntimeError):
     """Ranks that should hold the same parameters and buffers do not."""
+
+
+class RanksDisagreeError(RuntimeError):
+    """Ranks would read each other's bytes as something else than was written."""
+
+
+def check_agreement(agreed: str, seed: int, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Compare over the ranks of `group` what all must have equal, `agreed`, and seeds, which must differ. Collective.
+
+    Raises RanksDisagreeError, which names the ranks, on all of them.
+    """
+    digest = hashlib.blake2b(agreed.encode(), digest_size=8).digest()
+    own = [int.from_bytes(digest, "little", signed=True), seed - 2**64 if seed >= 2**63 else seed]
+    rows = gather_now(torch.tensor([own], dtype=torch.int64, device=device), group).tolist()
+    usual = max({row[0] for row in rows}, key=[row[0] for row in rows].count)
+    others = [str(rank) for rank, row in enumerate(rows) if row[0] != usual]
+    if others:
+        raise RanksDisagreeError(
+            f"rank {', '.join(others)} of {len(rows)} has another method, other options or levels than the rest; here "
+            f"they are {agreed}. Every rank must make its exchange with the same arguments"
+        )
+    twins = [str(rank) for rank, row in enumerate(rows) if [r[1] for r in rows].count(row[1]) > 1]
+    if twins:
+        raise RanksDisagreeError(
+            f"ranks {', '.join(twins)} round with the same seed, so their errors would not average out; give every "
+            "rank a seed of its own"
+        )
 
 
 def checksum(module: nn.Module) -> int:

@@ -31,5 +31,5 @@ def models() -> tuple[str, ...]:
 
 def reductions() -> tuple[str, ...]:
     """Ways to exchange payloads: the modules of communication/ but for those that every reduction shares."""
-    shared = {"collectives", "hook", "reduction", "replicas", "volume"}
+    shared = {"baselines", "collectives", "hook", "reduction", "replicas", "volume"}
     return tuple(name for name in names_in("communication") if name not in shared)

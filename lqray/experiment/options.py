@@ -94,10 +94,20 @@ class SgdOptions(OptimizerOptions):
 
 
 class QuantizerOptions(Variant):
-    """A method that sends no codes: `full_precision` (plain all-reduce) and `sgd` (one worker, no exchange)."""
+    """A method that sends no codes: `full_precision` (plain all-reduce), `sgd` (one worker, no exchange), and torch's
+    own hooks."""
 
     selector: ClassVar[str] = "method"
     method: str
+
+
+class PowerSgdOptions(QuantizerOptions):
+    """torch's PowerSGD hook: low-rank approximation with error feedback (Vogels et al. 2019)."""
+
+    rank: int = Field(default=4, ge=1)
+    """Rank of the approximation of each matrix."""
+    start_iteration: int = Field(default=10, ge=2)
+    """Iterations in full precision first."""
 
 
 class BucketOptions(QuantizerOptions):
@@ -195,6 +205,9 @@ OPTIMIZER: dict[str, type[OptimizerOptions]] = {"sgd": SgdOptions}
 QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "full_precision": QuantizerOptions,
     "sgd": QuantizerOptions,
+    "fp16": QuantizerOptions,
+    "bf16": QuantizerOptions,
+    "powersgd": PowerSgdOptions,
     "terngrad": TernaryOptions,
     "nuqsgd": ExponentialLevelsOptions,
     "alq": AlqOptions,

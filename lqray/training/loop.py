@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication import GradientExchange, check_replicas, full_precision_volume
+from lqray.communication import Baseline, GradientExchange, check_replicas, full_precision_volume, is_baseline
 from lqray.experiment.options import BucketOptions, OptimizerOptions, SgdOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
@@ -56,7 +56,7 @@ def train(
     dataset = load_dataset(trial.data).to(device)
     network = build_model(trial.model, dataset.shape, dataset.classes).to(device)
     optimizer = build_optimizer(trial.optimizer, network)
-    model, exchange = connect(trial, network, group)
+    model, exchange, baseline = connect(trial, network, group)
     batches = Batches(len(dataset.train), trial.schedule.batch_size, group.size(), trial.seed)
     volume = full_precision_volume(network, group.size() if isinstance(model, DistributedDataParallel) else 0)
     seconds, nmse = RunningMean(), RunningMean()
@@ -73,6 +73,8 @@ def train(
         images, labels = dataset.normalized(dataset.train.pixels[chosen]), dataset.train.labels[chosen]
         if exchange:
             exchange.begin_step(iteration, measure=measured)
+        if baseline:
+            baseline.begin_step()
         loss = cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -82,6 +84,8 @@ def train(
                 exchange.observe(extra_gradient(network, dataset, chosen))
             exchange.update_levels()
             volume = exchange.volume
+        if baseline:
+            volume = baseline.volume
         optimizer.step()
 
         done = iteration + 1
@@ -106,19 +110,25 @@ def train(
     return final
 
 
-def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> tuple[nn.Module, GradientExchange | None]:
-    """The network as this rank trains it, and its quantized exchange: none for `sgd` (no DDP either) and for
-    `full_precision` (plain DDP)."""
+def connect(
+    trial: Trial, network: nn.Module, group: dist.ProcessGroup
+) -> tuple[nn.Module, GradientExchange | None, Baseline | None]:
+    """The network as this rank trains it, with its quantized exchange or torch's own hook: neither for `sgd` (no DDP
+    either) and for `full_precision` (plain DDP)."""
     if trial.quantizer.method == "sgd":
-        return network, None
+        return network, None, None
     model = DistributedDataParallel(network, process_group=group, bucket_cap_mb=trial.exchange.bucket_cap_mb)
+    if is_baseline(trial.quantizer):
+        baseline = Baseline(trial.quantizer, group)
+        baseline.attach(model)
+        return model, None, baseline
     if not isinstance(trial.quantizer, BucketOptions):
-        return model, None
+        return model, None, None
     quantizer = Quantizer.create(**trial.quantizer.model_dump())
     seed = derive_seed(trial.seed, "rounding", group.rank())
     exchange = GradientExchange(quantizer, trial.exchange, group, seed)
     exchange.attach(model)
-    return model, exchange
+    return model, exchange, None
 
 
 def build_optimizer(options: OptimizerOptions, network: nn.Module) -> torch.optim.Optimizer:

@@ -7,15 +7,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication import GradientExchange, ReplicasDivergedError, check_replicas, full_precision_volume
+from lqray.communication import (
+    GradientExchange,
+    RanksDisagreeError,
+    ReplicasDivergedError,
+    check_replicas,
+    full_precision_volume,
+)
 from lqray.communication import all_gather as all_gather_module
 from lqray.communication.replicas import checksum
 from lqray.experiment import names
 from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
+from lqray.training.loop import connect
 from lqray.training.seeding import derive_seed
 from tests.ranks import run_ranks
 
@@ -241,11 +250,25 @@ def test_the_exchange_is_unbiased_and_errors_of_workers_are_independent():
     assert float(decoded.var(dim=0).sum()) == pytest.approx(alone / 4, rel=0.05)
 
 
-def two_ways(rank: int) -> tuple[list[int], list[int]]:
-    """Checksums of a model trained by lqray's `full_precision` and by torch DDP, over 20 steps."""
-    from lqray.experiment.schema import Trial
-    from lqray.training.loop import connect
+def torchs_own(model: DistributedDataParallel, method: str) -> None:
+    """What a PyTorch user would write."""
+    if method == "fp16":
+        model.register_comm_hook(dist.group.WORLD, default_hooks.fp16_compress_hook)
+    elif method == "bf16":
+        # By its own name DDP lets it run over NCCL only, though gloo can carry it.
+        model.register_comm_hook(
+            dist.group.WORLD, lambda group, bucket: default_hooks.bf16_compress_hook(group, bucket)
+        )
+    elif method == "powersgd":
+        state = powerSGD_hook.PowerSGDState(
+            dist.group.WORLD, matrix_approximation_rank=2, start_powerSGD_iter=5, random_seed=0
+        )
+        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
+
+def two_ways(rank: int, method: str) -> tuple[list[int], list[int], list[float]]:
+    """Checksums of a model trained by lqray's `method` and by torch over 20 steps; bits per coordinate of the steps."""
+    options = {"rank": 2, "start_iteration": 5} if method == "powersgd" else {}
     trial = Trial.model_validate(
         {
             "data": {"name": "digits"},
@@ -253,27 +276,72 @@ def two_ways(rank: int) -> tuple[list[int], list[int]]:
             "optimizer": {"name": "sgd", "lr": 0.1},
             "schedule": {"iterations": 1, "batch_size": 1},
             "workers": 3,
-            "quantizer": {"method": "full_precision"},
+            "quantizer": {"method": method, **options},
         }
     )
-    ours, exchange = connect(trial, network(), dist.group.WORLD)
+    ours, exchange, baseline = connect(trial, network(), dist.group.WORLD)
     assert exchange is None
-    sums = []
-    for model in (ours, DistributedDataParallel(network())):
+    assert (baseline is None) == (method == "full_precision")
+    theirs = DistributedDataParallel(network())
+    torchs_own(theirs, method)
+    sums, bits = [], []
+    for model in (ours, theirs):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         sums.append([])
         for step in range(20):
             images, labels = batch(rank, step)
             optimizer.zero_grad()
+            if baseline:
+                baseline.begin_step()
             nn.functional.cross_entropy(model(images), labels).backward()
+            if baseline and model is ours:
+                bits.append(baseline.volume.bits_per_coordinate)
             optimizer.step()
             sums[-1].append(checksum(model.module))
-    return sums[0], sums[1]
+    return sums[0], sums[1], bits
 
 
-def test_full_precision_is_torch_ddp_bit_for_bit():
-    for ours, theirs in run_ranks(two_ways, 3):
+@pytest.mark.parametrize("method", ["full_precision", "fp16", "bf16", "powersgd"])
+def test_full_precision_and_baselines_are_torchs_bit_for_bit(method):
+    ranks = run_ranks(two_ways, 3, method)
+    for ours, theirs, bits in ranks:
         assert ours == theirs
+        assert ours == ranks[0][0]
+        if method in ("fp16", "bf16"):
+            assert bits == [16.0] * 20
+        if method == "powersgd":
+            # Rank 2 of 50 x 20; 3 x 50, which would not shrink by half, and two biases as they are: 1,203 coordinates.
+            assert bits[:5] == [32.0] * 5
+            assert bits[-1] == pytest.approx(32 * (2 * (50 + 20) + 3 * 50 + 50 + 3) / 1203)
+
+
+def disagree(rank: int, what: str) -> str:
+    options = {"method": "alq", "bits": 3, "bucket_size": 64}
+    exchange = {}
+    if rank == 2:
+        options |= {"bits": {"bits": 2}, "bucket size": {"bucket_size": 128}, "method": {"method": "amq"}}.get(what, {})
+        exchange |= {"reduction": "scatter_reduce"} if what == "reduction" else {}
+    quantizer = Quantizer.create(**options)
+    if what == "levels" and rank == 2:
+        quantizer.set_levels(np.linspace(-1, 1, 8))
+    seed = 7 if what == "seed" else derive_seed(1, "rounding", rank)
+    made = GradientExchange(quantizer, ExchangeOptions(**exchange), dist.group.WORLD, seed)
+    try:
+        made.attach(DistributedDataParallel(network()))
+    except RanksDisagreeError as error:
+        return str(error)
+    return "agreed"
+
+
+@pytest.mark.parametrize("what", ["bits", "bucket size", "method", "levels", "reduction", "seed", "nothing"])
+def test_ranks_that_would_misread_each_other_never_start(what):
+    for message in run_ranks(disagree, 3, what):
+        if what == "nothing":
+            assert message == "agreed"
+        elif what == "seed":
+            assert "ranks 0, 1, 2" in message
+        else:
+            assert "rank 2" in message
 
 
 def diverge(rank: int) -> str:

@@ -1,0 +1,80 @@
+"""What a PyTorch user would pick instead: torch's own DDP communication hooks, with their bytes counted.
+
+fp16, bf16: gradients cast, averaged by all-reduce, cast back. powersgd: low-rank approximation with error feedback
+(Vogels et al., NeurIPS 2019), in full precision for its first iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from lqray.communication.volume import Volume
+from lqray.experiment.options import PowerSgdOptions, QuantizerOptions
+
+Hook = Callable[[Any, GradBucket], Future[Tensor]]
+
+
+class Baseline:
+    """One of torch's hooks on a DDP model. `volume` is that of the current step, of a ring all-reduce: seconds are not
+    known, DDP overlaps and hides them."""
+
+    def __init__(self, options: QuantizerOptions, group: dist.ProcessGroup) -> None:
+        self.volume = Volume()
+        self._group = group
+        self._state: Any = group
+        if isinstance(options, PowerSgdOptions):
+            self._state = powerSGD_hook.PowerSGDState(
+                group,
+                matrix_approximation_rank=options.rank,
+                start_powerSGD_iter=options.start_iteration,
+                random_seed=0,
+            )
+            self._hook: Hook = powerSGD_hook.powerSGD_hook
+        else:
+            self._hook = _CASTS[options.method]
+
+    def attach(self, model: DistributedDataParallel) -> None:
+        """Make `model` exchange its gradients through torch's hook."""
+        model.register_comm_hook(self, _counted)
+
+    def begin_step(self) -> None:
+        """Call before each backward pass."""
+        self.volume = Volume()
+
+    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
+        """Start the exchange of a bucket and count its bytes."""
+        n, width = bucket.buffer().numel(), bucket.buffer().element_size()
+        if isinstance(self._state, powerSGD_hook.PowerSGDState):
+            compressed = self._state.iter >= self._state.start_powerSGD_iter
+            before = self._state.total_numel_after_compression
+            done = self._hook(self._state, bucket)
+            sent = (self._state.total_numel_after_compression - before if compressed else n) * width
+        else:
+            done = self._hook(self._state, bucket)
+            sent = 2 * n
+        world = self._group.size()
+        self.volume.coordinates += n
+        self.volume.payload_bytes += sent
+        self.volume.bytes_sent += 2 * (world - 1) * sent // world
+        self.volume.bytes_received += 2 * (world - 1) * sent // world
+        return done
+
+
+_CASTS: dict[str, Hook] = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+
+
+def is_baseline(options: QuantizerOptions) -> bool:
+    """Whether a method is one of torch's own."""
+    return options.method in _CASTS or isinstance(options, PowerSgdOptions)
+
+
+def _counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses postponed annotations
+    return state.exchange(bucket)

@@ -1,0 +1,3 @@
+"""torch DDP's own hook: gradients travel as float16; a baseline."""
+
+METHOD = None
