@@ -125,18 +125,30 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=30.0)
 
     def _run(self) -> None:
+        """Until the context ends and nothing is left to pass on. A slow answer, on a busy machine, is waited for: the
+        board has forgotten what it holds."""
         import ray
 
-        while not self._stop.wait(_POLL_SECONDS):
+        asked = None
+        while True:
+            ending = self._stop.wait(_POLL_SECONDS)
+            asked = self._board.take.remote() if asked is None else asked
             try:
-                news = ray.get(self._board.take.remote(), timeout=10.0)
+                news = ray.get(asked, timeout=10.0)
+            except ray.exceptions.GetTimeoutError:
+                if ending:
+                    return
+                continue
             except ray.exceptions.RayError:
                 return
+            asked = None
             for trial_id, report in news:
                 if report is None:
                     self._observer.started(self._by_id[trial_id])
                 else:
                     self._observer.progressed(trial_id, report)
+            if ending and not news:
+                return
