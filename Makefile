@@ -16,6 +16,7 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+	@$(BIN)/lqray doctor | grep operators || true
 
 run: $(INSTALLED)  ## install into .venv, run experiments/quickstart.yaml, print the comparison
 	$(BIN)/lqray run experiments/quickstart.yaml
