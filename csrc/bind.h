@@ -1,4 +1,4 @@
-// What the CPU and the CUDA binding share: checks that a caller of torch.ops.lqray cannot go around.
+// What the CPU and the CUDA binding share: memory, and checks that a caller of torch.ops.lqray cannot go around.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -63,13 +63,33 @@ inline void check_payload(const char* op, const Tensor& payload, int64_t dimensi
                   ", bucket_size=", bucket_size, " make");
 }
 
-inline void check_add(const char* op, const std::optional<Tensor>& add, const Tensor& payloads, int64_t n) {
-  if (add)
-    STD_TORCH_CHECK(add->is_cpu() == payloads.is_cpu() && add->dim() == 1 && add->numel() == n &&
-                        add->scalar_type() == ScalarType::Float,
-                    op, ": add must be float32 of ", n, " elements, on the device of the payloads");
+inline void check_norms(const Tensor& norms, const Tensor& x, int64_t bucket_size) {
+  const int64_t buckets = ceil_divide(x.numel(), bucket_size);
+  STD_TORCH_CHECK(norms.is_cpu() == x.is_cpu() && norms.dim() == 1 && norms.scalar_type() == ScalarType::Float &&
+                      norms.numel() == buckets,
+                  "encode: norms must be float32 of ", buckets, " elements, on the device of x");
+}
+
+inline void check_blocks(const Tensor& x, int64_t block_size) {
+  check_input("hadamard", x, block_size);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && (block_size & (block_size - 1)) == 0 &&
+                      x.numel() % block_size == 0,
+                  "hadamard: x must be float32 and block_size a power of two that divides its length");
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), dtype);
 }
 
 inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
+// What a decoded sum is added to, if anything, contiguous.
+inline std::optional<Tensor> checked_add(const std::optional<Tensor>& add, const Tensor& payloads, int64_t n) {
+  if (!add) return std::nullopt;
+  STD_TORCH_CHECK(add->is_cpu() == payloads.is_cpu() && add->dim() == 1 && add->numel() == n &&
+                      add->scalar_type() == ScalarType::Float,
+                  "decode_sum: add must be float32 of ", n, " elements, on the device of the payloads");
+  return dense(*add);
+}
 
 }  // namespace lqray::bind

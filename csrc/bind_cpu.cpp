@@ -18,10 +18,6 @@ void share(int64_t units, int64_t size, const F& work) {
   if (units > 0) torch::stable::parallel_for(0, units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)), work);
 }
 
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), dtype);
-}
-
 cpu::Input input_of(const char* op, const Tensor& x) {
   return cpu::Input{x.const_data_ptr(), dtype_of(op, x), x.numel()};
 }
@@ -70,9 +66,7 @@ Tensor encode(const Tensor& x, const Tensor& norms, const Tensor& levels, int64_
   check_levels("encode", levels, x, bits);
   const Tensor flat = dense(x), flat_norms = dense(norms);
   const cpu::Input input = input_of("encode", flat);
-  STD_TORCH_CHECK(norms.is_cpu() && norms.dim() == 1 && norms.scalar_type() == ScalarType::Float &&
-                      norms.numel() == ceil_divide(input.n, bucket_size),
-                  "encode: norms must be float32 of ", ceil_divide(input.n, bucket_size), " elements, on the CPU");
+  check_norms(norms, x, bucket_size);
   const Levels tables = tables_of(levels, bits);
   Tensor codes = empty(x, {code_bytes(input.n, bits)}, ScalarType::Byte);
   share(ceil_divide(input.n, kTile), kTile, [&](int64_t begin, int64_t end) {
@@ -133,8 +127,7 @@ Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64
                   double scale, std::optional<Tensor> add) {
   check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
   check_levels("decode_sum", levels, payloads, bits);
-  check_add("decode_sum", add, payloads, n);
-  const std::optional<Tensor> base = add ? std::optional<Tensor>(dense(*add)) : std::nullopt;
+  const std::optional<Tensor> base = checked_add(add, payloads, n);
   const float* from = base ? static_cast<const float*>(base->const_data_ptr()) : nullptr;
   // Rows may be parts of longer payloads: only their own bytes must be next to each other.
   const Tensor rows = payloads.numel() == 0 || payloads.stride(1) == 1 ? payloads : dense(payloads);
@@ -151,10 +144,7 @@ Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64
 }
 
 Tensor hadamard(const Tensor& x, int64_t block_size, int64_t seed, int64_t offset, bool inverse) {
-  check_input("hadamard", x, block_size);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && (block_size & (block_size - 1)) == 0 &&
-                      x.numel() % block_size == 0,
-                  "hadamard: x must be float32 and block_size a power of two that divides its length");
+  check_blocks(x, block_size);
   const Tensor flat = dense(x);
   const int64_t n = flat.numel();
   Tensor out = empty(x, {n}, ScalarType::Float);

@@ -14,10 +14,6 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()), dtype);
-}
-
 void* stream_of(const Tensor& x) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
@@ -74,9 +70,7 @@ Tensor encode_cuda(const Tensor& x, const Tensor& norms, const Tensor& levels, i
   check_input("encode", x, bucket_size);
   check_levels("encode", levels, x, bits);
   const int64_t n = x.numel();
-  STD_TORCH_CHECK(!norms.is_cpu() && norms.dim() == 1 && norms.scalar_type() == ScalarType::Float &&
-                      norms.numel() == ceil_divide(n, bucket_size),
-                  "encode: norms must be float32 of ", ceil_divide(n, bucket_size), " elements, on the device of x");
+  check_norms(norms, x, bucket_size);
   const DeviceGuard guard(x.get_device_index());
   const Tensor flat = dense(x), flat_norms = dense(norms), flat_levels = dense(levels);
   Tensor codes = empty(x, {code_bytes(n, bits)}, ScalarType::Byte);
@@ -121,8 +115,7 @@ Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, 
                        double scale, std::optional<Tensor> add) {
   check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
   check_levels("decode_sum", levels, payloads, bits);
-  check_add("decode_sum", add, payloads, n);
-  const std::optional<Tensor> base = add ? std::optional<Tensor>(dense(*add)) : std::nullopt;
+  const std::optional<Tensor> base = checked_add(add, payloads, n);
   const float* from = base ? static_cast<const float*>(base->const_data_ptr()) : nullptr;
   const DeviceGuard guard(payloads.get_device_index());
   // Rows may be parts of longer payloads, whose lengths are whole words; what is not so is copied first.
@@ -138,10 +131,7 @@ Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, 
 }
 
 Tensor hadamard_cuda(const Tensor& x, int64_t block_size, int64_t seed, int64_t offset, bool inverse) {
-  check_input("hadamard", x, block_size);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && (block_size & (block_size - 1)) == 0 &&
-                      x.numel() % block_size == 0,
-                  "hadamard: x must be float32 and block_size a power of two that divides its length");
+  check_blocks(x, block_size);
   const DeviceGuard guard(x.get_device_index());
   const Tensor flat = dense(x);
   Tensor out = empty(x, {x.numel()}, ScalarType::Float);
