@@ -23,8 +23,8 @@ from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
 
-# Numbers of tensors within a step stay below 2**20: DDP buckets times layers in each.
-_LAYERS_IN_A_BUCKET = 4096
+# A tensor's offset: 20 bits of DDP bucket, 32 of iteration, 11 of layer within it; the highest is a reduction's own.
+_ITERATION_SHIFT, _LAYER_SHIFT, _MOST_LAYERS = 20, 52, 2**11
 
 
 class GradientExchange:
@@ -74,7 +74,7 @@ class GradientExchange:
     def exchange(self, gradient: Tensor, index: int) -> Future[Tensor]:
         """Start the exchange of tensor number `index` of this step: (n,) to a future of the mean over ranks, (n,)."""
         started = time.perf_counter()
-        offset = self._iteration << 20 | index
+        offset = self._iteration << _ITERATION_SHIFT | index
         payload = self.quantizer.encode(gradient, seed=self._seed, offset=offset)
         self.volume.coordinates += payload.n
         self.volume.encode_seconds += time.perf_counter() - started
@@ -138,8 +138,15 @@ class GradientExchange:
         """Start the exchange of a DDP bucket, as one tensor or layer by layer."""
         if not self._by_layer:
             return self.exchange(bucket.buffer(), bucket.index())
-        first = bucket.index() * _LAYERS_IN_A_BUCKET
-        layers = [self.exchange(layer.reshape(-1), first + j) for j, layer in enumerate(bucket.gradients())]
+        gradients = bucket.gradients()
+        if len(gradients) > _MOST_LAYERS:
+            raise ValueError(
+                f"a DDP bucket holds {len(gradients)} layers; allowed with exchange.buckets: layer: {_MOST_LAYERS}. "
+                "Lower exchange.bucket_cap_mb"
+            )
+        layers = [
+            self.exchange(layer.reshape(-1), bucket.index() | j << _LAYER_SHIFT) for j, layer in enumerate(gradients)
+        ]
         return torch.futures.collect_all(layers).then(lambda done: torch.cat([one.value() for one in done.value()]))
 
     def _measure_payload(self, gradient: Tensor, payload: Payload) -> None:

@@ -127,6 +127,39 @@ def test_layers_rotation_and_unquantized_tails_together():
     assert first["nmse"] > 0
 
 
+def test_every_tensor_of_every_step_has_an_offset_of_its_own(monkeypatch):
+    """Many small DDP buckets, layer by layer: a repeated offset would repeat the random numbers."""
+    exchange = GradientExchange(Quantizer.create("qsgd"), ExchangeOptions(buckets="layer"), None, 1)
+    seen = []
+
+    class Bucket:
+        def __init__(self, index, layers):
+            self.index, self.gradients = (lambda: index), (lambda: [torch.zeros(1)] * layers)
+
+    def encode(tensor, *, seed, offset):
+        seen.append(offset)
+        raise StopAsyncIteration
+
+    monkeypatch.setattr(exchange.quantizer, "encode", encode)
+
+    def one_layer(tensor, index, original=exchange.exchange):
+        with pytest.raises(StopAsyncIteration):
+            original(tensor, index)
+        done = torch.futures.Future()
+        done.set_result(tensor)
+        return done
+
+    monkeypatch.setattr(exchange, "exchange", one_layer)
+    for iteration in (0, 1, 2, 4096, 2**31):
+        exchange.begin_step(iteration)
+        for bucket in (0, 1, 255, 256, 257, 4096, 2**20 - 1):
+            exchange.exchange_bucket(Bucket(bucket, 5))
+    assert len(set(seen)) == len(seen) == 5 * 7 * 5
+    assert max(seen) < 2**63
+    with pytest.raises(ValueError, match="bucket_cap_mb"):
+        exchange.exchange_bucket(Bucket(0, 2049))
+
+
 def train_scattered(rank: int, method: str, rotate: bool) -> dict:
     extra = {"rotation": "hadamard", "tail": "full_precision"} if rotate else {}
     return train_quantized(rank, method, 25.0, False, "scatter_reduce", **extra)
