@@ -2,17 +2,25 @@
 of what they send."""
 
 from lqray.communication.baselines import Baseline, is_baseline
+from lqray.communication.bypass import Decision, decide
 from lqray.communication.hook import GradientExchange
+from lqray.communication.lost_ranks import RankLostError, naming_lost_ranks
+from lqray.communication.parcel import LevelsDifferError
 from lqray.communication.replicas import RanksDisagreeError, ReplicasDivergedError, check_replicas
 from lqray.communication.volume import Volume, full_precision_volume
 
 __all__ = [
     "Baseline",
+    "Decision",
     "GradientExchange",
+    "LevelsDifferError",
+    "RankLostError",
     "RanksDisagreeError",
     "ReplicasDivergedError",
     "Volume",
     "check_replicas",
+    "decide",
     "full_precision_volume",
     "is_baseline",
+    "naming_lost_ranks",
 ]

@@ -4,42 +4,81 @@ from __future__ import annotations
 
 import time
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
 from lqray.communication.collectives import all_gather_into_tensor
+from lqray.communication.parcel import CHECK_BYTES, CheckWords, Parcel
+from lqray.communication.stage import Stage
+from lqray.communication.transport import Piece, load_transport
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
-from lqray.quantization import Payload, Quantizer
+from lqray.quantization import Quantizer
 
 
 class AllGather:
     """(W - 1) payloads sent per rank. All ranks decode the same bytes in the same order: results equal to the bit."""
 
-    def __init__(self, options: ExchangeOptions) -> None:
-        """Nothing to choose."""
+    def __init__(self, options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords) -> None:
+        self._group = group
+        self._checks = checks
+        # Coded streams have lengths that must be known first: steps that wait for each other.
+        self._stage = None if options.entropy == "none" else Stage(group)
+        self._transport = load_transport(options)
 
-    def reduce(
-        self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume, seed: int, offset: int
-    ) -> Future[Tensor]:
+    def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
         """See `lqray.communication.reduction.Reduction.reduce`."""
-        world = group.size()
-        gathered = payload.buffer.new_empty((world, payload.nbytes))
+        check = parcel.check_word()
+        own = torch.cat([part for row in parcel.payloads for part in (*(p.buffer for p in row), check)])
+        world, workers = self._group.size(), len(parcel.payloads)
+
+        if self._stage is not None:
+            stage, pieces = self._stage, [_pieces(parcel)] * (world * workers)
+
+            def exchange_coded() -> list[Tensor]:
+                with volume.timed("exchange", parcel.device):
+                    gathered = self._transport.gather(own.view(workers, -1), pieces, stage.group, volume)
+                return self._decode(gathered, parcel, quantizer, volume)
+
+            return stage.submit(parcel.device, exchange_coded)
+
+        gathered = own.new_empty((world * workers, own.numel() // workers))
         started = time.perf_counter()
-        work = all_gather_into_tensor(gathered.view(-1), payload.buffer, group)
-        volume.payload_bytes += payload.nbytes
-        volume.bytes_sent += (world - 1) * payload.nbytes
-        volume.bytes_received += (world - 1) * payload.nbytes
+        work = all_gather_into_tensor(gathered.view(-1), own, self._group)
+        volume.payload_bytes += own.numel()
+        volume.moved((world - 1) * own.numel(), (world - 1) * own.numel())
 
-        def decode_mean(_: Future[Tensor]) -> Tensor:
-            arrived = time.perf_counter()
-            mean = quantizer.decode_mean(gathered, payload)
-            volume.exchange_seconds += arrived - started
-            volume.decode_seconds += time.perf_counter() - arrived
-            return mean
+        def decode(_: Future[Tensor]) -> list[Tensor]:
+            if gathered.is_cuda:
+                gathered.record_stream(torch.cuda.current_stream(gathered.device))
+            else:
+                volume.add_seconds("exchange", time.perf_counter() - started)
+            return self._decode(gathered, parcel, quantizer, volume)
 
-        return work.get_future().then(decode_mean)
+        return work.get_future().then(decode)
+
+    def close(self) -> None:
+        """See `lqray.communication.reduction.Reduction.close`."""
+        if self._stage is not None:
+            self._stage.close()
+
+    def _decode(self, rows: Tensor, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> list[Tensor]:
+        """The means, of all workers' rows (K, bytes)."""
+        self._checks.compare(rows[:, -CHECK_BYTES:], len(parcel.payloads))
+        with volume.timed("decode", rows.device):
+            parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.tensors], dim=1)
+            return [quantizer.decode_mean(part, like) for part, like in zip(parts, parcel.tensors, strict=True)]
+
+
+def _pieces(parcel: Parcel) -> list[Piece]:
+    """Where codes lie in a row."""
+    pieces, begin = [], 0
+    for payload in parcel.tensors:
+        pieces.append(Piece(begin + payload.norm_bytes, payload.coded, payload.bits))
+        begin += payload.nbytes
+    return pieces
 
 
 REDUCTION = AllGather

@@ -60,11 +60,8 @@ class Baseline:
         else:
             done = self._hook(self._state, bucket)
             sent = 2 * n
-        world = self._group.size()
         self.volume.coordinates += n
-        self.volume.payload_bytes += sent
-        self.volume.bytes_sent += 2 * (world - 1) * sent // world
-        self.volume.bytes_received += 2 * (world - 1) * sent // world
+        self.volume.all_reduced(sent, self._group.size())
         return done
 
 

@@ -3,10 +3,13 @@
 No `from __future__ import annotations` here: DDP checks the hook's annotations at run time.
 """
 
+import itertools
 import json
 import math
-import time
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +19,12 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lqray.communication.bucket import Cut, Span, cut_bucket, flat_like, skipped_names
 from lqray.communication.collectives import gather_now
+from lqray.communication.parcel import CheckWords, Parcel, check_of
 from lqray.communication.reduction import load_reduction
 from lqray.communication.replicas import check_agreement
+from lqray.communication.residuals import Residuals
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
@@ -28,26 +34,34 @@ _ITERATION_SHIFT, _LAYER_SHIFT, _MOST_LAYERS = 20, 52, 2**11
 
 
 class GradientExchange:
-    """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seed`.
+    """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
-    quantizer: encodes, and adapts its levels by `update_levels`. options: which reduction, and
-    where quantization buckets start. seed: unsigned 64-bit, different on every rank, else the ranks' rounding errors
-    would not average out.
+    quantizer: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
+    quantization buckets start. seeds: unsigned 64-bit, one for each worker of this process, all different over all
+    ranks, else rounding errors would not average out. Every rank has as many workers; their gradients are encoded one
+    by one, and the mean over all workers of all ranks is the same bits however many processes they share.
     """
 
-    def __init__(self, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, seed: int) -> None:
+    def __init__(
+        self, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, seeds: Sequence[int]
+    ) -> None:
         self.quantizer = quantizer
         self.volume = Volume()
         self._options = options
-        self._reduction = load_reduction(options)
         self._group = group
-        self._seed = seed
-        self._by_layer = options.buckets == "layer"
+        self._seeds = list(seeds)
+        self._checks = CheckWords()
+        self._reduction = load_reduction(options, group, self._checks)
+        self._residuals = Residuals() if options.error_feedback else None
+        self._names: dict[Tensor, str] = {}
+        self._skipped: frozenset[str] = frozenset()
+        self._aside: list[dict[Tensor, Tensor | None]] = []
+        self._bundle = _Bundle(group, len(self._seeds))
+        self._stream: torch.cuda.Stream | None = None
         self._iteration = 0
         self._sample = False
         self._measure = False
-        self._error = self._energy = self._bias = 0.0
-        self._entropy_bits = self._huffman_bits = 0.0
+        self._measured = [_Measured() for _ in self._seeds]
 
     def attach(self, model: DistributedDataParallel) -> None:
         """Make `model` exchange its gradients through this object. Collective: raises RanksDisagreeError where ranks
@@ -56,66 +70,158 @@ class GradientExchange:
             "quantizer": self.quantizer.options.model_dump(),
             "exchange": self._options.model_dump(),
             "levels": self.quantizer.levels.tolist(),
+            "workers of a process": len(self._seeds),
         }
-        check_agreement(json.dumps(agreed), self._seed, self._group, self._device)
+        check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
+        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
+        self._skipped = skipped_names(model.module, self._options)
         model.register_comm_hook(self, _hook)
 
     def begin_step(self, iteration: int, measure: bool = False) -> None:
-        """Call before each backward pass. `measure`: also find the NMSE of this step's own payloads, at the cost of
-        decoding them."""
+        """Call before each step's backward passes. `measure`: also find the NMSE of this step's own payloads, at the
+        cost of decoding them. Raises LevelsDifferError for an earlier step on a GPU, where nothing waits for it."""
+        self._checks.raise_found()
         self.volume = Volume()
         self._iteration = iteration
         wanted = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
         self._sample = wanted and not self.quantizer.fresh_samples
         self._measure = measure
-        self._error = self._energy = self._bias = 0.0
-        self._entropy_bits = self._huffman_bits = 0.0
+        self._measured = [_Measured() for _ in self._seeds]
+        self._aside = []
+        self._bundle = _Bundle(self._group, len(self._seeds))
 
-    def exchange(self, gradient: Tensor, index: int) -> Future[Tensor]:
-        """Start the exchange of tensor number `index` of this step: (n,) to a future of the mean over ranks, (n,)."""
-        started = time.perf_counter()
-        offset = self._iteration << _ITERATION_SHIFT | index
-        payload = self.quantizer.encode(gradient, seed=self._seed, offset=offset)
+    def set_aside(self) -> None:
+        """Call after the backward pass, within DDP's `no_sync`, of each but the last of this process's workers: takes
+        the gradients from the parameters."""
+        if len(self._aside) + 1 >= len(self._seeds):
+            raise RuntimeError(
+                f"{len(self._seeds)} workers share this process and {len(self._aside) + 1} were set aside; allowed: "
+                "all but the last, whose backward pass starts the exchange"
+            )
+        self._aside.append({parameter: parameter.grad for parameter in self._names})
+        for parameter in self._names:
+            parameter.grad = None
+
+    def exchange_bucket(self, bucket: GradBucket) -> Future[Tensor]:
+        """Start the exchange of a DDP bucket: (n,) to a future of the mean over all workers, (n,)."""
+        if len(self._aside) + 1 != len(self._seeds):
+            raise RuntimeError(
+                f"{len(self._seeds)} workers share this process and the gradients of {len(self._aside) + 1} are known; "
+                "call set_aside after the backward pass of each but the last"
+            )
+        cut = cut_bucket(bucket, self._names, self._skipped, self._options.buckets == "layer")
+        if len(cut.tensors) > _MOST_LAYERS:
+            raise ValueError(
+                f"a DDP bucket holds {len(cut.tensors)} layers; allowed with exchange.buckets: layer: {_MOST_LAYERS}. "
+                "Lower exchange.bucket_cap_mb"
+            )
+        flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
+        waited: list[Future[Any]] = []
+        if cut.tensors:
+            waited.append(self._exchange_tensors([cut.take(flat) for flat in flats], cut, bucket.index()))
+        if cut.skipped:
+            waited.append(self._bundle.add([cut.take_skipped(flat) for flat in flats], self.volume))
+        if bucket.is_last():
+            self._bundle.start(self.volume)
+        if cut.tensors and not cut.skipped:
+            return waited[0].then(lambda means: cut.put(means.value(), None))
+        if not cut.tensors:
+            return waited[0].then(lambda skipped: cut.put([], skipped.value()))
+        return torch.futures.collect_all(waited).then(
+            lambda both: cut.put(both.value()[0].value(), both.value()[1].value())
+        )
+
+    def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
+        """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
+        workers, to a future of the mean over all workers, (n,)."""
+        cut = Cut([[Span(str(index), 0, gradients[0].numel())]], [], gradients[0].numel())
+        means = self._exchange_tensors([[gradient] for gradient in gradients], cut, index)
+        return means.then(lambda done: done.value()[0])
+
+    def _exchange_tensors(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
+        """tensors: [worker][tensor]."""
+        device = tensors[0][0].device
+        if device.type != "cuda":
+            return self._start_exchange(tensors, cut, index)
+        # Beside the backward pass: its kernels go on while these encode.
+        self._stream = self._stream or torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            for tensor in itertools.chain.from_iterable(tensors):
+                tensor.record_stream(self._stream)
+            return self._start_exchange(tensors, cut, index)
+
+    def _start_exchange(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
+        first = self._iteration << _ITERATION_SHIFT | index
+        offsets = [first | number << _LAYER_SHIFT for number in range(len(cut.tensors))]
+        payloads = []
+        for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
+            parts = zip(own, cut.tensors, offsets, strict=True)
+            payloads.append([self._encode(worker, seed, *part) for part in parts])
+        parcel = Parcel(payloads, self._seeds, offsets, check_of(self.quantizer.levels, first))
+        return self._reduction.reduce(parcel, self.quantizer, self.volume)
+
+    def _encode(self, worker: int, seed: int, gradient: Tensor, spans: Sequence[Span], offset: int) -> Payload:
+        with self.volume.timed("encode", gradient.device):
+            if self._residuals:
+                gradient = self._residuals.added_to(gradient, spans, worker)
+            payload = self.quantizer.encode(gradient, seed=seed, offset=offset)
+            if self._residuals:
+                self._residuals.keep(gradient, self.quantizer.decode(payload), spans, worker)
         self.volume.coordinates += payload.n
-        self.volume.encode_seconds += time.perf_counter() - started
         if self._sample:
-            self.quantizer.observe(gradient)
+            self.quantizer.observe(gradient, worker)
         if self._measure:
-            self._measure_payload(gradient, payload)
-        return self._reduction.reduce(payload, self.quantizer, self._group, self.volume, self._seed, offset)
+            self._measured[worker].add(gradient, payload, self.quantizer)
+        return payload
+
+    def close(self) -> None:
+        """Let go of the reduction's threads."""
+        self._reduction.close()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """All that decides this process's next exchange: of the quantizer, equal on all ranks but for its statistics,
+        and of error feedback, this process's own."""
+        residuals = self._residuals.state_dict() if self._residuals else {}
+        return {"quantizer": self.quantizer.state_dict(), "residuals": residuals}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Restore what `state_dict` returned."""
+        self.quantizer.load_state_dict(state["quantizer"])
+        if self._residuals:
+            self._residuals.load_state_dict(state["residuals"])
 
     @property
     def nmse(self) -> float:
-        """||Q(g) - g||^2 / ||g||^2 of this rank's gradient at the last measured step; 0 for a zero gradient."""
-        return self._error / self._energy if self._energy else 0.0
+        """||Q(g) - g||^2 / ||g||^2 at the last measured step, mean over the workers here; 0 for zero gradients."""
+        return statistics.fmean(one.nmse for one in self._measured)
 
     @property
     def bias(self) -> float:
-        """||E[Q(g)] - g|| / ||g|| of this rank's gradient at the last measured step: 0 for unbiased methods."""
-        return math.sqrt(self._bias / self._energy) if self._energy else 0.0
+        """||E[Q(g)] - g|| / ||g|| at the last measured step, mean over the workers here: 0 for unbiased methods."""
+        return statistics.fmean(one.relative_bias for one in self._measured)
 
     @property
     def entropy_bits(self) -> float:
-        """Entropy of this rank's codes at the last measured step, bits per coordinate."""
-        return self._entropy_bits / self.volume.coordinates if self.volume.coordinates else 0.0
+        """Entropy of this process's codes at the last measured step, bits per coordinate."""
+        return statistics.fmean(one.entropy_bits / max(1, one.coordinates) for one in self._measured)
 
     @property
     def huffman_bits(self) -> float:
-        """Length of this rank's codes at the last measured step in Huffman codes of their own, bits per coordinate."""
-        return self._huffman_bits / self.volume.coordinates if self.volume.coordinates else 0.0
+        """Length of these codes at the last measured step in Huffman codes of their own, bits per coordinate."""
+        return statistics.fmean(one.huffman_bits / max(1, one.coordinates) for one in self._measured)
 
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
         wanted = self.quantizer.fresh_samples and self.quantizer.schedule.is_due(iteration)
         return self.quantizer.samples if wanted else 0
 
-    def observe(self, gradients: Sequence[Tensor]) -> None:
-        """Add an extra gradient of the whole model, a tensor for each parameter, to what the next update fits to."""
-        if self._by_layer:
-            for gradient in gradients:
-                self.quantizer.observe(gradient)
-        else:
-            self.quantizer.observe(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
+        """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
+        fits to."""
+        kept = [gradient.reshape(-1) for name, gradient in gradients.items() if name not in self._skipped]
+        for tensor in kept if self._options.buckets == "layer" else [torch.cat(kept)] if kept else []:
+            self.quantizer.observe(tensor, worker)
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so. Collective.
@@ -125,7 +231,7 @@ class GradientExchange:
         """
         if not self.quantizer.schedule.is_due(self._iteration):
             return False
-        rows = self._gather(self.quantizer.statistics.table())
+        rows = self._gather(self.quantizer.statistics_table())
         assert self.quantizer.method.fit is not None
         of_all = self.quantizer.method.fit.statistics.from_table(rows)
         self.quantizer.update_levels(of_all if self._group.rank() == 0 else None)
@@ -133,30 +239,6 @@ class GradientExchange:
         dist.broadcast(levels, group=self._group, group_src=0)
         self.quantizer.set_levels(levels.cpu().numpy())
         return True
-
-    def exchange_bucket(self, bucket: GradBucket) -> Future[Tensor]:
-        """Start the exchange of a DDP bucket, as one tensor or layer by layer."""
-        if not self._by_layer:
-            return self.exchange(bucket.buffer(), bucket.index())
-        gradients = bucket.gradients()
-        if len(gradients) > _MOST_LAYERS:
-            raise ValueError(
-                f"a DDP bucket holds {len(gradients)} layers; allowed with exchange.buckets: layer: {_MOST_LAYERS}. "
-                "Lower exchange.bucket_cap_mb"
-            )
-        layers = [
-            self.exchange(layer.reshape(-1), bucket.index() | j << _LAYER_SHIFT) for j, layer in enumerate(gradients)
-        ]
-        return torch.futures.collect_all(layers).then(lambda done: torch.cat([one.value() for one in done.value()]))
-
-    def _measure_payload(self, gradient: Tensor, payload: Payload) -> None:
-        exact = gradient.to(torch.float64)
-        energy = float(exact.square().sum())
-        self._error += float((self.quantizer.decode(payload).to(torch.float64) - exact).square().sum())
-        self._energy += energy
-        self._bias += self.quantizer.bias(gradient) ** 2 * energy
-        self._entropy_bits += payload.entropy_bits() * payload.n
-        self._huffman_bits += payload.huffman_bits() * payload.n
 
     def _gather(self, table: np.ndarray) -> np.ndarray:
         """Every rank's (K_rank, 4) rows, in the order of ranks. K may differ: zero buckets are dropped."""
@@ -172,6 +254,79 @@ class GradientExchange:
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return torch.device("cuda") if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
+
+
+@dataclass
+class _Measured:
+    """Of one worker and step: sums over its tensors."""
+
+    error: float = 0.0
+    energy: float = 0.0
+    bias: float = 0.0
+    entropy_bits: float = 0.0
+    huffman_bits: float = 0.0
+    coordinates: int = 0
+
+    def add(self, gradient: Tensor, payload: Payload, quantizer: Quantizer) -> None:
+        exact = gradient.to(torch.float64)
+        energy = float(exact.square().sum())
+        self.error += float((quantizer.decode(payload).to(torch.float64) - exact).square().sum())
+        self.energy += energy
+        self.bias += quantizer.bias(gradient) ** 2 * energy
+        self.entropy_bits += payload.entropy_bits() * payload.n
+        self.huffman_bits += payload.huffman_bits() * payload.n
+        self.coordinates += payload.n
+
+    @property
+    def nmse(self) -> float:
+        return self.error / self.energy if self.energy else 0.0
+
+    @property
+    def relative_bias(self) -> float:
+        return math.sqrt(self.bias / self.energy) if self.energy else 0.0
+
+
+class _Bundle:
+    """The skipped coordinates of all DDP buckets of a step, averaged by one all-reduce."""
+
+    def __init__(self, group: dist.ProcessGroup, workers: int) -> None:
+        self._group = group
+        self._workers = workers
+        self._sums: list[Tensor] = []
+        self._done: list[Future[Tensor]] = []
+
+    def add(self, parts: Sequence[Tensor], volume: Volume) -> Future[Tensor]:
+        """Skipped coordinates (n,) of each of this process's workers to a future of their mean over all workers."""
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        self._sums.append(total)
+        self._done.append(Future(devices=[total.device] if total.is_cuda else None))
+        volume.coordinates += total.numel()
+        return self._done[-1]
+
+    def start(self, volume: Volume) -> None:
+        """All buckets are known: one all-reduce for each dtype among them."""
+        for dtype in dict.fromkeys(total.dtype for total in self._sums):
+            chosen = [index for index, total in enumerate(self._sums) if total.dtype == dtype]
+            self._reduce([self._sums[index] for index in chosen], [self._done[index] for index in chosen], volume)
+
+    def _reduce(self, sums: list[Tensor], done: list[Future[Tensor]], volume: Volume) -> None:
+        bundle = torch.cat(sums).div_(self._group.size() * self._workers)
+        work = dist.all_reduce(bundle, group=self._group, async_op=True)
+        assert work is not None
+        volume.all_reduced(bundle.numel() * bundle.element_size(), self._group.size())
+
+        def hand_out(reduced: Future[Any]) -> None:
+            try:
+                reduced.value()
+                for future, part in zip(done, bundle.split([total.numel() for total in sums]), strict=True):
+                    future.set_result(part)
+            except RuntimeError as error:
+                for future in done:
+                    future.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
+
+        work.get_future().then(hand_out)
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

@@ -9,24 +9,31 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
+from lqray.communication.parcel import CheckWords, Parcel
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
-from lqray.quantization import Payload, Quantizer
+from lqray.quantization import Quantizer
 
 
 class Reduction(Protocol):
-    """A way to turn every worker's payload into the mean of what they stand for."""
+    """A way to turn every worker's payloads into the means of what they stand for."""
 
-    def reduce(
-        self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume, seed: int, offset: int
-    ) -> Future[Tensor]:
-        """Start the exchange of this rank's payload and return a future of the mean: (n,) of the payload's dtype, the
-        same bytes on all ranks. Adds the bytes handed over and moved, and the seconds, to `volume`. seed, offset: those
-        the payload was encoded with, for a reduction that encodes again."""
+    def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
+        """Start the exchange of this process's parcel and return a future of the mean over all workers of every tensor:
+        (n,) each, of its payload's dtype, the same bytes on all ranks, whatever number of workers a process has.
+
+        Adds the bytes handed over and moved, and the seconds, to `volume`. The future's error is LevelsDifferError
+        where ranks' levels differ.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of threads."""
         ...
 
 
-def load_reduction(options: ExchangeOptions) -> Reduction:
-    """What the REDUCTION of `lqray.communication.<options.reduction>` makes of its options."""
-    reduction: Reduction = importlib.import_module(f"lqray.communication.{options.reduction}").REDUCTION(options)
+def load_reduction(options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords) -> Reduction:
+    """What the REDUCTION of `lqray.communication.<options.reduction>` makes of its options. Collective."""
+    module = importlib.import_module(f"lqray.communication.{options.reduction}")
+    reduction: Reduction = module.REDUCTION(options, group, checks)
     return reduction

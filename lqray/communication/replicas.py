@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,26 +20,29 @@ class RanksDisagreeError(RuntimeError):
     """Ranks would read each other's bytes as something else than was written."""
 
 
-def check_agreement(agreed: str, seed: int, group: dist.ProcessGroup, device: torch.device) -> None:
+def check_agreement(agreed: str, seeds: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> None:
     """Compare over the ranks of `group` what all must have equal, `agreed`, and seeds, which must differ. Collective.
 
     Raises RanksDisagreeError, which names the ranks, on all of them.
     """
     digest = hashlib.blake2b(agreed.encode(), digest_size=8).digest()
-    own = [int.from_bytes(digest, "little", signed=True), seed - 2**64 if seed >= 2**63 else seed]
-    rows = gather_now(torch.tensor([own], dtype=torch.int64, device=device), group).tolist()
-    usual = max({row[0] for row in rows}, key=[row[0] for row in rows].count)
-    others = [str(rank) for rank, row in enumerate(rows) if row[0] != usual]
+    own = int.from_bytes(digest, "little", signed=True)
+    digests = gather_now(torch.tensor([own], device=device), group).tolist()
+    usual = max(set(digests), key=digests.count)
+    others = [str(rank) for rank, value in enumerate(digests) if value != usual]
     if others:
         raise RanksDisagreeError(
-            f"rank {', '.join(others)} of {len(rows)} has another method, other options or levels than the rest; here "
-            f"they are {agreed}. Every rank must make its exchange with the same arguments"
+            f"rank {', '.join(others)} of {len(digests)} has another method, other options or levels than the rest; "
+            f"here they are {agreed}. Every rank must make its exchange with the same arguments"
         )
-    twins = [str(rank) for rank, row in enumerate(rows) if [r[1] for r in rows].count(row[1]) > 1]
+    signed = [seed - 2**64 if seed >= 2**63 else seed for seed in seeds]
+    rows = gather_now(torch.tensor([signed], dtype=torch.int64, device=device), group).tolist()
+    every = [seed for row in rows for seed in row]
+    twins = [str(rank) for rank, row in enumerate(rows) if any(every.count(seed) > 1 for seed in row)]
     if twins:
         raise RanksDisagreeError(
             f"ranks {', '.join(twins)} round with the same seed, so their errors would not average out; give every "
-            "rank a seed of its own"
+            "worker a seed of its own"
         )
 
 

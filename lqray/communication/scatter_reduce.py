@@ -1,17 +1,17 @@
-"""Encoded scatter-reduce: each rank averages its share of the coordinates and sends the mean back, encoded again.
+"""Encoded scatter-reduce: each worker averages its share of the coordinates and sends the mean back, encoded again.
 
-1. All-to-all: rank r gets everybody's codes of its share, about 1/W of the buckets; it decodes and averages them.
+1. All-to-all: every worker gets everybody's codes of its share, about 1/K of the buckets; it decodes and averages them.
 2. All-gather: it encodes the mean with uniform levels of `gather_bits` and linf norms; everybody decodes all shares.
 
 2 (W - 1) / W payloads move for each rank, whatever W; all_gather moves W - 1. The second rounding is not averaged,
-hence its wider codes. Both collectives are waited for: the second must come in the same order on all ranks.
+hence its wider codes. Both run beside the backward pass, step by step, each in a stage of its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.futures import Future
 
 from lqray import ops
-from lqray.communication.collectives import gather_now
+from lqray.communication.parcel import CHECK_BYTES, CheckWords, Parcel
+from lqray.communication.stage import Stage
+from lqray.communication.transport import Piece, Rows, load_transport
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
@@ -32,79 +34,158 @@ _SECOND_ROUNDING = 1 << 63
 class ScatterReduce:
     """See the module. Results are equal to the bit on all ranks: they decode the same bytes."""
 
-    def __init__(self, options: ExchangeOptions) -> None:
+    def __init__(self, options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords) -> None:
         self._bits = options.gather_bits
         self._levels = torch.linspace(-1.0, 1.0, 2**options.gather_bits)
+        self._transport = load_transport(options)
+        self._checks = checks
+        self._scatter, self._gather = Stage(group), Stage(group)
 
-    def reduce(
-        self, payload: Payload, quantizer: Quantizer, group: dist.ProcessGroup, volume: Volume, seed: int, offset: int
-    ) -> Future[Tensor]:
+    def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
         """See `lqray.communication.reduction.Reduction.reduce`."""
-        started = time.perf_counter()
-        world, rank, device = group.size(), group.rank(), payload.buffer.device
-        levels, wide = quantizer.levels.to(device), self._levels.to(device)
-        bounds = shares(payload, world)
-        sizes = [end - begin for begin, end in bounds]
-        received, sent = _exchange_shares(payload, bounds, group)
-        arrived = time.perf_counter()
+        device, levels = parcel.device, quantizer.levels.to(parcel.device)
+        means = self._scatter.submit(device, lambda: self._own_means(parcel, levels, volume))
+        return self._gather.submit(device, lambda: self._all_means(means.wait(), parcel, volume))
 
-        own = ops.decode_sum(received, levels, sizes[rank], payload.bits, payload.bucket_size, 1.0 / world)
-        counter = offset | _SECOND_ROUNDING
-        mean = ops.encode_fused(own, wide, self._bits, payload.bucket_size, "linf", seed, counter)
-        averaged = time.perf_counter()
+    def close(self) -> None:
+        """See `lqray.communication.reduction.Reduction.close`."""
+        self._scatter.close()
+        self._gather.close()
 
-        lengths = [_bytes(size, self._bits, payload.bucket_size) for size in sizes]
-        row = torch.cat([payload.buffer[payload.head_bytes :], mean, mean.new_zeros(max(lengths) - lengths[rank])])
-        rows = gather_now(row, group).view(world, -1)
-        gathered = time.perf_counter()
+    def _own_means(self, parcel: Parcel, levels: Tensor, volume: Volume) -> Tensor:
+        """Rows of the means of the shares that this process's workers own, encoded: (workers, bytes)."""
+        group, device, own_workers = self._scatter.group, parcel.device, len(parcel.payloads)
+        first, world = group.rank() * own_workers, group.size()
+        shares = [_shares(parcel, worker, world * own_workers) for worker in range(world * own_workers)]
+        to = [_rows_of(parcel, shares[r * own_workers : (r + 1) * own_workers]) for r in range(world)]
+        with volume.timed("exchange", device):
+            received = self._transport.scatter(to, group, volume)
 
-        tail_bytes = 4 * payload.tail
-        heads = [
-            ops.decode(part[tail_bytes : tail_bytes + length], wide, size, self._bits, payload.bucket_size)
-            for part, length, size in zip(rows, lengths, sizes, strict=True)
-        ]
-        tail = torch.zeros(payload.tail, device=device)
-        for part in rows:
-            tail += part[:tail_bytes].clone().view(torch.float32)
-        result: Future[Tensor] = Future(devices=[device] if device.type == "cuda" else None)
-        result.set_result(assemble(torch.cat(heads), tail / world, payload))
+        rows, begin = [], 0
+        wide, lengths = self._levels.to(device), self._row_bytes(parcel, world * own_workers)
+        for index, (worker_shares, seed) in enumerate(
+            zip(shares[first : first + own_workers], parcel.seeds, strict=True)
+        ):
+            parts = []
+            for share, offset in zip(worker_shares, parcel.offsets, strict=True):
+                codes, begin = received[:, begin : begin + share.nbytes], begin + share.nbytes
+                with volume.timed("decode", device):
+                    mean = ops.decode_sum(
+                        codes, levels, share.n, share.like.bits, share.like.bucket_size, 1.0 / received.shape[0]
+                    )
+                with volume.timed("encode", device):
+                    parts.append(
+                        ops.encode_fused(
+                            mean, wide, self._bits, share.like.bucket_size, "linf", seed, offset | _SECOND_ROUNDING
+                        )
+                    )
+            parts += [payload.buffer[payload.head_bytes :] for payload in parcel.payloads[index]]
+            padding = lengths - sum(part.numel() for part in parts)
+            rows.append(torch.cat([*parts, parts[0].new_zeros(padding), parcel.check_word()]))
+        return torch.stack(rows)
 
-        moved = (world - 1) * row.numel()
-        volume.payload_bytes += payload.head_bytes + row.numel()
-        volume.bytes_sent += sent + moved
-        volume.bytes_received += received.numel() - received.shape[1] + moved
-        volume.exchange_seconds += (arrived - started) + (gathered - averaged)
-        volume.encode_seconds += averaged - arrived
-        volume.decode_seconds += time.perf_counter() - gathered
-        return result
+    def _all_means(self, own: Tensor, parcel: Parcel, volume: Volume) -> list[Tensor]:
+        """The mean of every tensor, of the encoded means of all shares."""
+        workers, device, wide = len(parcel.payloads), parcel.device, self._levels.to(parcel.device)
+        world = self._gather.group.size()
+        shares = [_shares(parcel, worker, world * workers) for worker in range(world * workers)]
+        with volume.timed("exchange", device):
+            pieces = [self._pieces(worker_shares) for worker_shares in shares]
+            rows = self._transport.gather(own, pieces, self._gather.group, volume)
+        self._checks.compare(rows[:, -CHECK_BYTES:], workers)
+        with volume.timed("decode", device):
+            heads: list[list[tuple[int, Tensor]]] = [[] for _ in parcel.tensors]
+            tails = [torch.zeros(payload.tail, device=device) for payload in parcel.tensors]
+            for row, worker_shares in zip(rows, shares, strict=True):
+                begin = 0
+                for head, share in zip(heads, worker_shares, strict=True):
+                    length = _encoded_bytes(share.n, self._bits, share.like.bucket_size)
+                    code = row[begin : begin + length]
+                    head.append((share.begin, ops.decode(code, wide, share.n, self._bits, share.like.bucket_size)))
+                    begin += length
+                for tail in tails:
+                    tail += row[begin : begin + 4 * tail.numel()].clone().view(torch.float32)
+                    begin += 4 * tail.numel()
+            return [
+                assemble(
+                    torch.cat([part for _, part in sorted(head, key=lambda each: each[0])]), tail / len(rows), like
+                )
+                for head, tail, like in zip(heads, tails, parcel.tensors, strict=True)
+            ]
+
+    def _row_bytes(self, parcel: Parcel, workers: int) -> int:
+        """Bytes of the longest worker's row of means, without its check."""
+        tails = sum(4 * payload.tail for payload in parcel.tensors)
+        return tails + max(
+            sum(_encoded_bytes(s.n, self._bits, s.like.bucket_size) for s in _shares(parcel, worker, workers))
+            for worker in range(workers)
+        )
+
+    def _pieces(self, worker_shares: list[_Share]) -> list[Piece]:
+        """Where codes lie in a worker's row of means."""
+        pieces, begin = [], 0
+        for share in worker_shares:
+            norms = ops.norm_bytes(share.n, share.like.bucket_size)
+            pieces.append(Piece(begin + norms, share.n, self._bits))
+            begin = pieces[-1].end
+        return pieces
 
 
-def shares(payload: Payload, world: int) -> list[tuple[int, int]]:
-    """[begin, end) of the coded coordinates that each rank averages: whole buckets and whole groups of 32."""
-    unit = math.lcm(payload.bucket_size, 32)
-    units = -(-payload.coded // unit)
-    edges = [min(payload.coded, unit * (units * rank // world)) for rank in range(world + 1)]
-    return list(itertools.pairwise(edges))
+@dataclass(frozen=True)
+class _Share:
+    """Coded coordinates [begin, begin + n) of a tensor, whole buckets and whole groups of 32; `like`: its payload."""
+
+    begin: int
+    n: int
+    like: Payload
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its norms and codes."""
+        return _encoded_bytes(self.n, self.like.bits, self.like.bucket_size)
+
+    def parts(self, payload: Payload) -> list[Tensor]:
+        """Its norms and its codes in the payload of one worker."""
+        first = self.begin // payload.bucket_size
+        norms = payload.buffer[4 * first : 4 * first + ops.norm_bytes(self.n, payload.bucket_size)]
+        word = payload.norm_bytes + ops.code_bytes(self.begin, payload.bits)
+        return [norms, payload.buffer[word : word + ops.code_bytes(self.n, payload.bits)]]
 
 
-def _bytes(n: int, bits: int, bucket_size: int) -> int:
+def _encoded_bytes(n: int, bits: int, bucket_size: int) -> int:
     return ops.norm_bytes(n, bucket_size) + ops.code_bytes(n, bits)
 
 
-def _exchange_shares(payload: Payload, bounds: list[tuple[int, int]], group: dist.ProcessGroup) -> tuple[Tensor, int]:
-    """Everybody's codes of this rank's share, (W, bytes) uint8, and the bytes sent to others for it."""
-    split = ops.norm_bytes(payload.coded, payload.bucket_size)
-    parts = []
-    for begin, end in bounds:
-        first = begin // payload.bucket_size
-        norms = payload.buffer[4 * first : 4 * first + ops.norm_bytes(end - begin, payload.bucket_size)]
-        word = split + ops.code_bytes(begin, payload.bits)
-        parts.append(torch.cat([norms, payload.buffer[word : word + ops.code_bytes(end - begin, payload.bits)]]))
-    lengths = [part.numel() for part in parts]
-    own = lengths[group.rank()]
-    received = payload.buffer.new_empty(own * len(parts))
-    dist.all_to_all_single(received, torch.cat(parts), [own] * len(parts), lengths, group=group)
-    return received.view(len(parts), own), sum(lengths) - own
+def _shares(parcel: Parcel, worker: int, workers: int) -> list[_Share]:
+    """What `worker` of `workers` averages of every tensor. Which part of a tensor it owns turns with the tensor, so
+    that small ones, which only the last part has anything of, do not all go to one worker."""
+    shares = []
+    for number, payload in enumerate(parcel.tensors):
+        unit = math.lcm(payload.bucket_size, 32)
+        units = -(-payload.coded // unit)
+        edges = [min(payload.coded, unit * (units * part // workers)) for part in range(workers + 1)]
+        begin, end = list(itertools.pairwise(edges))[(worker + number) % workers]
+        shares.append(_Share(begin, end - begin, payload))
+    return shares
+
+
+def _rows_of(parcel: Parcel, shares: list[list[_Share]]) -> Rows:
+    """What goes to one process, whose workers own `shares`: a row for each worker of this one."""
+    rows = []
+    for payloads in parcel.payloads:
+        parts = [
+            part
+            for worker_shares in shares
+            for share, payload in zip(worker_shares, payloads, strict=True)
+            for part in share.parts(payload)
+        ]
+        rows.append(torch.cat(parts))
+    pieces, begin = [], 0
+    for share in itertools.chain.from_iterable(shares):
+        norms = ops.norm_bytes(share.n, share.like.bucket_size)
+        pieces.append(Piece(begin + norms, share.n, share.like.bits))
+        begin += share.nbytes
+    return Rows(torch.stack(rows), pieces)
 
 
 REDUCTION = ScatterReduce

@@ -2,44 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from torch import nn
+
+Phase = Literal["encode", "exchange", "decode"]
 
 
 @dataclass
 class Volume:
-    """Of one worker and one step.
+    """Of one process and one step.
 
-    coordinates: of the gradient. payload_bytes: handed to the collective. bytes_sent, bytes_received: what the
-    collective's algorithm then moves (all_gather over a ring: each payload to every other worker). encode_seconds,
-    exchange_seconds, decode_seconds: wall time; the exchange of one DDP bucket may overlap the encoding of the next.
+    coordinates: of the gradients that its workers exchange. payload_bytes: handed to collectives. bytes_sent,
+    bytes_received: what the collective's algorithm then moves between processes (all_gather over a ring: what each
+    process holds to every other).
     """
 
     coordinates: int = 0
     payload_bytes: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    encode_seconds: float = 0.0
-    exchange_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    _seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(
+        default_factory=list, repr=False, compare=False
+    )
 
     @property
     def bits_per_coordinate(self) -> float:
         """Bits of the payload for each coordinate of the gradient; NaN without any."""
         return 8 * self.payload_bytes / self.coordinates if self.coordinates else float("nan")
 
+    @property
+    def ratio_to_float32(self) -> float:
+        """How many times fewer bytes the payload has than the gradient in float32; NaN where nothing is sent."""
+        return 4 * self.coordinates / self.payload_bytes if self.payload_bytes else float("nan")
 
-def full_precision_volume(module: nn.Module, workers: int) -> Volume:
+    def moved(self, sent: int, received: int) -> None:
+        """Count bytes that a collective moves from and to this process."""
+        self.bytes_sent += sent
+        self.bytes_received += received
+
+    def all_reduced(self, payload: int, world: int) -> None:
+        """Count a ring all-reduce of `payload` bytes over `world` processes."""
+        self.payload_bytes += payload
+        self.moved(2 * (world - 1) * payload // world, 2 * (world - 1) * payload // world)
+
+    def add_seconds(self, phase: Phase, seconds: float) -> None:
+        """Count wall time of a phase."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    @contextmanager
+    def timed(self, phase: Phase, device: torch.device) -> Iterator[None]:
+        """Count the time of what runs within: wall time, on a GPU between events of the current stream."""
+        if device.type == "cuda":
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            stop.record()
+            self._events.append((phase, start, stop))
+            return
+        started = time.perf_counter()
+        yield
+        self.add_seconds(phase, time.perf_counter() - started)
+
+    def seconds(self, phase: Phase) -> float:
+        """Seconds of a phase so far. DDP buckets overlap: phases add up to more than the step. Waits for a GPU."""
+        total = self._seconds.get(phase, 0.0)
+        for name, start, stop in self._events:
+            if name == phase:
+                stop.synchronize()
+                total += start.elapsed_time(stop) / 1e3
+        return total
+
+
+def full_precision_volume(module: nn.Module, processes: int) -> Volume:
     """What torch DDP's all-reduce of this module's gradients costs in bytes, every gradient in its parameter's dtype.
 
-    A ring all-reduce sends 2 (workers - 1) / workers of the buffer; 0 workers: a module that exchanges nothing.
+    A ring all-reduce sends 2 (processes - 1) / processes of the buffer; 0 processes: a module that exchanges nothing.
     Seconds are not known: DDP overlaps and hides them.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    payload = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    coordinates = sum(parameter.numel() for parameter in trained)
-    if not workers:
-        return Volume(coordinates)
-    moved = 2 * (workers - 1) * payload // workers
-    return Volume(coordinates, payload, moved, moved)
+    volume = Volume(sum(parameter.numel() for parameter in trained))
+    if processes:
+        volume.all_reduced(sum(parameter.numel() * parameter.element_size() for parameter in trained), processes)
+    return volume

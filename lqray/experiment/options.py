@@ -249,6 +249,20 @@ class ExchangeOptions(Section):
     tensor."""
     bucket_cap_mb: float = Field(default=25.0, gt=0)
     """MiB of gradient that torch DDP gathers before it starts an exchange."""
+    skip: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Parameters whose gradients stay in full precision, bundled in one all-reduce: `bias`, `norm` (parameters of
+    normalization layers), or a pattern of names such as `layer4.*.weight`."""
+    skip_below: int = Field(default=0, ge=0)
+    """Parameters of fewer coordinates stay in full precision, too."""
+    error_feedback: bool = False
+    """Each worker adds to its next gradient what quantizing the last one lost (Karimireddy et al. 2019)."""
+    entropy: Literal["none", "rans"] = "none"
+    """rans: codes travel entropy coded, on the CPU, where that is smaller than their fixed width."""
+    bypass: Literal["never", "auto"] = "never"
+    """auto: measure encode, decode and the link at the start, and exchange in full precision where quantizing would not
+    be faster. Then the clock has a say in the result."""
+    find_unused_parameters: bool = False
+    """For models that leave some parameters out of some steps: torch DDP's option of that name."""
 
 
 class TelemetryOptions(Section):
@@ -262,11 +276,14 @@ class Resources(Section):
     """Where trials run. Not part of a trial: elsewhere it gives the same result, up to float summation order."""
 
     processes: int | None = Field(default=None, ge=1)
-    """Processes of a trial; by default one per worker."""
+    """Processes of a trial, a divisor of its workers; by default one for each. Workers that share a process compute
+    their gradients in turn, each encoded on its own."""
     cpus_per_process: int = Field(default=1, ge=1)
     """CPU cores, and torch threads, of a process."""
     gpus_per_process: float = Field(default=0, ge=0)
     """GPUs of a process; 0 trains on the CPU."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """How long a process waits for the others in a collective before it fails."""
     concurrent_trials: int | Literal["auto"] = "auto"
     """Trials at a time; auto: as many as fit."""
 

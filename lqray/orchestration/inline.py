@@ -1,6 +1,6 @@
 """The inline launcher: trials one after the other on this machine, without Ray.
 
-A trial of one worker trains in this process; one of several starts processes with torchrun's environment variables.
+A trial of one process trains in this one; one of several starts processes with torchrun's environment variables.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources
 from lqray.orchestration.launcher import LaunchInterrupted, Observer, TrialResult, sigterm_as_interrupt
-from lqray.orchestration.placement import check_processes
+from lqray.orchestration.placement import processes_of
 from lqray.orchestration.tracking import Launch, recorded_run
 from lqray.orchestration.worker import WorkerTask, work
 from lqray.training.loop import Report
@@ -36,7 +36,7 @@ class InlineLauncher:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
         with sigterm_as_interrupt():
             for named in trials:
-                check_processes(named.trial, self._resources)
+                processes_of(named.trial, self._resources)
                 result = self._run(named)
                 self._observer.ended(result)
                 on_result(result)
@@ -53,10 +53,11 @@ class InlineLauncher:
                 def progress(report: Report) -> None:
                     self._observer.progressed(named.trial.id, report)
 
-                if named.trial.workers == 1:
+                processes = processes_of(named.trial, self._resources)
+                if processes == 1:
                     metrics = work(task, 0, self._device(0), progress)
                 else:
-                    metrics = _run_processes(task, named.trial.workers, self._device, progress)
+                    metrics = _run_processes(task, processes, self._device, progress)
             return TrialResult(named, "FINISHED", metrics, run_id)
         except KeyboardInterrupt:
             return TrialResult(named, "KILLED", run_id=run_id)

@@ -11,24 +11,25 @@ class PlacementError(ValueError):
     """Trials that cannot be placed on the resources there are."""
 
 
-def check_processes(trial: Trial, resources: Resources) -> None:
-    """Raises PlacementError unless `resources.processes` gives each of the trial's workers its own process.
-
-    A trial of one worker (`sgd`) takes one process whatever the file says.
-    """
-    if resources.processes not in (None, trial.workers) and trial.workers > 1:
+def processes_of(trial: Trial, resources: Resources) -> int:
+    """Processes that a trial's workers share: `resources.processes`, by default one for each; one for a trial of one
+    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly."""
+    chosen = resources.processes if resources.processes and trial.workers > 1 else trial.workers
+    if trial.workers % chosen:
+        divisors = [str(count) for count in range(1, trial.workers + 1) if trial.workers % count == 0]
         raise PlacementError(
-            f"resources.processes is {resources.processes}; allowed: {trial.workers}, one for each of the trial's "
-            f"workers (or leave it out, which means the same)"
+            f"resources.processes is {resources.processes}; allowed: {', '.join(divisors)}, a divisor of the trial's "
+            f"{trial.workers} workers (or leave it out: one for each worker)"
         )
+    return chosen
 
 
 def needed(trials: Iterable[Trial], resources: Resources) -> dict[str, float]:
     """CPUs and GPUs of the largest of the trials."""
-    workers = max(trial.workers for trial in trials)
-    need = {"CPU": float(workers * resources.cpus_per_process)}
+    processes = max(processes_of(trial, resources) for trial in trials)
+    need = {"CPU": float(processes * resources.cpus_per_process)}
     if resources.gpus_per_process:
-        need["GPU"] = workers * resources.gpus_per_process
+        need["GPU"] = processes * resources.gpus_per_process
     return need
 
 

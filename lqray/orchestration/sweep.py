@@ -12,7 +12,7 @@ from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources
 from lqray.orchestration.cluster import ray_cluster
 from lqray.orchestration.launcher import LaunchInterrupted, Observer, TrialResult, sigterm_as_interrupt
-from lqray.orchestration.placement import check_processes, concurrent_trials, needed
+from lqray.orchestration.placement import concurrent_trials, needed, processes_of
 from lqray.orchestration.tracking import Launch, end_killed_runs
 from lqray.training.loop import Report
 
@@ -34,7 +34,7 @@ class RayLauncher:
         if not chosen:
             return
         for named in chosen:
-            check_processes(named.trial, self._resources)
+            processes_of(named.trial, self._resources)
         need = needed((named.trial for named in chosen), self._resources)
         storage = tempfile.mkdtemp(prefix="lqray-")
         missing = {named.trial.id: named for named in chosen}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from typing import Any
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources, Trial
+from lqray.orchestration.placement import processes_of
 from lqray.orchestration.tracking import Launch, error_traceback, recorded_run
 from lqray.orchestration.worker import WorkerTask, work
 from lqray.training.loop import Report
@@ -34,7 +36,7 @@ def _train(
 ) -> dict[str, float]:
     """The Ray Train run of one trial; returns rank 0's final metrics."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_process}
@@ -47,8 +49,9 @@ def _train(
             "board": board,
             "trial_id": named.trial.id,
         },
+        torch_config=TorchConfig(timeout_s=math.ceil(resources.timeout_seconds)),
         scaling_config=ScalingConfig(
-            num_workers=named.trial.workers,
+            num_workers=processes_of(named.trial, resources),
             use_gpu=resources.gpus_per_process > 0,
             resources_per_worker=per_worker,
         ),

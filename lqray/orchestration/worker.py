@@ -60,4 +60,5 @@ def work(
                 on_evaluation(update)
 
         trial = Trial.model_validate(task.config)
-        return run_worker(trial, report, torch.device(device), task.resources.cpus_per_process)
+        resources = task.resources
+        return run_worker(trial, report, torch.device(device), resources.cpus_per_process, resources.timeout_seconds)

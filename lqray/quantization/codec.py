@@ -64,19 +64,24 @@ class Payload:
         return head if self.rotation is None else -(-head // self.bucket_size) * self.bucket_size
 
     @property
+    def norm_bytes(self) -> int:
+        """Bytes of norms, with which the buffer begins."""
+        return ops.norm_bytes(self.coded, self.bucket_size)
+
+    @property
     def head_bytes(self) -> int:
         """Bytes of norms and codes."""
-        return ops.norm_bytes(self.coded, self.bucket_size) + ops.code_bytes(self.coded, self.bits)
+        return self.norm_bytes + ops.code_bytes(self.coded, self.bits)
 
     @property
     def norms(self) -> Tensor:
         """float32 norm of each bucket: (ceil(coded / bucket_size),)."""
-        return self.buffer[: ops.norm_bytes(self.coded, self.bucket_size)].clone().view(torch.float32)
+        return self.buffer[: self.norm_bytes].clone().view(torch.float32)
 
     @property
     def codes(self) -> Tensor:
         """uint8 code of each coded coordinate: (coded,)."""
-        planes = self.buffer[ops.norm_bytes(self.coded, self.bucket_size) : self.head_bytes]
+        planes = self.buffer[self.norm_bytes : self.head_bytes]
         return ops.unpack(planes, self.coded, self.bits)
 
     def entropy_bits(self) -> float:

@@ -43,7 +43,7 @@ class Quantizer:
         self.updates = 0
         self._levels: Levels = method.initial_levels(chosen)
         self._wire_levels = torch.from_numpy(as_float32(self._levels))
-        self._observed: list[Statistics] = []
+        self._observed: dict[int, Statistics] = {}
 
     @classmethod
     def create(cls, method: str, bits: int = 3, bucket_size: int = 8192, **others: Any) -> Quantizer:
@@ -95,8 +95,11 @@ class Quantizer:
         size = float(exact.norm())
         return float((clipped - exact).norm()) / size if size else 0.0
 
-    def observe(self, tensor: Tensor) -> None:
-        """Add a gradient of any shape to what the next `update_levels` fits to. Its buckets start at its beginning."""
+    def observe(self, tensor: Tensor, worker: int = 0) -> None:
+        """Add a gradient of any shape to what the next `update_levels` fits to. Its buckets start at its beginning.
+
+        worker: which of those that share this process; what they saw is kept apart until the update, so that it does
+        not matter how many share one."""
         fit = self.method.fit
         if fit is None:
             return
@@ -104,7 +107,8 @@ class Quantizer:
         seen = fit.observe(
             codec.rotate(codec.clip(gradient, self.coding), self.coding, 0), self.coding.norm, self.options
         )
-        self._observed = [fit.keep(fit.statistics.merge([*self._observed, seen]), self.options)]
+        before = [self._observed[worker]] if worker in self._observed else []
+        self._observed[worker] = fit.keep(fit.statistics.merge([*before, seen]), self.options)
 
     @property
     def statistics(self) -> Statistics:
@@ -112,8 +116,13 @@ class Quantizer:
         levels never change."""
         if self.method.fit is None:
             raise TypeError("levels that never change need no statistics")
-        merged: Statistics = self.method.fit.statistics.merge(self._observed)
-        return merged
+        return self.method.fit.statistics.from_table(self.statistics_table())  # type: ignore[no-any-return]
+
+    def statistics_table(self) -> np.ndarray:
+        """What was observed as rows (K, 4) float64, worker after worker, the form in which ranks exchange it."""
+        assert self.method.fit is not None
+        parts = [self._observed[worker].table() for worker in sorted(self._observed)]
+        return np.concatenate([self.method.fit.statistics.empty().table(), *parts])
 
     def update_levels(self, statistics: Statistics | None = None) -> bool:
         """Fit the levels to `statistics`, by default to what was observed here, and forget the latter.
@@ -151,7 +160,8 @@ class Quantizer:
         them gives the same next step, bit for bit."""
         state = {"levels": torch.from_numpy(self._levels.copy()), "updates": torch.tensor(self.updates)}
         if self.method.fit is not None:
-            state["statistics"] = torch.from_numpy(self.statistics.table())
+            for worker, seen in sorted(self._observed.items()):
+                state[f"statistics/{worker}"] = torch.from_numpy(seen.table())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -162,8 +172,11 @@ class Quantizer:
         self.set_levels(levels)
         self.updates = int(state["updates"])
         if self.method.fit is not None:
-            table = state["statistics"].cpu().numpy().copy()
-            self._observed = [self.method.fit.statistics.from_table(table)]
+            tables = {key.partition("/")[2]: value for key, value in state.items() if key.startswith("statistics/")}
+            self._observed = {
+                int(worker): self.method.fit.statistics.from_table(table.cpu().numpy().copy())
+                for worker, table in tables.items()
+            }
 
     def _levels_on(self, device: torch.device) -> Tensor:
         return self._wire_levels.to(device)

@@ -3,24 +3,35 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication import Baseline, GradientExchange, check_replicas, full_precision_volume, is_baseline
+from lqray.communication import (
+    Baseline,
+    Decision,
+    GradientExchange,
+    check_replicas,
+    decide,
+    full_precision_volume,
+    is_baseline,
+    naming_lost_ranks,
+)
 from lqray.experiment.options import BucketOptions, OptimizerOptions, SgdOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.training.data import Batches, ImageClassification, load_dataset
 from lqray.training.evaluation import evaluate
-from lqray.training.extra_gradients import extra_gradient
+from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.models import build_model
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
@@ -48,17 +59,32 @@ class Report:
 def train(
     trial: Trial, group: dist.ProcessGroup, device: torch.device, report: Callable[[Report], None]
 ) -> dict[str, float]:
-    """Train one trial on this rank of `group`, which has one rank for each worker. Returns the final metrics.
+    """Train one trial on this rank of `group`, whose ranks share its workers evenly. Returns the final metrics.
 
-    Raises DivergedError for a loss that is not finite, ReplicasDivergedError when ranks no longer hold equal weights.
+    Raises DivergedError for a loss that is not finite, ReplicasDivergedError when ranks no longer hold equal weights,
+    RankLostError when another rank ends, ValueError for workers that do not divide evenly.
     """
     torch.manual_seed(derive_seed(trial.seed, "model"))
     dataset = load_dataset(trial.data).to(device)
     network = build_model(trial.model, dataset.shape, dataset.classes).to(device)
     optimizer = build_optimizer(trial.optimizer, network)
-    model, exchange, baseline = connect(trial, network, group)
-    batches = Batches(len(dataset.train), trial.schedule.batch_size, group.size(), trial.seed)
-    volume = full_precision_volume(network, group.size() if isinstance(model, DistributedDataParallel) else 0)
+    with naming_lost_ranks(group), connect(trial, network, group) as wires:
+        return _steps(trial, group, device, report, dataset, network, optimizer, wires)
+
+
+def _steps(
+    trial: Trial,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    report: Callable[[Report], None],
+    dataset: ImageClassification,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    wires: Wires,
+) -> dict[str, float]:
+    batches = Batches(len(dataset.train), trial.schedule.batch_size, trial.workers, trial.seed)
+    exchange, baseline = wires.exchange, wires.baseline
+    volume = full_precision_volume(network, group.size() if isinstance(wires.model, DistributedDataParallel) else 0)
     seconds, nmse = RunningMean(), RunningMean()
     metrics: dict[str, float] = {}
 
@@ -69,19 +95,17 @@ def train(
         lr = learning_rate(trial.optimizer.lr, trial.schedule, iteration)
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
-        chosen = batches.indices(iteration, group.rank()).to(device)
-        images, labels = dataset.normalized(dataset.train.pixels[chosen]), dataset.train.labels[chosen]
         if exchange:
             exchange.begin_step(iteration, measure=measured)
         if baseline:
             baseline.begin_step()
-        loss = cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss = torch.stack([_backward(trial, wires, dataset, batches, iteration, worker) for worker in wires.workers])
         if exchange:
-            for sample in range(exchange.fresh_samples(iteration)):
-                chosen = batches.extra_indices(iteration, sample, group.rank()).to(device)
-                exchange.observe(extra_gradient(network, dataset, chosen))
+            for worker, sample in itertools.product(wires.workers, range(exchange.fresh_samples(iteration))):
+                chosen = batches.extra_indices(iteration, sample, worker).to(device)
+                seed = derive_seed(trial.seed, "extra forward", iteration, sample, worker)
+                exchange.observe(extra_gradient(network, dataset, chosen, seed), wires.workers.index(worker))
             exchange.update_levels()
             volume = exchange.volume
         if baseline:
@@ -96,6 +120,8 @@ def train(
             if exchange:
                 metrics |= quantizer_metrics(exchange, group, device)
                 nmse.add(metrics["quantizer/nmse"])
+            if wires.decision and not iteration:
+                metrics |= wires.decision.metrics()
             report(Report(done, metrics))
             if not math.isfinite(metrics["train/loss"]):
                 raise DivergedError(f"the loss is {metrics['train/loss']} at iteration {iteration}; try a smaller lr")
@@ -111,25 +137,89 @@ def train(
     return final
 
 
-def connect(
-    trial: Trial, network: nn.Module, group: dist.ProcessGroup
-) -> tuple[nn.Module, GradientExchange | None, Baseline | None]:
+def _backward(
+    trial: Trial, wires: Wires, dataset: ImageClassification, batches: Batches, iteration: int, worker: int
+) -> Tensor:
+    """One worker's forward and backward pass; its loss. The last worker of a process starts the exchange.
+
+    Randomness of the forward pass is a function of (seed, iteration, worker). Of the workers of a process only the
+    first leaves its mark on BatchNorm's statistics, which DDP takes from rank 0: it does not matter how many share it.
+    """
+    first, last = worker == wires.workers[0], worker == wires.workers[-1]
+    chosen = batches.indices(iteration, worker).to(dataset.train.labels.device)
+    images, labels = dataset.normalized(dataset.train.pixels[chosen]), dataset.train.labels[chosen]
+    torch.manual_seed(derive_seed(trial.seed, "forward", iteration, worker))
+    with ExitStack() as stack:
+        if not first:
+            stack.enter_context(kept_buffers(wires.model))
+        if not last and isinstance(wires.model, DistributedDataParallel):
+            stack.enter_context(wires.model.no_sync())
+        loss = cross_entropy(wires.model(images), labels)
+        # A quantized exchange takes the workers' gradients one by one; any other takes their mean.
+        (loss if wires.exchange else loss / len(wires.workers)).backward()
+    if wires.exchange and not last:
+        wires.exchange.set_aside()
+    return loss.detach()
+
+
+@dataclass(frozen=True)
+class Wires:
+    """How this process trains and exchanges. model: the network, or DDP around it. exchange, baseline: at most one.
+    decision: of `exchange.bypass: auto`. workers: those of the trial's that this process runs."""
+
+    model: nn.Module
+    workers: range
+    exchange: GradientExchange | None = None
+    baseline: Baseline | None = None
+    decision: Decision | None = None
+
+
+@contextmanager
+def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Iterator[Wires]:
     """The network as this rank trains it, with its quantized exchange or torch's own hook: neither for `sgd` (no DDP
-    either) and for `full_precision` (plain DDP)."""
+    either) and for `full_precision` (plain DDP). Collective.
+
+    Raises ValueError when the workers do not divide evenly among the processes.
+    """
+    if trial.workers % group.size():
+        raise ValueError(
+            f"the trial has {trial.workers} workers, the process group {group.size()} ranks; allowed: a divisor of the "
+            "workers"
+        )
+    share = trial.workers // group.size()
+    workers = range(group.rank() * share, (group.rank() + 1) * share)
     if trial.quantizer.method == "sgd":
-        return network, None, None
-    model = DistributedDataParallel(network, process_group=group, bucket_cap_mb=trial.exchange.bucket_cap_mb)
+        yield Wires(network, workers)
+        return
+    model = DistributedDataParallel(
+        network,
+        process_group=group,
+        bucket_cap_mb=trial.exchange.bucket_cap_mb,
+        find_unused_parameters=trial.exchange.find_unused_parameters,
+    )
     if is_baseline(trial.quantizer):
         baseline = Baseline(trial.quantizer, group)
         baseline.attach(model)
-        return model, None, baseline
+        yield Wires(model, workers, baseline=baseline)
+        return
     if not isinstance(trial.quantizer, BucketOptions):
-        return model, None, None
+        yield Wires(model, workers)
+        return
     quantizer = Quantizer.create(**trial.quantizer.model_dump())
-    seed = derive_seed(trial.seed, "rounding", group.rank())
-    exchange = GradientExchange(quantizer, trial.exchange, group, seed)
-    exchange.attach(model)
-    return model, exchange, None
+    decision = None
+    if trial.exchange.bypass == "auto":
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        decision = decide(quantizer, sum(parameter.numel() for parameter in trained), group, trained[0].device)
+        if decision.bypass:
+            yield Wires(model, workers, decision=decision)
+            return
+    seeds = [derive_seed(trial.seed, "rounding", worker) for worker in workers]
+    exchange = GradientExchange(quantizer, trial.exchange, group, seeds)
+    try:
+        exchange.attach(model)
+        yield Wires(model, workers, exchange=exchange, decision=decision)
+    finally:
+        exchange.close()
 
 
 def build_optimizer(options: OptimizerOptions, network: nn.Module) -> torch.optim.Optimizer:
@@ -150,8 +240,8 @@ def evaluation(network: nn.Module, dataset: ImageClassification, group: dist.Pro
     return {"test/loss": loss, "test/accuracy": accuracy}
 
 
-def mean_loss(loss: torch.Tensor, group: dist.ProcessGroup) -> float:
-    """Mean of the ranks' losses. Collective."""
-    total = loss.detach().to(torch.float64).clone()
+def mean_loss(losses: Tensor, group: dist.ProcessGroup) -> float:
+    """Mean of all workers' losses, of this rank's (workers,). Collective."""
+    total = losses.to(torch.float64).sum()
     dist.all_reduce(total, group=group)
-    return float(total) / group.size()
+    return float(total) / (group.size() * losses.numel())

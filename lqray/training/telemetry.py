@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 import torch.distributed as dist
 
 from lqray.communication import GradientExchange, Volume
+from lqray.communication.volume import Phase
 
 
 def wire_metrics(volume: Volume) -> dict[str, float]:
-    """Bytes of one step and worker."""
+    """Bytes of one step and process."""
     return {
         "wire/bits_per_coordinate": volume.bits_per_coordinate,
+        "wire/ratio_to_float32": volume.ratio_to_float32,
         "wire/payload_bytes": volume.payload_bytes,
         "wire/bytes_sent": volume.bytes_sent,
         "wire/bytes_received": volume.bytes_received,
@@ -35,10 +38,8 @@ def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, devi
     if exchange.quantizer.multiplier is not None:
         metrics["quantizer/multiplier"] = exchange.quantizer.multiplier
     metrics |= {f"quantizer/level/{j}": level for j, level in enumerate(exchange.quantizer.levels.tolist())}
-    volume = exchange.volume
-    metrics["time/encode_seconds"] = volume.encode_seconds
-    metrics["time/exchange_seconds"] = volume.exchange_seconds
-    metrics["time/decode_seconds"] = volume.decode_seconds
+    for phase in get_args(Phase):
+        metrics[f"time/{phase}_seconds"] = exchange.volume.seconds(phase)
     return metrics
 
 

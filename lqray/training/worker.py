@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,28 +19,32 @@ from lqray.experiment.schema import Trial
 from lqray.training.loop import Report, train
 
 
-def run_worker(trial: Trial, report: Callable[[Report], None], device: torch.device, threads: int) -> dict[str, float]:
+def run_worker(
+    trial: Trial,
+    report: Callable[[Report], None],
+    device: torch.device,
+    threads: int,
+    timeout_seconds: float = 600.0,
+) -> dict[str, float]:
     """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
 
-    threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another. Raises
-    ValueError when the process group does not have one rank for each worker.
+    threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another.
+    timeout_seconds: of collectives, for a process group made here.
     """
     torch.set_num_threads(threads)
-    with _process_group(device) as group:
-        if group.size() != trial.workers:
-            raise ValueError(f"the trial has {trial.workers} workers, the process group {group.size()} ranks")
+    with _process_group(device, timedelta(seconds=timeout_seconds)) as group:
         return train(trial, group, device, report)
 
 
 @contextmanager
-def _process_group(device: torch.device) -> Iterator[dist.ProcessGroup]:
+def _process_group(device: torch.device, timeout: timedelta) -> Iterator[dist.ProcessGroup]:
     """The process group that exists, or one made from torchrun's variables, or one of this process alone."""
     if dist.is_initialized():
         yield _world()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:

@@ -47,7 +47,7 @@ def make_exchange(
 ) -> GradientExchange:
     quantizer = Quantizer.create(method, bucket_size=64, **options)
     exchange = ExchangeOptions(reduction=reduction, buckets="layer" if by_layer else "network")
-    return GradientExchange(quantizer, exchange, dist.group.WORLD, derive_seed(1, "rounding", rank))
+    return GradientExchange(quantizer, exchange, dist.group.WORLD, [derive_seed(1, "rounding", rank)])
 
 
 def train_quantized(
@@ -105,7 +105,7 @@ def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap
     n = sum(parameter.numel() for parameter in network().parameters())
     assert volume.coordinates == n
     if cap == 25.0:
-        assert volume.payload_bytes == 4 * -(-n // 64) + 4 * (2 if method == "terngrad" else 3) * -(-n // 32)
+        assert volume.payload_bytes == 4 * -(-n // 64) + 4 * (2 if method == "terngrad" else 3) * -(-n // 32) + 4
     else:
         assert first["exchanges"] > 50
     assert volume.bytes_sent == volume.bytes_received == (world - 1) * volume.payload_bytes
@@ -123,41 +123,43 @@ def test_layers_rotation_and_unquantized_tails_together():
     assert len(set(first["sums"])) == 50
     assert first["handed"] == first["counted"]
     layers = [parameter.numel() for parameter in network().parameters()]
-    assert first["volume"].payload_bytes == sum(4 * (n // 64) + 4 * 3 * 2 * (n // 64) + 4 * (n % 64) for n in layers)
+    sizes = [4 * (n // 64) + 4 * 3 * 2 * (n // 64) + 4 * (n % 64) for n in layers]
+    assert first["volume"].payload_bytes == sum(sizes) + 4
     assert first["nmse"] > 0
 
 
 def test_every_tensor_of_every_step_has_an_offset_of_its_own(monkeypatch):
     """Many small DDP buckets, layer by layer: a repeated offset would repeat the random numbers."""
-    exchange = GradientExchange(Quantizer.create("qsgd"), ExchangeOptions(buckets="layer"), None, 1)
-    seen = []
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        exchange = GradientExchange(Quantizer.create("qsgd"), ExchangeOptions(buckets="layer"), dist.group.WORLD, [1])
+        seen = []
 
-    class Bucket:
-        def __init__(self, index, layers):
-            self.index, self.gradients = (lambda: index), (lambda: [torch.zeros(1)] * layers)
+        class Bucket:
+            def __init__(self, index, layers):
+                flat = torch.zeros(layers)
+                self.index, self.gradients = (lambda: index), (lambda: list(flat.split(1)))
+                self.buffer, self.is_last = (lambda: flat), (lambda: False)
+                parameters = [torch.zeros(1) for _ in range(layers)]
+                exchange._names.update({parameter: str(number) for number, parameter in enumerate(parameters)})
+                self.parameters = lambda: parameters
 
-    def encode(tensor, *, seed, offset):
-        seen.append(offset)
-        raise StopAsyncIteration
+        def encode(tensor, *, seed, offset, original=exchange.quantizer.encode):
+            seen.append(offset)
+            return original(tensor, seed=seed, offset=offset)
 
-    monkeypatch.setattr(exchange.quantizer, "encode", encode)
-
-    def one_layer(tensor, index, original=exchange.exchange):
-        with pytest.raises(StopAsyncIteration):
-            original(tensor, index)
-        done = torch.futures.Future()
-        done.set_result(tensor)
-        return done
-
-    monkeypatch.setattr(exchange, "exchange", one_layer)
-    for iteration in (0, 1, 2, 4096, 2**31):
-        exchange.begin_step(iteration)
-        for bucket in (0, 1, 255, 256, 257, 4096, 2**20 - 1):
-            exchange.exchange_bucket(Bucket(bucket, 5))
-    assert len(set(seen)) == len(seen) == 5 * 7 * 5
-    assert max(seen) < 2**63
-    with pytest.raises(ValueError, match="bucket_cap_mb"):
-        exchange.exchange_bucket(Bucket(0, 2049))
+        monkeypatch.setattr(exchange.quantizer, "encode", encode)
+        for iteration in (0, 1, 2, 4096, 2**31):
+            exchange.begin_step(iteration)
+            for bucket in (0, 1, 255, 256, 257, 4096, 2**20 - 1):
+                exchange.exchange_bucket(Bucket(bucket, 5)).wait()
+        assert len(set(seen)) == len(seen) == 5 * 7 * 5
+        assert max(seen) < 2**63
+        with pytest.raises(ValueError, match="bucket_cap_mb"):
+            exchange.exchange_bucket(Bucket(0, 2049))
+    finally:
+        dist.destroy_process_group()
 
 
 def train_scattered(rank: int, method: str, rotate: bool) -> dict:
@@ -190,7 +192,7 @@ def scattered_mean(rank: int, n: int, repeats: int) -> tuple[np.ndarray, np.ndar
     decoded = []
     for step in range(repeats):
         exchange.begin_step(step)
-        decoded.append(exchange.exchange(gradient, 0).wait().double())
+        decoded.append(exchange.exchange([gradient], 0).wait().double())
     volume = exchange.volume
     world = dist.get_world_size()
     mean = (exact.double() / world).numpy()
@@ -215,11 +217,11 @@ def test_scatter_reduce_of_any_size(n, world):
 
 
 def test_bytes_of_scatter_reduce_stay_the_same_however_many_ranks():
-    """2 (W - 1) / W payloads: codes of 3 bits on the way there, of 8 on the way back, a norm for every bucket of 64."""
+    """2 (W - 1) / W payloads: codes of 3 bits on the way there, of 8 on the way back, a norm for every bucket of 64, a check."""
     n = 64 * 32 * 8
     there, back = 4 * n // 64 + 3 * n // 8, 4 * n // 64 + n
     for world in (2, 4, 8):
-        expected = (world - 1) * (there + back) // world
+        expected = (world - 1) * (there + back) // world + (world - 1) * 4
         for _, _, sent, received in run_ranks(scattered_mean, world, n, 1):
             assert sent == received == expected
 
@@ -231,7 +233,7 @@ def in_a_subgroup(rank: int, reduction: str) -> list[int] | None:
         return None
     options = ExchangeOptions(reduction=reduction)
     quantizer = Quantizer.create("alq", bucket_size=64, update_at=(0, 3))
-    exchange = GradientExchange(quantizer, options, group, derive_seed(1, "rounding", rank))
+    exchange = GradientExchange(quantizer, options, group, [derive_seed(1, "rounding", rank)])
     model = DistributedDataParallel(network(), process_group=group)
     exchange.attach(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -264,7 +266,7 @@ def mean_of_many(rank: int) -> tuple[np.ndarray, np.ndarray]:
     decoded = []
     for step in range(4000):
         exchange.begin_step(step)
-        decoded.append(exchange.exchange(gradient, 0).wait().double())
+        decoded.append(exchange.exchange([gradient], 0).wait().double())
     return torch.stack(decoded).numpy(), (exact.double() / dist.get_world_size()).numpy()
 
 
@@ -312,8 +314,9 @@ def two_ways(rank: int, method: str) -> tuple[list[int], list[int], list[float]]
             "quantizer": {"method": method, **options},
         }
     )
-    ours, exchange, baseline = connect(trial, network(), dist.group.WORLD)
-    assert exchange is None
+    with connect(trial, network(), dist.group.WORLD) as wires:
+        ours, baseline = wires.model, wires.baseline
+        assert wires.exchange is None
     assert (baseline is None) == (method == "full_precision")
     theirs = DistributedDataParallel(network())
     torchs_own(theirs, method)
@@ -358,7 +361,7 @@ def disagree(rank: int, what: str) -> str:
     if what == "levels" and rank == 2:
         quantizer.set_levels(np.linspace(-1, 1, 8))
     seed = 7 if what == "seed" else derive_seed(1, "rounding", rank)
-    made = GradientExchange(quantizer, ExchangeOptions(**exchange), dist.group.WORLD, seed)
+    made = GradientExchange(quantizer, ExchangeOptions(**exchange), dist.group.WORLD, [seed])
     try:
         made.attach(DistributedDataParallel(network()))
     except RanksDisagreeError as error:
@@ -401,7 +404,7 @@ def nan_gradient(rank: int) -> bool:
     if rank == 1:
         gradient[3] = float("nan")
     exchange.begin_step(0)
-    mean = exchange.exchange(gradient, 0).wait()
+    mean = exchange.exchange([gradient], 0).wait()
     exchange.update_levels()
     return bool(mean[:64].isnan().all() and mean[64:].isfinite().all())
 

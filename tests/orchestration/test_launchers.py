@@ -15,7 +15,7 @@ from lqray.experiment.options import Resources
 from lqray.experiment.schema import Trial
 from lqray.experiment.store import absolute_store
 from lqray.orchestration.inline import InlineLauncher
-from lqray.orchestration.placement import PlacementError, check_processes, concurrent_trials, needed
+from lqray.orchestration.placement import PlacementError, concurrent_trials, needed, processes_of
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, MetricWriter, open_launch, start_run
 
@@ -198,6 +198,6 @@ def test_placement():
     assert concurrent_trials(need, {"CPU": 20.0}, Resources(concurrent_trials=1)) == 1
     with pytest.raises(PlacementError, match="needs 8 CPU, the cluster has 4"):
         concurrent_trials(need, {"CPU": 4.0}, Resources())
-    check_processes(trial, Resources(processes=4))
-    with pytest.raises(PlacementError, match="allowed: 4"):
-        check_processes(trial, Resources(processes=2))
+    assert [processes_of(trial, Resources(processes=p)) for p in (None, 1, 2, 4)] == [4, 1, 2, 4]
+    with pytest.raises(PlacementError, match="allowed: 1, 2, 4,"):
+        processes_of(trial, Resources(processes=3))

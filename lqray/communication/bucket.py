@@ -1,0 +1,117 @@
+"""How a DDP bucket is cut into tensors that are quantized and tensors that stay in full precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+
+from lqray.experiment.options import ExchangeOptions
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Coordinates [begin, end) of a DDP bucket: those of the parameter `name`."""
+
+    name: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """tensors: what is quantized, each of one or more neighbouring or distant spans, in order. skipped: what is not."""
+
+    tensors: Sequence[Sequence[Span]]
+    skipped: Sequence[Span]
+    coordinates: int
+
+    def take(self, flat: Tensor) -> list[Tensor]:
+        """The tensors of a bucket (n,): views where their spans are neighbours."""
+        return [_joined(flat, spans) for spans in self.tensors]
+
+    def take_skipped(self, flat: Tensor) -> Tensor:
+        """The skipped coordinates of a bucket, one after the other."""
+        return _joined(flat, self.skipped)
+
+    def put(self, tensors: Sequence[Tensor], skipped: Tensor | None) -> Tensor:
+        """The bucket (n,) of its tensors and its skipped coordinates: the inverse of `take`."""
+        if not self.skipped and len(tensors) == 1:
+            return tensors[0]
+        first = tensors[0] if tensors else skipped
+        assert first is not None
+        flat = first.new_empty(self.coordinates)
+        parts = [(spans, tensor) for spans, tensor in zip(self.tensors, tensors, strict=True)]
+        if self.skipped:
+            assert skipped is not None
+            parts.append((self.skipped, skipped))
+        for spans, tensor in parts:
+            begin = 0
+            for span in spans:
+                size = span.end - span.begin
+                flat[span.begin : span.end] = tensor[begin : begin + size]
+                begin += size
+        return flat
+
+
+def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]:
+    """Names of parameters that `exchange.skip` and `exchange.skip_below` keep in full precision."""
+    norms = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if isinstance(part, _NORMS)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+
+    def skips(name: str, size: int) -> bool:
+        kinds = {"bias": name.rpartition(".")[2] == "bias", "norm": name in norms}
+        return size < options.skip_below or any(
+            kinds.get(pattern, False) or fnmatchcase(name, pattern) for pattern in options.skip
+        )
+
+    return frozenset(name for name, parameter in module.named_parameters() if skips(name, parameter.numel()))
+
+
+def cut_bucket(bucket: GradBucket, names: Mapping[Tensor, str], skipped: frozenset[str], by_layer: bool) -> Cut:
+    """names: of the model's parameters. by_layer: each tensor on its own; else all that is quantized as one."""
+    flat = bucket.buffer()
+    start = flat.storage_offset()
+    spans = []
+    for gradient, parameter in zip(bucket.gradients(), bucket.parameters(), strict=True):
+        begin = int(gradient.storage_offset() - start)
+        spans.append(Span(names[parameter], begin, begin + gradient.numel()))
+    kept = [span for span in spans if span.name not in skipped]
+    tensors = [[span] for span in kept] if by_layer else [kept] if kept else []
+    return Cut(tensors, [span for span in spans if span.name in skipped], flat.numel())
+
+
+def flat_like(bucket: GradBucket, gradients: Mapping[Tensor, Tensor | None]) -> Tensor:
+    """Gradients of a bucket's parameters, None for zeros, laid out as in the bucket: (n,)."""
+    buffer = bucket.buffer()
+    flat = torch.zeros_like(buffer)
+    for view, parameter in zip(bucket.gradients(), bucket.parameters(), strict=True):
+        gradient = gradients[parameter]
+        if gradient is not None:
+            offset = view.storage_offset() - buffer.storage_offset()
+            flat.as_strided(view.size(), view.stride(), offset).copy_(gradient)
+    return flat
+
+
+def _joined(flat: Tensor, spans: Sequence[Span]) -> Tensor:
+    if all(one.end == after.begin for one, after in itertools.pairwise(spans)):
+        return flat[spans[0].begin : spans[-1].end] if spans else flat[:0]
+    return torch.cat([flat[span.begin : span.end] for span in spans])

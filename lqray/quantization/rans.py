@@ -1,0 +1,108 @@
+"""rANS (Duda 2013) of quantization codes under a static model, in as many interleaved lanes as pay.
+
+Stream: a frequency for each of the 2**bits codes (uint16, of 2**14 in all), the lanes' final states (uint32), then the
+16-bit words that decoding takes up, all little-endian. Coordinate i is in lane i mod lanes; at each step lanes renew
+their states in their order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
+
+_PRECISION = 14
+_TOTAL = 1 << _PRECISION
+_LOW, _WORD = np.uint64(1 << 16), np.uint64(16)
+_STEPS = 2048  # a lane's state costs 2 to 4 bytes: under 1/64 bit for each of its coordinates
+
+
+def encode(codes: Codes, bits: int) -> Bytes:
+    """Codes (n,) below 2**bits as a stream, about their empirical entropy long."""
+    lanes = _lanes(codes.size)
+    frequencies = _frequencies(np.bincount(codes, minlength=2**bits))
+    begins = np.cumsum(frequencies) - frequencies
+    states = np.full(lanes, _LOW, dtype=np.uint64)
+    # A state at its symbol's limit or above would leave 32 bits: its lower 16 go out first.
+    limits = (frequencies.astype(np.uint64) << np.uint64(32 - _PRECISION))[codes]
+    widths, firsts = frequencies.astype(np.uint64)[codes], begins.astype(np.uint64)[codes]
+    chunks = []
+    for begin in reversed(range(0, codes.size, lanes)):
+        now = slice(begin, min(begin + lanes, codes.size))
+        x = states[: now.stop - begin]
+        full = x >= limits[now]
+        chunks.append((x[full] & np.uint64(0xFFFF)).astype("<u2"))
+        x[full] >>= _WORD
+        whole, rest = np.divmod(x, widths[now])
+        states[: now.stop - begin] = (whole << np.uint64(_PRECISION)) + rest + firsts[now]
+    parts = [frequencies.astype("<u2"), states.astype("<u4"), *reversed(chunks)]
+    return np.concatenate([part.view(np.uint8) for part in parts])
+
+
+def decode(stream: Bytes, n: int, bits: int) -> Codes:
+    """The n codes of a stream. Raises ValueError for bytes that are no stream of n codes."""
+    lanes = _lanes(n)
+    head, body = 2 * 2**bits, 2 * 2**bits + 4 * lanes
+    if stream.size < body or stream.size % 2:
+        raise ValueError(f"an entropy-coded stream of {n} codes has at least {body} bytes; found {stream.size}")
+    frequencies = stream[:head].copy().view("<u2").astype(np.uint64)
+    states = stream[head:body].copy().view("<u4").astype(np.uint64)
+    words = stream[body:].copy().view("<u2")
+    if frequencies.sum() != _TOTAL:
+        raise ValueError("the frequencies of an entropy-coded stream do not add up: its bytes were damaged")
+    symbol = np.repeat(np.arange(2**bits, dtype=np.uint8), frequencies.astype(np.int64))
+    begins = (np.cumsum(frequencies) - frequencies)[symbol]
+    width = frequencies[symbol]
+    within = np.arange(_TOTAL, dtype=np.uint64) - begins
+    codes = np.empty(n, dtype=np.uint8)
+    taken = 0
+    for begin in range(0, n, lanes):
+        count = min(lanes, n - begin)
+        x = states[:count]
+        slot = (x & np.uint64(_TOTAL - 1)).astype(np.int64)
+        codes[begin : begin + count] = symbol[slot]
+        x = width[slot] * (x >> np.uint64(_PRECISION)) + within[slot]
+        low = np.flatnonzero(x < _LOW)
+        fresh = words[taken : taken + low.size]
+        if fresh.size != low.size:
+            raise ValueError("an entropy-coded stream ends before its last code")
+        x[low] = (x[low] << _WORD) | fresh
+        states[:count] = x
+        taken += low.size
+    if taken != words.size:
+        raise ValueError("an entropy-coded stream goes on after its last code")
+    return codes
+
+
+def planes_of(codes: Codes, bits: int) -> Bytes:
+    """Codes (n,) as the bit planes of a payload: (4 * bits * ceil(n / 32),) uint8."""
+    padded = np.zeros((-(-codes.size // 32), 32), dtype=np.uint8)
+    padded.reshape(-1)[: codes.size] = codes
+    planes = (padded[:, None, :] >> np.arange(bits, dtype=np.uint8)[None, :, None]) & 1
+    return np.packbits(planes, axis=2, bitorder="little").reshape(-1)
+
+
+def codes_of(planes: Bytes, n: int, bits: int) -> Codes:
+    """The inverse of `planes_of`."""
+    ones = np.unpackbits(planes.reshape(-1, bits, 4), axis=2, bitorder="little")
+    codes = np.zeros((ones.shape[0], 32), dtype=np.uint8)
+    for plane in range(bits):
+        codes |= ones[:, plane] << np.uint8(plane)
+    return codes.reshape(-1)[:n]
+
+
+def _lanes(n: int) -> int:
+    return max(1, -(-n // _STEPS))
+
+
+def _frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Shares of 2**14, at least 1 for every code that occurs."""
+    if not counts.any():
+        return np.bincount([0], weights=[_TOTAL], minlength=counts.size).astype(np.int64)
+    shares = np.where(counts > 0, np.maximum(1, np.rint(counts * (_TOTAL / counts.sum()))), 0).astype(np.int64)
+    while (excess := shares.sum() - _TOTAL) != 0:
+        largest = int(shares.argmax())
+        shares[largest] -= min(excess, shares[largest] - 1)
+    return shares
