@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lqray.communication.bucket import Cut, Span, cut_bucket, flat_like, skipped_names
 from lqray.communication.collectives import gather_now
 from lqray.communication.parcel import CheckWords, Parcel, check_of
-from lqray.communication.reduction import load_reduction
+from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.replicas import check_agreement
 from lqray.communication.residuals import Residuals
 from lqray.communication.volume import Volume
@@ -51,7 +51,7 @@ class GradientExchange:
         self._group = group
         self._seeds = list(seeds)
         self._checks = CheckWords()
-        self._reduction = load_reduction(options, group, self._checks)
+        self._reduction: Reduction | None = None
         self._residuals = Residuals() if options.error_feedback else None
         self._names: dict[Tensor, str] = {}
         self._skipped: frozenset[str] = frozenset()
@@ -73,6 +73,7 @@ class GradientExchange:
             "workers of a process": len(self._seeds),
         }
         check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
+        self._load_reduction()
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._skipped = skipped_names(model.module, self._options)
         model.register_comm_hook(self, _hook)
@@ -138,6 +139,11 @@ class GradientExchange:
         means = self._exchange_tensors([[gradient] for gradient in gradients], cut, index)
         return means.then(lambda done: done.value()[0])
 
+    def _load_reduction(self) -> Reduction:
+        """Collective the first time: only ranks that agree may call it."""
+        self._reduction = self._reduction or load_reduction(self._options, self._group, self._checks)
+        return self._reduction
+
     def _exchange_tensors(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
         """tensors: [worker][tensor]."""
         device = tensors[0][0].device
@@ -159,7 +165,7 @@ class GradientExchange:
             parts = zip(own, cut.tensors, offsets, strict=True)
             payloads.append([self._encode(worker, seed, *part) for part in parts])
         parcel = Parcel(payloads, self._seeds, offsets, check_of(self.quantizer.levels, first))
-        return self._reduction.reduce(parcel, self.quantizer, self.volume)
+        return self._load_reduction().reduce(parcel, self.quantizer, self.volume)
 
     def _encode(self, worker: int, seed: int, gradient: Tensor, spans: Sequence[Span], offset: int) -> Payload:
         with self.volume.timed("encode", gradient.device):
@@ -177,7 +183,8 @@ class GradientExchange:
 
     def close(self) -> None:
         """Let go of the reduction's threads."""
-        self._reduction.close()
+        if self._reduction:
+            self._reduction.close()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that decides this process's next exchange: of the quantizer, equal on all ranks but for its statistics,

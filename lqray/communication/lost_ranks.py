@@ -51,14 +51,16 @@ class _RollCall:
         name = f"lqray/roll_call/{group.group_name}"
         self._question, self._answers, self._verdict = f"{name}/question", f"{name}/here", f"{name}/lost"
         self._over = threading.Event()
-        self._store = _get_default_store()
+        # A connection for each thread, made while the store is there: a new one to a store that is gone takes minutes.
+        store = _get_default_store()
+        self._asking, self._answering = store.clone(), store.clone()  # type: ignore[attr-defined]
         self._listener = threading.Thread(target=self._answer, daemon=True, name="lqray-roll-call")
         self._listener.start()
 
     def missing(self) -> str:
         """The ranks that do not answer, or that somebody else found before; "" when all do."""
         try:
-            store = self._store.clone()  # type: ignore[attr-defined]
+            store = self._asking
             store.set(self._question, "?")
             store.set(f"{self._answers}/{self._me}", "here")
             deadline = time.monotonic() + _PATIENCE
@@ -82,10 +84,9 @@ class _RollCall:
 
     def _answer(self) -> None:
         try:
-            store = self._store.clone()  # type: ignore[attr-defined]
             while not self._over.wait(0.2):
-                if store.check([self._question]):
-                    store.set(f"{self._answers}/{self._me}", "here")
+                if self._answering.check([self._question]):
+                    self._answering.set(f"{self._answers}/{self._me}", "here")
                     return
         except RuntimeError:
             return  # the store is gone, and with it the run

@@ -217,7 +217,7 @@ def test_scatter_reduce_of_any_size(n, world):
 
 
 def test_bytes_of_scatter_reduce_stay_the_same_however_many_ranks():
-    """2 (W - 1) / W payloads: codes of 3 bits on the way there, of 8 on the way back, a norm for every bucket of 64, a check."""
+    """2 (W - 1) / W payloads: codes of 3 bits on the way there, of 8 on the way back, a norm for every bucket of 64."""
     n = 64 * 32 * 8
     there, back = 4 * n // 64 + 3 * n // 8, 4 * n // 64 + n
     for world in (2, 4, 8):

@@ -1,0 +1,366 @@
+"""What every reduction holds with every method, on 1 to 4 processes, whoever shares a process with whom."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lqray.communication import GradientExchange, LevelsDifferError, RankLostError, decide, naming_lost_ranks
+from lqray.communication.replicas import checksum
+from lqray.experiment import names
+from lqray.experiment.options import ExchangeOptions
+from lqray.quantization import Quantizer
+from lqray.quantization.methods import load_method
+from lqray.training.seeding import derive_seed
+from tests.ranks import run_ranks
+
+METHODS = [name for name in names.methods() if load_method(name) is not None]
+REDUCTIONS = names.reductions()
+STEPS = 30
+pytestmark = pytest.mark.processes
+
+
+def network(**others) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 50), nn.LayerNorm(50), nn.ReLU(), nn.Linear(50, 3)).to(**others)
+
+
+def batch(worker: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1000 * worker + step)
+    return torch.randn(8, 20, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+
+
+def make(method: str, workers: range, bucket_size: int = 64, group=None, **options) -> GradientExchange:
+    adaptive = {"update_at": (0, 5), "update_every": 10} if load_method(method).fit else {}
+    seeds = [derive_seed(1, "rounding", worker) for worker in workers]
+    quantizer = Quantizer.create(method, bucket_size=bucket_size, **adaptive)
+    return GradientExchange(quantizer, ExchangeOptions(**options), group or dist.group.WORLD, seeds)
+
+
+def train(rank: int, method: str, workers_here: int = 1, steps: int = STEPS, dtype=torch.float32, **options) -> dict:
+    """Checksums after every step, last volume, levels and weights; `mean`: of the last step's gradients, exact."""
+    workers = range(rank * workers_here, (rank + 1) * workers_here)
+    exchange = make(method, workers, **options)
+    model = DistributedDataParallel(network(dtype=dtype), bucket_cap_mb=0.003)
+    exchange.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sums = []
+    for step in range(steps):
+        exchange.begin_step(step, measure=step == steps - 1)
+        optimizer.zero_grad()
+        for worker in workers:
+            images, labels = batch(worker, step)
+            if worker == workers[-1]:
+                nn.functional.cross_entropy(model(images.to(dtype)), labels).backward()
+            else:
+                with model.no_sync():
+                    nn.functional.cross_entropy(model(images.to(dtype)), labels).backward()
+                exchange.set_aside()
+        exchange.update_levels()
+        optimizer.step()
+        sums.append(checksum(model.module))
+    exchange.close()
+    return {
+        "sums": sums,
+        "volume": (exchange.volume.coordinates, exchange.volume.payload_bytes, exchange.volume.bytes_sent),
+        "levels": exchange.quantizer.levels.tolist(),
+        "nmse": exchange.nmse,
+        "residuals": {key: value.numpy() for key, value in exchange.state_dict()["residuals"].items()},
+        "finite": all(bool(p.isfinite().all()) for p in model.parameters()),
+    }
+
+
+def contract(rank: int) -> dict:
+    """Every reduction with every method, and the mean of the decoded beside the exact one."""
+    torch.set_num_threads(1)
+    found = {}
+    for reduction in REDUCTIONS:
+        for method in METHODS:
+            found[reduction, method] = train(rank, method, reduction=reduction) | means(rank, method, reduction)
+    return found
+
+
+def means(rank: int, method: str, reduction: str) -> dict:
+    """One gradient of each rank, exchanged 300 times: mean and deviation of what arrives, and the exact mean."""
+    exchange = make(method, range(rank, rank + 1), reduction=reduction)
+    gradient = torch.randn(200, generator=torch.Generator().manual_seed(rank))
+    exact = gradient.clone()
+    dist.all_reduce(exact)
+    arrived = []
+    for step in range(300):
+        exchange.begin_step(step)
+        arrived.append(exchange.exchange([gradient], 0).wait().double())
+    exchange.close()
+    arrived = torch.stack(arrived)
+    volume = exchange.volume
+    return {
+        "mean": arrived.mean(dim=0).numpy(),
+        "deviation": arrived.std(dim=0).numpy(),
+        "exact": (exact.double() / dist.get_world_size()).numpy(),
+        "bytes": (volume.payload_bytes, volume.bytes_sent, volume.bytes_received),
+    }
+
+
+def predicted_bytes(method: str, reduction: str, world: int, rank: int) -> tuple[int, int]:
+    """(handed over, sent) for 200 coordinates in buckets of 64: three full ones and one of 8."""
+    bits = 2 if method == "terngrad" else 3
+    payload = 4 * 4 + 4 * bits * 7
+    if reduction == "all_gather":
+        return payload + 4, (world - 1) * (payload + 4)
+    edges = [min(200, 64 * (4 * part // world)) for part in range(world + 1)]
+    sizes = [end - begin for begin, end in zip(edges, edges[1:], strict=False)]
+    shares = [4 * -(-n // 64) + 4 * bits * -(-n // 32) for n in sizes]
+    row = max(4 * -(-n // 64) + 4 * 8 * -(-n // 32) for n in sizes) + 4
+    return payload + row, sum(shares) - shares[rank] + (world - 1) * row
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_contract_of_every_reduction_and_method(world):
+    ranks = run_ranks(contract, world)
+    for (reduction, method), first in ranks[0].items():
+        what = f"{reduction}, {method}, {world} processes"
+        assert len(set(first["sums"])) == STEPS, what
+        for rank, others in enumerate(ranks):
+            own = others[reduction, method]
+            assert own["sums"] == first["sums"], what
+            assert own["levels"] == first["levels"], what
+            np.testing.assert_array_equal(own["mean"], first["mean"], what)
+            handed, sent = predicted_bytes(method, reduction, world, rank)
+            assert own["bytes"][:2] == (handed, sent), what
+        error = np.abs(first["mean"] - first["exact"])
+        # Bernstein's bound: a coordinate beside a level is rounded away from it too rarely to be near normal.
+        allowed = 5.5 * first["deviation"] / 300**0.5 + 12 / 300 * first["deviation"].max() + 1e-6
+        assert np.all(error <= allowed), what
+
+
+def shared_processes(rank: int, workers: int) -> dict:
+    torch.set_num_threads(1)
+    here = workers // dist.get_world_size()
+    return {
+        (reduction, method): train(rank, method, here, steps=12, reduction=reduction)
+        for reduction in REDUCTIONS
+        for method in METHODS
+    }
+
+
+def test_workers_that_share_processes_train_to_the_same_bits():
+    alone, pairs, together = (run_ranks(shared_processes, world, 4)[0] for world in (4, 2, 1))
+    for key, expected in alone.items():
+        for found in (pairs, together):
+            assert found[key]["sums"] == expected["sums"], key
+            assert found[key]["levels"] == expected["levels"], key
+
+
+OPTIONS = {
+    "skip": {"skip": ["bias", "norm"]},
+    "skip by pattern and size": {"skip": ["3.*"], "skip_below": 60},
+    "skip all": {"skip": ["*"]},
+    "error feedback": {"error_feedback": True},
+    "error feedback by layer": {"error_feedback": True, "buckets": "layer", "skip": ["bias"]},
+    "entropy": {"entropy": "rans"},
+    "entropy by layer": {"entropy": "rans", "buckets": "layer", "skip": ["norm"]},
+}
+
+
+def with_options(rank: int) -> dict:
+    torch.set_num_threads(1)
+    found = {
+        (name, reduction): train(rank, "alq", steps=8, reduction=reduction, **options)
+        for name, options in OPTIONS.items()
+        for reduction in REDUCTIONS
+    }
+    found["plain", "all_gather"] = train(rank, "alq", steps=8)
+    found["plain", "scatter_reduce"] = train(rank, "alq", steps=8, reduction="scatter_reduce")
+    for dtype in (torch.float16, torch.bfloat16):
+        for reduction in REDUCTIONS:
+            found[str(dtype), reduction] = train(rank, "qsgd_inf", steps=8, dtype=dtype, reduction=reduction)
+    return found
+
+
+def test_options_of_the_exchange():
+    first, second = run_ranks(with_options, 2)
+    sizes = {"0.weight": 1000, "0.bias": 50, "1.weight": 50, "1.bias": 50, "3.weight": 150, "3.bias": 3}
+    for key, found in first.items():
+        assert found["sums"] == second[key]["sums"], key
+        assert len(set(found["sums"])) == 8, key
+        assert found["finite"], key
+        assert found["volume"][0] == sum(sizes.values()), key
+    for reduction in REDUCTIONS:
+        assert first["entropy", reduction]["sums"] == first["plain", reduction]["sums"]  # other bytes, same gradients
+        assert first["skip all", reduction]["volume"] == (1303, 4 * 1303, 4 * 1303)
+        assert first["skip all", reduction]["sums"] == first["skip all", "all_gather"]["sums"]
+        skipped, plain = first["skip", reduction]["volume"][1], first["plain", reduction]["volume"][1]
+        assert skipped > plain
+        assert first["error feedback", reduction]["sums"] != first["plain", reduction]["sums"]
+        held = first["error feedback", reduction]["residuals"]
+        assert {key: value.size for key, value in held.items()} == {f"0/{name}": n for name, n in sizes.items()}
+        by_layer = first["error feedback by layer", reduction]["residuals"]
+        assert set(by_layer) == {"0/0.weight", "0/1.weight", "0/3.weight"}
+
+
+def feeding_back(rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """One gradient 200 times with error feedback: the sum of what arrived, and 200 times the exact mean."""
+    exchange = make("qsgd_inf", range(rank, rank + 1), error_feedback=True)
+    gradient = torch.randn(200, generator=torch.Generator().manual_seed(rank))
+    total = torch.zeros(200)
+    for step in range(200):
+        exchange.begin_step(step)
+        total += exchange.exchange([gradient], 0).wait()
+    exact = gradient.clone()
+    dist.all_reduce(exact)
+    return total.numpy(), (100 * exact).numpy()
+
+
+def test_error_feedback_keeps_the_sum_of_gradients():
+    """What is lost at a step comes later: the sums differ by the last residuals alone, not by 200 steps' errors."""
+    (total, exact), (other, _) = run_ranks(feeding_back, 2)
+    np.testing.assert_array_equal(total, other)
+    assert np.abs(total - exact).max() < 2.0
+
+
+def accumulating(rank: int) -> list[int]:
+    """Two minibatches by DDP's no_sync, and a model that does not use all its parameters."""
+    torch.set_num_threads(1)
+
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.used, self.unused = nn.Linear(20, 3), nn.Linear(7, 7)
+
+        def forward(self, x):
+            return self.used(x)
+
+    exchange = make("alq", range(rank, rank + 1))
+    model = DistributedDataParallel(Partly(), find_unused_parameters=True)
+    exchange.attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sums = []
+    for step in range(6):
+        exchange.begin_step(step)
+        optimizer.zero_grad()
+        images, labels = batch(rank, 2 * step)
+        with model.no_sync():
+            nn.functional.cross_entropy(model(images), labels).backward()
+        first = model.module.used.weight.grad.clone()
+        images, labels = batch(rank, 2 * step + 1)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        assert not torch.equal(first, model.module.used.weight.grad)
+        exchange.update_levels()
+        optimizer.step()
+        sums.append(checksum(model.module))
+    return sums
+
+
+def test_gradient_accumulation_and_unused_parameters():
+    first, second = run_ranks(accumulating, 2)
+    assert first == second
+    assert len(set(first)) == 6
+
+
+def other_levels(rank: int, reduction: str) -> str:
+    """Rank 1 of three gets other levels after training has begun."""
+    exchange = make("qsgd_inf", range(rank, rank + 1), reduction=reduction)
+    model = DistributedDataParallel(network())
+    exchange.attach(model)
+    for step in range(4):
+        if step == 2 and rank == 1:
+            exchange.quantizer.set_levels(np.array([-1, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1.0]))
+        exchange.begin_step(step)
+        images, labels = batch(rank, step)
+        try:
+            nn.functional.cross_entropy(model(images), labels).backward()
+        except RuntimeError as error:
+            return f"step {step}: {error}"
+    return "not noticed"
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_levels_that_differ_are_noticed_in_the_step(reduction):
+    for message in run_ranks(other_levels, 3, reduction):
+        assert message.startswith("step 2")
+        assert LevelsDifferError.__name__ in message
+        assert "rank 1 of 3" in message
+
+
+def killed(rank: int, reduction: str, victim: int) -> str:
+    """A rank ends without a word in the middle of a step."""
+    exchange = make("qsgd_inf", range(rank, rank + 1), reduction=reduction)
+    model = DistributedDataParallel(network())
+    exchange.attach(model)
+    try:
+        with naming_lost_ranks(dist.group.WORLD):
+            for step in range(1000):
+                if step == 5 and rank == victim:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                exchange.begin_step(step)
+                images, labels = batch(rank, step)
+                nn.functional.cross_entropy(model(images), labels).backward()
+    except RankLostError as error:
+        return str(error)
+    return "not noticed"
+
+
+def survivors(reduction: str, world: int, victim: int) -> tuple[dict[int, str], float]:
+    """What the others say, and seconds until the last has said it."""
+    import multiprocessing
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=survivor, args=(rank, world, port, queue, reduction, victim)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    processes[victim].join(120)
+    started = time.monotonic()
+    found = dict(queue.get(timeout=60) for _ in range(world - 1))
+    took = time.monotonic() - started
+    for process in processes:
+        process.join(30)
+    return found, took
+
+
+def survivor(rank, world, port, queue, reduction, victim):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo")
+    said = killed(rank, reduction, victim)
+    queue.put((rank, said))
+    queue.close()
+    queue.join_thread()
+    time.sleep(2)
+    os._exit(0)
+
+
+@pytest.mark.parametrize(("reduction", "victim"), [("all_gather", 2), ("scatter_reduce", 1), ("all_gather", 0)])
+def test_a_killed_rank_is_named(reduction, victim):
+    found, took = survivors(reduction, 4, victim)
+    assert set(found) == set(range(4)) - {victim}
+    for message in found.values():
+        assert f"rank {victim}" in message
+    assert took < 45
+
+
+def bypassing(rank: int) -> tuple[bool, dict]:
+    decision = decide(Quantizer.create("alq"), 10_000, dist.group.WORLD, torch.device("cpu"))
+    return decision.bypass, decision.metrics()
+
+
+def test_bypass_measures_and_decides_alike_on_all_ranks():
+    first, second = run_ranks(bypassing, 2)
+    assert first == second
+    metrics = first[1]
+    quantized = sum(metrics[f"bypass/{phase}_seconds"] for phase in ("encode", "decode", "exchange"))
+    assert all(value > 0 for name, value in metrics.items() if name.endswith("seconds"))
+    assert first[0] == (quantized >= metrics["bypass/all_reduce_seconds"])
