@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from record import record
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lqray.experiment.schema import Trial
 from lqray.training.loop import connect
@@ -55,7 +54,7 @@ def resnet110_shapes() -> list[tuple[int, ...]]:
 
 
 class Cheap(nn.Module):
-    """loss = sum of parameter * gradient: its backward pass is the given gradients."""
+    """A model whose backward pass is gradients that are there already."""
 
     def __init__(self, shapes: list[tuple[int, ...]], seed: int) -> None:
         super().__init__()
@@ -64,19 +63,18 @@ class Cheap(nn.Module):
         self.gradients = [torch.randn(shape, generator=generator) * 1e-3 for shape in shapes]
 
     def forward(self) -> Tensor:
-        parts = [_Given.apply(w, g) for w, g in zip(self.weights, self.gradients, strict=True)]
-        return torch.stack(parts).sum()
+        return _Given.apply(self.gradients, *self.weights)
 
 
 class _Given(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, gradient):
-        ctx.gradient = gradient
-        return weight.new_zeros(())
+    def forward(ctx, gradients, *weights):
+        ctx.gradients = gradients
+        return weights[0].new_zeros(())
 
     @staticmethod
     def backward(ctx, _):
-        return ctx.gradient, None
+        return None, *ctx.gradients
 
 
 def trial(variant: str) -> Trial:
@@ -103,6 +101,7 @@ def on_host(rounds: int) -> None:
         phases: dict[str, dict[str, float]] = {}
         sent: dict[str, int] = {}
         wires = {}
+        alone = [_seconds_alone(Cheap(shapes, 0)) for _ in range(9)]
         contexts = [connect(trial(variant), Cheap(shapes, dist.get_rank()), group) for variant in VARIANTS]
         for variant, context in zip(VARIANTS, contexts, strict=True):
             wires[variant] = context.__enter__()
@@ -123,15 +122,31 @@ def on_host(rounds: int) -> None:
                 if wire.exchange:
                     volume = wire.exchange.volume
                     phases[variant] = {phase: volume.seconds(phase) for phase in ("encode", "exchange", "decode")}
-                    sent[variant] = volume.bytes_sent
+                if wire.exchange or wire.baseline:
+                    sent[variant] = (wire.exchange or wire.baseline).volume.bytes_sent
         for context in contexts:
             context.__exit__(None, None, None)
         coordinates = sum(torch.Size(shape).numel() for shape in shapes)
-        found[name] = {"coordinates": coordinates, "seconds": seconds, "phases": phases, "bytes_sent": sent}
+        sent["full_precision"] = 4 * coordinates  # of a ring of two
+        found[name] = {
+            "backward_alone": statistics.median(alone),
+            "coordinates": coordinates,
+            "seconds": seconds,
+            "phases": phases,
+            "bytes_sent": sent,
+        }
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(found), flush=True)
     dist.barrier()
     os._exit(0)
+
+
+def _seconds_alone(model: Cheap) -> float:
+    model().backward()
+    model.zero_grad()
+    started = time.perf_counter()
+    model().backward()
+    return time.perf_counter() - started
 
 
 def figures_of(found: dict, rate: str) -> dict:
@@ -149,6 +164,7 @@ def figures_of(found: dict, rate: str) -> dict:
         "speed_up_over_full_precision": speed_up,
         "share_of_ideal_speed_up": {v: speed_up[v] / IDEAL for v in ("all_gather", "scatter_reduce")},
         "bytes_sent": found["bytes_sent"],
+        "backward_pass_alone_seconds": found["backward_alone"],
         "last_step_phase_seconds": found["phases"],
     }
     if rate == "unlimited":

@@ -1,7 +1,7 @@
 """Exchange of gradients between workers: a torch DDP communication hook, the reductions it chooses from, and the count
 of what they send."""
 
-from lqray.communication.baselines import Baseline, is_baseline
+from lqray.communication.baselines import Baseline, bucket_cap_mb, is_baseline
 from lqray.communication.bypass import Decision, decide
 from lqray.communication.hook import GradientExchange
 from lqray.communication.lost_ranks import RankLostError, naming_lost_ranks
@@ -18,6 +18,7 @@ __all__ = [
     "RanksDisagreeError",
     "ReplicasDivergedError",
     "Volume",
+    "bucket_cap_mb",
     "check_replicas",
     "decide",
     "full_precision_volume",

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication.volume import Volume
-from lqray.experiment.options import PowerSgdOptions, QuantizerOptions
+from lqray.experiment.options import ExchangeOptions, PowerSgdOptions, QuantizerOptions
 
 Hook = Callable[[Any, GradBucket], Future[Tensor]]
 
@@ -71,6 +71,19 @@ _CASTS: dict[str, Hook] = {"fp16": default_hooks.fp16_compress_hook, "bf16": def
 def is_baseline(options: QuantizerOptions) -> bool:
     """Whether a method is one of torch's own."""
     return options.method in _CASTS or isinstance(options, PowerSgdOptions)
+
+
+def bucket_cap_mb(
+    quantizer: QuantizerOptions, exchange: ExchangeOptions, module: nn.Module, group: dist.ProcessGroup
+) -> float:
+    """DDP's bucket size, MiB: `exchange.bucket_cap_mb`, but one bucket for all with PowerSGD over gloo.
+
+    Its hook starts later all-reduces from callbacks, which over gloo run on threads: with several buckets they come in
+    another order on another rank, and torch ends the process ("collective mismatch"; seen with torch 2.13).
+    """
+    if isinstance(quantizer, PowerSgdOptions) and dist.get_backend(group) == "gloo":
+        return 1 + sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()) / 2**20
+    return exchange.bucket_cap_mb
 
 
 def _counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses postponed annotations

@@ -20,6 +20,7 @@ from lqray.communication import (
     Baseline,
     Decision,
     GradientExchange,
+    bucket_cap_mb,
     check_replicas,
     decide,
     full_precision_volume,
@@ -194,7 +195,7 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
     model = DistributedDataParallel(
         network,
         process_group=group,
-        bucket_cap_mb=trial.exchange.bucket_cap_mb,
+        bucket_cap_mb=bucket_cap_mb(trial.quantizer, trial.exchange, network, group),
         find_unused_parameters=trial.exchange.find_unused_parameters,
     )
     if is_baseline(trial.quantizer):
