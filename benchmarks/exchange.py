@@ -86,7 +86,7 @@ def trial(variant: str) -> Trial:
             "schedule": {"iterations": 1, "batch_size": 1},
             "workers": 2,
             "quantizer": VARIANTS[variant],
-            "exchange": {"reduction": variant if variant == "scatter_reduce" else "all_gather", "bucket_cap_mb": 8},
+            "exchange": {"reduction": variant if variant == "scatter_reduce" else "all_gather", "bucket_cap_mb": 2},
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,18 +47,19 @@ class AllGather:
 
         gathered = own.new_empty((world * workers, own.numel() // workers))
         started = time.perf_counter()
-        work = all_gather_into_tensor(gathered.view(-1), own, self._group)
+        arriving = all_gather_into_tensor(gathered.view(-1), own, self._group)
         volume.payload_bytes += own.numel()
         volume.moved((world - 1) * own.numel(), (world - 1) * own.numel())
 
-        def decode(_: Future[Tensor]) -> list[Tensor]:
+        def decode(arrived: Future[Any]) -> list[Tensor]:
+            arrived.value()  # raises what the collective did
             if gathered.is_cuda:
                 gathered.record_stream(torch.cuda.current_stream(gathered.device))
             else:
                 volume.add_seconds("exchange", time.perf_counter() - started)
             return self._decode(gathered, parcel, quantizer, volume)
 
-        return work.get_future().then(decode)
+        return arriving.then(decode)
 
     def close(self) -> None:
         """See `lqray.communication.reduction.Reduction.close`."""

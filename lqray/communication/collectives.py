@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.futures import Future
 
 # torch 2.13 renamed all_gather_into_tensor and warns at every use of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
+# Gloo hands a whole message to TCP at once; where that overflows a slow link's queue, packets are lost and sent again.
+# Measured at 100 Mbit/s with 4.4 MB: 0.56 s whole, 0.38 s in pieces, all started at once; 0.35 s is ideal.
+_PIECE = 2**17
 
-def all_gather_into_tensor(output: Tensor, own: Tensor, group: dist.ProcessGroup) -> dist.Work:
+
+def all_gather_into_tensor(output: Tensor, own: Tensor, group: dist.ProcessGroup) -> Future[Any]:
     """Start gathering every rank's `own` (n,) into `output` (W * n,), in the order of ranks."""
-    work: dist.Work = _all_gather(output, own, group=group, async_op=True)
-    return work
+    nbytes = own.numel() * own.element_size()
+    if group.size() == 1 or nbytes <= 2 * _PIECE or dist.get_backend(group) != "gloo":
+        return _all_gather(output, own, group=group, async_op=True).get_future()  # type: ignore[no-any-return]
+    rows, piece = output.view(group.size(), -1), _PIECE // own.element_size()
+    works = [
+        dist.all_gather(list(part.unbind()), mine, group=group, async_op=True)
+        for part, mine in zip(rows.split(piece, dim=1), own.split(piece), strict=True)
+    ]
+    return torch.futures.collect_all([work.get_future() for work in works])
 
 
 def gather_now(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Every rank's `own` (n, ...) in the order of ranks: (W * n, ...)."""
     output = own.new_empty((group.size() * own.shape[0], *own.shape[1:]))
-    all_gather_into_tensor(output, own, group).wait()
+    all_gather_into_tensor(output.view(-1), own.contiguous().view(-1), group).wait()
     return output

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from lqray.experiment import names
 from lqray.experiment.options import ScheduleOptions
@@ -15,6 +16,7 @@ from lqray.training.models import build_model
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
 from lqray.training.worker import run_worker
+from tests.ranks import run_ranks
 
 
 def trial(**changes) -> Trial:
@@ -180,3 +182,37 @@ def test_torchvision_works_beside_any_build_of_torch():
         "assert tv.datasets.CIFAR10\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def losses_of(rank: int, workers: int) -> dict[str, list[float]]:
+    """Training losses of ten steps by method, with `workers` shared by the ranks of this group."""
+    found = {}
+    for method in ("full_precision", "fp16", "bf16", "powersgd", "qsgd_inf", "alq"):
+        config = {"method": method} | ({"start_iteration": 3} if method == "powersgd" else {"bucket_size": 256})
+        chosen = trial(
+            workers=workers,
+            model={"name": "cnn"},
+            schedule={"iterations": 10, "batch_size": 16},
+            telemetry={"every": 1},
+            quantizer=config,
+        )
+        reports: list[Report] = []
+        run_worker(chosen, reports.append, torch.device("cpu"), threads=1)
+        found[method] = [r.metrics["train/loss"] for r in reports if "train/loss" in r.metrics]
+    return found
+
+
+@pytest.mark.processes
+def test_workers_that_share_processes_train_as_those_that_do_not():
+    alone, pairs, together = (run_ranks(losses_of, world, 4)[0] for world in (4, 2, 1))
+    for method, expected in alone.items():
+        rounding = {"fp16": 1e-3, "bf16": 1e-2}.get(method, 1e-5)  # torch's hooks round the mean of a process
+        for found in (pairs, together):
+            np.testing.assert_allclose(found[method], expected, rtol=rounding, err_msg=method)
+    assert len(alone["alq"]) == 10
+
+
+def test_workers_must_divide_among_processes():
+    with pytest.raises(ProcessRaisedException, match="3 workers, the process group 2 ranks") as found:
+        run_ranks(losses_of, 2, 3)
+    assert "a divisor of the workers" in str(found.value)
