@@ -26,17 +26,17 @@ def encode(codes: Codes, bits: int) -> Bytes:
     begins = np.cumsum(frequencies) - frequencies
     states = np.full(lanes, _LOW, dtype=np.uint64)
     # A state at its symbol's limit or above would leave 32 bits: its lower 16 go out first.
-    limits = (frequencies.astype(np.uint64) << np.uint64(32 - _PRECISION))[codes]
-    widths, firsts = frequencies.astype(np.uint64)[codes], begins.astype(np.uint64)[codes]
+    widths, firsts = frequencies.astype(np.uint64), begins.astype(np.uint64)
+    limits = widths << np.uint64(32 - _PRECISION)
     chunks = []
     for begin in reversed(range(0, codes.size, lanes)):
-        now = slice(begin, min(begin + lanes, codes.size))
-        x = states[: now.stop - begin]
+        now = codes[begin : begin + lanes]
+        x, width = states[: now.size], widths[now]
         full = x >= limits[now]
         chunks.append((x[full] & np.uint64(0xFFFF)).astype("<u2"))
         x[full] >>= _WORD
-        whole, rest = np.divmod(x, widths[now])
-        states[: now.stop - begin] = (whole << np.uint64(_PRECISION)) + rest + firsts[now]
+        whole = x // width
+        states[: now.size] = (whole << np.uint64(_PRECISION)) + (x - whole * width) + firsts[now]
     parts = [frequencies.astype("<u2"), states.astype("<u4"), *reversed(chunks)]
     return np.concatenate([part.view(np.uint8) for part in parts])
 
