@@ -69,7 +69,16 @@ class Cut:
 
 
 def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]:
-    """Names of parameters that `exchange.skip` and `exchange.skip_below` keep in full precision."""
+    """Names of parameters that `exchange.skip` and `exchange.skip_below` keep in full precision. Raises ValueError for a
+    pattern that no parameter has: `bias` and `norm` may be absent, other patterns are likely misspelt."""
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in options.skip:
+        if pattern not in ("bias", "norm") and not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(
+                f"exchange.skip: no parameter is called {pattern!r}; allowed: bias, norm, or a pattern of names, which "
+                f"here are {shown}"
+            )
     norms = {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()

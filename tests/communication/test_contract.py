@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, LevelsDifferError, RankLostError, decide, naming_lost_ranks
+from lqray.communication.bucket import skipped_names
 from lqray.communication.replicas import checksum
 from lqray.experiment import names
 from lqray.experiment.options import ExchangeOptions
@@ -202,6 +203,12 @@ def test_options_of_the_exchange():
         assert {key: value.size for key, value in held.items()} == {f"0/{name}": n for name, n in sizes.items()}
         by_layer = first["error feedback by layer", reduction]["residuals"]
         assert set(by_layer) == {"0/0.weight", "0/1.weight", "0/3.weight"}
+
+
+def test_a_pattern_that_skips_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"no parameter is called 'bais'; allowed: bias, norm.*0\.weight, 0\.bias"):
+        skipped_names(network(), ExchangeOptions(skip=("bias", "bais")))
+    assert skipped_names(nn.Linear(3, 3), ExchangeOptions(skip=("norm",))) == set()
 
 
 def feeding_back(rank: int) -> tuple[np.ndarray, np.ndarray]:
