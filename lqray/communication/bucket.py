@@ -69,8 +69,8 @@ class Cut:
 
 
 def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]:
-    """Names of parameters that `exchange.skip` and `exchange.skip_below` keep in full precision. Raises ValueError for a
-    pattern that no parameter has: `bias` and `norm` may be absent, other patterns are likely misspelt."""
+    """Names of parameters that `exchange.skip` and `exchange.skip_below` keep in full precision. Raises ValueError for
+    a pattern that no parameter has: `bias` and `norm` may be absent, other patterns are likely misspelt."""
     names = [name for name, _ in module.named_parameters()]
     for pattern in options.skip:
         if pattern not in ("bias", "norm") and not any(fnmatchcase(name, pattern) for name in names):
