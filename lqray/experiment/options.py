@@ -76,6 +76,45 @@ class MlpOptions(ModelOptions):
     """Units of each hidden layer."""
 
 
+def _resnet_depth(depth: int) -> int:
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError("6 n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, ..., 110, ..., 1202")
+    return depth
+
+
+def _wide_resnet_depth(depth: int) -> int:
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError("6 n + 4: 10, 16, 22, 28, 34, 40, ...")
+    return depth
+
+
+class ResnetOptions(ModelOptions):
+    """Residual network for small images: 16, 32, 64 channels, option-A shortcuts (He et al. 2016)."""
+
+    depth: Annotated[int, AfterValidator(_resnet_depth)] = 20
+    """Layers with weights: 6 n + 2 for n blocks a stage."""
+
+
+class WideResnetOptions(ModelOptions):
+    """Wide residual network (Zagoruyko and Komodakis 2016)."""
+
+    depth: Annotated[int, AfterValidator(_wide_resnet_depth)] = 28
+    """Layers with weights: 6 n + 4 for n blocks a stage."""
+    width: int = Field(default=10, ge=1)
+    """Times 16, 32 and 64 channels."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of activations dropped between a block's convolutions."""
+
+
+class TorchvisionOptions(ModelOptions):
+    """A classifier of torchvision.models."""
+
+    architecture: str
+    """Its name there, such as resnet18."""
+    pretrained: bool = False
+    """Start from torchvision's weights, which it downloads."""
+
+
 class OptimizerOptions(Variant):
     """An optimizer of torch.optim."""
 
@@ -91,6 +130,24 @@ class SgdOptions(OptimizerOptions):
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SgdOptions:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: true needs a momentum above 0")
+        return self
+
+
+class AdamOptions(OptimizerOptions):
+    """torch.optim.Adam (Kingma and Ba 2015)."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class AdamWOptions(AdamOptions):
+    """torch.optim.AdamW: weight decay apart from the gradient (Loshchilov and Hutter 2019)."""
 
 
 class QuantizerOptions(Variant):
@@ -200,8 +257,14 @@ class OptimalOptions(AdaptiveLevelsOptions):
 
 
 DATA: dict[str, type[DataOptions]] = {}
-MODEL: dict[str, type[ModelOptions]] = {"cnn": CnnOptions, "mlp": MlpOptions}
-OPTIMIZER: dict[str, type[OptimizerOptions]] = {"sgd": SgdOptions}
+MODEL: dict[str, type[ModelOptions]] = {
+    "cnn": CnnOptions,
+    "mlp": MlpOptions,
+    "resnet": ResnetOptions,
+    "torchvision": TorchvisionOptions,
+    "wide_resnet": WideResnetOptions,
+}
+OPTIMIZER: dict[str, type[OptimizerOptions]] = {"sgd": SgdOptions, "adam": AdamOptions, "adamw": AdamWOptions}
 QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "full_precision": QuantizerOptions,
     "sgd": QuantizerOptions,
@@ -232,6 +295,13 @@ class ScheduleOptions(Section):
     decay_at: Iterations = ()
     """Iterations at which the learning rate is multiplied by decay_rate."""
     decay_rate: float = Field(default=0.1, gt=0, le=1)
+    decay: Literal["step", "exponential", "cosine"] = "step"
+    """step: the learning rate drops at `decay_at` and every `decay_every`; exponential: it falls evenly, by decay_rate
+    every `decay_every` iterations (0: over the run); cosine: to 0 at the end, by half a cosine."""
+    decay_every: int = Field(default=0, ge=0)
+    """Iterations from one decay to the next; 0: none but `decay_at`."""
+    warm_up: int = Field(default=0, ge=0)
+    """Iterations over which the learning rate rises linearly first."""
     evaluate_every: int = Field(default=100, ge=1)
     """Iterations between evaluations on the test set; the last iteration is always followed by one."""
 

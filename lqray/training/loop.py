@@ -27,13 +27,14 @@ from lqray.communication import (
     is_baseline,
     naming_lost_ranks,
 )
-from lqray.experiment.options import BucketOptions, OptimizerOptions, SgdOptions
+from lqray.experiment.options import BucketOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.training.data import Batches, ImageClassification, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.models import build_model
+from lqray.training.optimizers import build_optimizer
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
 from lqray.training.telemetry import RunningMean, quantizer_metrics, wire_metrics
@@ -221,18 +222,6 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
         yield Wires(model, workers, exchange=exchange, decision=decision)
     finally:
         exchange.close()
-
-
-def build_optimizer(options: OptimizerOptions, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a trial names."""
-    assert isinstance(options, SgdOptions)
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=options.lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        nesterov=options.nesterov,
-    )
 
 
 def evaluation(network: nn.Module, dataset: ImageClassification, group: dist.ProcessGroup) -> dict[str, float]:

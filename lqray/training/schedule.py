@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import bisect
+import math
 
 from lqray.experiment.options import ScheduleOptions
 
 
 def learning_rate(start: float, schedule: ScheduleOptions, iteration: int) -> float:
-    """start * decay_rate ** (number of `decay_at` up to and including this iteration)."""
-    return start * schedule.decay_rate ** bisect.bisect_right(schedule.decay_at, iteration)
+    """The rate of the step `iteration`, counted from 0: `start`, lowered as `schedule.decay` says, and raised linearly
+    over the first `warm_up` steps: step i takes (i + 1) / warm_up of it."""
+    rising = min(1.0, (iteration + 1) / schedule.warm_up) if schedule.warm_up else 1.0
+    return start * rising * _decay(schedule, iteration)
+
+
+def _decay(schedule: ScheduleOptions, iteration: int) -> float:
+    match schedule.decay:
+        case "step":
+            drops = bisect.bisect_right(schedule.decay_at, iteration)
+            drops += iteration // schedule.decay_every if schedule.decay_every else 0
+            return float(schedule.decay_rate**drops)
+        case "exponential":
+            return float(schedule.decay_rate ** (iteration / (schedule.decay_every or schedule.iterations)))
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * iteration / schedule.iterations))

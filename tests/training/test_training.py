@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.multiprocessing import ProcessRaisedException
 
 from lqray.experiment import names
@@ -13,6 +14,7 @@ from lqray.training.data import Batches, load_dataset
 from lqray.training.extra_gradients import extra_gradient
 from lqray.training.loop import DivergedError, Report
 from lqray.training.models import build_model
+from lqray.training.optimizers import build_optimizer
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
 from lqray.training.worker import run_worker
@@ -160,10 +162,20 @@ def test_digits_are_the_real_ones():
     assert (len(dataset.train), len(dataset.test), dataset.shape) == (1437, 360, (1, 8, 8))
 
 
-@pytest.mark.parametrize("name", names.models())
+MODELS = [(name, {}) for name in names.models() if name != "torchvision"] + [
+    ("torchvision", {"architecture": "resnet18"}),
+    ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
-def test_model_contract(name, shape):
-    options = trial(model={"name": name}).model
+def test_model_contract(name, options, shape):
+    options = trial(model={"name": name, **options}).model
+    if name == "torchvision" and shape[0] != 3:
+        with pytest.raises(ValueError, match="3 channels; these have 1"):
+            build_model(options, shape, 7)
+        return
     torch.manual_seed(0)
     model = build_model(options, shape, 7)
     assert model(torch.zeros(2, *shape)).shape == (2, 7)
@@ -216,3 +228,67 @@ def test_workers_must_divide_among_processes():
     with pytest.raises(ProcessRaisedException, match="3 workers, the process group 2 ranks") as found:
         run_ranks(losses_of, 2, 3)
     assert "a divisor of the workers" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(8, 75_290), (20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
+)
+def test_resnets_have_the_sizes_of_the_paper(depth, parameters):
+    """0.27M, 0.46M, 0.66M, 0.85M, 1.7M (He et al. 2016, table 6)."""
+    network = build_model(trial(model={"name": "resnet", "depth": depth}).model, (3, 32, 32), 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_wide_resnet_28_10_has_36_5_million_parameters():
+    network = build_model(trial(model={"name": "wide_resnet"}).model, (3, 32, 32), 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 36_479_194
+
+
+def test_models_that_there_are_not():
+    with pytest.raises(ValidationError, match="6 n \\+ 2"):
+        trial(model={"name": "resnet", "depth": 21})
+    with pytest.raises(ValidationError, match="6 n \\+ 4"):
+        trial(model={"name": "wide_resnet", "depth": 20})
+    options = trial(model={"name": "torchvision", "architecture": "resnet19"}).model
+    with pytest.raises(ValueError, match="'resnet19'; allowed: alexnet.*did you mean"):
+        build_model(options, (3, 64, 64), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"decay_every": 4, "decay_rate": 0.5}, {0: 1, 3: 1, 4: 0.5, 8: 0.25}),
+        ({"decay": "exponential", "decay_every": 2, "decay_rate": 0.25}, {0: 1, 1: 0.5, 2: 0.25}),
+        ({"decay": "exponential", "decay_rate": 0.01}, {0: 1, 5: 0.1}),
+        ({"decay": "cosine"}, {0: 1, 5: 0.5}),
+        ({"warm_up": 4, "decay_at": (6,)}, {0: 0.25, 1: 0.5, 3: 1, 5: 1, 6: 0.1}),
+    ],
+)
+def test_learning_rate_schedules(options, expected):
+    schedule = ScheduleOptions(iterations=10, batch_size=1, **options)
+    for iteration, rate in expected.items():
+        assert learning_rate(1.0, schedule, iteration) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_optimizers_are_torchs(name):
+    options = {"name": name, "lr": 0.01, "weight_decay": 0.1} | (
+        {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    )
+    chosen = trial(optimizer=options).optimizer
+    ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    own = {"lr": 0.01, "weight_decay": 0.1} | ({"momentum": 0.9, "nesterov": True} if name == "sgd" else {})
+    chosen = trial(optimizer={"name": name, **own}).optimizer
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    for network, optimizer in ((ours, build_optimizer(chosen, ours)), (theirs, kind(theirs.parameters(), **own))):
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValidationError, match="needs a momentum above 0"):
+        trial(optimizer={"name": "sgd", "lr": 0.1, "nesterov": True})
