@@ -371,3 +371,27 @@ def test_bypass_measures_and_decides_alike_on_all_ranks():
     quantized = sum(metrics[f"bypass/{phase}_seconds"] for phase in ("encode", "decode", "exchange"))
     assert all(value > 0 for name, value in metrics.items() if name.endswith("seconds"))
     assert first[0] == (quantized >= metrics["bypass/all_reduce_seconds"])
+
+
+def coded(rank: int, reduction: str) -> tuple[float, float, float, int]:
+    """Bits per coordinate on the wire, coded and not, the entropy of the codes, and a checksum of the means."""
+    wires = []
+    for entropy in ("rans", "none"):
+        exchange = make("alq", range(rank, rank + 1), 8192, reduction=reduction, entropy=entropy)
+        exchange.begin_step(0, measure=True)
+        gradient = torch.randn(400_000, generator=torch.Generator().manual_seed(rank))
+        mean = exchange.exchange([gradient], 0).wait()
+        wires.append((exchange.volume.bits_per_coordinate, exchange.entropy_bits, float(mean.double().square().sum())))
+        exchange.close()
+    assert wires[0][2] == wires[1][2]
+    return wires[0][0], wires[1][0], wires[0][1], hash(wires[0][2])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_entropy_coding_on_the_wire_is_near_the_entropy(reduction):
+    first, second = run_ranks(coded, 2, reduction)
+    assert first[3] == second[3]
+    for on_wire, fixed, entropy, _ in (first, second):
+        assert on_wire < fixed - 0.3
+        if reduction == "all_gather":
+            assert on_wire <= entropy + 0.05
