@@ -60,7 +60,8 @@ class CheckWords:
     def compare(self, words: Tensor, workers: int) -> None:
         """words: (K, 4) uint8, in the order of ranks, `workers` of them from each. Raises LevelsDifferError."""
         if words.is_cuda:
-            differ = (words != words[0]).any(dim=1).to("cpu", non_blocking=True)
+            differ = torch.empty(len(words), dtype=torch.bool, pin_memory=True)
+            differ.copy_((words != words[0]).any(dim=1), non_blocking=True)
             event = torch.cuda.Event()
             event.record()
             self._pending.append((event, differ, workers))

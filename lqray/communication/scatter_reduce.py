@@ -43,7 +43,9 @@ class ScatterReduce:
 
     def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
         """See `lqray.communication.reduction.Reduction.reduce`."""
-        device, levels = parcel.device, quantizer.levels.to(parcel.device)
+        device, levels = parcel.device, quantizer.levels_on(parcel.device)
+        if self._levels.device != device:
+            self._levels = self._levels.to(device)
         means = self._scatter.submit(device, lambda: self._own_means(parcel, levels, volume))
         return self._gather.submit(device, lambda: self._all_means(means.wait(), parcel, volume))
 
@@ -62,7 +64,7 @@ class ScatterReduce:
             received = self._transport.scatter(to, group, volume)
 
         rows, begin = [], 0
-        wide, lengths = self._levels.to(device), self._row_bytes(parcel, world * own_workers)
+        wide, lengths = self._levels, self._row_bytes(parcel, world * own_workers)
         for index, (worker_shares, seed) in enumerate(
             zip(shares[first : first + own_workers], parcel.seeds, strict=True)
         ):
@@ -86,7 +88,7 @@ class ScatterReduce:
 
     def _all_means(self, own: Tensor, parcel: Parcel, volume: Volume) -> list[Tensor]:
         """The mean of every tensor, of the encoded means of all shares."""
-        workers, device, wide = len(parcel.payloads), parcel.device, self._levels.to(parcel.device)
+        workers, device, wide = len(parcel.payloads), parcel.device, self._levels
         world = self._gather.group.size()
         shares = [_shares(parcel, worker, world * workers) for worker in range(world * workers)]
         with volume.timed("exchange", device):

@@ -43,6 +43,7 @@ class Quantizer:
         self.updates = 0
         self._levels: Levels = method.initial_levels(chosen)
         self._wire_levels = torch.from_numpy(as_float32(self._levels))
+        self._copies: dict[torch.device, Tensor] = {}
         self._observed: dict[int, Statistics] = {}
 
     @classmethod
@@ -76,15 +77,15 @@ class Quantizer:
 
         seed: unsigned 64-bit, different for every worker. offset: unsigned 64-bit, different for every tensor and step.
         """
-        return codec.encode(tensor, self._levels_on(tensor.device), self.coding, seed=seed, offset=offset)
+        return codec.encode(tensor, self.levels_on(tensor.device), self.coding, seed=seed, offset=offset)
 
     def decode(self, payload: Payload) -> Tensor:
         """The (n,) tensor that a payload stands for, in the dtype of the tensor encoded."""
-        return codec.decode(payload, self._levels_on(payload.buffer.device))
+        return codec.decode(payload, self.levels_on(payload.buffer.device))
 
     def decode_mean(self, payloads: Tensor, like: Payload) -> Tensor:
         """Mean of W decoded payloads, rows of (W, nbytes), in their order; `like` is one of them: (n,)."""
-        return codec.decode_sum(payloads, like, self._levels_on(payloads.device), 1.0 / payloads.shape[0])
+        return codec.decode_sum(payloads, like, self.levels_on(payloads.device), 1.0 / payloads.shape[0])
 
     def bias(self, tensor: Tensor) -> float:
         """||E[decode(encode(x))] - x|| / ||x||: 0 unless the method clips, or x is 0."""
@@ -143,6 +144,7 @@ class Quantizer:
     def set_levels(self, levels: Levels) -> None:
         """Replace the levels: float64 (L,), as solved on another rank. Raises ValueError unless valid in float32."""
         self._wire_levels = torch.from_numpy(as_float32(levels))
+        self._copies.clear()
         self._levels = levels
 
     @property
@@ -178,5 +180,8 @@ class Quantizer:
                 for worker, table in tables.items()
             }
 
-    def _levels_on(self, device: torch.device) -> Tensor:
-        return self._wire_levels.to(device)
+    def levels_on(self, device: torch.device) -> Tensor:
+        """`levels` on a device, copied once: a copy to a GPU makes the host wait."""
+        if device not in self._copies:
+            self._copies[device] = self._wire_levels.to(device)
+        return self._copies[device]
