@@ -13,10 +13,10 @@ from lqray.communication.volume import Phase
 
 
 def wire_metrics(volume: Volume) -> dict[str, float]:
-    """Bytes of one step and process."""
-    return {
+    """Bytes of one step and process; no ratio where nothing is sent."""
+    ratio = {"wire/ratio_to_float32": volume.ratio_to_float32} if volume.payload_bytes else {}
+    return ratio | {
         "wire/bits_per_coordinate": volume.bits_per_coordinate,
-        "wire/ratio_to_float32": volume.ratio_to_float32,
         "wire/payload_bytes": volume.payload_bytes,
         "wire/bytes_sent": volume.bytes_sent,
         "wire/bytes_received": volume.bytes_received,
