@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lqray.training.data import ImageClassification
+from lqray.training.data import Batch
 
 
 @contextmanager
@@ -23,15 +23,15 @@ def kept_buffers(network: nn.Module) -> Iterator[None]:
             buffer.copy_(buffers[name])
 
 
-def extra_gradient(network: nn.Module, dataset: ImageClassification, chosen: Tensor, seed: int) -> dict[str, Tensor]:
-    """A worker's own gradient of the mean loss over the training examples `chosen` (B,): a tensor for each parameter
-    that is trained, zeros for those the loss does not depend on. No gradient is exchanged. seed: of dropout."""
+def extra_gradient(network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """A worker's own gradient of the mean loss over a batch: a tensor for each parameter that is trained, zeros for
+    those the loss does not depend on. No gradient is exchanged. seed: of dropout."""
     parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    images, labels = dataset.normalized(dataset.train.pixels[chosen]), dataset.train.labels[chosen]
-    devices = [images.device] if images.is_cuda else []
+    inputs, labels = batch
+    devices = [inputs.device] if inputs.is_cuda else []
     with torch.random.fork_rng(devices), kept_buffers(network):
         torch.manual_seed(seed)
-        loss = cross_entropy(network(images), labels)
+        loss = cross_entropy(network(inputs), labels)
         # torch.autograd.grad leaves .grad alone and so never starts DDP's exchange.
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {

@@ -30,7 +30,8 @@ from lqray.communication import (
 from lqray.experiment.options import BucketOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
-from lqray.training.data import Batches, ImageClassification, load_dataset
+from lqray.training.batches import Batches
+from lqray.training.data import Batch, Dataset, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.models import build_model
@@ -79,12 +80,13 @@ def _steps(
     group: dist.ProcessGroup,
     device: torch.device,
     report: Callable[[Report], None],
-    dataset: ImageClassification,
+    dataset: Dataset,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     wires: Wires,
 ) -> dict[str, float]:
-    batches = Batches(len(dataset.train), trial.schedule.batch_size, trial.workers, trial.seed)
+    batches = Batches(dataset.train_examples, trial.schedule.batch_size, trial.workers, trial.seed)
+    feed = dataset.feed(batches.draws(0, trial.schedule.iterations, wires.workers))
     exchange, baseline = wires.exchange, wires.baseline
     volume = full_precision_volume(network, group.size() if isinstance(wires.model, DistributedDataParallel) else 0)
     seconds, nmse = RunningMean(), RunningMean()
@@ -102,12 +104,13 @@ def _steps(
         if baseline:
             baseline.begin_step()
         optimizer.zero_grad()
-        loss = torch.stack([_backward(trial, wires, dataset, batches, iteration, worker) for worker in wires.workers])
+        loss = torch.stack([_backward(trial, wires, next(feed), iteration, worker) for worker in wires.workers])
         if exchange:
             for worker, sample in itertools.product(wires.workers, range(exchange.fresh_samples(iteration))):
-                chosen = batches.extra_indices(iteration, sample, worker).to(device)
+                chosen = batches.extra_indices(iteration, sample, worker)
                 seed = derive_seed(trial.seed, "extra forward", iteration, sample, worker)
-                exchange.observe(extra_gradient(network, dataset, chosen, seed), wires.workers.index(worker))
+                gradient = extra_gradient(network, dataset.train_batch(chosen, seed), seed)
+                exchange.observe(gradient, wires.workers.index(worker))
             exchange.update_levels()
             volume = exchange.volume
         if baseline:
@@ -128,10 +131,10 @@ def _steps(
             if not math.isfinite(metrics["train/loss"]):
                 raise DivergedError(f"the loss is {metrics['train/loss']} at iteration {iteration}; try a smaller lr")
         if done % trial.schedule.evaluate_every == 0 and done < trial.schedule.iterations:
-            report(Report(done, evaluation(network, dataset, group), evaluated=True))
+            report(Report(done, evaluation(network, dataset, group, device), evaluated=True))
 
     check_replicas(network, group, device)
-    final = evaluation(network, dataset, group) | wire_metrics(volume)
+    final = evaluation(network, dataset, group, device) | wire_metrics(volume)
     final["time/seconds_per_step"] = seconds.value
     if not baseline:  # what torch's hooks lose is not measured
         final["quantizer/mean_nmse"] = nmse.value if exchange else 0.0
@@ -139,24 +142,21 @@ def _steps(
     return final
 
 
-def _backward(
-    trial: Trial, wires: Wires, dataset: ImageClassification, batches: Batches, iteration: int, worker: int
-) -> Tensor:
+def _backward(trial: Trial, wires: Wires, batch: Batch, iteration: int, worker: int) -> Tensor:
     """One worker's forward and backward pass; its loss. The last worker of a process starts the exchange.
 
     Randomness of the forward pass is a function of (seed, iteration, worker). Of the workers of a process only the
     first leaves its mark on BatchNorm's statistics, which DDP takes from rank 0: it does not matter how many share it.
     """
     first, last = worker == wires.workers[0], worker == wires.workers[-1]
-    chosen = batches.indices(iteration, worker).to(dataset.train.labels.device)
-    images, labels = dataset.normalized(dataset.train.pixels[chosen]), dataset.train.labels[chosen]
+    inputs, labels = batch
     torch.manual_seed(derive_seed(trial.seed, "forward", iteration, worker))
     with ExitStack() as stack:
         if not first:
             stack.enter_context(kept_buffers(wires.model))
         if not last and isinstance(wires.model, DistributedDataParallel):
             stack.enter_context(wires.model.no_sync())
-        loss = cross_entropy(wires.model(images), labels)
+        loss = cross_entropy(wires.model(inputs), labels)
         # A quantized exchange takes the workers' gradients one by one; any other takes their mean.
         (loss if wires.exchange else loss / len(wires.workers)).backward()
     if wires.exchange and not last:
@@ -224,9 +224,11 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
         exchange.close()
 
 
-def evaluation(network: nn.Module, dataset: ImageClassification, group: dist.ProcessGroup) -> dict[str, float]:
+def evaluation(
+    network: nn.Module, dataset: Dataset, group: dist.ProcessGroup, device: torch.device
+) -> dict[str, float]:
     """Metrics of the test set. Collective."""
-    loss, accuracy = evaluate(network, dataset, dataset.test, group)
+    loss, accuracy = evaluate(network, dataset, "test", group, device)
     return {"test/loss": loss, "test/accuracy": accuracy}
 
 

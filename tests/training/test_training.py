@@ -10,7 +10,8 @@ from torch.multiprocessing import ProcessRaisedException
 from lqray.experiment import names
 from lqray.experiment.options import ScheduleOptions
 from lqray.experiment.schema import Trial
-from lqray.training.data import Batches, load_dataset
+from lqray.training.batches import Batches
+from lqray.training.data import load_dataset
 from lqray.training.extra_gradients import extra_gradient
 from lqray.training.loop import DivergedError, Report
 from lqray.training.models import build_model
@@ -57,7 +58,7 @@ def test_extra_gradients_leave_no_trace():
     network[1].weight.grad = torch.ones_like(network[1].weight)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
-    gradients = extra_gradient(network, dataset, torch.arange(32), seed=3)
+    gradients = extra_gradient(network, dataset.train_batch(torch.arange(32), 0), seed=3)
     assert {name: g.shape for name, g in gradients.items()} == {n: p.shape for n, p in network.named_parameters()}
     assert any(g.abs().max() > 0 for g in gradients.values())
     assert torch.equal(torch.get_rng_state(), state)

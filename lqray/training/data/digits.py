@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lqray.experiment.options import DataOptions
-from lqray.training.data import ImageClassification, Images
+from lqray.training.images import ImageClassification, Images
 
 _TEST = 360
 
