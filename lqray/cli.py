@@ -100,6 +100,46 @@ def run(file: Path, launcher: str, verbose: bool) -> None:
 
 
 @main.command()
+@_file
+@click.option("--trial", "chosen", metavar="NAME_OR_ID", help="Which trial of FILE; needed unless there is only one.")
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    help="Folder to write to, and to continue from.",
+)
+@click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="In iterations.")
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints kept, beside the best.")
+@click.option("--metrics", type=click.Path(path_type=Path), help="Append every report to this file, as lines of JSON.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Folder for torch profiler traces of five steps.")
+def train(
+    file: Path,
+    chosen: str | None,
+    checkpoints: Path | None,
+    checkpoint_every: int,
+    keep: int,
+    metrics: Path | None,
+    profile: Path | None,
+) -> None:
+    """Train one trial of FILE without Ray and MLflow: to debug and to profile.
+
+    Alone, or in several processes: torchrun --nproc-per-node 2 -m lqray train FILE --trial NAME. Folders of checkpoints
+    must be seen by all of them.
+    """
+    from lqray.experiment.errors import UnknownTrialError
+
+    with _clear_errors(UnknownTrialError):
+        experiment = _read(file)
+        named = experiment.find(chosen)
+    from lqray.training.checkpoint import CheckpointError, Checkpoints
+    from lqray.training.nonfinite import DivergedError
+    from lqray.training.standalone import run_standalone
+
+    folder = Checkpoints(checkpoints, checkpoint_every, keep) if checkpoints else None
+    with _clear_errors(CheckpointError, DivergedError, FileNotFoundError):
+        run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
+
+
+@main.command()
 @click.argument("experiment")
 @click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
 def report(experiment: str, uri: str) -> None:

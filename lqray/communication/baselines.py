@@ -7,8 +7,9 @@ fp16, bf16: gradients cast, averaged by all-reduce, cast back. powersgd: low-ran
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
@@ -49,6 +50,28 @@ class Baseline:
         """Call before each backward pass."""
         self.volume = Volume()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides this process's next exchange: nothing but for PowerSGD, whose errors, factors, iteration and
+        random state are tensors and numbers."""
+        if not isinstance(self._state, powerSGD_hook.PowerSGDState):
+            return {}
+        _, key, position, has_gauss, gauss = cast(tuple[Any, ...], self._state.rng.get_state())
+        return {
+            "iteration": self._state.iter,
+            **{name: dict(getattr(self._state, name)) for name in _POWERSGD_TENSORS},
+            "random": {"key": torch.from_numpy(key.astype("int64")), "rest": [position, has_gauss, gauss]},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if not isinstance(self._state, powerSGD_hook.PowerSGDState):
+            return
+        self._state.iter = state["iteration"]
+        for name in _POWERSGD_TENSORS:
+            setattr(self._state, name, dict(state[name]))
+        key = state["random"]["key"].cpu().numpy().astype("uint32")
+        self._state.rng.set_state(("MT19937", key, *state["random"]["rest"]))
+
     def exchange(self, bucket: GradBucket) -> Future[Tensor]:
         """Start the exchange of a bucket and count its bytes."""
         n, width = bucket.buffer().numel(), bucket.buffer().element_size()
@@ -65,6 +88,7 @@ class Baseline:
         return done
 
 
+_POWERSGD_TENSORS = ("error_dict", "p_memory_dict", "q_memory_dict")
 _CASTS: dict[str, Hook] = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
 
 

@@ -61,6 +61,7 @@ class GradientExchange:
         self._iteration = 0
         self._sample = False
         self._measure = False
+        self._plain = False
         self._measured = [_Measured() for _ in self._seeds]
 
     def attach(self, model: DistributedDataParallel) -> None:
@@ -87,6 +88,7 @@ class GradientExchange:
         wanted = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
         self._sample = wanted and not self.quantizer.fresh_samples
         self._measure = measure
+        self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
         self._measured = [_Measured() for _ in self._seeds]
         self._aside = []
         self._bundle = _Bundle(self._group, len(self._seeds))
@@ -110,13 +112,17 @@ class GradientExchange:
                 f"{len(self._seeds)} workers share this process and the gradients of {len(self._aside) + 1} are known; "
                 "call set_aside after the backward pass of each but the last"
             )
-        cut = cut_bucket(bucket, self._names, self._skipped, self._options.buckets == "layer")
+        by_layer = self._options.buckets == "layer"
+        cut = cut_bucket(bucket, self._names, self._skipped, by_layer)
         if len(cut.tensors) > _MOST_LAYERS:
             raise ValueError(
                 f"a DDP bucket holds {len(cut.tensors)} layers; allowed with exchange.buckets: layer: {_MOST_LAYERS}. "
                 "Lower exchange.bucket_cap_mb"
             )
         flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
+        if self._plain:
+            self._look_at([cut.take(flat) for flat in flats], cut, bucket.index())
+            cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
         waited: list[Future[Any]] = []
         if cut.tensors:
             waited.append(self._exchange_tensors([cut.take(flat) for flat in flats], cut, bucket.index()))
@@ -158,14 +164,25 @@ class GradientExchange:
             return self._start_exchange(tensors, cut, index)
 
     def _start_exchange(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
-        first = self._iteration << _ITERATION_SHIFT | index
-        offsets = [first | number << _LAYER_SHIFT for number in range(len(cut.tensors))]
+        first, offsets = self._offsets(cut, index)
         payloads = []
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
             parts = zip(own, cut.tensors, offsets, strict=True)
             payloads.append([self._encode(worker, seed, *part) for part in parts])
         parcel = Parcel(payloads, self._seeds, offsets, check_of(self.quantizer.levels, first))
         return self._load_reduction().reduce(parcel, self.quantizer, self.volume)
+
+    def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
+        """What a quantized exchange would observe and measure, where one in full precision takes its place."""
+        for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
+            for gradient, offset in zip(own, self._offsets(cut, index)[1], strict=True):
+                payload = self.quantizer.encode(gradient, seed=seed, offset=offset) if self._measure else None
+                self._note(worker, gradient, payload)
+
+    def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
+        """(offset of a DDP bucket, of each of its tensors)."""
+        first = self._iteration << _ITERATION_SHIFT | index
+        return first, [first | number << _LAYER_SHIFT for number in range(len(cut.tensors))]
 
     def _encode(self, worker: int, seed: int, gradient: Tensor, spans: Sequence[Span], offset: int) -> Payload:
         with self.volume.timed("encode", gradient.device):
@@ -175,11 +192,14 @@ class GradientExchange:
             if self._residuals:
                 self._residuals.keep(gradient, self.quantizer.decode(payload), spans, worker)
         self.volume.coordinates += payload.n
+        self._note(worker, gradient, payload)
+        return payload
+
+    def _note(self, worker: int, gradient: Tensor, payload: Payload | None) -> None:
         if self._sample:
             self.quantizer.observe(gradient, worker)
-        if self._measure:
+        if self._measure and payload is not None:
             self._measured[worker].add(gradient, payload, self.quantizer)
-        return payload
 
     def close(self) -> None:
         """Let go of the reduction's threads."""
@@ -226,9 +246,27 @@ class GradientExchange:
     def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
         """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
         fits to."""
-        kept = [gradient.reshape(-1) for name, gradient in gradients.items() if name not in self._skipped]
-        for tensor in kept if self._options.buckets == "layer" else [torch.cat(kept)] if kept else []:
+        for tensor in self._quantized_tensors(gradients):
             self.quantizer.observe(tensor, worker)
+
+    def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int) -> Tensor:
+        """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
+        is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
+        `Quantizer.encode`; the offset has 52 bits."""
+        decoded = [
+            self.quantizer.decode(self.quantizer.encode(tensor, seed=seed, offset=offset | number << _LAYER_SHIFT))
+            for number, tensor in enumerate(self._quantized_tensors(gradients))
+        ]
+        return torch.cat(decoded) if decoded else torch.zeros(0)
+
+    def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The coordinates (n,) that `rounded` rounds, exact."""
+        kept = self._quantized_tensors(gradients)
+        return torch.cat(kept) if kept else torch.zeros(0)
+
+    def _quantized_tensors(self, gradients: Mapping[str, Tensor]) -> list[Tensor]:
+        kept = [gradient.reshape(-1) for name, gradient in gradients.items() if name not in self._skipped]
+        return kept if self._options.buckets == "layer" else [torch.cat(kept)] if kept else []
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so. Collective.

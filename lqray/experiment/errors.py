@@ -43,6 +43,10 @@ class ExperimentError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class UnknownTrialError(ValueError):
+    """A name or id that is not that of exactly one trial."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like `name`, or None when none looks alike."""
     matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

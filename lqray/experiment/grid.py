@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lqray.experiment.errors import ExperimentError
+from lqray.experiment.errors import ExperimentError, UnknownTrialError, did_you_mean
 from lqray.experiment.layout import Block, Layout, read_layout
 from lqray.experiment.naming import Namer
 from lqray.experiment.schema import Resources, Tracking, Trial
@@ -89,6 +89,29 @@ class Experiment:
             if trial.id not in seen:
                 seen.add(trial.id)
                 yield NamedTrial(self._namer.name(trial), trial)
+
+    def find(self, chosen: str | None) -> NamedTrial:
+        """The trial of a name or id (or its beginning); without one, the only trial.
+
+        Raises UnknownTrialError, with the names that there are, unless it is exactly one.
+        """
+        shown: list[str] = []
+        found: list[NamedTrial] = []
+        for named in self.trials():
+            shown.append(named.name)
+            if chosen == named.name or chosen == named.trial.id:
+                return named
+            if chosen is None or (len(chosen) >= 4 and named.trial.id.startswith(chosen)):
+                found.append(named)
+        if len(found) == 1:
+            return found[0]
+        allowed = ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
+        what = f"{len(found)} trials" if chosen is None or found else f"no trial {chosen!r}"
+        hint = did_you_mean(chosen, shown) if chosen else None
+        raise UnknownTrialError(
+            f"{self.document.file} has {what}; choose one of: {allowed}, or its id (`lqray expand`)"
+            + (f"; {hint}" if hint else "")
+        )
 
     def combinations(self) -> Iterator[tuple[Setting, ...]]:
         """What each combination of the sweep sets on top of the base; equal trials may still come more than once."""

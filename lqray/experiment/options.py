@@ -55,9 +55,15 @@ class DataOptions(Variant):
 
 
 class ModelOptions(Variant):
-    """A model: a module of training/models."""
+    """A model: a module of training/models. How it is computed is part of the trial: it changes the last bits."""
 
     name: str
+    channels_last: bool = False
+    """Images and convolutions in channels-last memory order."""
+    compile: bool = False
+    """Compile the model with torch.compile, which takes a while at the start and needs a C++ compiler."""
+    amp: Literal["none", "bf16"] = "none"
+    """bf16: forward passes in bfloat16 where torch's autocast deems it safe; weights and gradients stay float32."""
 
 
 class CnnOptions(ModelOptions):
@@ -288,8 +294,11 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
 class ScheduleOptions(Section):
     """How long to train, in what steps."""
 
-    iterations: int = Field(ge=1)
+    iterations: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Instead of `iterations`: passes over the training set. Then `decay_at`, `decay_every` and `warm_up` count epochs,
+    too."""
     batch_size: int = Field(ge=1)
     """Examples per worker and step: a step sees workers * batch_size of them."""
     decay_at: Iterations = ()
@@ -304,6 +313,16 @@ class ScheduleOptions(Section):
     """Iterations over which the learning rate rises linearly first."""
     evaluate_every: int = Field(default=100, ge=1)
     """Iterations between evaluations on the test set; the last iteration is always followed by one."""
+    evaluate_train: bool = False
+    """Evaluate on the training set, too."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinite gradient does: it stops the trial, or its step is left out on all ranks alike."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleOptions:
+        if (self.iterations is None) == (self.epochs is None):
+            raise ValueError("exactly one of iterations and epochs")
+        return self
 
 
 class ExchangeOptions(Section):
@@ -331,6 +350,10 @@ class ExchangeOptions(Section):
     bypass: Literal["never", "auto"] = "never"
     """auto: measure encode, decode and the link at the start, and exchange in full precision where quantizing would not
     be faster. Then the clock has a say in the result."""
+    quantize_from: int = Field(default=0, ge=0)
+    """Iterations exchanged in full precision first."""
+    trajectory: Literal["quantized", "full_precision"] = "quantized"
+    """full_precision: training follows the mean of the exact gradients, and quantization is only measured."""
     find_unused_parameters: bool = False
     """For models that leave some parameters out of some steps: torch DDP's option of that name."""
 
@@ -338,8 +361,17 @@ class ExchangeOptions(Section):
 class TelemetryOptions(Section):
     """What is measured while training."""
 
-    every: int = Field(default=10, ge=1)
-    """Iterations between measurements."""
+    every: int = Field(default=10, ge=0)
+    """Iterations between measurements; 0: none."""
+    samples: int = Field(default=0, ge=0)
+    """Extra gradients of each worker at a measurement, from which the variance of the gradient and of the quantized one
+    are estimated (10 in the paper); 0: none, and no such metrics."""
+
+    @model_validator(mode="after")
+    def _variance_needs_two(self) -> TelemetryOptions:
+        if self.samples == 1:
+            raise ValueError("samples: 0, or at least 2, which a variance needs")
+        return self
 
 
 class Resources(Section):

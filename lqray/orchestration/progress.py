@@ -24,6 +24,7 @@ class _Running:
     started: float
     first_report: tuple[float, int] | None = None
     iteration: int = 0
+    iterations: int = 0
     loss: float | None = None
     accuracy: float | None = None
     printed: float = 0.0
@@ -35,7 +36,7 @@ class _Running:
         began, at = self.first_report
         if self.iteration <= at:
             return "..."
-        left = (now - began) / (self.iteration - at) * (self.named.trial.schedule.iterations - self.iteration)
+        left = (now - began) / (self.iteration - at) * (self.iterations - self.iteration)
         return f"{int(left // 60)}:{int(left % 60):02d}"
 
 
@@ -81,6 +82,7 @@ class Progress:
                 return
             running.first_report = running.first_report or (now, report.iteration)
             running.iteration = max(running.iteration, report.iteration)
+            running.iterations = report.iterations
             running.loss = report.metrics.get("train/loss", running.loss)
             running.accuracy = report.metrics.get("test/accuracy", running.accuracy)
             due = not self._live and now - running.printed > _PLAIN_SECONDS
@@ -115,16 +117,18 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         with self._lock:
             for running in self._running.values():
-                total = running.named.trial.schedule.iterations
                 bar = ProgressBar(
-                    total=total, completed=running.iteration, width=24, pulse=running.first_report is None
+                    total=running.iterations or 1,
+                    completed=running.iteration,
+                    width=24,
+                    pulse=running.first_report is None,
                 )
                 table.add_row(running.named.name, bar, _line(running, now))
         return table
 
 
 def _line(running: _Running, now: float) -> str:
-    parts = [f"step {running.iteration}/{running.named.trial.schedule.iterations}"]
+    parts = [f"step {running.iteration}/{running.iterations or '?'}"]
     if running.loss is not None:
         parts.append(f"loss {running.loss:.4f}")
     if running.accuracy is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -31,36 +32,46 @@ class Statistics(Protocol):
     def merge(cls, parts: Sequence[Any]) -> Self: ...
 
 
+class Distribution(Protocol):
+    """Of normalized coordinates."""
+
+    def expected_variance(self, levels: Levels, /) -> float: ...
+
+
 @dataclass(frozen=True)
 class Fit:
     """statistics: class of what is observed. observe: (gradient (n,), norm, options) -> statistics. keep: statistics ->
-    the least of them that `levels` needs. levels: (statistics, current levels, options) -> levels (L,), no worse than
-    the current ones under the statistics, and the current ones where there is nothing to fit to."""
+    the least of them that `levels` needs. distribution: (statistics, options) -> what the levels are fitted to, None
+    where there is nothing to fit to. levels: (distribution, current levels, options) -> levels (L,), no worse than the
+    current ones under it."""
 
     statistics: type[Any]
     observe: Callable[[Tensor, str, Any], Any]
     keep: Callable[[Any, Any], Any]
+    distribution: Callable[[Any, Any], Distribution | None]
     levels: Callable[[Any, Levels, Any], Levels]
 
 
 def mixture_fit(objective: Objective) -> Fit:
     """Levels under the norm-weighted mixture of the buckets of largest norm."""
-
-    def levels(statistics: BucketStatistics, current: Levels, options: Any) -> Levels:
-        distribution = statistics.mixture(options.components, options.weighting)
-        return current if distribution is None else _solve(distribution, objective, current, options)
-
-    return Fit(BucketStatistics, _observe_buckets, lambda seen, options: seen.largest(options.components), levels)
+    return Fit(
+        BucketStatistics,
+        _observe_buckets,
+        lambda seen, options: seen.largest(options.components),
+        lambda statistics, options: statistics.mixture(options.components, options.weighting),
+        partial(_solve, objective),
+    )
 
 
 def normless_fit(objective: Objective) -> Fit:
     """Levels under one truncated normal, pooled over all buckets whatever their norm."""
-
-    def levels(statistics: BucketStatistics, current: Levels, options: Any) -> Levels:
-        distribution = statistics.normal()
-        return current if distribution is None else _solve(distribution, objective, current, options)
-
-    return Fit(BucketStatistics, _observe_buckets, lambda seen, options: seen.pooled(), levels)
+    return Fit(
+        BucketStatistics,
+        _observe_buckets,
+        lambda seen, options: seen.pooled(),
+        lambda statistics, options: statistics.normal(),
+        partial(_solve, objective),
+    )
 
 
 def histogram_fit() -> Fit:
@@ -69,6 +80,7 @@ def histogram_fit() -> Fit:
         Histogram,
         lambda gradient, norm, options: histogram(gradient, options.bucket_size, norm, options.weighting),
         lambda seen, options: seen,
+        lambda statistics, options: statistics if len(statistics.table()) else None,
         lambda statistics, current, options: statistics.optimal_levels(options.bits, current),
     )
 
@@ -77,6 +89,6 @@ def _observe_buckets(gradient: Tensor, norm: str, options: Any) -> BucketStatist
     return bucket_statistics(gradient, options.bucket_size, norm)
 
 
-def _solve(distribution: Any, objective: Objective, current: Levels, options: Any) -> Levels:
+def _solve(objective: Objective, distribution: Any, current: Levels, options: Any) -> Levels:
     choices = {key: getattr(options, key) for key in ("solver", "symmetric") if hasattr(options, key)}
     return solve_levels(distribution, options.bits, objective, current, **choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Quantizer:
         self.samples = adaptive.samples if adaptive else 0
         self.fresh_samples = adaptive is not None and adaptive.sampling == "fresh"
         self.updates = 0
+        self.expected_variance = math.nan
+        """Psi of the levels under the distribution that they were last fitted to, here; NaN before."""
         self._levels: Levels = method.initial_levels(chosen)
         self._wire_levels = torch.from_numpy(as_float32(self._levels))
         self._copies: dict[torch.device, Tensor] = {}
@@ -135,7 +138,11 @@ class Quantizer:
             return False
         kept = self.method.fit.keep(self.statistics if statistics is None else statistics, self.options)
         self._observed.clear()
-        fitted = self.method.fit.levels(kept, self._levels, self.options)
+        distribution = self.method.fit.distribution(kept, self.options)
+        fitted = self._levels
+        if distribution is not None:
+            fitted = self.method.fit.levels(distribution, self._levels, self.options)
+            self.expected_variance = float(distribution.expected_variance(fitted))
         changed = not np.array_equal(fitted, self._levels)
         self.set_levels(fitted)
         self.updates += 1
@@ -160,7 +167,11 @@ class Quantizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Levels (which hold the multiplier) and statistics, float64, and the number of updates made, int64; loading
         them gives the same next step, bit for bit."""
-        state = {"levels": torch.from_numpy(self._levels.copy()), "updates": torch.tensor(self.updates)}
+        state = {
+            "levels": torch.from_numpy(self._levels.copy()),
+            "updates": torch.tensor(self.updates),
+            "expected_variance": torch.tensor(self.expected_variance, dtype=torch.float64),
+        }
         if self.method.fit is not None:
             for worker, seen in sorted(self._observed.items()):
                 state[f"statistics/{worker}"] = torch.from_numpy(seen.table())
@@ -173,6 +184,7 @@ class Quantizer:
             raise ValueError(f"the state has {levels.size} levels; allowed: {self._levels.size}, those of its bits")
         self.set_levels(levels)
         self.updates = int(state["updates"])
+        self.expected_variance = float(state["expected_variance"])
         if self.method.fit is not None:
             tables = {key.partition("/")[2]: value for key, value in state.items() if key.startswith("statistics/")}
             self._observed = {

@@ -52,9 +52,9 @@ class Batches:
             for worker in workers:
                 yield self.indices(iteration, worker), derive_seed(self.seed, "augmentation", iteration, worker)
 
-    def extra_indices(self, iteration: int, sample: int, worker: int) -> Tensor:
+    def extra_indices(self, iteration: int, sample: int, worker: int, purpose: str = "extra gradient") -> Tensor:
         """int64 (batch_size,): a random minibatch for a gradient beside the training, a function of its arguments."""
-        key = derive_seed(self.seed, "extra gradient", iteration, sample, worker)
+        key = derive_seed(self.seed, purpose, iteration, sample, worker)
         generator = np.random.Generator(np.random.Philox(key))
         return torch.from_numpy(generator.choice(self.examples, self.batch_size, replace=False))
 

@@ -7,14 +7,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lqray.experiment.options import ModelOptions
 from lqray.training.data import Dataset, Split
+from lqray.training.forward import logits
 
 _BATCH = 1024
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, dataset: Dataset, split: Split, group: dist.ProcessGroup, device: torch.device
+    model: nn.Module,
+    options: ModelOptions,
+    dataset: Dataset,
+    split: Split,
+    group: dist.ProcessGroup,
+    device: torch.device,
 ) -> tuple[float, float]:
     """(mean cross entropy, accuracy in [0, 1]) over all of a split. Collective: rank r of W takes every W-th example
     from r on, so each counts once; the model is left in the mode it was in."""
@@ -22,9 +29,9 @@ def evaluate(
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, examples
     for inputs, labels in dataset.evaluation(split, group.rank(), group.size(), _BATCH):
-        logits = model(inputs)
-        totals[0] += cross_entropy(logits, labels, reduction="sum")
-        totals[1] += (logits.argmax(dim=1) == labels).sum()
+        out = logits(model, inputs, options)
+        totals[0] += cross_entropy(out, labels, reduction="sum")
+        totals[1] += (out.argmax(dim=1) == labels).sum()
         totals[2] += labels.numel()
     dist.all_reduce(totals, group=group)
     model.train(was_training)

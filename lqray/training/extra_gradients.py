@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lqray.experiment.options import ModelOptions
 from lqray.training.data import Batch
+from lqray.training.forward import logits
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def kept_buffers(network: nn.Module) -> Iterator[None]:
             buffer.copy_(buffers[name])
 
 
-def extra_gradient(network: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+def extra_gradient(network: nn.Module, options: ModelOptions, batch: Batch, seed: int) -> dict[str, Tensor]:
     """A worker's own gradient of the mean loss over a batch: a tensor for each parameter that is trained, zeros for
     those the loss does not depend on. No gradient is exchanged. seed: of dropout."""
     parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -31,7 +33,7 @@ def extra_gradient(network: nn.Module, batch: Batch, seed: int) -> dict[str, Ten
     devices = [inputs.device] if inputs.is_cuda else []
     with torch.random.fork_rng(devices), kept_buffers(network):
         torch.manual_seed(seed)
-        loss = cross_entropy(network(inputs), labels)
+        loss = cross_entropy(logits(network, inputs, options), labels)
         # torch.autograd.grad leaves .grad alone and so never starts DDP's exchange.
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {

@@ -7,229 +7,304 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication import (
-    Baseline,
-    Decision,
-    GradientExchange,
-    bucket_cap_mb,
-    check_replicas,
-    decide,
-    full_precision_volume,
-    is_baseline,
-    naming_lost_ranks,
-)
-from lqray.experiment.options import BucketOptions
+from lqray.communication import check_replicas, naming_lost_ranks
 from lqray.experiment.schema import Trial
-from lqray.quantization import Quantizer
 from lqray.training.batches import Batches
-from lqray.training.data import Batch, Dataset, load_dataset
+from lqray.training.checkpoint import Checkpoints
+from lqray.training.data import Batch, Dataset, Split, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
+from lqray.training.forward import logits, prepared
 from lqray.training.models import build_model
+from lqray.training.nonfinite import DivergedError, all_finite, diverged
 from lqray.training.optimizers import build_optimizer
-from lqray.training.schedule import learning_rate
+from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.seeding import derive_seed
-from lqray.training.telemetry import RunningMean, quantizer_metrics, wire_metrics
+from lqray.training.telemetry import PhaseTimer, RunningMean, quantizer_metrics, wire_metrics
+from lqray.training.variance import variance_metrics
+from lqray.training.wires import Wires, connect
 
+__all__ = ["DivergedError", "Report", "train"]
 
-class DivergedError(RuntimeError):
-    """The training loss is NaN or infinite."""
+_MOST_SKIPPED = 100
 
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a trial after `iteration` optimizer steps.
+    """Metrics of a trial after `iteration` optimizer steps of `iterations`.
 
     evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
     last report of the run, with its summary.
     """
 
     iteration: int
+    iterations: int
     metrics: dict[str, float]
     evaluated: bool = False
     final: bool = False
 
 
+@dataclass
+class Progress:
+    """What a run knows of itself beside its tensors; saved with them. skipped: steps left out, `in_row` of them just
+    now."""
+
+    best_accuracy: float = -1.0
+    skipped: int = 0
+    in_row: int = 0
+
+
 def train(
-    trial: Trial, group: dist.ProcessGroup, device: torch.device, report: Callable[[Report], None]
-) -> dict[str, float]:
-    """Train one trial on this rank of `group`, whose ranks share its workers evenly. Returns the final metrics.
-
-    Raises DivergedError for a loss that is not finite, ReplicasDivergedError when ranks no longer hold equal weights,
-    RankLostError when another rank ends, ValueError for workers that do not divide evenly.
-    """
-    torch.manual_seed(derive_seed(trial.seed, "model"))
-    dataset = load_dataset(trial.data).to(device)
-    network = build_model(trial.model, dataset.shape, dataset.classes).to(device)
-    optimizer = build_optimizer(trial.optimizer, network)
-    with naming_lost_ranks(group), connect(trial, network, group) as wires:
-        return _steps(trial, group, device, report, dataset, network, optimizer, wires)
-
-
-def _steps(
     trial: Trial,
     group: dist.ProcessGroup,
     device: torch.device,
     report: Callable[[Report], None],
-    dataset: Dataset,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    wires: Wires,
+    checkpoints: Checkpoints | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    batches = Batches(dataset.train_examples, trial.schedule.batch_size, trial.workers, trial.seed)
-    feed = dataset.feed(batches.draws(0, trial.schedule.iterations, wires.workers))
-    exchange, baseline = wires.exchange, wires.baseline
-    volume = full_precision_volume(network, group.size() if isinstance(wires.model, DistributedDataParallel) else 0)
-    seconds, nmse = RunningMean(), RunningMean()
-    metrics: dict[str, float] = {}
+    """Train one trial on this rank of `group`, whose ranks share its workers evenly. Returns the final metrics.
 
-    for iteration in range(trial.schedule.iterations):
-        measured = iteration % trial.telemetry.every == 0
+    checkpoints: where to write them, and to continue from the newest if there is one; then everything that follows is
+    the same bits as without the interruption. after_step: called after every step, for a profiler.
+
+    Raises DivergedError for a gradient or loss that is not finite, ReplicasDivergedError when ranks no longer hold
+    equal weights, RankLostError when another rank ends, CheckpointError for checkpoints of another trial, ValueError
+    for workers that do not divide evenly.
+    """
+    torch.manual_seed(derive_seed(trial.seed, "model"))
+    dataset = load_dataset(trial.data).to(device)
+    network = prepared(build_model(trial.model, dataset.shape, dataset.classes).to(device), trial.model)
+    with naming_lost_ranks(group), connect(trial, network, group) as wires:
+        run = _Run(trial, wires, device, dataset, report)
+        first = run.resume(checkpoints) if checkpoints else 0
+        return run.steps(first, checkpoints, after_step)
+
+
+class _Run:
+    def __init__(
+        self, trial: Trial, wires: Wires, device: torch.device, dataset: Dataset, report: Callable[[Report], None]
+    ) -> None:
+        self.trial, self.wires, self.device, self.dataset = trial, wires, device, dataset
+        self.network, self.group = wires.network, wires.group
+        self.batches = Batches(dataset.train_examples, trial.schedule.batch_size, trial.workers, trial.seed)
+        self.schedule = in_iterations(trial.schedule, self.batches.steps_per_epoch)
+        assert self.schedule.iterations is not None
+        self.iterations = self.schedule.iterations
+        self.optimizer = build_optimizer(trial.optimizer, self.network)
+        self.timer, self.progress = PhaseTimer(device), Progress()
+        self.seconds, self.nmse = RunningMean(), RunningMean()
+        self.wire: dict[str, float] = {}
+        self._report = report
+
+    def steps(
+        self, first: int, checkpoints: Checkpoints | None, after_step: Callable[[], None] | None
+    ) -> dict[str, float]:
+        feed = self.dataset.feed(self.batches.draws(first, self.iterations, self.wires.workers))
+        for iteration in range(first, self.iterations):
+            self.step(iteration, feed)
+            done = iteration + 1
+            evaluated = done % self.schedule.evaluate_every == 0 and done < self.iterations
+            if evaluated:
+                metrics = self.evaluation()
+                self.report(done, metrics, evaluated=True)
+                self.keep_best(done, metrics, checkpoints)
+            if checkpoints and done % checkpoints.every == 0 and done < self.iterations:
+                self.save(done, checkpoints)
+            if after_step:
+                after_step()
+
+        self.wires.share_buffers()
+        check_replicas(self.network, self.group, self.device)
+        if first < self.iterations:
+            self.wire = wire_metrics(self.wires.volume())
+        final = self.evaluation() | self.wire
+        if not math.isnan(self.seconds.value):
+            final["time/seconds_per_step"] = self.seconds.value
+        if not self.wires.baseline:  # what torch's hooks lose is not measured
+            final["quantizer/mean_nmse"] = self.nmse.value if self.wires.exchange else 0.0
+        if self.schedule.on_nonfinite == "skip":
+            final["train/skipped_steps"] = self.progress.skipped
+        self.keep_best(self.iterations, final, checkpoints)
+        if checkpoints and first < self.iterations:
+            self.save(self.iterations, checkpoints)
+        self.report(self.iterations, final, evaluated=True, final=True)
+        return final
+
+    def step(self, iteration: int, feed: Iterator[Batch]) -> None:
+        """One optimizer step, and what is measured of it."""
+        trial, wires = self.trial, self.wires
+        every = trial.telemetry.every
+        measured = every > 0 and iteration % every == 0
         started = time.perf_counter()
+        variances = {}
+        if measured and trial.telemetry.samples:
+            variances = variance_metrics(trial, wires, self.dataset, self.batches, iteration)
+        self.timer.begin_step(measured)
 
-        lr = learning_rate(trial.optimizer.lr, trial.schedule, iteration)
-        for parameters in optimizer.param_groups:
+        lr = learning_rate(trial.optimizer.lr, self.schedule, iteration)
+        for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
-        if exchange:
-            exchange.begin_step(iteration, measure=measured)
-        if baseline:
-            baseline.begin_step()
-        optimizer.zero_grad()
-        loss = torch.stack([_backward(trial, wires, next(feed), iteration, worker) for worker in wires.workers])
-        if exchange:
-            for worker, sample in itertools.product(wires.workers, range(exchange.fresh_samples(iteration))):
-                chosen = batches.extra_indices(iteration, sample, worker)
-                seed = derive_seed(trial.seed, "extra forward", iteration, sample, worker)
-                gradient = extra_gradient(network, dataset.train_batch(chosen, seed), seed)
-                exchange.observe(gradient, wires.workers.index(worker))
-            exchange.update_levels()
-            volume = exchange.volume
-        if baseline:
-            volume = baseline.volume
-        optimizer.step()
+        wires.begin_step(iteration, measured)
+        with ExitStack() as stack:
+            if self.schedule.on_nonfinite == "skip":
+                before = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+            loss = self.backward(iteration, feed)
+            self.update_levels(iteration)
+            stack.enter_context(self.timer.timed("optimizer"))
+            if all_finite(self.network):
+                self.optimizer.step()
+                self.progress.in_row = 0
+            elif self.schedule.on_nonfinite == "stop":
+                raise diverged(self.network, iteration, loss)
+            else:
+                self.skip(iteration, loss, before)
 
-        done = iteration + 1
-        if iteration and (not measured or trial.telemetry.every == 1):
-            seconds.add(time.perf_counter() - started)
+        if iteration and (not measured or every == 1):
+            self.seconds.add(time.perf_counter() - started)
         if measured:
-            metrics = {"train/loss": mean_loss(loss, group), "train/lr": lr, **wire_metrics(volume)}
-            if exchange:
-                metrics |= quantizer_metrics(exchange, group, device)
-                nmse.add(metrics["quantizer/nmse"])
-            if wires.decision and not iteration:
-                metrics |= wires.decision.metrics()
-            report(Report(done, metrics))
-            if not math.isfinite(metrics["train/loss"]):
-                raise DivergedError(f"the loss is {metrics['train/loss']} at iteration {iteration}; try a smaller lr")
-        if done % trial.schedule.evaluate_every == 0 and done < trial.schedule.iterations:
-            report(Report(done, evaluation(network, dataset, group, device), evaluated=True))
+            self.measure(iteration, loss, lr, variances)
 
-    check_replicas(network, group, device)
-    final = evaluation(network, dataset, group, device) | wire_metrics(volume)
-    final["time/seconds_per_step"] = seconds.value
-    if not baseline:  # what torch's hooks lose is not measured
-        final["quantizer/mean_nmse"] = nmse.value if exchange else 0.0
-    report(Report(trial.schedule.iterations, final, evaluated=True, final=True))
-    return final
+    def backward(self, iteration: int, feed: Iterator[Batch]) -> Tensor:
+        """The workers' forward and backward passes; their losses (workers,)."""
+        self.optimizer.zero_grad()
+        losses = []
+        for worker in self.wires.workers:
+            with self.timer.timed("data"):
+                batch = next(feed)
+            losses.append(self.backward_of(worker, batch, iteration))
+        return torch.stack(losses)
 
+    def backward_of(self, worker: int, batch: Batch, iteration: int) -> Tensor:
+        """One worker's forward and backward pass; its loss. The last worker of a process starts the exchange.
 
-def _backward(trial: Trial, wires: Wires, batch: Batch, iteration: int, worker: int) -> Tensor:
-    """One worker's forward and backward pass; its loss. The last worker of a process starts the exchange.
+        Randomness of the forward pass is a function of (seed, iteration, worker). Of the workers of a process only the
+        first leaves its mark on BatchNorm's statistics, which DDP takes from rank 0: it does not matter how many share
+        it.
+        """
+        wires = self.wires
+        first, last = worker == wires.workers[0], worker == wires.workers[-1]
+        inputs, labels = batch
+        torch.manual_seed(derive_seed(self.trial.seed, "forward", iteration, worker))
+        with ExitStack() as stack:
+            if not first:
+                stack.enter_context(kept_buffers(wires.model))
+            if not last and isinstance(wires.model, DistributedDataParallel):
+                stack.enter_context(wires.model.no_sync())
+            with self.timer.timed("forward"):
+                loss = cross_entropy(logits(wires.model, inputs, self.trial.model), labels)
+            with self.timer.timed("backward"):
+                # A quantized exchange takes the workers' gradients one by one; any other takes their mean.
+                (loss if wires.exchange else loss / len(wires.workers)).backward()
+        if wires.exchange and not last:
+            wires.exchange.set_aside()
+        return loss.detach()
 
-    Randomness of the forward pass is a function of (seed, iteration, worker). Of the workers of a process only the
-    first leaves its mark on BatchNorm's statistics, which DDP takes from rank 0: it does not matter how many share it.
-    """
-    first, last = worker == wires.workers[0], worker == wires.workers[-1]
-    inputs, labels = batch
-    torch.manual_seed(derive_seed(trial.seed, "forward", iteration, worker))
-    with ExitStack() as stack:
-        if not first:
-            stack.enter_context(kept_buffers(wires.model))
-        if not last and isinstance(wires.model, DistributedDataParallel):
-            stack.enter_context(wires.model.no_sync())
-        loss = cross_entropy(wires.model(inputs), labels)
-        # A quantized exchange takes the workers' gradients one by one; any other takes their mean.
-        (loss if wires.exchange else loss / len(wires.workers)).backward()
-    if wires.exchange and not last:
-        wires.exchange.set_aside()
-    return loss.detach()
-
-
-@dataclass(frozen=True)
-class Wires:
-    """How this process trains and exchanges. model: the network, or DDP around it. exchange, baseline: at most one.
-    decision: of `exchange.bypass: auto`. workers: those of the trial's that this process runs."""
-
-    model: nn.Module
-    workers: range
-    exchange: GradientExchange | None = None
-    baseline: Baseline | None = None
-    decision: Decision | None = None
-
-
-@contextmanager
-def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Iterator[Wires]:
-    """The network as this rank trains it, with its quantized exchange or torch's own hook: neither for `sgd` (no DDP
-    either) and for `full_precision` (plain DDP). Collective.
-
-    Raises ValueError when the workers do not divide evenly among the processes.
-    """
-    if trial.workers % group.size():
-        raise ValueError(
-            f"the trial has {trial.workers} workers, the process group {group.size()} ranks; allowed: a divisor of the "
-            "workers"
-        )
-    share = trial.workers // group.size()
-    workers = range(group.rank() * share, (group.rank() + 1) * share)
-    if trial.quantizer.method == "sgd":
-        yield Wires(network, workers)
-        return
-    model = DistributedDataParallel(
-        network,
-        process_group=group,
-        bucket_cap_mb=bucket_cap_mb(trial.quantizer, trial.exchange, network, group),
-        find_unused_parameters=trial.exchange.find_unused_parameters,
-    )
-    if is_baseline(trial.quantizer):
-        baseline = Baseline(trial.quantizer, group)
-        baseline.attach(model)
-        yield Wires(model, workers, baseline=baseline)
-        return
-    if not isinstance(trial.quantizer, BucketOptions):
-        yield Wires(model, workers)
-        return
-    quantizer = Quantizer.create(**trial.quantizer.model_dump())
-    decision = None
-    if trial.exchange.bypass == "auto":
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        decision = decide(quantizer, sum(parameter.numel() for parameter in trained), group, trained[0].device)
-        if decision.bypass:
-            yield Wires(model, workers, decision=decision)
+    def update_levels(self, iteration: int) -> None:
+        exchange, workers = self.wires.exchange, self.wires.workers
+        if not exchange:
             return
-    seeds = [derive_seed(trial.seed, "rounding", worker) for worker in workers]
-    exchange = GradientExchange(quantizer, trial.exchange, group, seeds)
-    try:
-        exchange.attach(model)
-        yield Wires(model, workers, exchange=exchange, decision=decision)
-    finally:
-        exchange.close()
+        for worker, sample in itertools.product(workers, range(exchange.fresh_samples(iteration))):
+            chosen = self.batches.extra_indices(iteration, sample, worker)
+            seed = derive_seed(self.trial.seed, "extra forward", iteration, sample, worker)
+            batch = self.dataset.train_batch(chosen, seed)
+            exchange.observe(extra_gradient(self.network, self.trial.model, batch, seed), workers.index(worker))
+        exchange.update_levels()
 
+    def skip(self, iteration: int, loss: Tensor, buffers: dict[str, Tensor]) -> None:
+        """Leave a step out: parameters, optimizer and BatchNorm's statistics stay as they were."""
+        self.progress.skipped += 1
+        self.progress.in_row += 1
+        if self.progress.in_row >= _MOST_SKIPPED:
+            last = diverged(self.network, iteration, loss)
+            raise DivergedError(f"{_MOST_SKIPPED} steps in a row were skipped; of the last: {last}")
+        with torch.no_grad():
+            for name, buffer in self.network.named_buffers():
+                buffer.copy_(buffers[name])
 
-def evaluation(
-    network: nn.Module, dataset: Dataset, group: dist.ProcessGroup, device: torch.device
-) -> dict[str, float]:
-    """Metrics of the test set. Collective."""
-    loss, accuracy = evaluate(network, dataset, "test", group, device)
-    return {"test/loss": loss, "test/accuracy": accuracy}
+    def measure(self, iteration: int, loss: Tensor, lr: float, variances: dict[str, float]) -> None:
+        """Report a measured step. Collective."""
+        volume = self.wires.volume()
+        metrics = {"train/loss": mean_loss(loss, self.group), "train/lr": lr, **wire_metrics(volume), **variances}
+        metrics |= self.timer.metrics()
+        if self.wires.exchange:
+            metrics |= quantizer_metrics(self.wires.exchange, self.group, self.device)
+            self.nmse.add(metrics["quantizer/nmse"])
+        if self.wires.decision and not iteration:
+            metrics |= self.wires.decision.metrics()
+        if self.schedule.on_nonfinite == "skip":
+            metrics["train/skipped_steps"] = self.progress.skipped
+        self.report(iteration + 1, metrics)
+        if not math.isfinite(metrics["train/loss"]) and self.schedule.on_nonfinite == "stop":
+            raise DivergedError(f"the loss is {metrics['train/loss']} at iteration {iteration}; try a smaller lr")
+
+    def evaluation(self) -> dict[str, float]:
+        """Metrics of the test set, and of the training set if wanted. Collective."""
+        self.wires.share_buffers()
+        splits: tuple[Split, ...] = ("test", "train") if self.schedule.evaluate_train else ("test",)
+        metrics: dict[str, float] = {}
+        for split in splits:
+            loss, accuracy = evaluate(self.network, self.trial.model, self.dataset, split, self.group, self.device)
+            # train/loss is the loss of a step's own minibatch.
+            names = ("test/loss", "test/accuracy") if split == "test" else ("train/full_loss", "train/accuracy")
+            metrics |= dict(zip(names, (loss, accuracy), strict=True))
+        return metrics
+
+    def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, final: bool = False) -> None:
+        self._report(Report(iteration, self.iterations, metrics, evaluated, final))
+
+    def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:
+        if metrics["test/accuracy"] > self.progress.best_accuracy:
+            self.progress.best_accuracy = metrics["test/accuracy"]
+            if checkpoints:
+                self.save(done, checkpoints, best=True)
+
+    def save(self, done: int, checkpoints: Checkpoints, best: bool = False) -> None:
+        """Write a checkpoint after `done` steps. Collective.
+
+        There is no random state in it: every random number of a run is a function of the trial's seed and of where it
+        is used, and so is the order of the examples.
+        """
+        self.wires.share_buffers()
+        check_replicas(self.network, self.group, self.device)
+        shared = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+            "nmse": self.nmse.state_dict(),
+            "seconds": self.seconds.state_dict(),
+            "wire": wire_metrics(self.wires.volume()),
+        }
+        checkpoints.save(self.trial.id, done, shared, self.wires.state_dict(), self.group, best)
+
+    def resume(self, checkpoints: Checkpoints) -> int:
+        """Continue from the newest checkpoint; returns how many steps are done. Collective."""
+        found = checkpoints.load(self.trial.id, self.group, self.device)
+        if found is None:
+            return 0
+        done, shared, own = found
+        if done < self.iterations:
+            # DDP lays its buckets out anew after the first backward pass, in the order in which gradients came. The
+            # run that is continued did so at iteration 0; so does this one, before it takes that run's state.
+            self.wires.begin_step(0, False)
+            self.backward(0, self.dataset.feed(self.batches.draws(0, 1, self.wires.workers)))
+            self.optimizer.zero_grad()
+        self.network.load_state_dict(shared["network"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        self.progress = Progress(**shared["progress"])
+        self.nmse.load_state_dict(shared["nmse"])
+        self.seconds.load_state_dict(shared["seconds"])
+        self.wire = shared["wire"]
+        self.wires.load_state_dict(own)
+        return int(done)
 
 
 def mean_loss(losses: Tensor, group: dist.ProcessGroup) -> float:

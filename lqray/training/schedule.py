@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""The learning rate over a run, and its length."""
 
 from __future__ import annotations
 
@@ -8,14 +8,30 @@ import math
 from lqray.experiment.options import ScheduleOptions
 
 
+def in_iterations(schedule: ScheduleOptions, steps_per_epoch: int) -> ScheduleOptions:
+    """The same schedule, with `iterations` set and everything counted in them."""
+    if schedule.epochs is None:
+        return schedule
+    return schedule.model_copy(
+        update={
+            "iterations": schedule.epochs * steps_per_epoch,
+            "epochs": None,
+            "decay_at": tuple(epoch * steps_per_epoch for epoch in schedule.decay_at),
+            "decay_every": schedule.decay_every * steps_per_epoch,
+            "warm_up": schedule.warm_up * steps_per_epoch,
+        }
+    )
+
+
 def learning_rate(start: float, schedule: ScheduleOptions, iteration: int) -> float:
     """The rate of the step `iteration`, counted from 0: `start`, lowered as `schedule.decay` says, and raised linearly
-    over the first `warm_up` steps: step i takes (i + 1) / warm_up of it."""
+    over the first `warm_up` steps: step i takes (i + 1) / warm_up of it. The schedule counts iterations."""
     rising = min(1.0, (iteration + 1) / schedule.warm_up) if schedule.warm_up else 1.0
     return start * rising * _decay(schedule, iteration)
 
 
 def _decay(schedule: ScheduleOptions, iteration: int) -> float:
+    assert schedule.iterations is not None
     match schedule.decay:
         case "step":
             drops = bisect.bisect_right(schedule.decay_at, iteration)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -35,12 +38,48 @@ def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, devi
     sums = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
     dist.all_reduce(sums, group=group)
     metrics = dict(zip(own, (sums / group.size()).tolist(), strict=True))
+    if not math.isnan(exchange.quantizer.expected_variance):
+        metrics["quantizer/expected_variance"] = exchange.quantizer.expected_variance
     if exchange.quantizer.multiplier is not None:
         metrics["quantizer/multiplier"] = exchange.quantizer.multiplier
     metrics |= {f"quantizer/level/{j}": level for j, level in enumerate(exchange.quantizer.levels.tolist())}
     for phase in get_args(Phase):
         metrics[f"time/{phase}_seconds"] = exchange.volume.seconds(phase)
     return metrics
+
+
+class PhaseTimer:
+    """Seconds of the phases of one step, while `active`. On a GPU it waits for what a phase has started."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+        self.active = False
+
+    def begin_step(self, active: bool) -> None:
+        """Forget the last step."""
+        self.active = active
+        self._seconds.clear()
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time of what runs within."""
+        if not self.active:
+            yield
+            return
+        self._wait()
+        started = time.perf_counter()
+        yield
+        self._wait()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>_seconds`. The backward phase ends when the exchange, which it overlaps, has ended."""
+        return {f"time/{phase}_seconds": seconds for phase, seconds in self._seconds.items()}
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 class RunningMean:
@@ -54,6 +93,14 @@ class RunningMean:
         """Count one more number."""
         self._total += value
         self._count += 1
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers."""
+        return {"total": self._total, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what `state_dict` returned."""
+        self._total, self._count = state["total"], int(state["count"])
 
     @property
     def value(self) -> float:

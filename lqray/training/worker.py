@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from lqray.experiment.schema import Trial
+from lqray.training.checkpoint import Checkpoints
 from lqray.training.loop import Report, train
 
 
@@ -25,15 +26,17 @@ def run_worker(
     device: torch.device,
     threads: int,
     timeout_seconds: float = 600.0,
+    checkpoints: Checkpoints | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
 
     threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another.
-    timeout_seconds: of collectives, for a process group made here.
+    timeout_seconds: of collectives, for a process group made here. checkpoints, after_step: as of `train`.
     """
     torch.set_num_threads(threads)
     with _process_group(device, timedelta(seconds=timeout_seconds)) as group:
-        return train(trial, group, device, report)
+        return train(trial, group, device, report, checkpoints, after_step)
 
 
 @contextmanager

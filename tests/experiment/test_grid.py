@@ -218,7 +218,7 @@ def test_bad_sweeps_say_where_what_and_how(sweep, key, found, hint):
         ("name: test", "name: a/b", "name", 2),
         ("base:", "bass:", "bass", 3),
         ("lr: 0.1", "lr: 0.1, momentum: 1.5", "optimizer.momentum", 6),
-        ("iterations: 10, ", "", "schedule.iterations", 7),
+        ("iterations: 10, ", "", "schedule", 7),
     ],
 )
 def test_bad_bases_say_where(old, new, key, line):

@@ -247,7 +247,11 @@ def test_what_is_kept_of_observations_gives_the_levels_of_all_of_them(method):
     assert len(quantizer.statistics.table()) <= (8192 if method == "optimal" else 20)
     fit = quantizer.method.fit
     everything = [fit.observe(gaussian(seed=seed), quantizer.coding.norm, quantizer.options) for seed in range(4)]
-    expected = fit.levels(fit.statistics.merge(everything), quantizer.exact_levels, quantizer.options)
+    expected = fit.levels(
+        fit.distribution(fit.statistics.merge(everything), quantizer.options),
+        quantizer.exact_levels,
+        quantizer.options,
+    )
     quantizer.update_levels()
     np.testing.assert_allclose(quantizer.exact_levels, expected, rtol=1e-6, atol=1e-9)
 

@@ -58,7 +58,7 @@ def test_extra_gradients_leave_no_trace():
     network[1].weight.grad = torch.ones_like(network[1].weight)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
-    gradients = extra_gradient(network, dataset.train_batch(torch.arange(32), 0), seed=3)
+    gradients = extra_gradient(network, trial().model, dataset.train_batch(torch.arange(32), 0), seed=3)
     assert {name: g.shape for name, g in gradients.items()} == {n: p.shape for n, p in network.named_parameters()}
     assert any(g.abs().max() > 0 for g in gradients.values())
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,129 @@
+"""How a worker's network is connected to those of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lqray.communication import (
+    Baseline,
+    Decision,
+    GradientExchange,
+    Volume,
+    bucket_cap_mb,
+    decide,
+    full_precision_volume,
+    is_baseline,
+)
+from lqray.experiment.options import BucketOptions
+from lqray.experiment.schema import Trial
+from lqray.quantization import Quantizer
+from lqray.training.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Wires:
+    """How this process trains and exchanges. model: the network, or DDP around it. exchange, baseline: at most one.
+    decision: of `exchange.bypass: auto`. workers: those of the trial's that this process runs."""
+
+    model: nn.Module
+    network: nn.Module
+    group: dist.ProcessGroup
+    workers: range
+    exchange: GradientExchange | None = None
+    baseline: Baseline | None = None
+    decision: Decision | None = None
+
+    def begin_step(self, iteration: int, measure: bool) -> None:
+        """Call before each step's backward passes."""
+        if self.exchange:
+            self.exchange.begin_step(iteration, measure=measure)
+        if self.baseline:
+            self.baseline.begin_step()
+
+    def volume(self) -> Volume:
+        """What this step's exchange moved."""
+        chosen = self.exchange or self.baseline
+        if chosen:
+            return chosen.volume
+        return full_precision_volume(
+            self.network, self.group.size() if isinstance(self.model, DistributedDataParallel) else 0
+        )
+
+    def share_buffers(self) -> None:
+        """Give every rank rank 0's buffers (BatchNorm's statistics), as DDP does before each forward pass. Collective;
+        to be called before buffers are used or compared after the last one."""
+        if self.group.size() == 1:
+            return
+        buffers = list(self.network.buffers())
+        for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
+            chosen = [buffer for buffer in buffers if buffer.dtype == dtype]
+            flat = torch.cat([buffer.reshape(-1) for buffer in chosen])
+            dist.broadcast(flat, group=self.group, group_src=0)
+            for buffer, values in zip(chosen, flat.split([buffer.numel() for buffer in chosen]), strict=True):
+                buffer.copy_(values.view_as(buffer))
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """All that decides this process's next exchange."""
+        chosen = self.exchange or self.baseline
+        return chosen.state_dict() if chosen else {}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Restore what `state_dict` returned."""
+        chosen = self.exchange or self.baseline
+        if chosen:
+            chosen.load_state_dict(state)
+
+
+@contextmanager
+def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Iterator[Wires]:
+    """The network as this rank trains it, with its quantized exchange or torch's own hook: neither for `sgd` (no DDP
+    either) and for `full_precision` (plain DDP). Collective.
+
+    Raises ValueError when the workers do not divide evenly among the processes.
+    """
+    if trial.workers % group.size():
+        raise ValueError(
+            f"the trial has {trial.workers} workers, the process group {group.size()} ranks; allowed: a divisor of the "
+            "workers"
+        )
+    share = trial.workers // group.size()
+    workers = range(group.rank() * share, (group.rank() + 1) * share)
+    if trial.quantizer.method == "sgd":
+        yield Wires(network, network, group, workers)
+        return
+    model = DistributedDataParallel(
+        network,
+        process_group=group,
+        bucket_cap_mb=bucket_cap_mb(trial.quantizer, trial.exchange, network, group),
+        find_unused_parameters=trial.exchange.find_unused_parameters,
+    )
+    if is_baseline(trial.quantizer):
+        baseline = Baseline(trial.quantizer, group)
+        baseline.attach(model)
+        yield Wires(model, network, group, workers, baseline=baseline)
+        return
+    if not isinstance(trial.quantizer, BucketOptions):
+        yield Wires(model, network, group, workers)
+        return
+    quantizer = Quantizer.create(**trial.quantizer.model_dump())
+    decision = None
+    if trial.exchange.bypass == "auto":
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        decision = decide(quantizer, sum(parameter.numel() for parameter in trained), group, trained[0].device)
+        if decision.bypass:
+            yield Wires(model, network, group, workers, decision=decision)
+            return
+    seeds = [derive_seed(trial.seed, "rounding", worker) for worker in workers]
+    exchange = GradientExchange(quantizer, trial.exchange, group, seeds)
+    try:
+        exchange.attach(model)
+        yield Wires(model, network, group, workers, exchange=exchange, decision=decision)
+    finally:
+        exchange.close()
