@@ -131,11 +131,12 @@ def train(
         experiment = _read(file)
         named = experiment.find(chosen)
     from lqray.training.checkpoint import CheckpointError, Checkpoints
+    from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
     from lqray.training.standalone import run_standalone
 
     folder = Checkpoints(checkpoints, checkpoint_every, keep) if checkpoints else None
-    with _clear_errors(CheckpointError, DivergedError, FileNotFoundError):
+    with _clear_errors(CheckpointError, DivergedError, MissingDataError, CorruptDataError):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 
 

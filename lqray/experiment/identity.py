@@ -8,6 +8,10 @@ id. When a default changes later, the field declares its old one,
 
 and old files, which now mean something else, get new ids instead of aliasing old runs.
 `tests/experiment/founding_values.json` pins the founding values; a change that forgets the declaration fails there.
+
+A field that cannot change the result, such as the folder of a dataset, stays out of the identity whatever its value:
+
+    root: str | None = Field(default=None, json_schema_extra={"identity": False})
 """
 
 from __future__ import annotations
@@ -24,10 +28,21 @@ _MISSING = object()
 
 
 @cache
+def outside_identity(model: type[BaseModel]) -> frozenset[str]:
+    """Names of the fields of `model` that cannot change a result and enter no id."""
+    extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
+    return frozenset(
+        name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("identity") is False
+    )
+
+
+@cache
 def founding_values(model: type[BaseModel]) -> dict[str, Any]:
     """Field name to founding value for the fields of `model` that have one (those with a default)."""
     values: dict[str, Any] = {}
     for name, info in model.model_fields.items():
+        if name in outside_identity(model):
+            continue
         extra = info.json_schema_extra
         if isinstance(extra, dict) and "founding" in extra:
             values[name] = extra["founding"]
@@ -37,11 +52,12 @@ def founding_values(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def canonical(model: BaseModel) -> dict[str, Any]:
-    """The fields of `model`, nested, without those at their founding value and without sections that this empties."""
-    founding = founding_values(type(model))
+    """The fields of `model`, nested, without those at their founding value, those outside the identity, and sections
+    that this empties."""
+    founding, outside = founding_values(type(model)), outside_identity(type(model))
     kept: dict[str, Any] = {}
     for name, value in model.__dict__.items():
-        if name not in type(model).model_fields:
+        if name not in type(model).model_fields or name in outside:
             continue
         if isinstance(value, BaseModel):
             nested = canonical(value)

@@ -1,4 +1,5 @@
 """Options of everything that a YAML chooses by name: one class per name, with meaning, unit and range of each key.
+Those of datasets are in `dataset_options`.
 
 A name without an entry in its table takes the table's plain class, so a new file in `quantization/methods` that has no
 options of its own needs no change here.
@@ -46,12 +47,6 @@ class Variant(Section):
             return values
         own = cls.model_fields
         return {key: value for key, value in values.items() if key in own or key not in cls.siblings}
-
-
-class DataOptions(Variant):
-    """A dataset: a module of training/data."""
-
-    name: str
 
 
 class ModelOptions(Variant):
@@ -262,7 +257,6 @@ class OptimalOptions(AdaptiveLevelsOptions):
     """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
 
 
-DATA: dict[str, type[DataOptions]] = {}
 MODEL: dict[str, type[ModelOptions]] = {
     "cnn": CnnOptions,
     "mlp": MlpOptions,

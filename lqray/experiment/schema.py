@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, model_validator
 
-from lqray.experiment import names, options
+from lqray.experiment import dataset_options, names, options
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options import (
     ExchangeOptions,
@@ -47,12 +47,12 @@ def _known_reduction(name: str) -> str:
 
 
 if TYPE_CHECKING:
-    from lqray.experiment.options import DataOptions as _Data
+    from lqray.experiment.dataset_options import DataOptions as _Data
     from lqray.experiment.options import ModelOptions as _Model
     from lqray.experiment.options import OptimizerOptions as _Optimizer
     from lqray.experiment.options import QuantizerOptions as _Quantizer
 else:
-    _Data = _variants(options.DATA, names.datasets(), options.DataOptions)
+    _Data = _variants(dataset_options.DATA, names.datasets(), dataset_options.DataOptions)
     _Model = _variants(options.MODEL, names.models(), options.ModelOptions)
     _Optimizer = _variants(options.OPTIMIZER, options.OPTIMIZER, options.OptimizerOptions)
     _Quantizer = _variants(options.QUANTIZER, names.methods(), options.FixedLevelsOptions)

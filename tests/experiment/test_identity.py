@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from lqray.experiment import names, options
+from lqray.experiment import dataset_options, names, options
 from lqray.experiment.grid import read_experiment
 from lqray.experiment.identity import canonical, founding_values, trial_id
 from lqray.experiment.options import Section
@@ -57,7 +57,7 @@ def test_founding_values_are_pinned():
     """A changed default must declare its founding value; a new field adds a line to founding_values.json."""
     found = {
         cls.__name__: {name: _plain(value) for name, value in founding_values(cls).items()}
-        for cls in vars(options).values()
+        for cls in (vars(options) | vars(dataset_options)).values()
         if isinstance(cls, type) and issubclass(cls, Section)
     }
     pinned = json.loads((Path(__file__).parent / "founding_values.json").read_text())
@@ -82,6 +82,23 @@ def test_what_changes_the_result_changes_the_id(change):
     assert Trial.model_validate({**CONFIG, **change}).id != Trial.model_validate(CONFIG).id
 
 
+def test_where_files_are_does_not_change_the_id():
+    """But augmentation does."""
+    trials = [
+        Trial.model_validate({**CONFIG, "data": {"name": "cifar10", **keys}})
+        for keys in ({}, {"root": "/elsewhere", "download": True}, {"augmentation": "none"})
+    ]
+    assert trials[0].id == trials[1].id != trials[2].id
+    assert canonical(trials[1])["data"] == {"name": "cifar10"}
+    assert trials[1].config()["data"]["root"] == "/elsewhere"
+
+
+def test_a_sweep_over_datasets_shares_their_keys():
+    for name in names.datasets():
+        trial = Trial.model_validate({**CONFIG, "data": {"name": name, "root": "~/data", "download": False}})
+        assert getattr(trial.data, "root", "~/data") == "~/data"
+
+
 def test_defaults_written_out_and_key_order_do_not_change_the_id():
     trial = Trial.model_validate(CONFIG)
     again = Trial.model_validate(dict(reversed(trial.config().items())))
@@ -97,5 +114,5 @@ def test_an_integer_where_a_number_is_wanted_is_the_same_number():
 def test_every_name_has_a_module_and_every_table_entry_a_name():
     assert set(options.QUANTIZER) <= set(names.methods())
     assert set(options.MODEL) <= set(names.models())
-    assert set(options.DATA) <= set(names.datasets())
+    assert set(dataset_options.DATA) <= set(names.datasets())
     assert names.reductions() == ("all_gather", "scatter_reduce")

@@ -143,26 +143,6 @@ def test_seeds_differ_by_purpose():
     assert derive_seed(1, "model") == 725898547379920300
 
 
-@pytest.mark.parametrize("name", names.datasets())
-def test_dataset_contract(name):
-    dataset = load_dataset(trial(data={"name": name}).data)
-    for part in (dataset.train, dataset.test):
-        assert part.pixels.dtype == torch.uint8
-        assert part.labels.dtype == torch.int64
-        assert len(part.pixels) == len(part)
-        assert set(part.labels.tolist()) == set(range(dataset.classes))
-    normalized = dataset.normalized(dataset.train.pixels)
-    assert float(normalized.mean()) == pytest.approx(0, abs=1e-4)
-    assert float(normalized.std()) == pytest.approx(1, abs=1e-3)
-    train = {row.tobytes() for row in dataset.train.pixels.numpy()}
-    assert sum(row.tobytes() in train for row in dataset.test.pixels.numpy()) == 0
-
-
-def test_digits_are_the_real_ones():
-    dataset = load_dataset(trial().data)
-    assert (len(dataset.train), len(dataset.test), dataset.shape) == (1437, 360, (1, 8, 8))
-
-
 MODELS = [(name, {}) for name in names.models() if name != "torchvision"] + [
     ("torchvision", {"architecture": "resnet18"}),
     ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.3}),

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from lqray.experiment.options import DataOptions
+from lqray.experiment.dataset_options import DataOptions
 
 Split = Literal["train", "test"]
 Batch = tuple[Tensor, Tensor]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lqray.experiment.options import DataOptions
-from lqray.training.images import ImageClassification, Images
+from lqray.experiment.dataset_options import DataOptions
+from lqray.training.images import ImageClassification, Images, standardized
 
 _TEST = 360
 
@@ -23,11 +23,5 @@ def load(options: DataOptions) -> ImageClassification:
     pixels = torch.from_numpy(bunch.images[order].astype(np.uint8))[:, None]
     labels = torch.from_numpy(bunch.target[order].astype(np.int64))
     train = Images(pixels[:-_TEST].contiguous(), labels[:-_TEST].contiguous())
-    values = train.pixels.to(torch.float64)
-    return ImageClassification(
-        train=train,
-        test=Images(pixels[-_TEST:].contiguous(), labels[-_TEST:].contiguous()),
-        classes=10,
-        mean=(float(values.mean()),),
-        deviation=(float(values.std()),),
-    )
+    test = Images(pixels[-_TEST:].contiguous(), labels[-_TEST:].contiguous())
+    return standardized(train, test, classes=10)

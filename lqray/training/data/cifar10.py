@@ -1,0 +1,12 @@
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images, 32x32 colour, in 10 classes."""
+
+from __future__ import annotations
+
+from lqray.experiment.dataset_options import CifarOptions
+from lqray.training.cifar import load_cifar
+from lqray.training.images import ImageClassification
+
+
+def load(options: CifarOptions) -> ImageClassification:
+    """See `load_cifar`."""
+    return load_cifar(options, "CIFAR10", 10)

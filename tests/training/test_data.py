@@ -1,0 +1,211 @@
+"""Every dataset, on small files in its real format."""
+
+import gzip
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from lqray.experiment import names
+from lqray.experiment.dataset_options import DownloadedOptions
+from lqray.experiment.schema import Trial
+from lqray.training import augmentation
+from lqray.training.batches import Batches
+from lqray.training.data import Dataset, load_dataset
+from lqray.training.data.fashion_mnist import DEBIAN_FOLDER
+from lqray.training.files import CorruptDataError, MissingDataError, fetch
+from lqray.training.images import moments
+from tests.training.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
+
+OPTIONS: dict[str, dict[str, object]] = {}
+FROM_FILES = sorted(WRITERS)
+
+
+def load(name: str, root: Path | None = None, **options: object) -> Dataset:
+    where = {} if root is None or name not in WRITERS else {"root": str(root)}
+    config = {
+        "data": {"name": name, **where, **OPTIONS.get(name, {}), **options},
+        "model": {"name": "linear"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 1, "batch_size": 1},
+        "quantizer": {"method": "sgd"},
+    }
+    return load_dataset(Trial.model_validate(config).data)
+
+
+@pytest.fixture(params=names.datasets())
+def dataset(request, tmp_path, monkeypatch):
+    """Each dataset, from small files where it has files."""
+    name = request.param
+    if name in WRITERS:
+        WRITERS[name](tmp_path, monkeypatch)
+    return load(name, tmp_path)
+
+
+def test_examples_of_a_dataset(dataset):
+    """Types and ranges; the parts of an evaluation give each example once, and training inputs are standardized."""
+    found = {}
+    for split in ("train", "test"):
+        parts = [list(dataset.evaluation(split, part, 3, 7)) for part in range(3)]
+        for inputs, labels in (batch for part in parts for batch in part):
+            assert (inputs.dtype, labels.dtype) == (torch.float32, torch.int64)
+            assert tuple(inputs.shape) == (len(labels), *dataset.shape)
+            assert len(labels) <= 7
+        whole = list(dataset.evaluation(split, 0, 1, 1000))
+        inputs, labels = (torch.cat(tensors) for tensors in zip(*whole, strict=True))
+        for part, batches in enumerate(parts):
+            torch.testing.assert_close(torch.cat([inputs for inputs, _ in batches]), inputs[part::3], rtol=0, atol=0)
+            assert torch.equal(torch.cat([labels for _, labels in batches]), labels[part::3])
+        assert set(labels.tolist()) == set(range(dataset.classes))
+        found[split] = inputs
+    assert len(found["train"]) == dataset.train_examples
+    rows = {row.numpy().tobytes() for row in found["train"]}
+    assert not any(row.numpy().tobytes() in rows for row in found["test"])
+
+
+def test_training_inputs_have_mean_0_and_deviation_1(dataset):
+    inputs = torch.cat([inputs for inputs, _ in dataset.evaluation("train", 0, 1, 1000)])
+    for channel in inputs.unbind(1):
+        assert float(channel.mean()) == pytest.approx(0, abs=1e-4)
+        assert float(channel.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_training_batches_of_a_dataset(dataset):
+    """`feed` gives `train_batch` of each draw, a function of its arguments, and leaves the random state alone."""
+    state = torch.get_rng_state()
+    draws = list(Batches(dataset.train_examples, 8, 2, seed=3).draws(0, 3, range(2)))
+    fed = list(dataset.feed(draws))
+    assert len(fed) == len(draws)
+    expected = torch.cat([labels for _, labels in dataset.evaluation("train", 0, 1, 50)])
+    for (chosen, seed), (inputs, labels) in zip(draws, fed, strict=True):
+        again, _ = dataset.train_batch(chosen, seed)
+        assert torch.equal(inputs, again)
+        assert torch.equal(labels, expected[chosen])
+        assert tuple(inputs.shape) == (8, *dataset.shape)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_files_that_are_not_there(name, tmp_path, monkeypatch):
+    with pytest.raises(MissingDataError) as found:
+        load(name, tmp_path / "nowhere")
+    assert f"dataset {name}: not found\n  looked in: {tmp_path / 'nowhere'} (data.root)" in str(found.value)
+    assert "hint:" in str(found.value)
+    monkeypatch.setenv("LQRAY_DATA", str(tmp_path / "variable"))
+    with pytest.raises(MissingDataError, match=r"variable \(the environment variable LQRAY_DATA\)"):
+        load(name)
+    monkeypatch.delenv("LQRAY_DATA")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(MissingDataError, match=rf"{tmp_path}/data \(the default; .*LQRAY_DATA are not set\)"):
+        load(name)
+
+
+def test_how_to_get_files_that_are_not_there(tmp_path):
+    with pytest.raises(MissingDataError, match=f"`download: true`, or `apt-get install .*` and `root: {DEBIAN_FOLDER}"):
+        load("fashion_mnist", tmp_path)
+    with pytest.raises(MissingDataError, match="for:       cifar-10-batches-py/data_batch_1\n.*cifar-10-python.tar.gz"):
+        load("cifar10", tmp_path)
+
+
+def test_files_that_are_not_what_they_should_be(tmp_path, monkeypatch):
+    write_idx(tmp_path / "short")
+    path = tmp_path / "short/train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptDataError, match="has 47,039 bytes of data; its header says 47,040"):
+        load("mnist", tmp_path / "short")
+    write_idx(tmp_path / "zipped", zipped=True)
+    path = tmp_path / "zipped/t10k-labels-idx1-ubyte.gz"
+    for content in (path.read_bytes()[:-9], b"no gzip", gzip.compress(b"no idx")):
+        path.write_bytes(content)
+        with pytest.raises(CorruptDataError, match="dataset mnist: its files in"):
+            load("mnist", tmp_path / "zipped")
+    WRITERS["cifar10"](tmp_path, monkeypatch)
+    (tmp_path / "cifar-10-batches-py/data_batch_3").write_bytes(b"no pickle")
+    with pytest.raises(CorruptDataError, match="UnpicklingError"):
+        load("cifar10", tmp_path)
+
+
+def test_cifar_files_must_have_the_checksums_of_the_real_ones(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        WRITERS["cifar10"](tmp_path, patch)
+    with pytest.raises(CorruptDataError, match="corrupted"):
+        load("cifar10", tmp_path)
+
+
+def fetch_once(root: str, started: float) -> None:
+    """Download, slowly, one file that must not exist."""
+    target = Path(root) / "file"
+
+    def download() -> None:
+        with target.with_suffix(".log").open("a") as log:
+            log.write("downloaded\n")
+        multiprocessing.Event().wait(started)
+        target.touch(exist_ok=False)
+
+    fetch(DownloadedOptions(name="mnist", root=root, download=True), target.exists, download)
+    assert target.exists()
+
+
+def test_one_of_several_processes_downloads(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=fetch_once, args=(str(tmp_path / "new"), 0.2)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "new/file.log").read_text() == "downloaded\n"
+
+
+def test_nothing_is_downloaded_unasked(tmp_path):
+    fetch(DownloadedOptions(name="mnist", root=str(tmp_path)), lambda: False, lambda: pytest.fail("downloaded"))
+
+
+def test_sizes_and_layouts(tmp_path, monkeypatch):
+    digits = load("digits")
+    assert (len(digits.train), len(digits.test), digits.shape) == (1437, 360, (1, 8, 8))
+    for name in WRITERS:
+        WRITERS[name](tmp_path, monkeypatch)
+    monkeypatch.setenv("LQRAY_DATA", str(tmp_path))
+    assert (load("mnist").train_examples, load("mnist").shape) == (TRAIN, (1, 28, 28))
+    assert (len(load("fashion_mnist").test), load("cifar10").shape) == (TEST, (3, 32, 32))
+    assert torch.equal(load("mnist").train.pixels, torch.from_numpy(images(TRAIN, 1, 28, 0)))
+    assert torch.equal(load("cifar10").test.pixels, torch.from_numpy(images(TEST, 3, 32, 6)))
+
+
+@pytest.mark.skipif(
+    not Path(DEBIAN_FOLDER).is_dir(), reason=f"no {DEBIAN_FOLDER}: apt-get install dataset-fashion-mnist"
+)
+def test_the_real_fashion_mnist():
+    dataset = load("fashion_mnist", Path(DEBIAN_FOLDER))
+    assert (len(dataset.train), len(dataset.test), dataset.shape) == (60_000, 10_000, (1, 28, 28))
+    assert dataset.train.labels.bincount().tolist() == [6000] * 10
+    assert dataset.test.labels.bincount().tolist() == [1000] * 10
+    assert dataset.mean[0] / 255 == pytest.approx(0.2860, abs=1e-4)  # the constants in use for it
+    assert dataset.deviation[0] / 255 == pytest.approx(0.3530, abs=1e-4)
+
+
+def test_moments_are_exact():
+    pixels = torch.from_numpy(images(100, 3, 5, 0))
+    mean, deviation = moments(pixels)
+    values = pixels.to(torch.float64).transpose(0, 1).flatten(1)
+    assert mean == pytest.approx(values.mean(1).tolist(), rel=1e-12)
+    assert deviation == pytest.approx(values.std(1).tolist(), rel=1e-12)
+    assert moments(torch.full((2, 1, 2, 2), 7, dtype=torch.uint8)) == ((7.0,), (1.0,))
+
+
+@pytest.mark.parametrize("name", ["none", "standard", "strong"])
+def test_augmentation_changes_training_batches_alone(name, tmp_path, monkeypatch):
+    WRITERS["cifar10"](tmp_path, monkeypatch)
+    plain, dataset = load("cifar10", tmp_path, augmentation="none"), load("cifar10", tmp_path, augmentation=name)
+    chosen = torch.arange(16)
+    (before, labels), (after, same) = plain.train_batch(chosen, 1), dataset.train_batch(chosen, 1)
+    assert torch.equal(labels, same)
+    assert torch.equal(before, after) == (name == "none")
+    assert torch.equal(dataset.train_batch(chosen, 2)[0], after) == (name == "none")
+    evaluations = (part.evaluation("train", 0, 1, 9) for part in (plain, dataset))
+    for (one, _), (other, _) in zip(*evaluations, strict=True):
+        assert torch.equal(one, other)
+    assert plain.train_batch(chosen, 2**64 - 1)[0].shape == before.shape
+    assert dataset.augmentation == augmentation.chosen_steps(name, flips=True)
