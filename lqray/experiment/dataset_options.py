@@ -66,9 +66,39 @@ class SvhnOptions(DownloadedOptions):
     """standard: a random 32x32 crop after padding with 4 black pixels; digits are not flipped."""
 
 
+class ImagenetOptions(FileOptions):
+    """ImageNet, or any images in folders train/<class>/ and val/<class>/ below `root`."""
+
+    size: int = Field(default=224, ge=8)
+    """Side of the inputs, pixels; for evaluation the shorter side is first resized to 256/224 of it."""
+    loading_processes: int = Field(default=4, ge=0, json_schema_extra={"identity": False})
+    """Processes that read images ahead for each training process; 0: it reads them itself."""
+
+
+class GaussianMixtureOptions(DataOptions):
+    """Synthetic: a class is a normal distribution around a centre of its own."""
+
+    classes: Literal[2, 5, 10] = 2
+    dimension: int = Field(default=100, ge=1)
+    """Of the inputs."""
+    centre_scale: float = Field(default=1.0, gt=0)
+    """C: standard deviation of the coordinates of the centres."""
+    noise_scale: float = Field(default=1.0, gt=0)
+    """D: standard deviation of the coordinates of examples around their centre."""
+    train_size: int = Field(default=1000, ge=10)
+    """Training examples."""
+    test_size: int = Field(default=1000, ge=10)
+    """Test examples."""
+    data_seed: int = Field(default=0, ge=0)
+    """Of centres and examples, apart from the trial's seed: trials share their data."""
+
+
 DATA: dict[str, type[DataOptions]] = {
     "cifar10": CifarOptions,
     "cifar100": CifarOptions,
     "fashion_mnist": FashionImagesOptions,
+    "gaussian_mixture": GaussianMixtureOptions,
+    "imagenet": ImagenetOptions,
     "mnist": DigitImagesOptions,
+    "svhn": SvhnOptions,
 }

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.io import savemat
 
 from lqray.training.vision import torchvision
 
@@ -59,10 +61,32 @@ def write_cifar(root: Path, patch: pytest.MonkeyPatch, kind: str) -> None:
     (folder / source.meta["filename"]).write_bytes(pickle.dumps(content))
 
 
+def write_svhn(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """SVHN's .mat files; the digit 0 has the label 10."""
+    source: Any = torchvision.datasets.SVHN
+    patch.setattr(source, "split_list", {split: [*spec[:2], None] for split, spec in source.split_list.items()})
+    for seed, (split, count) in enumerate({"train": TRAIN, "extra": TRAIN, "test": TEST}.items()):
+        labels = np.arange(count) % 10
+        content = {"X": images(count, 3, 32, seed).transpose(2, 3, 1, 0), "y": np.where(labels, labels, 10)[:, None]}
+        savemat(root / f"{split}_32x32.mat", content)
+
+
+def write_imagenet(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Folders of pictures of several sizes, grey ones among them."""
+    for part, count, seed in (("train", 12, 0), ("val", 6, 20)):
+        for index in range(count):
+            folder = root / part / f"n{index % 3:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(images(1, 3, 20 + index, seed + index)[0].transpose(1, 2, 0))
+            (picture.convert("L") if index == 4 else picture).save(folder / f"{index}.png")
+
+
 WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
     "cifar10": lambda root, patch: write_cifar(root, patch, "CIFAR10"),
     "cifar100": lambda root, patch: write_cifar(root, patch, "CIFAR100"),
     "fashion_mnist": lambda root, patch: write_idx(root / "FashionMNIST" / "raw"),
+    "imagenet": write_imagenet,
     "mnist": lambda root, patch: write_idx(root, zipped=True),
+    "svhn": write_svhn,
 }
 """By dataset: writes its small files into an empty folder."""

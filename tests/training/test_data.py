@@ -18,7 +18,12 @@ from lqray.training.files import CorruptDataError, MissingDataError, fetch
 from lqray.training.images import moments
 from tests.training.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
 
-OPTIONS: dict[str, dict[str, object]] = {}
+OPTIONS: dict[str, dict[str, object]] = {
+    "imagenet": {"size": 16, "loading_processes": 2},
+    "gaussian_mixture": {"classes": 5, "dimension": 7},
+}
+UNSCALED = {"gaussian_mixture", "imagenet"}
+"""Not standardized by their own training set."""
 FROM_FILES = sorted(WRITERS)
 
 
@@ -64,7 +69,11 @@ def test_examples_of_a_dataset(dataset):
     assert not any(row.numpy().tobytes() in rows for row in found["test"])
 
 
-def test_training_inputs_have_mean_0_and_deviation_1(dataset):
+@pytest.mark.parametrize("name", sorted(set(names.datasets()) - UNSCALED))
+def test_training_inputs_have_mean_0_and_deviation_1(name, tmp_path, monkeypatch):
+    if name in WRITERS:
+        WRITERS[name](tmp_path, monkeypatch)
+    dataset = load(name, tmp_path)
     inputs = torch.cat([inputs for inputs, _ in dataset.evaluation("train", 0, 1, 1000)])
     for channel in inputs.unbind(1):
         assert float(channel.mean()) == pytest.approx(0, abs=1e-4)
@@ -74,7 +83,7 @@ def test_training_inputs_have_mean_0_and_deviation_1(dataset):
 def test_training_batches_of_a_dataset(dataset):
     """`feed` gives `train_batch` of each draw, a function of its arguments, and leaves the random state alone."""
     state = torch.get_rng_state()
-    draws = list(Batches(dataset.train_examples, 8, 2, seed=3).draws(0, 3, range(2)))
+    draws = list(Batches(dataset.train_examples, 6, 2, seed=3).draws(0, 3, range(2)))
     fed = list(dataset.feed(draws))
     assert len(fed) == len(draws)
     expected = torch.cat([labels for _, labels in dataset.evaluation("train", 0, 1, 50)])
@@ -82,7 +91,7 @@ def test_training_batches_of_a_dataset(dataset):
         again, _ = dataset.train_batch(chosen, seed)
         assert torch.equal(inputs, again)
         assert torch.equal(labels, expected[chosen])
-        assert tuple(inputs.shape) == (8, *dataset.shape)
+        assert tuple(inputs.shape) == (6, *dataset.shape)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -184,6 +193,49 @@ def test_the_real_fashion_mnist():
     assert dataset.test.labels.bincount().tolist() == [1000] * 10
     assert dataset.mean[0] / 255 == pytest.approx(0.2860, abs=1e-4)  # the constants in use for it
     assert dataset.deviation[0] / 255 == pytest.approx(0.3530, abs=1e-4)
+
+
+def test_svhn_with_and_without_its_extra_set(tmp_path, monkeypatch):
+    WRITERS["svhn"](tmp_path, monkeypatch)
+    assert load("svhn", tmp_path).train_examples == 2 * TRAIN
+    short = load("svhn", tmp_path, extra=False)
+    assert short.train_examples == TRAIN
+    assert torch.equal(short.train.pixels, torch.from_numpy(images(TRAIN, 3, 32, 0)))
+    assert short.train.labels[:11].tolist() == [*range(10), 0]
+
+
+def test_imagenet_batches_do_not_depend_on_the_processes_that_load_them(tmp_path, monkeypatch):
+    WRITERS["imagenet"](tmp_path, monkeypatch)
+    ahead, alone = (load("imagenet", tmp_path, loading_processes=count) for count in (2, 0))
+    draws = [(torch.arange(6), 5), (torch.arange(6), 6)]
+    fed = [list(dataset.feed(draws)) for dataset in (ahead, alone)]
+    for (one, _), (other, _) in zip(*fed, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(fed[0][0][0], fed[0][1][0])  # another seed, other crops
+
+
+def test_imagenet_folders_that_do_not_fit(tmp_path, monkeypatch):
+    WRITERS["imagenet"](tmp_path, monkeypatch)
+    (tmp_path / "val/n00000001/1.png").write_bytes(b"no picture")
+    dataset = load("imagenet", tmp_path, loading_processes=0)
+    with pytest.raises(CorruptDataError, match=r"1\.png cannot be read as an image"):
+        list(dataset.evaluation("test", 0, 1, 8))
+    (tmp_path / "val/n00000001").rename(tmp_path / "val/n00000009")
+    with pytest.raises(CorruptDataError, match="3 classes, val/ 3, not the same"):
+        load("imagenet", tmp_path)
+
+
+def test_a_gaussian_mixture_is_what_its_options_say():
+    mixture = load(
+        "gaussian_mixture", classes=10, dimension=50, centre_scale=3.0, noise_scale=0.5, train_size=5000, test_size=100
+    )
+    values, labels = mixture.train.pixels[:, 0, 0], mixture.train.labels
+    centres = torch.stack([values[labels == label].mean(0) for label in range(10)])
+    assert float(centres.std()) == pytest.approx(3, rel=0.1)
+    assert float((values - centres[labels]).std()) == pytest.approx(0.5, rel=0.02)
+    assert len(mixture.test) == 100
+    other = load("gaussian_mixture", classes=10, dimension=50, data_seed=1)
+    assert not torch.equal(other.train.pixels[:100, 0, 0], values[:100])
 
 
 def test_moments_are_exact():
