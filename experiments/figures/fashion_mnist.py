@@ -3,7 +3,7 @@
     lqray run experiments/fashion_mnist.yaml --launcher inline
     python experiments/figures/fashion_mnist.py --uri sqlite:///lqray.db
 
-Writes experiments/results/fashion_mnist.png and .md.
+Writes experiments/results/fashion_mnist.png, prints the table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 # Okabe and Ito's colours, told apart by the colour-blind.
-COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7"]
+COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#888888"]
 Curves = dict[str, list[list[tuple[int, float]]]]
 
 
@@ -71,16 +71,14 @@ def table(accuracy: Curves, variance: Curves, bits: Curves) -> str:
 
 
 def main() -> None:
-    """Read, draw, write."""
+    """Read, draw, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--uri", default="sqlite:///lqray.db", help="where the runs are recorded")
     uri = parser.parse_args().uri
     accuracy, variance = read(uri, "test/accuracy"), read(uri, "quantizer/variance_ratio")
     RESULTS.mkdir(exist_ok=True)
     draw(accuracy, variance)
-    text = table(accuracy, variance, read(uri, "wire/bits_per_coordinate"))
-    print(text)
-    (RESULTS / "fashion_mnist.table.md").write_text(text + "\n")
+    print(table(accuracy, variance, read(uri, "wire/bits_per_coordinate")))
 
 
 if __name__ == "__main__":
