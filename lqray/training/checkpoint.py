@@ -22,7 +22,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that does not belong to this run."""
+    """A checkpoint that does not belong to this run, or that cannot be written."""
 
 
 class CorruptCheckpointError(CheckpointError):
@@ -46,16 +46,21 @@ class Checkpoints:
     ) -> None:
         """Write what all ranks have equal, `shared`, and what is each rank's `own`. Collective; rank 0 writes.
 
-        trial: its id. best: as best.pt, beside the others. Raises OSError where the folder cannot be written.
+        trial: its id. best: as best.pt, beside the others. Raises CheckpointError where the folder cannot be written.
         """
         owns = _gathered(own, group)
         if group.rank() != 0:
             return
         body = _packed({"trial": trial, "iteration": iteration, "shared": shared, "ranks": owns})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".*.tmp"):  # of a run that was killed while writing
-            left.unlink(missing_ok=True)
-        _write_whole(self.folder / ("best.pt" if best else f"step-{iteration:010d}.pt"), body)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.tmp"):  # of a run that was killed while writing
+                left.unlink(missing_ok=True)
+            _write_whole(self.folder / ("best.pt" if best else f"step-{iteration:010d}.pt"), body)
+        except OSError as error:
+            raise CheckpointError(
+                f"no checkpoint can be written to {self.folder}: {error}; free space there or choose another folder"
+            ) from error
         for old in self._files()[self.keep :]:
             old.unlink(missing_ok=True)
 

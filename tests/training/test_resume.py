@@ -193,6 +193,12 @@ def test_checkpoints_of_another_trial_or_number_of_processes_are_refused(tmp_pat
         run_ranks(train, 2, "alq", str(tmp_path))
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"can be written to .*file/below: .*choose another folder"):
+        alone(tmp_path / "file" / "below")
+
+
 FILE = {
     "name": "standalone",
     "base": {
