@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lqray.experiment.grid import Experiment
+    from lqray.orchestration.run import LauncherName, Plan, RunOptions
 
 _file = click.argument("file", type=click.Path(path_type=Path))
+_files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+_uri = click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -38,65 +42,116 @@ def expand(file: Path, shape: str) -> None:
 
 
 @main.command()
-@_file
+@_files
 @click.option(
     "--launcher",
-    type=click.Choice(["ray", "inline"]),
-    default="ray",
+    type=click.Choice(["auto", "isolated", "warm", "inline"]),
+    default="auto",
     show_default=True,
-    help="ray: Ray Tune and Train, on the cluster of RAY_ADDRESS, one running here, or one of its own. "
-    "inline: one trial after the other on this machine, without Ray.",
+    help="isolated: on Ray, worker processes of its own for each trial. warm: on Ray, processes run one trial after "
+    "the other. inline: one trial after the other on this machine, without Ray. auto: warm for trials expected under a "
+    "minute, else isolated.",
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern) or this id.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of every trial, or a resource.")
+@click.option("--limit", type=click.IntRange(1), help="Run at most so many trials.")
+@click.option("--rerun", is_flag=True, help="A new attempt at every trial, also at finished ones.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, what is done and what it would cost; run nothing.")
+@click.option("--max-failures", type=click.IntRange(1), help="Begin no further trial after so many failed.")
+@click.option(
+    "--stop-on", multiple=True, metavar="RULE", help="Stop a trial early: NaN, or for example accuracy<0.2@1000."
 )
 @click.option("--verbose", is_flag=True, help="Also show Ray's log lines.")
-def run(file: Path, launcher: str, verbose: bool) -> None:
-    """Run the trials of FILE, record each in MLflow, and print how they compare."""
-    with _clear_errors():
-        experiment = _read(file)
-        trials = list(experiment.trials())
-    from lqray.experiment.store import absolute_store
+def run(
+    files: tuple[Path, ...],
+    launcher: LauncherName,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    limit: int | None,
+    rerun: bool,
+    dry_run: bool,
+    max_failures: int | None,
+    stop_on: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Run the trials of each FILE that are not finished yet, record them in MLflow, and print how they compare.
+
+    Running again resumes, retries and adds what is missing: interrupted and failed trials continue from their
+    checkpoints.
+    """
+    from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
+
+    with _clear_errors(StopRuleError):
+        rules = tuple(parse_stop_rule(text) for text in stop_on)
+        experiments = [_read(file, overrides) for file in files]
+    from lqray.orchestration.run import RunOptions
+
+    options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
+    codes = [_run_one(experiment, file, options, dry_run) for file, experiment in zip(files, experiments, strict=True)]
+    sys.exit(max(codes))
+
+
+def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
+    """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
     from lqray.orchestration.cluster import ClusterError
-    from lqray.orchestration.inline import InlineLauncher
-    from lqray.orchestration.launcher import Launcher, LaunchInterrupted, TrialResult
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
-    from lqray.orchestration.provenance import provenance
-    from lqray.orchestration.sweep import RayLauncher
-    from lqray.orchestration.tracking import describe_experiment, open_launch
-    from lqray.reporting.records import read_records
+    from lqray.orchestration.run import make_plan, run_plan
+    from lqray.orchestration.store_access import StoreAwayError
+    from lqray.orchestration.tracking import describe_experiment
+    from lqray.reporting.records import latest_attempts, read_records
     from lqray.reporting.tables import sweep_summary, terminal_table
 
     console = _console()
-    uri = absolute_store(experiment.tracking.uri)
-    tags = provenance()
-    launch = open_launch(uri, experiment.name, str(file), file.read_text(encoding="utf-8"), tags)
-    console.print(f"[bold]{experiment.name}[/]: {len(trials)} trials, recorded in {uri}", highlight=False)
-    results: list[TrialResult] = []
-    interrupted = False
-    with Progress(console, len(trials)) as progress, _clear_errors(PlacementError, ClusterError):
-        chosen: Launcher = (
-            InlineLauncher(launch, experiment.resources, progress)
-            if launcher == "inline"
-            else RayLauncher(launch, experiment.resources, progress, verbose)
-        )
-        try:
-            chosen.launch(trials, results.append)
-        except LaunchInterrupted:
-            interrupted = True
-    records = read_records(uri, experiment.name, launch.launch_id)
-    describe_experiment(launch, sweep_summary(experiment.name, records, experiment.axes, tags["lqray.command"]))
+    with _clear_errors(PlacementError, ClusterError, StoreAwayError):
+        plan = make_plan(experiment, options)
+        if dry_run:
+            from lqray.orchestration.dry_run import show_plan
+
+            show_plan(console, plan, experiment)
+            return 0
+        _say_plan(console, experiment.name, plan)
+        with Progress(console, len(plan.due)) as progress:
+            ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress)
+    ids = {one.named.trial.id for one in plan.trials}
+    records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
+    command = ran.launch.tags["lqray.command"]
+    describe_experiment(ran.launch, sweep_summary(experiment.name, records, experiment.axes, command))
     console.print(terminal_table(records))
-    for result in results:
-        if result.error:
-            click.echo(f"\n{result.named.name} failed:\n{result.error.strip()}", err=True)
+    for result in ran.results:
+        if result.failure:
+            text = result.failure.traceback.strip()
+            click.echo(f"\n{result.named.name} failed ({result.failure.kind}):\n{text}", err=True)
+    for trial_id, holder in ran.elsewhere.items():
+        where = f"{holder.host}, process {holder.pid}" if holder else "another launch"
+        name = next(one.named.name for one in plan.trials if one.named.trial.id == trial_id)
+        click.echo(f"{name}: left to {where}, which runs it", err=True)
     click.echo(f"Compare them in the MLflow UI:  {sys.argv[0]} ui {file}")
-    if interrupted:
+    if ran.interrupted:
         click.echo(
-            "Interrupted: trials that were running are recorded as KILLED; "
-            f"{len(trials) - len(results)} were not started.",
+            "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
+            f"({len(plan.due) - len(ran.results)} were not started).",
             err=True,
         )
         sys.exit(130)
-    sys.exit(any(result.status == "FAILED" for result in results))
+    return int(any(result.status == "FAILED" for result in ran.results))
+
+
+def _say_plan(console: Console, name: str, plan: Plan) -> None:
+    counts: dict[str, int] = {}
+    for one in plan.trials:
+        counts[one.what] = counts.get(one.what, 0) + 1
+    words = {
+        "run": "to run",
+        "continue": "to continue",
+        "retry": "to retry",
+        "rerun": "to run again",
+        "done": "finished before",
+        "early": "stopped early before",
+    }
+    parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
+    limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
+    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {plan.uri}", highlight=False)
 
 
 @main.command()
@@ -141,8 +196,94 @@ def train(
 
 
 @main.command()
+@click.argument("experiment", required=False)
+@_uri
+@click.option("--follow/--once", default=None, help="Keep the table current; by default on a terminal.")
+def status(experiment: str | None, uri: str, follow: bool | None) -> None:
+    """Show how the trials of EXPERIMENT, a name or a file, stand; without it, of all experiments."""
+    import time
+
+    from rich.live import Live
+
+    from lqray.orchestration.overview import UnknownRunError, known_experiments, states_or_error, status_table
+
+    with _clear_errors(UnknownRunError):
+        name, store = _store_of(experiment, uri) if experiment else (None, _absolute(uri))
+        if name:
+            states_or_error(store, name)
+        names = [name] if name else known_experiments(store)
+        console = _console()
+        if not (console.is_terminal if follow is None else follow):
+            console.print(status_table(store, names))
+            return
+        try:
+            with Live(status_table(store, names), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(2)
+                    live.update(status_table(store, names), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+@main.command()
 @click.argument("experiment")
-@click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
+@click.option("--only", default="*", metavar="PATTERN", help="Only trials of such names (shell pattern) or this id.")
+@_uri
+def stop(experiment: str, only: str, uri: str) -> None:
+    """Ask the launches of EXPERIMENT, a name or a file, to stop its trials after a checkpoint, and to begin no others.
+
+    `lqray run` continues them.
+    """
+    from lqray.orchestration.control import ask_to_stop
+    from lqray.reporting.records import UnknownExperimentError, experiment_id
+
+    with _clear_errors(UnknownExperimentError):
+        name, store = _store_of(experiment, uri)
+        ask_to_stop(store, experiment_id(store, name), only)
+    click.echo(
+        f"Asked: trials of {name} that match {only!r} stop within seconds; `lqray status {experiment}` shows it."
+    )
+
+
+@main.command()
+@click.argument("trial")
+@click.option("--experiment", help="Its experiment, where trials of several have this name.")
+@click.option("--rank", type=int, help="Only this rank's.")
+@_uri
+def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None:
+    """Print what the processes of TRIAL, a name or an id, wrote."""
+    from lqray.orchestration.overview import UnknownRunError, find_trial, log_files
+
+    with _clear_errors(UnknownRunError):
+        name, store = _store_of(experiment, uri) if experiment else (None, _absolute(uri))
+        for file in log_files(find_trial(store, trial, name)):
+            if rank is None or file.stem == f"rank-{rank}":
+                click.echo(f"==> {file} <==")
+                click.echo(file.read_text(encoding="utf-8", errors="replace"))
+
+
+@main.command()
+@click.argument("experiment")
+@_uri
+def failures(experiment: str, uri: str) -> None:
+    """Show the failed trials of EXPERIMENT, a name or a file, by cause, and whether a retry makes sense."""
+    from lqray.orchestration.overview import UnknownRunError, advice, failed_trials
+
+    with _clear_errors(UnknownRunError):
+        name, store = _store_of(experiment, uri)
+        kind = None
+        for failed in failed_trials(store, name):
+            if failed.kind != kind:
+                kind = failed.kind
+                click.secho(f"{kind}: {advice(kind)}", bold=True)
+            click.echo(f"\n{failed.name} ({failed.where}): {failed.error}\n{failed.traceback.strip()}\n")
+        if kind is None:
+            click.echo(f"No failed trials in {name}.")
+
+
+@main.command()
+@click.argument("experiment")
+@_uri
 def report(experiment: str, uri: str) -> None:
     """Print how the recorded runs of EXPERIMENT, a name or an experiment file, compare."""
     from lqray.reporting.records import UnknownExperimentError, read_records
@@ -155,7 +296,7 @@ def report(experiment: str, uri: str) -> None:
 
 @main.command()
 @click.argument("experiment", required=False)
-@click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
+@_uri
 @click.option("--port", type=int, default=5000, show_default=True, help="The first free port from here on is taken.")
 @click.option("--browser/--no-browser", default=None, help="Open a browser; by default only where there is a display.")
 def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> None:
@@ -184,10 +325,10 @@ def doctor(uri: str) -> None:
     sys.exit(broken)
 
 
-def _read(file: Path) -> Experiment:
+def _read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
     from lqray.experiment.grid import read_experiment
 
-    return read_experiment(file)
+    return read_experiment(file, overrides)
 
 
 def _store_of(experiment: str, uri: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ def naming_lost_ranks(group: dist.ProcessGroup) -> Iterator[None]:
         call.close()
 
 
+_calls = itertools.count()
+
+
 class _RollCall:
     """Questions and answers in the process group's store."""
 
@@ -48,7 +52,8 @@ class _RollCall:
         self._group = group
         self._ranks = dist.get_process_group_ranks(group)
         self._me = dist.get_rank()
-        name = f"lqray/roll_call/{group.group_name}"
+        # A group may see one trial after the other; what the ranks said in an earlier one is void.
+        name = f"lqray/roll_call/{group.group_name}/{next(_calls)}"
         self._question, self._answers, self._verdict = f"{name}/question", f"{name}/here", f"{name}/lost"
         self._over = threading.Event()
         # A connection for each thread, made while the store is there: a new one to a store that is gone takes minutes.

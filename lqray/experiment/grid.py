@@ -25,9 +25,9 @@ from pydantic import ValidationError
 from lqray.experiment.errors import ExperimentError, UnknownTrialError, did_you_mean
 from lqray.experiment.layout import Block, Layout, read_layout
 from lqray.experiment.naming import Namer
-from lqray.experiment.schema import Resources, Tracking, Trial
+from lqray.experiment.schema import Resources, Storage, Tracking, Trial
 from lqray.experiment.validation import explain
-from lqray.experiment.yaml import Document, Path_, load
+from lqray.experiment.yaml import Document, Path_, load, parse
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class Experiment:
     def tracking(self) -> Tracking:
         """Where runs are recorded."""
         return self.layout.tracking
+
+    @property
+    def storage(self) -> Storage:
+        """Where checkpoints and logs are kept."""
+        return self.layout.storage
 
     @cached_property
     def _namer(self) -> Namer:
@@ -130,12 +135,20 @@ class Experiment:
             raise ExperimentError(explain(error, config, self.document, settings)) from None
 
 
-def read_experiment(path: str | Path) -> Experiment:
+def read_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
     """Read an experiment file; its first trial is validated, later ones as they are made.
 
     Raises ExperimentError with file, line, key, what was found and what is allowed.
     """
-    document = load(path)
+    return _experiment(load(path))
+
+
+def experiment_from_text(text: str, file: str) -> Experiment:
+    """The same for the text of an experiment file; `file` is what errors call it."""
+    return _experiment(parse(text, file))
+
+
+def _experiment(document: Document) -> Experiment:
     experiment = Experiment(document, read_layout(document))
     next(experiment.trials(), None)
     return experiment

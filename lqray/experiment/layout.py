@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean
 from lqray.experiment.options import Section
-from lqray.experiment.schema import Resources, Tracking, Trial
+from lqray.experiment.schema import Resources, Storage, Tracking, Trial
 from lqray.experiment.validation import explain_section, key_problem
 from lqray.experiment.yaml import Document, Path_, dotted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
-_SECTIONS = ("name", "base", "sweep", "resources", "tracking")
+_SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage")
 _BLOCK_KEYS = ("matrix", "include", "exclude")
 
 
@@ -47,6 +47,7 @@ class Layout:
     blocks: tuple[Block, ...]
     resources: Resources
     tracking: Tracking
+    storage: Storage
 
 
 class _Reader:
@@ -164,9 +165,10 @@ def read_layout(document: Document) -> Layout:
             reader.problem(("sweep",), describe(data["sweep"]), "a list of blocks (`- matrix: ...`)", hint)
     resources = reader.section(Resources, data.get("resources", {}), ("resources",))
     tracking = reader.section(Tracking, data.get("tracking", {}), ("tracking",))
+    storage = reader.section(Storage, data.get("storage", {}), ("storage",))
     if reader.problems:
         raise ExperimentError(sorted(reader.problems, key=lambda problem: problem.line or 0))
-    return Layout(name, base, blocks, resources, tracking)
+    return Layout(name, base, blocks, resources, tracking, storage)
 
 
 def describe(value: Any) -> str:

@@ -378,6 +378,8 @@ class Resources(Section):
     """CPU cores, and torch threads, of a process."""
     gpus_per_process: float = Field(default=0, ge=0)
     """GPUs of a process; 0 trains on the CPU."""
+    memory_gib_per_process: float | None = Field(default=None, gt=0)
+    """Memory that a process may use, in GiB; beyond it, the trial fails as out of memory. Ray sets as much aside."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """How long a process waits for the others in a collective before it fails."""
     concurrent_trials: int | Literal["auto"] = "auto"
@@ -389,3 +391,28 @@ class Tracking(Section):
 
     uri: str = Field(default="sqlite:///lqray.db", min_length=1)
     """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from."""
+
+
+class Storage(Section):
+    """Where checkpoints and logs of trials are kept. Not part of a trial."""
+
+    folder: str = Field(default="lqray-storage", min_length=1)
+    """A relative path is relative to the directory that `lqray run` is called from; on several machines, a folder that
+    all of them see."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Iterations between checkpoints; the end of a run is always one."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints of a trial that stay, beside the best."""
+
+
+class EarlyStopping(Section):
+    """ASHA (Li et al. 2020): at rungs of grace_period * reduction_factor**k iterations only the best 1/reduction_factor
+    of the trials go on."""
+
+    metric: str = "test/accuracy"
+    """Any reported metric."""
+    mode: Literal["max", "min"] = "max"
+    grace_period: int = Field(default=1, ge=1)
+    """Iterations before a trial can be stopped."""
+    reduction_factor: float = Field(default=4, gt=1)
+    brackets: int = Field(default=1, ge=1)

@@ -15,12 +15,13 @@ from lqray.experiment.options import (
     Resources,
     ScheduleOptions,
     Section,
+    Storage,
     TelemetryOptions,
     Tracking,
     Variant,
 )
 
-__all__ = ["Resources", "Tracking", "Trial"]
+__all__ = ["Resources", "Storage", "Tracking", "Trial"]
 
 
 def _variants(table: Mapping[str, type[Variant]], known: Iterable[str], plain: type[Variant]) -> Any:

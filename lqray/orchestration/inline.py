@@ -11,101 +11,157 @@ import signal
 import socket
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources
-from lqray.orchestration.launcher import LaunchInterrupted, Observer, TrialResult, sigterm_as_interrupt
-from lqray.orchestration.placement import processes_of
-from lqray.orchestration.tracking import Launch, recorded_run
-from lqray.orchestration.worker import WorkerTask, work
-from lqray.training.loop import Report
+from lqray.orchestration.failures import ProcessLostError, failure_of
+from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work, sigterm_as_interrupt
+from lqray.orchestration.ledger import Ledger
+from lqray.orchestration.outcomes import result_of
+from lqray.orchestration.placement import device_of, processes_of
+from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
 
 
 class InlineLauncher:
-    """See `lqray.orchestration.launcher.Launcher`."""
+    """See `lqray.orchestration.launcher.Launcher`. make_task: what workers need to know of a trial."""
 
-    def __init__(self, launch: Launch, resources: Resources, observer: Observer) -> None:
-        self._launch = launch
-        self._resources = resources
-        self._observer = observer
+    def __init__(self, ledger: Ledger, resources: Resources, make_task: Callable[[Work], WorkerTask]) -> None:
+        self._ledger, self._resources, self._make_task = ledger, resources, make_task
 
-    def launch(self, trials: Iterable[NamedTrial], on_result: Callable[[TrialResult], None]) -> None:
+    def launch(self, queue: TrialQueue) -> None:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
-        with sigterm_as_interrupt():
-            for named in trials:
-                processes_of(named.trial, self._resources)
-                result = self._run(named)
-                self._observer.ended(result)
-                on_result(result)
-                if result.status == "KILLED":
-                    raise LaunchInterrupted
-
-    def _run(self, named: NamedTrial) -> TrialResult:
-        self._observer.started(named)
-        run_id = None
         try:
-            with recorded_run(self._launch, named) as run_id:
-                task = WorkerTask(named.trial.config(), self._resources, self._launch.uri, run_id)
-
-                def progress(report: Report) -> None:
-                    self._observer.progressed(named.trial.id, report)
-
-                processes = processes_of(named.trial, self._resources)
-                if processes == 1:
-                    metrics = work(task, 0, self._device(0), progress)
-                else:
-                    metrics = _run_processes(task, processes, self._device, progress)
-            return TrialResult(named, "FINISHED", metrics, run_id)
+            with sigterm_as_interrupt():
+                while not queue.over:
+                    work = queue.take()
+                    if work is None:
+                        time.sleep(_POLL_SECONDS)
+                        continue
+                    queue.ended(self._run(work, queue))
         except KeyboardInterrupt:
-            return TrialResult(named, "KILLED", run_id=run_id)
-        except Exception:
-            return TrialResult(named, "FAILED", run_id=run_id, error=traceback.format_exc())
+            raise LaunchInterrupted from None
 
-    def _device(self, rank: int) -> str:
-        return f"cuda:{rank}" if self._resources.gpus_per_process else "cpu"
+    def _run(self, work: Work, queue: TrialQueue) -> TrialResult:
+        task = self._make_task(work)
+        trial_id = work.named.trial.id
+
+        def heard(news: News) -> Heard:
+            self._ledger.heard(news)
+            if news.report:
+                queue.observer.progressed(trial_id, news.report)
+            return self._ledger.answer(trial_id, queue.stop_reason(trial_id) is not None)
+
+        processes = processes_of(work.named.trial, self._resources)
+        if processes == 1:
+            outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
+        else:
+            outcomes = _run_processes(task, processes, self._resources, heard)
+        return result_of(work, outcomes, queue.stop_reason(trial_id))
+
+
+class _Direct:
+    """Link of a worker in this process."""
+
+    def __init__(self, hear: Callable[[News], Heard]) -> None:
+        self._hear = hear
+        self._heard = Heard()
+
+    def send(self, news: News) -> None:
+        self._heard = self._hear(news)
+
+    def heard(self) -> Heard:
+        return self._heard
+
+    def close(self) -> None:
+        pass
+
+
+class _Piped:
+    """Link of a worker in a process of its own. answers: two shared integers, points delivered and whether to stop."""
+
+    def __init__(self, messages: Any, answers: Any) -> None:
+        self._messages, self._answers = messages, answers
+
+    def send(self, news: News) -> None:
+        self._messages.put(news)
+
+    def heard(self) -> Heard:
+        return Heard(self._answers[0], bool(self._answers[1]))
+
+    def close(self) -> None:
+        pass  # the outcome follows in the same pipe
 
 
 def _run_processes(
-    task: WorkerTask, world: int, device: Callable[[int], str], progress: Callable[[Report], None]
-) -> dict[str, float]:
-    """Train on `world` processes; the first to fail ends the others, and its traceback is raised here."""
-    from torch.multiprocessing.spawn import start_processes
-
-    messages: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    final: dict[str, float] = {}
+    task: WorkerTask, world: int, resources: Resources, heard: Callable[[News], Heard]
+) -> dict[int, Outcome]:
+    """Train on `world` processes. Once one has failed, the others have a while to say so, too, and are then ended."""
+    context = multiprocessing.get_context("spawn")
+    messages, answers = context.SimpleQueue(), context.Array("q", 2)
+    outcomes: dict[int, Outcome] = {}
+    port = _free_port()
+    processes = [
+        context.Process(
+            target=_process,
+            args=(rank, task, world, port, device_of(rank, resources), messages, answers),
+            daemon=True,
+        )
+        for rank in range(world)
+    ]
 
     def listen() -> None:
         while (message := messages.get()) is not None:
-            if isinstance(message, Report):
-                progress(message)
+            if isinstance(message, News):
+                answer = heard(message)
+                answers[0], answers[1] = answer.delivered, answer.stop
             else:
-                final.update(message)
+                rank, outcome = message
+                outcomes[rank] = outcome
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    devices = [device(rank) for rank in range(world)]
-    processes = start_processes(
-        _process, (task, world, _free_port(), devices, messages), nprocs=world, join=False, start_method="spawn"
-    )
     try:
-        while not processes.join(timeout=1.0):
-            pass
+        for process in processes:
+            process.start()
+        deadline = None
+        while any(process.is_alive() for process in processes) and len(outcomes) < world:
+            time.sleep(0.05)
+            # Stop wishes reach the worker with the answer to its next message; it sends one twice a second.
+            ended = [rank for rank, process in enumerate(processes) if not process.is_alive()]
+            failed = any(outcome.failure for outcome in list(outcomes.values()))
+            if deadline is None and (failed or any(processes[rank].exitcode for rank in ended)):
+                deadline = time.monotonic() + _GRACE_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                break
     finally:
-        for process in processes.processes:
+        for process in processes:
+            if process.is_alive() and len(outcomes) == world:
+                process.join(_GRACE_SECONDS)
             if process.is_alive():
                 process.kill()
-            process.join()
+            if process.pid is not None:
+                process.join()
         messages.put(None)
         listener.join()
-    return final
+    for rank, process in enumerate(processes):
+        if rank not in outcomes:
+            gone = ProcessLostError(
+                f"the process of rank {rank} ended with exit code {process.exitcode}, without a word"
+            )
+            outcomes[rank] = Outcome(failure=failure_of(gone, rank))
+    return outcomes
 
 
-def _process(rank: int, task: WorkerTask, world: int, port: int, devices: list[str], messages: Any) -> None:
+def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, messages: Any, answers: Any) -> None:
     # Ctrl-C reaches every process of the terminal; the launcher alone decides what it means.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -114,10 +170,15 @@ def _process(rank: int, task: WorkerTask, world: int, port: int, devices: list[s
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    metrics = work(task, rank, devices[rank], messages.put)
-    if rank == 0:
-        messages.put(metrics)
+    messages.put((rank, run_task(task, rank, device, _Piped(messages, answers) if rank == 0 else None)))
     _leave()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the launcher is gone: a trial that nobody hears of would go on beside its successor."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _leave() -> NoReturn:

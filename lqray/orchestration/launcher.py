@@ -1,52 +1,81 @@
-"""What every launcher does: run trials, each recorded as one MLflow run, and say how each ended."""
+"""What every launcher does: take trials from a queue, run them, and say how each ended."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from lqray.experiment.grid import NamedTrial
+from lqray.orchestration.failures import Failure
 from lqray.training.loop import Report
+
+if TYPE_CHECKING:
+    from lqray.orchestration.queue import TrialQueue
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
+class Work:
+    """A trial to be run now.
+
+    run_id: of its MLflow run. folder: of its checkpoints and logs, absolute. start: counts how often this launch
+    started it. continued: it was started before, by this launch or another.
+    """
+
+    named: NamedTrial
+    run_id: str
+    folder: Path
+    start: int = 1
+    continued: bool = False
+
+
+@dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended. metrics: those of its last report, empty unless FINISHED. error: the traceback, for FAILED."""
+    """How a trial ended.
+
+    metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
+    or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
+    """
 
     named: NamedTrial
     status: Status
     metrics: dict[str, float] = field(default_factory=dict)
     run_id: str | None = None
-    error: str | None = None
+    failure: Failure | None = None
+    stopped: str | None = None
+    early: bool = False
 
 
 class Observer(Protocol):
     """Told what happens while trials run; its methods may be called from another thread."""
 
-    def started(self, named: NamedTrial) -> None:
-        """A trial begins."""
+    def started(self, named: NamedTrial, continued: bool) -> None:
+        """A trial begins, or goes on from a checkpoint."""
 
     def progressed(self, trial_id: str, report: Report) -> None:
         """A trial's rank 0 reported; not every report is passed on."""
+
+    def retrying(self, named: NamedTrial, failure: Failure, seconds: float) -> None:
+        """A trial failed through no fault of its own and is tried again after `seconds`."""
 
     def ended(self, result: TrialResult) -> None:
         """A trial ended, whatever its status."""
 
 
 class Launcher(Protocol):
-    """Runs trials. Inline and Ray launchers satisfy the same contract (tests/orchestration/test_launchers.py)."""
+    """Runs trials. All launchers satisfy the same contract (tests/orchestration/test_launchers.py)."""
 
-    def launch(self, trials: Iterable[NamedTrial], on_result: Callable[[TrialResult], None]) -> None:
-        """Run every trial and call `on_result` once for each, when it ends.
+    def launch(self, queue: TrialQueue) -> None:
+        """Run what the queue gives until it has nothing more to give, and tell it how each trial ended.
 
-        A trial that fails does not stop the others. On Ctrl-C (or SIGTERM) running trials end as KILLED, the rest are
-        not started and have no result, and LaunchInterrupted is raised, with no process of any trial left.
+        A trial that fails does not stop the others. On Ctrl-C (or SIGTERM) LaunchInterrupted is raised, with no process
+        of any trial left; what then becomes of the trials that were running is the queue's affair.
         """
         ...
 

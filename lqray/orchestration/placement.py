@@ -30,15 +30,42 @@ def needed(trials: Iterable[Trial], resources: Resources) -> dict[str, float]:
     need = {"CPU": float(processes * resources.cpus_per_process)}
     if resources.gpus_per_process:
         need["GPU"] = processes * resources.gpus_per_process
+    if resources.memory_gib_per_process:
+        need["memory"] = processes * resources.memory_gib_per_process * 2**30
     return need
+
+
+def device_of(rank: int, resources: Resources) -> str:
+    """Device of a rank on a machine whose GPUs it need not share with other trials: ranks of a share of a GPU each fill
+    one GPU after the other."""
+    if not resources.gpus_per_process:
+        return "cpu"
+    share = resources.gpus_per_process
+    return f"cuda:{int(rank * share)}" if share >= 1 else f"cuda:{rank // ranks_per_gpu(share)}"
+
+
+def ranks_per_gpu(share: float) -> int:
+    """How many processes with a share of a GPU fit on one: with 0.4, two."""
+    return int(1 / share + 1e-9)
+
+
+def backend_of(resources: Resources) -> str:
+    """Backend of a trial's process group: nccl where every rank has a GPU, or more, to itself; it refuses two ranks on
+    one GPU. gloo otherwise."""
+    return "nccl" if resources.gpus_per_process >= 1 else "gloo"
 
 
 def concurrent_trials(need: Mapping[str, float], available: Mapping[str, float], resources: Resources) -> int:
     """Trials that run at a time: as many as fit, and no more than `resources.concurrent_trials`.
 
-    More would deadlock: each trial's driver holds its place while its workers wait for theirs. Raises PlacementError
-    when not even one fits.
+    More would deadlock: each trial's driver holds its place while its workers wait for theirs. A share of a GPU is of
+    one GPU: three processes of 0.4 need two of them. Raises PlacementError when not even one trial fits.
     """
+    share = resources.gpus_per_process
+    if share > 1 and share != int(share):
+        raise PlacementError(
+            f"resources.gpus_per_process is {share:g}; allowed: a whole number of GPUs, or a share of one below 1"
+        )
     for kind, amount in need.items():
         if available.get(kind, 0.0) < amount:
             raise PlacementError(
@@ -46,4 +73,13 @@ def concurrent_trials(need: Mapping[str, float], available: Mapping[str, float],
                 f"resources.{kind.lower()}s_per_process, or add machines"
             )
     fitting = int(min(available[kind] // amount for kind, amount in need.items()))
+    if 0 < share < 1:
+        processes = round(need["GPU"] / share)
+        places = int(available["GPU"]) * ranks_per_gpu(share)
+        fitting = min(fitting, places // processes)
+        if not fitting:
+            raise PlacementError(
+                f"{processes} processes with {share:g} of a GPU each need more than the {available['GPU']:g} GPUs "
+                f"there are: {ranks_per_gpu(share)} fit on one; lower resources.processes or gpus_per_process"
+            )
     return fitting if resources.concurrent_trials == "auto" else min(fitting, resources.concurrent_trials)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lqray.experiment.grid import NamedTrial
+from lqray.orchestration.failures import Failure
 from lqray.orchestration.launcher import TrialResult
 from lqray.training.loop import Report
 
@@ -66,12 +67,20 @@ class Progress:
                 self._running.clear()
             self._live.stop()
 
-    def started(self, named: NamedTrial) -> None:
+    def started(self, named: NamedTrial, continued: bool) -> None:
         """See `lqray.orchestration.launcher.Observer`."""
         with self._lock:
             self._running[named.trial.id] = _Running(named, time.monotonic())
         if not self._live:
-            self._console.print(f"{self._count()} {named.name}: started", highlight=False, markup=False)
+            word = "continued" if continued else "started"
+            self._console.print(f"{self._count()} {named.name}: {word}", highlight=False, markup=False)
+
+    def retrying(self, named: NamedTrial, failure: Failure, seconds: float) -> None:
+        """See `lqray.orchestration.launcher.Observer`."""
+        with self._lock:
+            self._running.pop(named.trial.id, None)
+        text = f"{self._count()} {named.name}: again in {seconds:g} s, after: {failure.error}"
+        self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def progressed(self, trial_id: str, report: Report) -> None:
         """See `lqray.orchestration.launcher.Observer`."""
@@ -101,8 +110,10 @@ class Progress:
         text = f"{self._count()} {result.named.name}: {result.status.lower()}{took}"
         if "test/accuracy" in result.metrics:
             text += f", accuracy {result.metrics['test/accuracy']:.2%}"
-        if result.error:
-            text += f": {result.error.strip().splitlines()[-1]}"
+        if result.failure:
+            text += f": {result.failure.error}"
+        if result.stopped:
+            text += f" ({result.stopped})"
         style = {"FINISHED": "green", "FAILED": "bold red", "KILLED": "yellow"}[result.status]
         self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import importlib.metadata
 import platform
 import shlex
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import lqray
@@ -18,6 +20,7 @@ def provenance() -> dict[str, str]:
     """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host, command."""
     tags = {
         "lqray.version": importlib.metadata.version("lqray"),
+        "lqray.code": code_version(),
         "lqray.python": platform.python_version(),
         "lqray.host": socket.gethostname(),
         "lqray.command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -30,6 +33,17 @@ def provenance() -> dict[str, str]:
         tags["lqray.git_commit"] = tags["mlflow.source.git.commit"] = commit
         tags["lqray.git_dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+@cache
+def code_version() -> str:
+    """12 hexadecimal digits of the SHA-256 of lqray's own Python files, as this process found them."""
+    digest = hashlib.sha256()
+    folder = Path(lqray.__file__).resolve().parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _git(*arguments: str) -> str:

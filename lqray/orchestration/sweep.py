@@ -1,124 +1,136 @@
-"""The Ray launcher: Ray Tune schedules the trials, each of which drives a Ray Train run."""
+"""The Ray launchers: Ray Tune schedules the trials, each of which runs on a Ray Train worker group.
+
+isolated: a group for each trial. warm: a group runs one trial after the other; only the first waits for processes to
+start. Both give the same bits.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from lqray.experiment.grid import NamedTrial
-from lqray.experiment.schema import Resources
+from lqray.experiment.options import EarlyStopping
+from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.cluster import ray_cluster
-from lqray.orchestration.launcher import LaunchInterrupted, Observer, TrialResult, sigterm_as_interrupt
+from lqray.orchestration.launcher import LaunchInterrupted, Work, sigterm_as_interrupt
+from lqray.orchestration.ledger import Ledger
+from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import concurrent_trials, needed, processes_of
-from lqray.orchestration.tracking import Launch, end_killed_runs
-from lqray.training.loop import Report
+from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.worker import News, Outcome, WorkerTask
 
 _POLL_SECONDS = 0.5
 
 
 class RayLauncher:
-    """See `lqray.orchestration.launcher.Launcher`. verbose: show Ray's own log lines."""
+    """See `lqray.orchestration.launcher.Launcher`.
 
-    def __init__(self, launch: Launch, resources: Resources, observer: Observer, verbose: bool = False) -> None:
-        self._launch = launch
-        self._resources = resources
-        self._observer = observer
-        self._verbose = verbose
+    make_task: what workers need to know of a trial. shapes: trials that need as much as any of those to come. verbose:
+    show Ray's own log lines.
+    """
 
-    def launch(self, trials: Iterable[NamedTrial], on_result: Callable[[TrialResult], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        resources: Resources,
+        make_task: Callable[[Work], WorkerTask],
+        shapes: Collection[Trial],
+        warm: bool,
+        early_stopping: EarlyStopping | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self._ledger, self._resources, self._make_task = ledger, resources, make_task
+        self._shapes, self._warm, self._early_stopping, self._verbose = shapes, warm, early_stopping, verbose
+
+    def launch(self, queue: TrialQueue) -> None:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
-        chosen = list(trials)
-        if not chosen:
+        if queue.over:
             return
-        for named in chosen:
-            processes_of(named.trial, self._resources)
-        need = needed((named.trial for named in chosen), self._resources)
+        need = needed(self._shapes, self._resources)
         storage = tempfile.mkdtemp(prefix="lqray-")
-        missing = {named.trial.id: named for named in chosen}
-
-        def on_end(result: TrialResult) -> None:
-            del missing[result.named.trial.id]
-            self._observer.ended(result)
-            on_result(result)
-
         try:
             with sigterm_as_interrupt(), ray_cluster(need, self._verbose) as available:
-                concurrent = concurrent_trials(need, available, self._resources)
-                self._tune(chosen, concurrent, storage, on_end)
+                self._tune(queue, concurrent_trials(need, available, self._resources), storage)
         except KeyboardInterrupt:
-            pass
+            raise LaunchInterrupted from None
         finally:
             shutil.rmtree(storage, ignore_errors=True)
-        if missing:
-            for trial_id, run_id in end_killed_runs(self._launch, missing).items():
-                on_end(TrialResult(missing[trial_id], "KILLED", run_id=run_id))
+        if not queue.over:  # Tune takes Ctrl-C for itself
             raise LaunchInterrupted
 
-    def _tune(
-        self, chosen: list[NamedTrial], concurrent: int, storage: str, on_end: Callable[[TrialResult], None]
-    ) -> None:
+    def _tune(self, queue: TrialQueue, concurrent: int, storage: str) -> None:
         from ray import tune
 
-        from lqray.orchestration.trial import drive
-        from lqray.orchestration.tune_results import TuneResults
+        from lqray.orchestration.board import make_board
+        from lqray.orchestration.driver import TrialDriver
+        from lqray.orchestration.supply import Results, Supply
 
-        by_id = {named.trial.id: named for named in chosen}
-        board = _make_board()
-        trainable = tune.with_parameters(
-            drive, launch=self._launch, resources=self._resources, board=board, storage=storage
-        )
+        board = make_board()
+        news = _NewsDesk(board, self._ledger, queue)
+
+        def config(work: Work) -> dict[str, Any]:
+            return {"task": self._make_task(work), "processes": processes_of(work.named.trial, self._resources)}
+
+        def outcomes(work: Work) -> dict[int, Outcome] | None:
+            news.fetch()
+            return news.ended.pop((work.named.trial.id, work.start), None)
+
+        supply = Supply(queue, config)
+        driver = tune.with_parameters(TrialDriver, warm=self._warm, groups_folder=storage, board=board)
         # A place on the head node and no CPU: a driver only waits, and CPUs are what its workers wait for.
-        driver = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-        configs = [{"name": named.name, "config": named.trial.config()} for named in chosen]
+        place = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
         tuner = tune.Tuner(
-            tune.with_resources(trainable, driver),
-            param_space={"trial": tune.grid_search(configs)},
-            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
+            tune.with_resources(driver, place),
+            tune_config=tune.TuneConfig(
+                search_alg=supply,
+                scheduler=self._scheduler(),
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+            ),
             run_config=tune.RunConfig(
-                name=f"tune-{self._launch.launch_id}",
+                name="tune",
                 storage_path=storage,
                 verbose=0,
-                callbacks=[TuneResults(self._launch, by_id, on_end)],
+                callbacks=[Results(queue, supply, outcomes, result_of)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
         )
-        with _Watch(board, by_id, self._observer):
+        with news:
             tuner.fit()
 
+    def _scheduler(self) -> Any:
+        """ASHA, where early stopping is wanted. Its rungs have no end: how long a trial is, is the trial's affair."""
+        stopping = self._early_stopping
+        if stopping is None:
+            return None
+        from ray.tune.schedulers import AsyncHyperBandScheduler
 
-def _make_board() -> Any:
-    """An actor that trials post their news to, and the launcher reads."""
-    import ray
-
-    @ray.remote(num_cpus=0)
-    class Board:
-        def __init__(self) -> None:
-            self._news: list[tuple[str, Report | None]] = []
-
-        def started(self, trial_id: str) -> None:
-            self._news.append((trial_id, None))
-
-        def progressed(self, trial_id: str, report: Report) -> None:
-            self._news.append((trial_id, report))
-
-        def take(self) -> list[tuple[str, Report | None]]:
-            news, self._news = self._news, []
-            return news
-
-    return Board.remote()  # type: ignore[attr-defined]
+        return AsyncHyperBandScheduler(
+            time_attr="iteration",
+            metric=stopping.metric,
+            mode=stopping.mode,
+            max_t=10**9,
+            grace_period=stopping.grace_period,
+            reduction_factor=stopping.reduction_factor,
+            brackets=stopping.brackets,
+        )
 
 
-class _Watch:
-    """Passes the board's news to the observer, from a thread of its own, while the context lasts."""
+class _NewsDesk:
+    """Fetches what stands on the board and passes it on, from a thread of its own while the context lasts, and whenever
+    the end of a trial is to be recorded: everything said before it comes first. ended: by (trial, start)."""
 
-    def __init__(self, board: Any, by_id: dict[str, NamedTrial], observer: Observer) -> None:
-        self._board = board
-        self._by_id = by_id
-        self._observer = observer
+    def __init__(self, board: Any, ledger: Ledger, queue: TrialQueue) -> None:
+        self._board, self._ledger, self._queue = board, ledger, queue
+        self.ended: dict[tuple[str, int], dict[int, Outcome]] = {}
+        self._fetching = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._asked: Any = None
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -127,28 +139,28 @@ class _Watch:
         self._stop.set()
         self._thread.join(timeout=30.0)
 
-    def _run(self) -> None:
-        """Until the context ends and nothing is left to pass on. A slow answer, on a busy machine, is waited for: the
-        board has forgotten what it holds."""
+    def fetch(self) -> None:
+        """Pass on what stands there now. A slow answer, on a busy machine, is waited for: the board has forgotten what
+        it holds."""
         import ray
 
-        asked = None
-        while True:
-            ending = self._stop.wait(_POLL_SECONDS)
-            asked = self._board.take.remote() if asked is None else asked
-            try:
-                news = ray.get(asked, timeout=10.0)
-            except ray.exceptions.GetTimeoutError:
-                if ending:
-                    return
-                continue
-            except ray.exceptions.RayError:
-                return
-            asked = None
-            for trial_id, report in news:
-                if report is None:
-                    self._observer.started(self._by_id[trial_id])
+        with self._fetching:
+            running = self._queue.running_ids
+            answers = {one: self._ledger.answer(one, self._queue.stop_reason(one) is not None) for one in running}
+            for item in ray.get(self._board.exchange.remote(answers)):
+                if isinstance(item, News):
+                    self._ledger.heard(item)
+                    if item.report:
+                        self._queue.observer.progressed(item.trial_id, item.report)
                 else:
-                    self._observer.progressed(trial_id, report)
-            if ending and not news:
+                    trial_id, start, outcomes = item
+                    self.ended[trial_id, start] = outcomes
+
+    def _run(self) -> None:
+        import ray
+
+        while not self._stop.wait(_POLL_SECONDS):
+            try:
+                self.fetch()
+            except ray.exceptions.RayError:
                 return

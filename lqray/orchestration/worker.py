@@ -1,64 +1,315 @@
-"""What a worker process does under either launcher: train, and send rank 0's metrics to MLflow and to the terminal."""
+"""What a worker process does under every launcher: run its task's trial; rank 0 tells the launcher what it measures."""
 
 from __future__ import annotations
 
+import ctypes
+import json
+import math
+import os
+import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
+from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
-from lqray.training.loop import Report
+from lqray.orchestration.failures import Failure, MemoryLimitError, failure_of
+from lqray.orchestration.provenance import code_version
+from lqray.orchestration.stop_rules import StopRule
+from lqray.training.loop import Report, StoppedError
 
-_PROGRESS_SECONDS = 0.5
+_SEND_SECONDS = 0.5
+_SPOOL = "undelivered.jsonl"
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """Everything that a worker needs, as plain data. config: `Trial.config()`."""
+    """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
+    logs. start: counts how often the launch started the trial. backend: of the process group. code: `code_version()` of
+    the launcher."""
 
+    trial_id: str
+    name: str
     config: dict[str, Any]
     resources: Resources
-    uri: str
+    storage: Storage
+    folder: str
     run_id: str
+    start: int
+    backend: str
+    code: str
+    stop_rules: tuple[StopRule, ...] = ()
 
 
-def work(
-    task: WorkerTask,
-    rank: int,
-    device: str,
-    progress: Callable[[Report], None] | None = None,
-    on_evaluation: Callable[[Report], None] | None = None,
-) -> dict[str, float]:
-    """Train the task's trial on this rank and return the final metrics.
+@dataclass(frozen=True)
+class Point:
+    """Metrics of one step; time in milliseconds since the epoch."""
 
-    progress: called on rank 0, at most twice a second and at every evaluation, with the latest value of every metric.
-    on_evaluation: called on every rank for
-    every report with an evaluation.
+    step: int
+    time: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class News:
+    """From rank 0 to the launcher. start: of its task. report: the latest value of every metric, for people to see."""
+
+    trial_id: str
+    start: int
+    points: list[Point]
+    report: Report | None = None
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What rank 0 last heard from its launcher. delivered: how many of its points MLflow has."""
+
+    delivered: int = 0
+    stop: bool = False
+
+
+class Link(Protocol):
+    """Rank 0's line to the launcher. Neither method waits."""
+
+    def send(self, news: News) -> None:
+        """Send, in order."""
+
+    def heard(self) -> Heard:
+        """The launcher's latest word."""
+
+    def close(self) -> None:
+        """Wait until all that was sent has arrived."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended on one rank: with metrics, a failure, or stopped (by which
+    rule; "" for the launcher's wish)."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+    stopped: str | None = None
+
+
+def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged: bool = True) -> Outcome:
+    """Train the task's trial on this rank, from its last checkpoint where it has one. Raises only KeyboardInterrupt.
+
+    link: on rank 0. logged: whether this process's output goes to the trial's log while it trains; not for a process
+    that talks to the user.
     """
+    say = (lambda line: sys.stdout.write(line + "\n")) if logged else (lambda line: None)
+    reporter = Reporter(task, link, say) if link else None
+    try:
+        with ExitStack() as stack:
+            if logged:
+                stack.enter_context(_output_to(Path(task.folder) / f"rank-{rank}.log", task, rank))
+            return Outcome(metrics=_train(task, rank, device, reporter, stack))
+    except StoppedError:
+        return Outcome(stopped=reporter.broken_rule or "" if reporter else "")
+    except Exception as error:
+        return Outcome(failure=failure_of(error, rank))
+    finally:
+        if reporter:
+            reporter.close()
+
+
+def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, stack: ExitStack) -> dict[str, float]:
+    if code_version() != task.code:
+        raise RuntimeError(
+            f"lqray's code here is {code_version()}, the launch's {task.code}: it was edited while the sweep runs, or "
+            "this machine has another version. Start `lqray run` again, or install the same version everywhere"
+        )
     import torch
 
-    from lqray.orchestration.tracking import MetricWriter
+    from lqray.training.checkpoint import Checkpoints
     from lqray.training.worker import run_worker
 
-    with ExitStack() as stack:
-        writer = stack.enter_context(MetricWriter(task.uri, task.run_id)) if rank == 0 else None
-        shown = 0.0
-        latest: dict[str, float] = {}
+    resources, storage = task.resources, task.storage
+    if resources.memory_gib_per_process:
+        stack.enter_context(_memory_limit(resources.memory_gib_per_process, task, rank))
+    checkpoints = Checkpoints(
+        Path(task.folder), storage.checkpoint_every, storage.keep, reporter.secure if reporter else None
+    )
+    return run_worker(
+        Trial.model_validate(task.config),
+        reporter.report if reporter else _nothing,
+        torch.device(device),
+        resources.cpus_per_process,
+        resources.timeout_seconds,
+        checkpoints,
+        stop=reporter.stop if reporter else _never,
+        backend=task.backend,
+    )
 
-        def report(update: Report) -> None:
-            nonlocal shown
-            if writer:
-                writer.write(update.iteration, update.metrics)
-            latest.update(update.metrics)
-            now = time.monotonic()
-            if rank == 0 and progress and (update.evaluated or now - shown > _PROGRESS_SECONDS):
-                shown = now
-                progress(replace(update, metrics=dict(latest)))
-            if update.evaluated and on_evaluation:
-                on_evaluation(update)
 
-        trial = Trial.model_validate(task.config)
-        resources = task.resources
-        return run_worker(trial, report, torch.device(device), resources.cpus_per_process, resources.timeout_seconds)
+def _nothing(report: Report) -> None:
+    """Other ranks than 0 have nothing to tell."""
+
+
+def _never() -> bool:
+    """Only rank 0 is asked."""
+    return False
+
+
+class Reporter:
+    """Rank 0's reports on their way to the launcher.
+
+    A point is kept until MLflow has it. Before a checkpoint is written, those that it does not have yet are written
+    beside it: a run that continues there sends them first, so that none is lost, wherever the launcher or MLflow was.
+    """
+
+    def __init__(self, task: WorkerTask, link: Link, say: Callable[[str], object]) -> None:
+        self._task, self._link, self._say = task, link, say
+        self._spool = Path(task.folder) / _SPOOL
+        self._kept: deque[tuple[int, Point]] = deque()
+        self._count = self._sent = 0
+        self._shown = 0.0
+        self._latest: dict[str, float] = {}
+        self._last: Report | None = None
+        self.broken_rule: str | None = None
+        for point in _read_spool(self._spool):
+            self._keep(point)
+
+    def report(self, update: Report) -> None:
+        """Send it, with others, at most twice a second, but at once with an evaluation. NaN is not for MLflow, whose
+        charts and comparisons cannot show it."""
+        finite = {key: float(value) for key, value in update.metrics.items() if not math.isnan(value)}
+        self._keep(Point(update.iteration, int(time.time() * 1000), finite))
+        self._latest |= update.metrics
+        self._last = replace(update, metrics=dict(self._latest))
+        for rule in self._task.stop_rules:
+            if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
+                self.broken_rule = str(rule)
+        if update.evaluated or time.monotonic() - self._shown > _SEND_SECONDS:
+            self._send()
+        if update.evaluated:
+            self._say(_line(update))
+
+    def stop(self) -> bool:
+        """Whether a rule is broken or the launcher wants the trial to stop."""
+        if time.monotonic() - self._shown > _SEND_SECONDS:
+            self._send()
+        return self.broken_rule is not None or self._link.heard().stop
+
+    def secure(self) -> None:
+        """Write what MLflow does not have yet beside the checkpoint that is about to be written."""
+        self._forget_delivered()
+        if not self._kept:
+            self._spool.unlink(missing_ok=True)
+            return
+        self._spool.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._spool.with_suffix(".tmp")
+        with aside.open("w", encoding="utf-8") as stream:
+            for _, point in self._kept:
+                stream.write(json.dumps(vars(point)) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(self._spool)
+
+    def close(self) -> None:
+        """Send the rest, and wait until the launcher has it."""
+        self._send()
+        self._link.close()
+
+    def _keep(self, point: Point) -> None:
+        self._count += 1
+        self._kept.append((self._count, point))
+
+    def _send(self) -> None:
+        self._shown = time.monotonic()
+        self._forget_delivered()
+        points = [point for number, point in self._kept if number > self._sent]
+        self._sent = self._count
+        self._link.send(News(self._task.trial_id, self._task.start, points, self._last, _host()))
+        self._last = None
+
+    def _forget_delivered(self) -> None:
+        delivered = self._link.heard().delivered
+        while self._kept and self._kept[0][0] <= delivered:
+            self._kept.popleft()
+
+
+def _host() -> str:
+    import socket
+
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _read_spool(file: Path) -> Iterator[Point]:
+    if not file.exists():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        yield Point(**json.loads(line))
+
+
+@contextmanager
+def _memory_limit(gib: float, task: WorkerTask, rank: int) -> Iterator[None]:
+    """Within it, this process's resident memory is looked at five times a second; beyond the limit, MemoryLimitError is
+    raised in this thread as soon as it runs Python."""
+    over = threading.Event()
+    thread = threading.get_ident()
+    exceeded: list[float] = []
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            used = _resident_bytes() / 2**30
+            if used > gib:
+                exceeded.append(used)
+                raising = ctypes.pythonapi.PyThreadState_SetAsyncExc
+                raising(ctypes.c_ulong(thread), ctypes.py_object(MemoryLimitError))
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except MemoryLimitError:
+        raise MemoryLimitError(
+            f"rank {rank} of {task.name} uses {exceeded[0]:.2f} GiB, resources.memory_gib_per_process allows {gib:g}"
+        ) from None
+    finally:
+        over.set()
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+@contextmanager
+def _output_to(file: Path, task: WorkerTask, rank: int) -> Iterator[None]:
+    """Within it, whatever this process writes to its standard output and error goes to the end of a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {task.name} ({task.trial_id}), rank {rank}, {_host()}\n")
+        stream.flush()
+        saved = [(number, os.dup(number)) for number in (1, 2)]
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, _ in saved:
+                os.dup2(stream.fileno(), number)
+            yield
+        except Exception as error:
+            stream.write(failure_of(error).traceback)
+            stream.flush()
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, original in saved:
+                os.dup2(original, number)
+                os.close(original)
+
+
+def _line(report: Report) -> str:
+    chosen = {key: value for key, value in sorted(report.metrics.items()) if key.startswith(("train", "test"))}
+    shown = "  ".join(f"{key} {value:.5g}" for key, value in chosen.items())
+    return f"step {report.iteration}/{report.iterations}  {shown}"

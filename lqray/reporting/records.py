@@ -48,6 +48,14 @@ def read_records(uri: str, experiment: str, launch_id: str | None = None) -> lis
             return records
 
 
+def latest_attempts(records: list[Record]) -> list[Record]:
+    """Of the runs of each trial the latest, in the order of the first ones. records: oldest first."""
+    latest: dict[str, Record] = {}
+    for record in records:
+        latest[record.trial_id] = record
+    return list(latest.values())
+
+
 def experiment_id(uri: str, experiment: str) -> str:
     """MLflow's id of an experiment. Raises UnknownExperimentError."""
     from mlflow import MlflowClient

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Checkpoints:
     folder: Path
     every: int = 1000
     keep: int = 2
+    before_save: Callable[[], None] | None = None
+    """Called on rank 0 before it writes: what must not be later than the checkpoint on disk."""
 
     def save(
         self, trial: str, iteration: int, shared: Any, own: Any, group: dist.ProcessGroup, best: bool = False
@@ -51,6 +54,8 @@ class Checkpoints:
         owns = _gathered(own, group)
         if group.rank() != 0:
             return
+        if self.before_save:
+            self.before_save()
         body = _packed({"trial": trial, "iteration": iteration, "shared": shared, "ranks": owns})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

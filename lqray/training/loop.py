@@ -33,9 +33,18 @@ from lqray.training.telemetry import PhaseTimer, RunningMean, quantizer_metrics,
 from lqray.training.variance import variance_metrics
 from lqray.training.wires import Wires, connect
 
-__all__ = ["DivergedError", "Report", "train"]
+__all__ = ["DivergedError", "Report", "StoppedError", "train"]
 
 _MOST_SKIPPED = 100
+_STOP_EVERY = 10
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and did after `iteration` steps, with a checkpoint where there is a folder for it."""
+
+    def __init__(self, iteration: int) -> None:
+        super().__init__(f"stopped after {iteration} iterations")
+        self.iteration = iteration
 
 
 @dataclass(frozen=True)
@@ -70,15 +79,17 @@ def train(
     report: Callable[[Report], None],
     checkpoints: Checkpoints | None = None,
     after_step: Callable[[], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """Train one trial on this rank of `group`, whose ranks share its workers evenly. Returns the final metrics.
 
     checkpoints: where to write them, and to continue from the newest if there is one; then everything that follows is
-    the same bits as without the interruption. after_step: called after every step, for a profiler.
+    the same bits as without the interruption. after_step: called after every step, for a profiler. stop: given to all
+    ranks or to none, and asked on rank 0 now and then; once it says True, all ranks stop after the same step.
 
     Raises DivergedError for a gradient or loss that is not finite, ReplicasDivergedError when ranks no longer hold
     equal weights, RankLostError when another rank ends, CheckpointError for checkpoints of another trial, ValueError
-    for workers that do not divide evenly.
+    for workers that do not divide evenly, StoppedError when asked to stop.
     """
     torch.manual_seed(derive_seed(trial.seed, "model"))
     dataset = load_dataset(trial.data).to(device)
@@ -86,7 +97,7 @@ def train(
     with naming_lost_ranks(group), connect(trial, network, group) as wires:
         run = _Run(trial, wires, device, dataset, report)
         first = run.resume(checkpoints) if checkpoints else 0
-        return run.steps(first, checkpoints, after_step)
+        return run.steps(first, checkpoints, after_step, stop)
 
 
 class _Run:
@@ -106,7 +117,11 @@ class _Run:
         self._report = report
 
     def steps(
-        self, first: int, checkpoints: Checkpoints | None, after_step: Callable[[], None] | None
+        self,
+        first: int,
+        checkpoints: Checkpoints | None,
+        after_step: Callable[[], None] | None,
+        stop: Callable[[], bool] | None,
     ) -> dict[str, float]:
         feed = self.dataset.feed(self.batches.draws(first, self.iterations, self.wires.workers))
         for iteration in range(first, self.iterations):
@@ -121,6 +136,10 @@ class _Run:
                 self.save(done, checkpoints)
             if after_step:
                 after_step()
+            if stop and done < self.iterations and (evaluated or done % _STOP_EVERY == 0) and self.agreed(stop):
+                if checkpoints:
+                    self.save(done, checkpoints)
+                raise StoppedError(done)
 
         self.wires.share_buffers()
         check_replicas(self.network, self.group, self.device)
@@ -138,6 +157,14 @@ class _Run:
             self.save(self.iterations, checkpoints)
         self.report(self.iterations, final, evaluated=True, final=True)
         return final
+
+    def agreed(self, stop: Callable[[], bool]) -> bool:
+        """Rank 0's answer, on every rank. Collective."""
+        if self.group.size() == 1:
+            return stop()
+        answer = torch.tensor([self.group.rank() == 0 and stop()], dtype=torch.uint8, device=self.device)
+        dist.broadcast(answer, group=self.group, group_src=0)
+        return bool(answer)
 
     def step(self, iteration: int, feed: Iterator[Batch]) -> None:
         """One optimizer step, and what is measured of it."""

@@ -28,24 +28,27 @@ def run_worker(
     timeout_seconds: float = 600.0,
     checkpoints: Checkpoints | None = None,
     after_step: Callable[[], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    backend: str | None = None,
 ) -> dict[str, float]:
     """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
 
     threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another.
-    timeout_seconds: of collectives, for a process group made here. checkpoints, after_step: as of `train`.
+    timeout_seconds, backend: of a process group made here; by default nccl on GPUs, gloo elsewhere. checkpoints,
+    after_step, stop: as of `train`.
     """
     torch.set_num_threads(threads)
-    with _process_group(device, timedelta(seconds=timeout_seconds)) as group:
-        return train(trial, group, device, report, checkpoints, after_step)
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    with _process_group(backend, timedelta(seconds=timeout_seconds)) as group:
+        return train(trial, group, device, report, checkpoints, after_step, stop)
 
 
 @contextmanager
-def _process_group(device: torch.device, timeout: timedelta) -> Iterator[dist.ProcessGroup]:
+def _process_group(backend: str, timeout: timedelta) -> Iterator[dist.ProcessGroup]:
     """The process group that exists, or one made from torchrun's variables, or one of this process alone."""
     if dist.is_initialized():
         yield _world()
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:

@@ -13,11 +13,8 @@ from mlflow import MlflowClient
 from lqray.experiment.grid import Experiment, read_experiment
 from lqray.experiment.options import Resources
 from lqray.experiment.schema import Trial
-from lqray.experiment.store import absolute_store
-from lqray.orchestration.inline import InlineLauncher
-from lqray.orchestration.placement import PlacementError, concurrent_trials, needed, processes_of
-from lqray.orchestration.sweep import RayLauncher
-from lqray.orchestration.tracking import Launch, MetricWriter, open_launch, start_run
+from lqray.orchestration.placement import PlacementError, backend_of, concurrent_trials, device_of, needed, processes_of
+from lqray.orchestration.run import Plan, Ran, RunOptions, make_plan, run_plan
 
 TEXT = """
 name: contract
@@ -33,7 +30,7 @@ sweep:
   - matrix: {quantizer.method: [alq, sgd]}
   - matrix: {optimizer.lr: [1.0e+30], quantizer.method: [full_precision]}
 """
-LAUNCHERS = {"inline": InlineLauncher, "ray": RayLauncher}
+LAUNCHERS = ["inline", "isolated", "warm"]
 
 
 class Silent:
@@ -41,36 +38,50 @@ class Silent:
         self.names = []
         self.reports = 0
 
-    def started(self, named):
+    def started(self, named, continued):
         self.names.append(named.name)
 
     def progressed(self, trial_id, report):
         self.reports += 1
 
+    def retrying(self, named, failure, seconds):
+        raise AssertionError(failure.traceback)
+
     def ended(self, result):
         pass
 
 
-def prepare(folder: Path, name: str) -> tuple[Experiment, Launch]:
+def prepare(folder: Path, name: str, text: str = TEXT) -> Experiment:
     path = folder / f"{name}.yaml"
-    path.write_text(TEXT)
-    experiment = read_experiment(path)
-    uri = absolute_store("sqlite:///runs.db", folder)
-    return experiment, open_launch(uri, name, str(path), TEXT, {"lqray.host": "here"})
+    text = text.replace("name: contract", f"name: {name}")
+    path.write_text(f"{text}tracking: {{uri: 'sqlite:///{folder}/runs.db'}}\nstorage: {{folder: {folder}/storage}}\n")
+    return read_experiment(path)
+
+
+def launch(experiment: Experiment, launcher: str, observer=None, **options) -> tuple[Plan, Ran]:
+    chosen = RunOptions(launcher, **options)
+    plan = make_plan(experiment, chosen)
+    source = Path(experiment.document.file).read_text()
+    return plan, run_plan(experiment, source, plan, chosen, observer or Silent())
+
+
+def runs_of(plan: Plan, name: str) -> dict:
+    client = MlflowClient(plan.uri)
+    found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert len({run.data.tags["lqray.trial_name"] for run in found}) == len(found)
+    return {run.data.tags["lqray.trial_name"]: run for run in found}
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Results, MLflow runs and observer of both launchers, on the same trials."""
+    """Results, MLflow runs and observer of all launchers, on the same trials."""
     folder = tmp_path_factory.mktemp("store")
     outcome = {}
-    for name, launcher in LAUNCHERS.items():
-        experiment, launch = prepare(folder, name)
-        results, observer = [], Silent()
-        launcher(launch, experiment.resources, observer).launch(experiment.trials(), results.append)
-        client = MlflowClient(launch.uri)
-        runs = {r.data.tags["lqray.trial_name"]: r for r in client.search_runs([launch.experiment_id])}
-        outcome[name] = ({r.named.name: r for r in results}, runs, observer, client)
+    for name in LAUNCHERS:
+        observer = Silent()
+        plan, ran = launch(prepare(folder, name), name, observer)
+        results = {result.named.name: result for result in ran.results}
+        outcome[name] = (results, runs_of(plan, name), observer, MlflowClient(plan.uri))
     return outcome
 
 
@@ -84,7 +95,7 @@ def test_every_trial_is_one_flat_run_with_its_status(launched, name):
     assert sorted(results) == sorted(runs) == sorted(observer.names) == sorted(NAMES)
     assert observer.reports > 0
     for trial_name, status in zip(NAMES, ["FINISHED", "FINISHED", "FAILED"], strict=True):
-        assert results[trial_name].status == runs[trial_name].info.status == status, results[trial_name].error
+        assert results[trial_name].status == runs[trial_name].info.status == status, results[trial_name].failure
         assert results[trial_name].run_id == runs[trial_name].info.run_id
         assert "mlflow.parentRunId" not in runs[trial_name].data.tags
 
@@ -97,7 +108,7 @@ def test_runs_carry_parameters_tags_metrics_and_artifacts(launched, name):
     assert run.data.params["schedule.decay_at"] == "[]"
     assert set(run.data.params) == set(result.named.trial.flat())
     assert run.data.tags["lqray.trial_id"] == result.named.trial.id
-    assert run.data.tags["lqray.host"] == "here"
+    assert run.data.tags["lqray.launch"]
     for key, value in result.metrics.items():
         assert run.data.metrics[key] == value
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
@@ -110,17 +121,35 @@ def test_a_failed_trial_says_why(launched, name):
     results, runs, _, client = launched[name]
     run = runs["full_precision-lr1e+30"]
     assert "DivergedError" in run.data.tags["lqray.error"]
+    assert run.data.tags["lqray.failure"] == "non_finite"
     assert "traceback.txt" in {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert "loop.py" in results["full_precision-lr1e+30"].error
+    assert "loop.py" in results["full_precision-lr1e+30"].failure.traceback
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if not key.startswith("time/")}
 
 
 def test_launchers_give_the_same_bits(launched):
     for trial_name in NAMES[:2]:
-        inline, ray = (
-            {k: v for k, v in launched[name][0][trial_name].metrics.items() if not k.startswith("time/")}
-            for name in LAUNCHERS
-        )
-        assert inline == ray
+        inline, isolated, warm = (timeless(launched[name][0][trial_name].metrics) for name in LAUNCHERS)
+        assert inline == isolated == warm
+
+
+def test_workers_leave_a_log_and_checkpoints(launched):
+    for name in LAUNCHERS:
+        folder = Path(launched[name][1]["alq-lr0.1"].data.tags["lqray.folder"])
+        assert "step 15/30" in (folder / "rank-0.log").read_text()
+        assert (folder / "step-0000000030.pt").exists()
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_second_launch_has_nothing_to_do_but_what_failed(launched, name):
+    folder = Path(launched[name][1]["alq-lr0.1"].data.tags["lqray.folder"]).parents[2]
+    experiment = read_experiment(folder / f"{name}.yaml")
+    plan = make_plan(experiment, RunOptions())
+    assert [one.what for one in plan.trials] == ["done", "done", "retry"]
+    assert [named.name for named in plan.due] == NAMES[2:]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -169,18 +198,6 @@ def marked(mark: Path) -> list[str]:
     return found
 
 
-def test_metrics_are_buffered_and_all_arrive(tmp_path):
-    experiment, launch = prepare(tmp_path, "buffer")
-    run_id = start_run(launch, next(experiment.trials()))
-    client = MlflowClient(launch.uri)
-    with MetricWriter(launch.uri, run_id) as writer:
-        for step in range(1500):
-            writer.write(step, {"a": float(step), "b": float("nan")})
-    history = client.get_metric_history(run_id, "a")
-    assert [m.value for m in history] == [float(step) for step in range(1500)]
-    assert "b" not in client.get_run(run_id).data.metrics
-
-
 def test_placement():
     trial = Trial.model_validate(
         {
@@ -199,5 +216,19 @@ def test_placement():
     with pytest.raises(PlacementError, match="needs 8 CPU, the cluster has 4"):
         concurrent_trials(need, {"CPU": 4.0}, Resources())
     assert [processes_of(trial, Resources(processes=p)) for p in (None, 1, 2, 4)] == [4, 1, 2, 4]
+    shared = Resources(gpus_per_process=0.4)
+    need = needed([trial], shared)
+    assert concurrent_trials(need, {"CPU": 64, "GPU": 4.0}, shared) == 2  # two processes on each GPU, not 2.5
+    with pytest.raises(PlacementError, match="2 fit on one"):
+        concurrent_trials(needed([trial], shared), {"CPU": 64, "GPU": 1.7}, shared)
+    assert [device_of(rank, shared) for rank in range(4)] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    assert [backend_of(Resources(gpus_per_process=share)) for share in (0, 0.5, 1, 2)] == [
+        "gloo",
+        "gloo",
+        "nccl",
+        "nccl",
+    ]
+    with pytest.raises(PlacementError, match="a share of one below 1"):
+        concurrent_trials({"CPU": 1.0, "GPU": 1.5}, {"CPU": 4, "GPU": 4}, Resources(gpus_per_process=1.5))
     with pytest.raises(PlacementError, match="allowed: 1, 2, 4,"):
         processes_of(trial, Resources(processes=3))

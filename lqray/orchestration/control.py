@@ -1,0 +1,79 @@
+"""What one `lqray` process wishes of another's launch, passed through tags of the MLflow experiment."""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import json
+import secrets
+import zlib
+from collections.abc import Callable, Iterator
+
+from lqray.experiment.grid import NamedTrial
+from lqray.orchestration.store_access import client_of
+from lqray.orchestration.tracking import Launch
+
+_STOP, _PLAN = "lqray.stop", "lqray.plan"
+_PART = 4000  # MLflow's limit for a tag of an experiment is 5,000 characters
+
+
+def matching(pattern: str) -> Callable[[NamedTrial], bool]:
+    """Trials whose name a shell pattern matches, or whose id begins with it."""
+    return lambda named: (
+        fnmatch.fnmatchcase(named.name, pattern) or (len(pattern) >= 4 and named.trial.id.startswith(pattern))
+    )
+
+
+def ask_to_stop(uri: str, experiment_id: str, pattern: str) -> None:
+    """Ask every launch of the experiment to stop the trials that `pattern` matches."""
+    wish = json.dumps({"id": secrets.token_hex(8), "pattern": pattern})
+    client_of(uri).set_experiment_tag(experiment_id, _STOP, wish)
+
+
+def publish_plan(launch: Launch) -> None:
+    """Tell older launches of the experiment what its file says now: what they have not begun and is no longer in it,
+    they drop."""
+    client = client_of(launch.uri)
+    packed = base64.b85encode(zlib.compress(launch.source.encode())).decode()
+    parts = [packed[start : start + _PART] for start in range(0, len(packed), _PART)]
+    for number, part in enumerate(parts):
+        client.set_experiment_tag(launch.experiment_id, f"{_PLAN}.{number}", part)
+    client.set_experiment_tag(
+        launch.experiment_id, _PLAN, json.dumps({"launch": launch.launch_id, "parts": len(parts)})
+    )
+
+
+class Wishes:
+    """New wishes of others, as seen from one launch: those made before it began are not its own."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._client = client_of(launch.uri)
+        tags = self._tags()
+        self._stop, self._plan = tags.get(_STOP), tags.get(_PLAN)
+        self._seen = tags
+
+    def stops(self) -> Iterator[tuple[Callable[[NamedTrial], bool], str]]:
+        """(which trials, why), as they come. Reads the store."""
+        self._seen = self._tags()
+        wish = self._seen.get(_STOP)
+        if wish and wish != self._stop:
+            self._stop = wish
+            pattern = json.loads(wish)["pattern"]
+            yield matching(pattern), "lqray stop"
+
+    def newer_plan(self) -> str | None:
+        """The text of the experiment file that a newer launch uses, when there is one; as of the last `stops`."""
+        plan = self._seen.get(_PLAN)
+        if plan is None or plan == self._plan:
+            return None
+        self._plan = plan
+        told = json.loads(plan)
+        if told["launch"] == self._launch.launch_id:
+            return None
+        packed = "".join(self._seen[f"{_PLAN}.{number}"] for number in range(told["parts"]))
+        return zlib.decompress(base64.b85decode(packed)).decode()
+
+    def _tags(self) -> dict[str, str]:
+        tags: dict[str, str] = self._client.get_experiment(self._launch.experiment_id).tags
+        return tags

@@ -1,0 +1,123 @@
+"""The Tune trainable: drives one trial after the other on a worker group. Imports Ray at once: import it where Ray is
+needed anyway."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray import tune
+
+from lqray.orchestration.failures import failure_of
+from lqray.orchestration.group import Group, wait_for_event
+from lqray.orchestration.worker import Outcome, WorkerTask
+
+_STOP_SECONDS = 60.0
+
+
+class TrialDriver(tune.Trainable):  # type: ignore[misc]
+    """Config: {"task": WorkerTask, "processes": int}. An actor of its own, which holds no CPU; its workers hold theirs.
+
+    Tune gives it the next trial when one is over. warm: the worker group stays, as long as the next trial is of as many
+    processes and none failed; otherwise each trial has one of its own. A result is an evaluation, with all metrics by
+    name and "iteration", and {"done": True} at the end; how the trial ended goes to the board.
+    """
+
+    def setup(self, config: dict[str, Any], warm: bool, groups_folder: str, board: Any) -> None:
+        """Tune's hook."""
+        self._warm, self._folder, self._board = warm, groups_folder, board
+        self._group: Group | None = None
+        self._count = 0
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Tune's hook: the next trial. False, and Tune takes a new actor, when the last one cannot be stopped."""
+        try:
+            self._stop()
+        except TimeoutError:
+            return False
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Tune's hook: until the next evaluation, or the end."""
+        outcomes: dict[int, Outcome] = {}
+        if self._number is None:
+            try:
+                self._give()
+            except Exception as error:
+                return self._ended({0: Outcome(failure=failure_of(error))})
+        group = self._group
+        assert group is not None
+        while len(outcomes) < group.processes:
+            event = wait_for_event(group)
+            if event is None:
+                failed = any(outcome.failure for outcome in outcomes.values())
+                for rank, failure in ({} if failed else group.failures()).items():
+                    outcomes[rank] = Outcome(failure=failure)
+                break
+            number, rank, what = event
+            if number != self._number:
+                continue
+            if isinstance(what, Outcome):
+                outcomes[rank] = what
+            elif not outcomes:
+                return {"iteration": what.iteration, **what.metrics}
+        return self._ended(outcomes)
+
+    def cleanup(self) -> None:
+        """Tune's hook: no trial follows."""
+        try:
+            self._stop()
+        except TimeoutError:
+            return
+        self._end_group()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._task: WorkerTask = config["task"]
+        self._processes: int = config["processes"]
+        self._number: int | None = None
+
+    def _give(self) -> None:
+        """Hand the trial to a group, made now if there is none that fits."""
+        if self._group and (not self._group.alive or self._group.processes != self._processes):
+            self._end_group()
+        if self._group is None:
+            self._count += 1
+            name = f"{self._task.trial_id}-{self._task.start}-{self.trial_id}-{self._count}"
+            self._group = Group(self._processes, self._task.resources, name, self._folder, self._board)
+        self._number = ray.get(self._group.mailbox.put.remote(self._task))
+
+    def _ended(self, outcomes: dict[int, Outcome]) -> dict[str, Any]:
+        if self._group and (not self._warm or not self._group.alive or _out_of_step(outcomes)):
+            self._end_group()
+        self._number = None
+        ray.get(self._board.ended.remote(self._task.trial_id, self._task.start, outcomes))
+        first = outcomes.get(0, Outcome())
+        return {**first.metrics, "done": True}
+
+    def _stop(self) -> None:
+        """If a trial is on the way, let it stop: Tune does not want more of it. Raises TimeoutError."""
+        if self._number is None or self._group is None:
+            return
+        self._board.halt.remote(self._task.trial_id, self._task.start)
+        heard: set[int] = set()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while len(heard) < self._group.processes and (event := wait_for_event(self._group)) is not None:
+            if event[0] == self._number and isinstance(event[2], Outcome):
+                heard.add(event[1])
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        self._number = None
+        if not self._warm:
+            self._end_group()
+
+    def _end_group(self) -> None:
+        if self._group:
+            self._group.end()
+        self._group = None
+
+
+def _out_of_step(outcomes: dict[int, Outcome]) -> bool:
+    return any(outcome.failure and outcome.failure.kind != "non_finite" for outcome in outcomes.values())

@@ -1,0 +1,200 @@
+"""What `lqray status`, `logs` and `failures` show, read from the store and the trials' folders."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from lqray.orchestration.failures import ADVICE, Kind
+from lqray.orchestration.states import TrialState, read_states
+from lqray.orchestration.store_access import client_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PROGRESS = ("lqray.progress", "lqray.error", "lqray.failure", "lqray.early", "lqray.stopped", "lqray.attempt")
+_SILENT_SECONDS = 60.0
+_SHOWN = ("test/accuracy", "train/loss")
+
+
+class UnknownRunError(LookupError):
+    """No experiment, or no trial, of this name or id in the store."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, by its last word. rate: steps per second since it started or continued; heard: seconds ago."""
+
+    iteration: int
+    iterations: int
+    host: str
+    rate: float | None
+    heard: float
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at this rate."""
+        return (self.iterations - self.iteration) / self.rate if self.rate else None
+
+
+def progress_of(state: TrialState, now: float) -> Progress | None:
+    """What the run last said of itself; None before its first word."""
+    text = state.tags.get("lqray.progress")
+    if not text:
+        return None
+    said = json.loads(text)
+    return Progress(
+        said["iteration"], said["iterations"], said["host"].partition(":")[0], said.get("rate"), now - said["time"]
+    )
+
+
+def known_experiments(uri: str) -> list[str]:
+    """Names of the store's experiments that have runs of lqray."""
+    found = client_of(uri).search_experiments()
+    return [one.name for one in found if one.name not in ("Default", "lqray-leases")]
+
+
+def states_or_error(uri: str, experiment: str, tags: Collection[str] = _PROGRESS) -> dict[str, TrialState]:
+    """As `read_states`. Raises UnknownRunError, with the names that there are, for an experiment without trials."""
+    states = read_states(uri, experiment, tags)
+    if not states:
+        known = ", ".join(sorted(known_experiments(uri))) or "none"
+        raise UnknownRunError(f"no trials of an experiment {experiment!r} in {uri}; there are: {known}")
+    return states
+
+
+def status_table(uri: str, experiments: Sequence[str]) -> Table:
+    """A row for each trial that runs, or failed, or was stopped, and a line of counts for each experiment."""
+    from rich.table import Table
+
+    now = time.time()
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("trial", "state", "step", "steps/s", "ETA", "last metric", "host"):
+        table.add_column(title, no_wrap=True, justify="right" if title in ("step", "steps/s", "ETA") else "left")
+    client = client_of(uri)
+    for experiment in experiments:
+        states = read_states(uri, experiment, _PROGRESS)
+        counts: dict[str, int] = {}
+        for state in states.values():
+            word = _word(state, now)
+            counts[word] = counts.get(word, 0) + 1
+        summary = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no trials"
+        table.add_row(f"[bold]{experiment}[/]: {summary}")
+        for state in sorted(states.values(), key=lambda one: one.started):
+            if state.status != "FINISHED":
+                table.add_row(*_row(state, now, client), style=_STYLES.get(_word(state, now)))
+    return table
+
+
+_STYLES = {"failed": "red", "silent": "yellow", "killed": "yellow", "stopped": "yellow"}
+
+
+def _word(state: TrialState, now: float) -> str:
+    if state.status == "RUNNING":
+        said = progress_of(state, now)
+        silent = now - state.started if said is None else said.heard
+        return "silent" if silent > _SILENT_SECONDS else "running"
+    if "lqray.early" in state.tags:
+        return "stopped early"
+    return "stopped" if "lqray.stopped" in state.tags else state.status.lower()
+
+
+def _row(state: TrialState, now: float, client: object) -> list[str]:
+    said = progress_of(state, now)
+    word = _word(state, now)
+    last = ""
+    if word in ("running", "silent"):
+        metrics = client.get_run(state.run_id).data.metrics  # type: ignore[attr-defined]
+        last = "  ".join(f"{key.partition('/')[2]} {metrics[key]:.4g}" for key in _SHOWN if key in metrics)
+    elif word == "failed":
+        last = f"{state.tags.get('lqray.failure', '')}: {state.tags.get('lqray.error', '')}"[:90]
+    else:
+        last = state.tags.get("lqray.early") or state.tags.get("lqray.stopped") or ""
+    if said is None:
+        return [f"  {state.name}", word, "", "", "", last, ""]
+    running = word == "running"
+    return [
+        f"  {state.name}",
+        word,
+        f"{said.iteration}/{said.iterations}",
+        f"{said.rate:.3g}" if running and said.rate else "",
+        _duration(said.eta) if running and said.eta is not None else "",
+        last,
+        said.host,
+    ]
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def find_trial(uri: str, trial: str, experiment: str | None = None) -> TrialState:
+    """The latest run of the trial of a name, an id or its beginning, or a run id; of any experiment, unless one is
+    given. Raises UnknownRunError unless it is exactly one."""
+    tags = ("lqray.folder",)
+    found: list[TrialState] = []
+    for name in [experiment] if experiment else known_experiments(uri):
+        for state in read_states(uri, name, tags).values():
+            by_id = len(trial) >= 4 and (state.trial_id.startswith(trial) or state.run_id.startswith(trial))
+            if state.name == trial or by_id:
+                found.append(state)
+    if len(found) == 1:
+        return found[0]
+    several = ", ".join(f"{one.name} ({one.trial_id})" for one in found[:5])
+    what = f"{len(found)} trials are called {trial!r}: {several}; give an id" if found else f"no trial {trial!r}"
+    raise UnknownRunError(f"{what} in {uri}; `lqray status` lists those that are not finished, `lqray expand` all")
+
+
+def log_files(state: TrialState) -> list[Path]:
+    """The logs of a trial's ranks. Raises UnknownRunError where they cannot be seen from here."""
+    folder = state.tags.get("lqray.folder", "")
+    files = sorted(Path(folder).glob("rank-*.log")) if folder else []
+    if not files:
+        raise UnknownRunError(
+            f"{state.name} has no logs in {folder or 'any folder'}: it trained in the launcher's own process "
+            "(--launcher inline, one process), has not begun, or its folder is on another machine"
+        )
+    return files
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A failed trial as it is recorded."""
+
+    name: str
+    kind: Kind
+    error: str
+    where: str
+    traceback: str
+
+
+def failed_trials(uri: str, experiment: str) -> Iterator[FailedTrial]:
+    """Sorted by kind, in the order of `Kind`. Raises UnknownRunError."""
+    tags = ("lqray.failure", "lqray.error", "lqray.failed_host", "lqray.failed_rank")
+    failed = [one for one in states_or_error(uri, experiment, tags).values() if one.status == "FAILED"]
+    kinds = get_args(Kind)
+    for state in sorted(failed, key=lambda one: (kinds.index(one.tags.get("lqray.failure", "user_error")), one.name)):
+        host, rank = state.tags.get("lqray.failed_host"), state.tags.get("lqray.failed_rank")
+        where = ", ".join([*([host] if host else []), *([f"rank {rank}"] if rank else [])]) or "place unknown"
+        kind: Kind = state.tags.get("lqray.failure", "user_error")  # type: ignore[assignment]
+        yield FailedTrial(state.name, kind, state.tags.get("lqray.error", "?"), where, _traceback(uri, state.run_id))
+
+
+def advice(kind: Kind) -> str:
+    """Whether a retry makes sense, and what else to do."""
+    return ADVICE[kind]
+
+
+def _traceback(uri: str, run_id: str) -> str:
+    import mlflow
+
+    try:
+        text: str = mlflow.MlflowClient(uri).download_artifacts(run_id, "traceback.txt")
+        return Path(text).read_text()
+    except Exception:  # the artifact is a courtesy; its last line is a tag
+        return "(the traceback is not to be had from here)"

@@ -1,0 +1,111 @@
+"""How the trials of an experiment stand in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lqray.orchestration.store_access import client_of
+
+_TRIAL, _NAME = "lqray.trial_id", "lqray.trial_name"
+_DATABASES = ("sqlite://", "postgresql", "mysql")
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """The latest run of one trial. status: MLflow's. started, ended: seconds since the epoch. tags: those asked for."""
+
+    trial_id: str
+    run_id: str
+    name: str
+    status: str
+    started: float
+    ended: float | None
+    tags: Mapping[str, str]
+
+
+def read_states(uri: str, experiment: str, wanted_tags: Collection[str] = ()) -> dict[str, TrialState]:
+    """By trial id; {} where the experiment does not exist. Deleted runs and other tools' are left out.
+
+    MLflow's search loads every param, metric and tag of every run. From a database only what is asked for is read here,
+    straight from MLflow's tables; from a server, or tables that are not as expected, through the search.
+    """
+    states: dict[str, TrialState] = {}
+    for state in _states(uri, experiment, wanted_tags):
+        known = states.get(state.trial_id)
+        if known is None or (known.started, known.run_id) < (state.started, state.run_id):
+            states[state.trial_id] = state
+    return states
+
+
+def _states(uri: str, experiment: str, wanted: Collection[str]) -> Iterator[TrialState]:
+    if uri.startswith(_DATABASES):
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            return
+        try:
+            yield from list(_from_tables(uri, experiment, wanted))
+            return
+        except SQLAlchemyError:
+            pass  # tables of an MLflow that is not this one, or a new database
+    yield from _from_search(uri, experiment, wanted)
+
+
+def _from_tables(uri: str, experiment: str, wanted: Collection[str]) -> Iterator[TrialState]:
+    from sqlalchemy import bindparam, create_engine, text
+
+    runs = (
+        "SELECT r.run_uuid, r.status, r.start_time, r.end_time, r.name FROM runs r "
+        "JOIN experiments e ON e.experiment_id = r.experiment_id "
+        "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
+    )
+    tags = text(
+        "SELECT t.run_uuid, t.key, t.value FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
+        "JOIN experiments e ON e.experiment_id = r.experiment_id "
+        "WHERE e.name = :name AND r.lifecycle_stage = 'active' AND t.key IN :keys"
+    ).bindparams(bindparam("keys", expanding=True))
+    engine = create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            found: dict[str, dict[str, str]] = {}
+            for run_id, key, value in connection.execute(tags, {"name": experiment, "keys": [_TRIAL, _NAME, *wanted]}):
+                found.setdefault(run_id, {})[key] = value
+            for run_id, status, started, ended, name in connection.execute(text(runs), {"name": experiment}):
+                yield from _state(run_id, status, started, ended, name, found.get(run_id, {}), wanted)
+    finally:
+        engine.dispose()
+
+
+def _from_search(uri: str, experiment: str, wanted: Collection[str]) -> Iterator[TrialState]:
+    client = client_of(uri)
+    found = client.get_experiment_by_name(experiment)
+    token = None
+    while found is not None:
+        page = client.search_runs([found.experiment_id], f"tags.`{_TRIAL}` != ''", max_results=1000, page_token=token)
+        for run in page:
+            info = run.info
+            yield from _state(
+                info.run_id, info.status, info.start_time, info.end_time, info.run_name, run.data.tags, wanted
+            )
+        token = page.token
+        if not token:
+            return
+
+
+def _state(
+    run_id: str,
+    status: str,
+    started: int,
+    ended: int | None,
+    name: str,
+    tags: Mapping[str, str],
+    wanted: Collection[str],
+) -> Iterator[TrialState]:
+    if _TRIAL not in tags:
+        return
+    chosen = {key: tags[key] for key in wanted if key in tags}
+    yield TrialState(
+        tags[_TRIAL], run_id, tags.get(_NAME, name), status, started / 1000, ended / 1000 if ended else None, chosen
+    )

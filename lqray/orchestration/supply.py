@@ -1,0 +1,83 @@
+"""Between the queue of trials and Ray Tune. Imports Ray at once: import it where Ray is needed anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.search import Searcher
+
+from lqray.orchestration.failures import lost
+from lqray.orchestration.launcher import TrialResult, Work
+from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.worker import Outcome
+
+
+class Supply(Searcher):  # type: ignore[misc]
+    """Tune asks it for the next trial; Tune's own trials are one for each start of ours."""
+
+    def __init__(self, queue: TrialQueue, config: Callable[[Work], dict[str, Any]]) -> None:
+        super().__init__()
+        self._queue, self._config = queue, config
+        self.works: dict[str, Work] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Tune's hook. None: ask again later."""
+        work = self._queue.take()
+        if work is None:
+            return Searcher.FINISHED if self._queue.over else None
+        self.works[trial_id] = work
+        return self._config(work)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Tune's hook: `Results` knows more."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's hook: Tuner.restore is not how lqray resumes."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Tune's hook."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Results(Callback):  # type: ignore[misc]
+    """Tells the queue how every start of a trial ended. outcomes: what the board says of it, None when nothing: then
+    Tune has stopped it early, or its driver died."""
+
+    def __init__(
+        self,
+        queue: TrialQueue,
+        supply: Supply,
+        outcomes: Callable[[Work], dict[int, Outcome] | None],
+        result_of: Callable[[Work, dict[int, Outcome], str | None], TrialResult],
+    ) -> None:
+        self._queue, self._supply, self._outcomes, self._result_of = queue, supply, outcomes, result_of
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        work = self._supply.works.pop(trial.trial_id)
+        outcomes = self._outcomes(work)
+        if outcomes is None:
+            at = (trial.last_result or {}).get("iteration", "?")
+            why = f"early stopping after {at} iterations"
+            self._queue.ended(TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=why, early=True))
+        else:
+            self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook: the driver died; Tune has written down why."""
+        work = self._supply.works.pop(trial.trial_id)
+        outcomes = self._outcomes(work)
+        if outcomes is not None:
+            self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))
+            return
+        text = Path(trial.error_file).read_text() if trial.error_file else "the trial's driver died"
+        failure = lost(f"the driver of the trial ended without a word:\n{text}")
+        self._queue.ended(TrialResult(work.named, "FAILED", run_id=work.run_id, failure=failure))
