@@ -25,20 +25,10 @@ _NON_FINITE = {"DivergedError"}
 _INFRASTRUCTURE = {
     "RankLostError",
     "ProcessLostError",
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "WorkerCrashedError",
-    "NodeDiedError",
-    "RaySystemError",
-    "ObjectLostError",
-    "OwnerDiedError",
-    "WorkerGroupStartupTimeoutError",
-    "WorkerGroupStartupFailedError",
-    "WorkerHealthCheckTimeoutError",
-    "ControllerError",
     "DistNetworkError",
     "StoreAwayError",
 }
+_OF_RAY = "an error of Ray's own: an actor, a worker or a node that died, a group that could not start"
 _SYMPTOMS = {"RankLostError"}  # of another rank's failure
 
 
@@ -73,11 +63,12 @@ class Failure:
 def failure_of(error: BaseException, rank: int | None = None, text: str | None = None) -> Failure:
     """The failure that an exception is, raised on this host. text: its traceback, where it is not its own."""
     whole = text or "".join(traceback.format_exception(error))
-    names = {cls.__name__ for cls in type(error).__mro__}
     # Ray wraps what a remote call raised, and derives the wrapper's class from it.
     cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        names |= {cls.__name__ for cls in type(cause).__mro__}
+    raised = cause if isinstance(cause, BaseException) else error
+    names = {cls.__name__ for cls in type(raised).__mro__}
+    if type(raised).__module__.startswith("ray."):
+        names.add(_OF_RAY)
     return Failure(
         _kind(names, str(error)), _last_line(whole), whole, socket.gethostname(), rank, bool(names & _SYMPTOMS)
     )
@@ -106,7 +97,7 @@ def _kind(names: set[str], message: str) -> Kind:
         return "out_of_memory"
     if names & _NON_FINITE:
         return "non_finite"
-    return "infrastructure" if names & _INFRASTRUCTURE else "user_error"
+    return "infrastructure" if names & {*_INFRASTRUCTURE, _OF_RAY} else "user_error"
 
 
 def _last_line(text: str) -> str:

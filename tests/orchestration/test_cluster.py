@@ -60,11 +60,11 @@ def head(tmp_path_factory):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def lqray_run(folder: Path, address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def lqray_run(folder: Path, address: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "joined.yaml").write_text(TEXT)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     return subprocess.run(
-        [sys.executable, "-m", "lqray", "run", "joined.yaml"],
+        [sys.executable, "-m", "lqray", "run", "joined.yaml", *options],
         cwd=folder,
         env=clean | {"RAY_ADDRESS": address} | environment,
         capture_output=True,
@@ -74,14 +74,16 @@ def lqray_run(folder: Path, address: str, **environment: str) -> subprocess.Comp
 
 
 def test_a_sweep_joins_a_running_ray_and_leaves_it_running(tmp_path, head):
-    for _ in range(2):
-        done = lqray_run(tmp_path, head, RAY_AUTH_TOKEN=TOKEN)
+    for options in ([], ["--rerun", "--launcher", "warm"]):
+        done = lqray_run(tmp_path, head, *options, RAY_AUTH_TOKEN=TOKEN)
         assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")
     runs = client.search_runs([client.get_experiment_by_name("joined").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
 
-    refused = lqray_run(tmp_path, head, RAY_AUTH_MODE="disabled")
+    assert sorted(run.data.tags["lqray.attempt"] for run in runs) == ["1", "2"]
+
+    refused = lqray_run(tmp_path, head, "--rerun", RAY_AUTH_MODE="disabled")
     assert refused.returncode != 0
     assert "RAY_AUTH_TOKEN" in refused.stderr
     assert "Traceback" not in refused.stderr

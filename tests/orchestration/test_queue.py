@@ -1,0 +1,164 @@
+"""The queue of trials, with a launcher of threads and books in memory."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lqray.experiment.grid import NamedTrial
+from lqray.orchestration.failures import Failure
+from lqray.orchestration.launcher import TrialResult, Work
+from lqray.orchestration.queue import Given, Limits, TrialQueue
+
+
+class FakeTrial:
+    def __init__(self, number: int):
+        self.id = f"{number:04d}"
+
+
+class Books:
+    """Begins everything but what is held elsewhere."""
+
+    def __init__(self, held=()):
+        self.begun, self.ended, self.retried, self.held = [], [], [], set(held)
+
+    def begin(self, named):
+        if named.name in self.held:
+            return None
+        self.begun.append(named.name)
+        return Work(named, "run", Path())
+
+    def retry(self, work, result):
+        self.retried.append(work.named.name)
+
+    def end(self, work, result):
+        self.ended.append((work.named.name, result.status))
+
+
+class Quiet:
+    def started(self, named, continued): ...
+    def progressed(self, trial_id, report): ...
+    def retrying(self, named, failure, seconds): ...
+    def ended(self, result): ...
+
+
+def trials(count: int) -> list[NamedTrial]:
+    return [NamedTrial(str(number), FakeTrial(number)) for number in range(count)]
+
+
+def queue_of(given, books, results=None, **limits) -> TrialQueue:
+    return TrialQueue(Given(given), books, Quiet(), (results if results is not None else []).append, Limits(**limits))
+
+
+def finished(work: Work) -> TrialResult:
+    return TrialResult(work.named, "FINISHED")
+
+
+def failed(work: Work, kind: str) -> TrialResult:
+    return TrialResult(work.named, "FAILED", failure=Failure(kind, "it", "it"))
+
+
+class Threads:
+    """A launcher of `concurrent` threads; `outcome` says how a trial ends."""
+
+    def __init__(self, concurrent: int, outcome=finished):
+        self.concurrent, self.outcome = concurrent, outcome
+        self.running = self.most = 0
+        self.lock = threading.Lock()
+
+    def launch(self, queue: TrialQueue) -> None:
+        threads = [threading.Thread(target=self.work, args=(queue,)) for _ in range(self.concurrent)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def work(self, queue: TrialQueue) -> None:
+        while not queue.over:
+            work = queue.take()
+            if work is None:
+                time.sleep(0.001)
+                continue
+            with self.lock:
+                self.running += 1
+                self.most = max(self.most, self.running)
+            time.sleep(0.001)
+            with self.lock:
+                self.running -= 1
+            queue.ended(self.outcome(work))
+
+
+def test_five_hundred_trials_keep_order_and_concurrency():
+    books, results, launcher = Books(held={"17", "400"}), [], Threads(8)
+    launcher.launch(queue_of(trials(500), books, results))
+    expected = [str(number) for number in range(500) if number not in (17, 400)]
+    assert books.begun == expected
+    assert sorted(result.named.name for result in results) == sorted(expected)
+    assert launcher.most == 8
+
+
+def test_only_infrastructure_is_tried_again_and_not_for_ever():
+    tries: dict[str, int] = {}
+
+    def outcome(work):
+        count = tries[work.named.name] = tries.get(work.named.name, 0) + 1
+        if work.named.name == "0":
+            return failed(work, "infrastructure") if count < 3 else finished(work)
+        return failed(work, {"1": "infrastructure", "2": "user_error", "3": "non_finite"}[work.named.name])
+
+    books, results = Books(), []
+    Threads(2, outcome).launch(queue_of(trials(4), books, results, backoff=0.001))
+    assert tries == {"0": 3, "1": 4, "2": 1, "3": 1}
+    assert dict(books.ended) == {"0": "FINISHED", "1": "FAILED", "2": "FAILED", "3": "FAILED"}
+    assert len(results) == 4
+
+
+def test_a_retry_waits_and_others_go_on():
+    books = Books()
+    queue = queue_of(trials(2), books, backoff=0.2)
+    first = queue.take()
+    queue.ended(failed(first, "infrastructure"))
+    second = queue.take()
+    assert second.named.name == "1"
+    queue.ended(finished(second))
+    assert queue.take() is None
+    assert not queue.over
+    time.sleep(0.25)
+    assert queue.take().named.name == "0"
+
+
+def test_max_failures_begins_no_more():
+    books = Books()
+    Threads(1, lambda work: failed(work, "user_error")).launch(queue_of(trials(10), books, max_failures=3))
+    assert books.begun == ["0", "1", "2"]
+
+
+def test_interrupt_kills_what_runs_and_ends_are_counted_once():
+    books, results = Books(), []
+    queue = queue_of(trials(3), books, results)
+    work = queue.take()
+    queue.interrupt()
+    queue.ended(finished(work))
+    assert books.ended == [("0", "KILLED")]
+    assert queue.over
+    assert queue.take() is None
+
+
+def test_stop_and_want():
+    books = Books()
+    queue = queue_of(trials(4), books)
+    queue.take()
+    queue.stop(lambda named: named.name in "01", "because")
+    assert queue.stop_reason("0000") == "because"
+    assert queue.take().named.name == "2"
+    assert queue.stop_reason("0002") is None
+    queue.want(lambda named: named.name != "3")
+    assert queue.take() is None
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_over(count):
+    queue = queue_of(trials(count), Books())
+    assert queue.over == (count == 0)

@@ -1,0 +1,181 @@
+"""Sweeps that lose their launcher, a worker, a driver or their store, and end as if nothing had happened."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.orchestration.sweeps import (
+    checkpointed,
+    histories,
+    killing,
+    marked,
+    nothing_is_left,
+    output,
+    recorded,
+    run,
+    start,
+    wait_for,
+    write,
+)
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Metric histories of the sweep without any interruption."""
+    path = write(tmp_path_factory.mktemp("undisturbed"))
+    run(path, "--launcher", "inline")
+    found = histories(f"sqlite:///{path.parent}/lqray.db")
+    assert len(found) == 3
+    return found
+
+
+def ended_well(path, undisturbed) -> None:
+    uri = f"sqlite:///{path.parent}/lqray.db"
+    assert {one.info.status for one in recorded(uri).values()} == {"FINISHED"}, output(path)
+    assert histories(uri) == undisturbed
+    nothing_is_left(path.parent)
+
+
+@pytest.mark.parametrize("launcher", ["inline", "warm"])
+def test_a_launcher_killed_in_the_middle(tmp_path, undisturbed, launcher):
+    path = write(tmp_path)
+    process = start(path, "--launcher", launcher)
+    with killing(process):
+        wait_for(path, lambda: checkpointed(path, 2) and "(1/3)" in output(path))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        nothing_is_left(tmp_path)
+    uri = f"sqlite:///{tmp_path}/lqray.db"
+    before = {name: (one.info.status, one.info.end_time) for name, one in recorded(uri).items()}
+    assert sorted(status for status, _ in before.values()) == ["FINISHED", "RUNNING"]
+
+    text = run(path, "--launcher", launcher)
+    assert "1 to run, 1 to continue, 1 finished before" in text
+    assert text.count(": continued") == 1
+    after = recorded(uri)
+    for name, (status, end) in before.items():
+        assert status == "RUNNING" or after[name].info.end_time == end
+    ended_well(path, undisturbed)
+    # The continued trial did not start from nothing.
+    (continued,) = [name for name, (status, _) in before.items() if status == "RUNNING"]
+    log = (tmp_path / f"storage/sweep/{after[continued].data.tags['lqray.trial_id']}/rank-0.log").read_text()
+    assert len(re.findall("rank 0,", log)) == 2
+    assert log.count("step 100/") == 1
+    assert "0 to run" not in run(path, "--launcher", launcher)  # everything is done: nothing is launched
+
+
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrialDriver"])
+def test_a_worker_or_the_driver_killed(tmp_path, undisturbed, victim):
+    path = write(tmp_path)
+    process = start(path, "--launcher", "isolated" if victim == "TrialDriver" else "warm")
+    with killing(process):
+        wait_for(path, lambda: checkpointed(path, 1))
+        found: dict[int, str] = {}
+        wait_for(
+            path, lambda: bool(found.update(marked(tmp_path, victim)) or found)
+        )  # Ray renames processes as they work
+        os.kill(max(found), signal.SIGKILL)
+        assert process.wait(240) == 0, output(path)
+    text = output(path)
+    assert text.count(": again in 2 s") == 1
+    assert text.count(": continued") == 1
+    ended_well(path, undisturbed)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(folder, port: int) -> subprocess.Popen:
+    store = ["--backend-store-uri", f"sqlite:///{folder}/lqray.db", "--artifacts-destination", f"{folder}/artifacts"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store],
+        stdout=(folder / "server.txt").open("a"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 90
+    while True:
+        assert time.monotonic() < deadline, (folder / "server.txt").read_text()
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return process
+        except OSError:
+            time.sleep(0.2)
+
+
+def test_an_mlflow_server_that_is_away_for_ten_seconds(tmp_path, undisturbed):
+    port = free_port()
+    server = serve(tmp_path, port)
+    path = write(tmp_path, uri=f"http://127.0.0.1:{port}")
+    process = start(path, "--launcher", "inline")
+    try:
+        with killing(process):
+            wait_for(path, lambda: checkpointed(path, 1))
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            time.sleep(10)
+            server = serve(tmp_path, port)
+            assert process.wait(240) == 0, output(path)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    ended_well(path, undisturbed)
+
+
+def test_two_launches_of_the_same_file_share_its_trials(tmp_path, undisturbed):
+    path = write(tmp_path)
+    first = start(path, "--launcher", "inline")
+    with killing(first):
+        wait_for(path, lambda: checkpointed(path, 1))
+        second = start(path, "--launcher", "inline")
+        with killing(second):
+            assert first.wait(240) == 0, output(path)
+            assert second.wait(240) == 0, output(path)
+    for log in tmp_path.glob("storage/sweep/*/rank-0.log"):
+        assert len(re.findall("rank 0,", log.read_text())) == 1
+    assert ": left to " in output(path)
+    ended_well(path, undisturbed)
+
+
+def test_lqray_stop_and_an_edited_file_while_it_runs(tmp_path):
+    path = write(tmp_path, iterations=40000)
+    process = start(path, "--launcher", "inline")
+    with killing(process):
+        wait_for(path, lambda: checkpointed(path, 1))
+        # A second launch with seed 2 dropped, and seed 4 added: it runs 3 and 4, the first one ends with seed 1.
+        path.write_text(path.read_text().replace("[1, 2, 3]", "[1, 4, 3]"))
+        second = start(path, "--launcher", "inline", "--only", "seed4")
+        with killing(second):
+            wait_for(path, lambda: checkpointed(path, 2))
+            lqray = [sys.executable, "-m", "lqray"]
+            done = subprocess.run(
+                [*lqray, "stop", "sweep", "--only", "seed4"], cwd=tmp_path, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            assert second.wait(60) == 0, output(path)
+        subprocess.run([*lqray, "stop", "sweep.yaml"], cwd=tmp_path, check=True, capture_output=True)
+        assert process.wait(60) == 0, output(path)
+    runs = recorded(f"sqlite:///{tmp_path}/lqray.db")
+    assert {name: (one.info.status, one.data.tags["lqray.stopped"]) for name, one in runs.items()} == {
+        "seed1": ("KILLED", "lqray stop"),
+        "seed4": ("KILLED", "lqray stop"),
+    }
+    shown = subprocess.run([*lqray, "status"], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "sweep: 2 stopped" in shown
+    assert (
+        "continue"
+        in subprocess.run(
+            [*lqray, "run", "sweep.yaml", "--dry-run"], cwd=tmp_path, capture_output=True, text=True
+        ).stdout
+    )
