@@ -1,6 +1,7 @@
 """From a YAML file to trials: the grid language.
 
     base:  settings that every trial starts from
+    search: adds draws to every combination of the sweep (`sampling`)
     sweep: a list of blocks; the experiment is their union, in order, each trial once
       - matrix:  {dotted.key: [values], ...}     all combinations, the last key varying fastest
         exclude: [{dotted.key: value, ...}]      drops combinations that have all these values
@@ -8,26 +9,32 @@
             an entry is merged into every combination whose matrix values it does not contradict; one that fits none
             becomes a combination of its own. Includes are applied after excludes.
 
-Expansion is lazy: combinations are made one by one, and nothing but the ids already seen is kept.
+Expansion is lazy: combinations are made one by one, and nothing but the ids already seen, 16 bytes each, is kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from lqray.experiment.errors import ExperimentError, UnknownTrialError, did_you_mean
+from lqray.experiment.errors import ExperimentError, Problem, UnknownTrialError, did_you_mean
+from lqray.experiment.id_set import IdSet
 from lqray.experiment.layout import Block, Layout, read_layout
 from lqray.experiment.naming import Namer
-from lqray.experiment.schema import Resources, Storage, Tracking, Trial
+from lqray.experiment.overrides import SOURCE, overridden
+from lqray.experiment.sampling import draws
+from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.validation import explain
 from lqray.experiment.yaml import Document, Path_, load, parse
+
+_MOST_SECTIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,15 @@ class Experiment:
         """Where checkpoints and logs are kept."""
         return self.layout.storage
 
+    @property
+    def search(self) -> Search | None:
+        """What is searched beside the sweep, and how trials are stopped early."""
+        return self.layout.search
+
+    @cached_property
+    def _sections(self) -> dict[tuple[str, str], Any]:
+        return {}
+
     @cached_property
     def _namer(self) -> Namer:
         return Namer(self.layout)
@@ -88,12 +104,14 @@ class Experiment:
 
         Raises ExperimentError at the first combination that is not a valid trial.
         """
-        seen: set[str] = set()
+        seen, names = IdSet(), IdSet()
         for settings in self.combinations():
             trial = self._trial(settings)
-            if trial.id not in seen:
-                seen.add(trial.id)
-                yield NamedTrial(self._namer.name(trial), trial)
+            if seen.add(trial.id):
+                name = self._namer.name(trial)
+                if not names.add(hashlib.sha256(name.encode()).hexdigest()[:16]):
+                    name = f"{name}-{trial.id[:6]}"
+                yield NamedTrial(name, trial)
 
     def find(self, chosen: str | None) -> NamedTrial:
         """The trial of a name or id (or its beginning); without one, the only trial.
@@ -120,27 +138,59 @@ class Experiment:
 
     def combinations(self) -> Iterator[tuple[Setting, ...]]:
         """What each combination of the sweep sets on top of the base; equal trials may still come more than once."""
-        if not self.layout.blocks:
-            yield ()
-        for block in self.layout.blocks:
-            yield from _combinations(block)
+        swept: Iterable[tuple[Setting, ...]] = (
+            itertools.chain.from_iterable(map(_combinations, self.layout.blocks)) if self.layout.blocks else [()]
+        )
+        search = self.layout.search
+        for settings in swept:
+            if search is None:
+                yield settings
+                continue
+            for draw in draws(search):
+                yield settings + tuple(Setting(key, value, ("search", "space", key)) for key, value in draw.items())
 
     def _trial(self, settings: tuple[Setting, ...]) -> Trial:
+        """Sections that a combination sets as another one did are taken from there, validated; most are."""
+        groups: dict[str, list[Setting]] = {}
+        for setting in settings:
+            groups.setdefault(setting.key.partition(".")[0], []).append(setting)
+        keys = {name: repr([(one.key, one.value) for one in group]) for name, group in groups.items()}
+        ready = {name: self._sections.get((name, keys.get(name, ""))) for name in {**self.layout.base, **groups}}
+        if all(section is not None for section in ready.values()):
+            return Trial.model_validate(ready)
         config = self.layout.base
         for setting in settings:
             config = with_value(config, setting.key.split("."), setting.value)
+        for key, value in self.layout.overrides.items():
+            config = with_value(config, key.split("."), value)
         try:
-            return Trial.model_validate(config)
+            trial = Trial.model_validate(config)
         except ValidationError as error:
-            raise ExperimentError(explain(error, config, self.document, settings)) from None
+            raise ExperimentError(self._explained(error, config, settings)) from None
+        if len(self._sections) > _MOST_SECTIONS:
+            self._sections.clear()
+        for name in ready:
+            # What a trial says of its workers depends on its method; a raw value is as good as a section.
+            value = config[name] if name == "workers" else getattr(trial, name)
+            self._sections[name, keys.get(name, "")] = value
+        return trial
+
+    def _explained(self, error: ValidationError, config: dict[str, Any], settings: Sequence[Setting]) -> list[Problem]:
+        problems = explain(error, config, self.document, settings)
+        return [
+            replace(one, file=SOURCE, line=None)
+            if any(one.key == key or one.key.startswith((f"{key}.", f"{key}[")) for key in self.layout.overrides)
+            else one
+            for one in problems
+        ]
 
 
-def read_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
-    """Read an experiment file; its first trial is validated, later ones as they are made.
+def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file; its first trial is validated, later ones as they are made. overrides: `--set`.
 
     Raises ExperimentError with file, line, key, what was found and what is allowed.
     """
-    return _experiment(load(path))
+    return _experiment(load(path), overrides)
 
 
 def experiment_from_text(text: str, file: str) -> Experiment:
@@ -148,8 +198,8 @@ def experiment_from_text(text: str, file: str) -> Experiment:
     return _experiment(parse(text, file))
 
 
-def _experiment(document: Document) -> Experiment:
-    experiment = Experiment(document, read_layout(document))
+def _experiment(document: Document, overrides: Sequence[str] = ()) -> Experiment:
+    experiment = Experiment(document, overridden(read_layout(document), overrides))
     next(experiment.trials(), None)
     return experiment
 

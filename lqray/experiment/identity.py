@@ -72,7 +72,29 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def canonical_json(model: BaseModel) -> str:
+    """The canonical form as JSON with sorted keys and no spaces."""
+    return json.dumps(canonical(model), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def trial_id(model: BaseModel) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the canonical form as JSON with sorted keys."""
-    text = json.dumps(canonical(model), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """First 16 hexadecimal digits of the SHA-256 of `canonical_json`.
+
+    A section that has its own part of it at hand (`canonical_json`, a cached property) need not make it again: trials
+    of a grid share most of their sections.
+    """
+    founding, outside = founding_values(type(model)), outside_identity(type(model))
+    parts = []
+    for name in sorted(type(model).model_fields):
+        value = getattr(model, name)
+        if name in outside:
+            continue
+        if isinstance(value, BaseModel):
+            text = getattr(value, "canonical_json", None) or canonical_json(value)
+            if text != "{}":
+                parts.append(f'"{name}":{text}')
+        elif _plain(value) != _plain(founding.get(name, _MISSING)):
+            parts.append(
+                f'"{name}":{json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)}'
+            )
+    return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()[:16]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean
 from lqray.experiment.options import Section
-from lqray.experiment.schema import Resources, Storage, Tracking, Trial
+from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.validation import explain_section, key_problem
 from lqray.experiment.yaml import Document, Path_, dotted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
-_SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage")
+_SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage", "search")
 _BLOCK_KEYS = ("matrix", "include", "exclude")
 
 
@@ -48,6 +48,9 @@ class Layout:
     resources: Resources
     tracking: Tracking
     storage: Storage
+    search: Search | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys of a trial, set last in every trial (`--set`)."""
 
 
 class _Reader:
@@ -76,6 +79,20 @@ class _Reader:
         except ValidationError as error:
             self.problems.extend(explain_section(error, cls, value, self.document, path))
             return cls()
+
+    def search(self, value: Any, blocks: Sequence[Block]) -> Search | None:
+        try:
+            search = Search.model_validate(self.mapping(value, ("search",), "a mapping"))
+        except ValidationError as error:
+            self.problems.extend(explain_section(error, Search, value, self.document, ("search",)))
+            return None
+        for key in search.space:
+            here = ("search", "space", key)
+            self.trial_key(key, here)
+            if any(key in block.matrix for block in blocks):
+                self.problem(here, f"{key!r}, which is an axis of the sweep, too", "each key in one of them")
+        self.no_overlap(list(search.space), ("search", "space"))
+        return search
 
     def block(self, value: Any, path: Path_) -> Block:
         value = self.mapping(value, path, "a mapping with matrix, include, exclude")
@@ -166,9 +183,12 @@ def read_layout(document: Document) -> Layout:
     resources = reader.section(Resources, data.get("resources", {}), ("resources",))
     tracking = reader.section(Tracking, data.get("tracking", {}), ("tracking",))
     storage = reader.section(Storage, data.get("storage", {}), ("storage",))
+    search = None
+    if "search" in data:
+        search = reader.search(data["search"], blocks)
     if reader.problems:
         raise ExperimentError(sorted(reader.problems, key=lambda problem: problem.line or 0))
-    return Layout(name, base, blocks, resources, tracking, storage)
+    return Layout(name, base, blocks, resources, tracking, storage, search)
 
 
 def describe(value: Any) -> str:

@@ -7,10 +7,12 @@ import re
 from typing import Any
 
 from lqray.experiment.layout import Layout
+from lqray.experiment.sampling import draws
 from lqray.experiment.schema import Trial, flatten
 
-_MAX_LENGTH = 80
-_VALUE_ALONE = ("quantizer.method", "model.name", "data.name", "optimizer.name", "exchange.reduction")
+_MAX_LENGTH = 60
+_MOST_PARTS = 10_000
+_MISSING = object()
 
 
 class Namer:
@@ -25,27 +27,65 @@ class Namer:
             for key, value in settings:
                 for leaf, item in flatten({key: value}).items():
                     seen.setdefault(leaf, []).append(item)
+        for draw in draws(layout.search) if layout.search else ():
+            for key, value in draw.items():
+                for leaf, item in flatten({key: value}).items():
+                    seen.setdefault(leaf, []).append(item)
+        searched = set(layout.search.space) if layout.search else set()
         for key, values in seen.items():
+            if key in searched:
+                continue
             everywhere = all(any(name == key or key.startswith(f"{name}.") for name in b.matrix) for b in layout.blocks)
             if not everywhere:
                 values.append(base.get(key))
         self.axes = tuple(key for key, values in seen.items() if any(repr(v) != repr(values[0]) for v in values))
         self._labels = {key: _label(key, self.axes) for key in self.axes}
+        words = {key: {v for v in values if isinstance(v, str)} for key, values in seen.items() if key in self.axes}
+        self._alone = {
+            key
+            for key, own in words.items()
+            if own and not any(own & other for another, other in words.items() if another != key)
+        }
+        self._parts: dict[tuple[str, str], str] = {}
 
     def name(self, trial: Trial) -> str:
         """Name of one trial of this experiment; axes that mean nothing to it (bits of full_precision) are left out."""
-        flat = trial.flat()
-        parts = [f"{self._labels[key]}{_text(flat[key])}" for key in self.axes if key in flat]
-        name = re.sub(r"[^A-Za-z0-9_.,+-]", "_", "-".join(parts)) or str(flat["quantizer.method"])
+        parts = [part for key in self.axes if (part := self._part(key, _value(trial, key)))]
+        name = "-".join(parts) or trial.quantizer.method
         if len(name) > _MAX_LENGTH:
             name = f"{name[: _MAX_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return name
 
+    def _part(self, key: str, value: Any) -> str:
+        """What the value of an axis adds to a name: a word stands for itself, where no other axis has it; a switch is
+        named when it is on."""
+        if value is _MISSING or value is False:
+            return ""
+        known = self._parts.get((key, repr(value)))
+        if known is not None:
+            return known
+        label = self._labels[key]
+        if value is True:
+            text = label
+        else:
+            text = _text(value) if key in self._alone and isinstance(value, str) else f"{label}{_text(value)}"
+        text = re.sub(r"[^A-Za-z0-9_.,+-]", "_", text)
+        if len(self._parts) < _MOST_PARTS:
+            self._parts[key, repr(value)] = text
+        return text
+
+
+def _value(trial: Trial, key: str) -> Any:
+    value: Any = trial
+    for part in key.split("."):
+        if part not in type(value).model_fields:
+            return _MISSING
+        value = getattr(value, part)
+    return value
+
 
 def _label(key: str, axes: tuple[str, ...]) -> str:
-    """The shortest ending of a dotted key that no other axis shares; nothing for names of methods, models and data."""
-    if key in _VALUE_ALONE:
-        return ""
+    """The shortest ending of a dotted key that no other axis shares."""
     parts = key.split(".")
     for length in range(1, len(parts) + 1):
         ending = ".".join(parts[-length:])
@@ -55,8 +95,14 @@ def _label(key: str, axes: tuple[str, ...]) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(_text(item) for item in value) or "none"
+    if isinstance(value, list | tuple):
+        return ",".join(_thousands(item) for item in value) or "none"
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return str(value)
+
+
+def _thousands(value: Any) -> str:
+    """As `_text`, with 2000 as 2k."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value and value % 1000 == 0
+    return f"{value // 1000}k" if whole else _text(value)

@@ -11,9 +11,12 @@ one `base` serves a sweep over names; a key that belongs to none is an error.
 from __future__ import annotations
 
 import itertools
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from lqray.experiment.identity import canonical_json
 
 
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -32,6 +35,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @cached_property
+    def canonical_json(self) -> str:
+        """The section's part of a trial's identity; see `lqray.experiment.identity`."""
+        return canonical_json(self)
 
 
 class Variant(Section):
@@ -416,3 +424,53 @@ class EarlyStopping(Section):
     """Iterations before a trial can be stopped."""
     reduction_factor: float = Field(default=4, gt=1)
     brackets: int = Field(default=1, ge=1)
+
+
+class Domain(Section):
+    """Values that `search` draws a key from: exactly one of the four."""
+
+    choice: Annotated[tuple[Any, ...] | None, Field(strict=False, min_length=1)] = None
+    """Any of these, equally likely."""
+    uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    """Between low and high."""
+    log_uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    """Between low and high, both above 0, its logarithm uniformly."""
+    integer: Annotated[tuple[int, int] | None, Field(strict=False)] = None
+    """From low to high, both included."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Domain:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "exactly one of choice: [...], uniform: [low, high], log_uniform: [low, high], integer: [low, high]"
+            )
+        bounds = self.uniform or self.log_uniform or self.integer
+        if bounds and not bounds[0] < bounds[1]:
+            raise ValueError(f"{given[0]}: [low, high] with low below high")
+        if self.log_uniform and self.log_uniform[0] <= 0:
+            raise ValueError("log_uniform: [low, high] with low above 0")
+        return self
+
+
+class Search(Section):
+    """What `search:` adds to a sweep: keys drawn from ranges, and early stopping. Not part of a trial."""
+
+    sampler: Literal["random", "grid"] = "random"
+    """random: every combination of the sweep takes the same `samples` draws, so that methods compare on equal terms;
+    grid: all combinations of choices."""
+    samples: int = Field(default=10, ge=1)
+    """Draws of the random sampler."""
+    seed: int = Field(default=0, ge=0)
+    """Of the draws, which are a function of it, their number and the key."""
+    space: dict[str, Domain] = {}
+    """Dotted keys of a trial, and where their values come from."""
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Search:
+        if not self.space and self.early_stopping is None:
+            raise ValueError("a space to search, or early_stopping, or both")
+        if self.sampler == "grid" and any(domain.choice is None for domain in self.space.values()):
+            raise ValueError("with sampler: grid every key of the space is a choice: [...]")
+        return self

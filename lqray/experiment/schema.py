@@ -14,6 +14,7 @@ from lqray.experiment.options import (
     ExchangeOptions,
     Resources,
     ScheduleOptions,
+    Search,
     Section,
     Storage,
     TelemetryOptions,
@@ -21,7 +22,7 @@ from lqray.experiment.options import (
     Variant,
 )
 
-__all__ = ["Resources", "Storage", "Tracking", "Trial"]
+__all__ = ["Resources", "Search", "Storage", "Tracking", "Trial"]
 
 
 def _variants(table: Mapping[str, type[Variant]], known: Iterable[str], plain: type[Variant]) -> Any:
@@ -87,7 +88,8 @@ class Trial(Section):
     @classmethod
     def _sgd_has_one_worker(cls, values: Any) -> Any:
         quantizer = values.get("quantizer") if isinstance(values, dict) else None
-        if isinstance(quantizer, dict) and quantizer.get("method") == "sgd":
+        method = quantizer.get("method") if isinstance(quantizer, dict) else getattr(quantizer, "method", None)
+        if method == "sgd":
             return {**values, "workers": 1}
         return values
 

@@ -114,13 +114,14 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
         queue = TrialQueue(Given(due), ledger, observer, ran.results.append, Limits(options.max_failures))
         ledger.watch(queue, lambda text: _still_wanted(text, experiment.document.file))
         name = options.launcher
+        stopping = experiment.search.early_stopping if experiment.search else None
         if name == "auto":
             name = "warm" if quick(due) else "isolated"
         launcher: Launcher
         if name == "inline":
             launcher = InlineLauncher(ledger, resources, make_task)
         else:
-            launcher = RayLauncher(ledger, resources, make_task, shapes(due), name == "warm", None, options.verbose)
+            launcher = RayLauncher(ledger, resources, make_task, shapes(due), name == "warm", stopping, options.verbose)
         try:
             launcher.launch(queue)
         except LaunchInterrupted:

@@ -30,7 +30,7 @@ def test_runs_of_a_grid(name):
     assert experiment.name == name
     assert (sum(1 for _ in experiment.combinations()), len(trials)) == GRIDS[name]
     assert len({named.name for named in trials}) == len({named.trial.id for named in trials}) == len(trials)
-    assert max(len(named.name) for named in trials) <= 80
+    assert max(len(named.name) for named in trials) <= 55
 
 
 def parts(name: str) -> tuple[list, Counter]:

@@ -1,0 +1,43 @@
+"""The draws of `search:`, known before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from lqray.experiment.options import Domain, Search
+
+_DIGITS = 6
+
+
+def draws(search: Search) -> Iterator[dict[str, Any]]:
+    """Dotted keys to values, one mapping for each draw. A grid's last key varies fastest; random numbers are rounded to
+    six significant digits, for the sake of names."""
+    if search.sampler == "grid" or not search.space:
+        for values in itertools.product(*(domain.choice or () for domain in search.space.values())):
+            yield dict(zip(search.space, values, strict=True))
+        return
+    for number in range(search.samples):
+        yield {
+            key: _draw(domain, random.Random(f"{search.seed} {number} {key}")) for key, domain in search.space.items()
+        }
+
+
+def _draw(domain: Domain, generator: random.Random) -> Any:
+    if domain.choice is not None:
+        return generator.choice(domain.choice)
+    if domain.integer is not None:
+        return generator.randint(*domain.integer)
+    if domain.log_uniform is not None:
+        low, high = domain.log_uniform
+        return _rounded(math.exp(generator.uniform(math.log(low), math.log(high))), low, high)
+    assert domain.uniform is not None
+    low, high = domain.uniform
+    return _rounded(generator.uniform(low, high), low, high)
+
+
+def _rounded(value: float, low: float, high: float) -> float:
+    return min(max(float(f"{value:.{_DIGITS}g}"), low), high)
