@@ -10,6 +10,7 @@ from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.schema import Trial
 from lqray.experiment.store import absolute_store
 from lqray.orchestration.control import matching, publish_plan
+from lqray.orchestration.history import History, expected
 from lqray.orchestration.inline import InlineLauncher
 from lqray.orchestration.launcher import Launcher, LaunchInterrupted, Observer, TrialResult, Work
 from lqray.orchestration.leases import Holder
@@ -116,7 +117,7 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
         name = options.launcher
         stopping = experiment.search.early_stopping if experiment.search else None
         if name == "auto":
-            name = "warm" if quick(due) else "isolated"
+            name = "warm" if quick(experiment, plan) else "isolated"
         launcher: Launcher
         if name == "inline":
             launcher = InlineLauncher(ledger, resources, make_task)
@@ -132,8 +133,22 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
     return ran
 
 
-def quick(due: Sequence[NamedTrial]) -> bool:
-    return False
+def quick(experiment: Experiment, plan: Plan) -> bool:
+    """Whether none of the trials is expected to take a minute, by earlier runs or else by arithmetic; GPUs are not
+    guessed at."""
+    history = History(plan.uri, experiment.name)
+    if experiment.resources.gpus_per_process and history.empty:
+        return False
+    longest = 0.0
+    seen: set[tuple[int, ...]] = set()
+    for named in plan.due:
+        trial = named.trial
+        shape = (trial.workers, id(trial.data), id(trial.model), id(trial.schedule), id(trial.quantizer))
+        if shape not in seen:
+            seen.add(shape)
+            _, seconds, _ = expected(trial, experiment.resources, history)
+            longest = max(longest, WARM_SECONDS if seconds is None else seconds)
+    return longest < WARM_SECONDS
 
 
 def shapes(trials: Sequence[NamedTrial]) -> list[Trial]:

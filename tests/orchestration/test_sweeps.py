@@ -179,3 +179,91 @@ def test_lqray_stop_and_an_edited_file_while_it_runs(tmp_path):
             [*lqray, "run", "sweep.yaml", "--dry-run"], cwd=tmp_path, capture_output=True, text=True
         ).stdout
     )
+
+
+def status_of(path) -> dict[str, tuple[str, str]]:
+    runs = recorded(f"sqlite:///{path.parent}/lqray.db")
+    return {name: (one.info.status, one.data.tags.get("lqray.failure", "")) for name, one in runs.items()}
+
+
+def lqray(path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lqray", *arguments]
+    return subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+
+
+FAILING = """
+name: sweep
+base:
+  data: {name: digits}
+  model: {name: mlp, layers: [32]}
+  optimizer: {name: sgd, lr: 0.02}
+  schedule: {iterations: 60, batch_size: 16}
+  workers: 2
+  quantizer: {method: qsgd, bucket_size: 128}
+sweep:
+  - include:
+      - {seed: 1}
+      - {seed: 2, optimizer.lr: 1.0e+30}
+      - {seed: 3, data: {name: mnist, root: /nowhere}}
+      - {seed: 4}
+"""
+
+
+@pytest.mark.parametrize("launcher", ["warm", "inline"])
+def test_failures_of_a_trial_are_its_own(tmp_path, launcher):
+    path = write(tmp_path, text=FAILING)
+    run(path, "--launcher", launcher, expected=1)
+    found = {re.search(r"seed(\d)", name)[1]: state for name, state in status_of(path).items()}
+    assert found == {
+        "1": ("FINISHED", ""),
+        "2": ("FAILED", "non_finite"),
+        "3": ("FAILED", "user_error"),
+        "4": ("FINISHED", ""),
+    }
+    shown = lqray(path, "failures", "sweep").stdout
+    assert shown.index("non_finite: a retry gives the same bits") < shown.index("user_error: a retry fails again")
+    assert "MissingDataError" in shown
+    assert re.search(r"seed3\S* \(\S+, rank [01]\)", shown)
+    assert "again in" not in output(path)
+    assert "1/60" in lqray(path, "status", "sweep").stdout
+    assert "DivergedError" in lqray(path, "logs", next(name for name in status_of(path) if "seed2" in name)).stdout
+
+
+def test_a_worker_beyond_its_memory_is_out_of_memory(tmp_path):
+    path = write(tmp_path, iterations=100_000)
+    limit = ["--set", "resources.memory_gib_per_process=0.2", "--only", "seed1"]
+    run(path, "--launcher", "inline", *limit, expected=1)
+    assert status_of(path) == {"seed1": ("FAILED", "out_of_memory")}
+    assert "resources.memory_gib_per_process allows 0.2" in lqray(path, "failures", "sweep.yaml").stdout
+
+
+SEARCHED = """
+name: sweep
+base:
+  data: {name: digits}
+  model: {name: mlp, layers: [32]}
+  optimizer: {name: sgd, lr: 0.05}
+  schedule: {iterations: 2000, batch_size: 16, evaluate_every: 50}
+  workers: 2
+  quantizer: {method: qsgd_inf, bucket_size: 128}
+search:
+  sampler: grid
+  space: {optimizer.lr: {choice: [0.05, 1.0e-6, 2.0e-6, 3.0e-6]}}
+  early_stopping: {metric: test/accuracy, grace_period: 100, reduction_factor: 2}
+"""
+
+
+@pytest.mark.parametrize("launcher", ["warm", "isolated"])
+def test_early_stopping_stops_trials_and_leaves_nothing(tmp_path, launcher):
+    path = write(tmp_path, text=SEARCHED)
+    text = run(path, "--launcher", launcher)
+    runs = recorded(f"sqlite:///{tmp_path}/lqray.db")
+    assert {name: one.info.status for name, one in runs.items()} == {
+        "lr0.05": "FINISHED",
+        "lr1e-06": "KILLED",
+        "lr2e-06": "KILLED",
+        "lr3e-06": "KILLED",
+    }, text
+    assert all("early stopping after" in one.data.tags["lqray.early"] for name, one in runs.items() if name != "lr0.05")
+    nothing_is_left(tmp_path)
+    assert "3 stopped early before" in run(path, "--launcher", launcher)

@@ -1,0 +1,180 @@
+"""What reaches MLflow, and what a worker keeps for it."""
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from lqray.experiment.options import Resources, Storage
+from lqray.orchestration import scribe as scribe_module
+from lqray.orchestration.failures import Failure, failure_of, lost, root_cause
+from lqray.orchestration.scribe import Scribe, _deliver, _Run
+from lqray.orchestration.states import _from_search, _from_tables, read_states
+from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
+from lqray.orchestration.worker import Heard, Point, Reporter, WorkerTask
+from lqray.training.loop import Report
+
+
+@pytest.fixture
+def store(tmp_path):
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    client = MlflowClient(uri)
+    return uri, client, client.create_run(client.create_experiment("e")).info.run_id
+
+
+def test_points_arrive_in_order_and_once(store):
+    uri, client, run_id = store
+    client.log_metric(run_id, "a", 5.0, step=5)  # from before
+    scribe = Scribe(uri)
+    try:
+        points = [Point(step, 0, {"a": float(step), f"b{step % 7}": 1.0}) for step in range(1, 1501)]
+        scribe.write(run_id, points[:700], '{"iteration": 1}')
+        scribe.write(run_id, points[700:])
+        assert scribe.settle(run_id, 60)
+        assert scribe.delivered(run_id) == 1500
+        scribe.write(run_id, points[-10:])  # a worker that continued says again what it said
+        assert scribe.settle(run_id, 60)
+    finally:
+        scribe.close()
+    history = client.get_metric_history(run_id, "a")
+    assert sorted(metric.step for metric in history) == list(range(5, 1501))
+    assert sum(len(client.get_metric_history(run_id, f"b{k}")) for k in range(7)) == 1500
+    assert client.get_run(run_id).data.tags["lqray.progress"] == '{"iteration": 1}'
+
+
+class FlakyClient:
+    """Loses the answer to every other batch, after or before the store has it."""
+
+    def __init__(self, client):
+        self.client, self.calls = client, 0
+
+    def get_run(self, run_id):
+        return self.client.get_run(run_id)
+
+    def log_batch(self, run_id, **batch):
+        self.calls += 1
+        if self.calls % 4 != 3:
+            self.client.log_batch(run_id, **batch)
+        if self.calls % 2:
+            raise ConnectionError("the answer was lost")
+
+
+def test_a_batch_whose_answer_was_lost_is_not_written_twice(store, monkeypatch):
+    _, client, run_id = store
+    monkeypatch.setattr(scribe_module, "_BATCH", 10)
+    run, sent = _Run(), []
+    run.points.extend(Point(step, 0, {"a": float(step)}) for step in range(1, 96))
+
+    class Pipe:
+        send = staticmethod(lambda message: sent.append(message[1]))
+
+    flaky = FlakyClient(client)
+    while run.points:
+        _deliver(flaky, run_id, run, Pipe)
+    assert sum(sent) == 95
+    assert sorted(metric.step for metric in client.get_metric_history(run_id, "a")) == list(range(1, 96))
+
+
+class Link:
+    def __init__(self):
+        self.sent, self.answer = [], Heard()
+
+    def send(self, news):
+        self.sent += news.points
+
+    def heard(self):
+        return self.answer
+
+    def close(self): ...
+
+
+def task(folder: Path, *rules: str) -> WorkerTask:
+    chosen = tuple(map(parse_stop_rule, rules))
+    return WorkerTask("t", "n", {}, Resources(), Storage(), str(folder), "r", 1, "gloo", "c", chosen)
+
+
+def test_what_mlflow_does_not_have_is_kept_beside_the_checkpoint(tmp_path):
+    link = Link()
+    reporter = Reporter(task(tmp_path), link, lambda line: None)
+    for step in range(1, 11):
+        reporter.report(Report(step, 100, {"a": float(step), "b": math.nan}, evaluated=step == 4))
+    link.answer = Heard(delivered=4)
+    reporter.secure()
+    reporter.close()
+    assert [point.step for point in link.sent] == list(range(1, 11))
+    assert all(point.metrics == {"a": float(point.step)} for point in link.sent)
+
+    other = Link()
+    Reporter(task(tmp_path), other, lambda line: None).close()
+    assert [point.step for point in other.sent] == list(range(5, 11))
+    other.answer = Heard(delivered=6)
+    again = Reporter(task(tmp_path), other, lambda line: None)
+    again.secure()
+    assert not (tmp_path / "undelivered.jsonl").exists()
+
+
+def test_stop_rules(tmp_path):
+    link = Link()
+    reporter = Reporter(task(tmp_path, "accuracy<0.5@20", "NaN"), link, lambda line: None)
+    reporter.report(Report(10, 100, {"test/accuracy": 0.1}, evaluated=True))
+    assert not reporter.stop()
+    reporter.report(Report(20, 100, {"test/accuracy": 0.4}, evaluated=True))
+    assert reporter.stop()
+    assert reporter.broken_rule == "test/accuracy<0.5@20"
+    assert parse_stop_rule("nan").broken(1, {"train/loss": math.nan})
+    assert parse_stop_rule("loss > 1e3").broken(1, {"train/loss": 2e3})
+    for bad in ("accuracy", "accuracy<x", "accuracy<=1", ""):
+        with pytest.raises(StopRuleError, match="allowed: NaN"):
+            parse_stop_rule(bad)
+
+
+def raised(error: BaseException, rank: int = 0) -> Failure:
+    try:
+        raise error
+    except BaseException as caught:
+        return failure_of(caught, rank)
+
+
+class RankLostError(RuntimeError): ...
+
+
+class DivergedError(RuntimeError): ...
+
+
+def test_failures_are_sorted_and_blamed():
+    assert raised(ValueError("x")).kind == "user_error"
+    assert raised(MemoryError()).kind == "out_of_memory"
+    assert raised(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")).kind == "out_of_memory"
+    assert raised(DivergedError("x")).kind == "non_finite"
+    assert raised(RankLostError("x")).kind == "infrastructure"
+    assert lost("ray.exceptions.OutOfMemoryError: ...").kind == "out_of_memory"
+    assert lost("the driver died").retry
+    cause = root_cause({0: raised(RankLostError("rank 1"), 0), 1: raised(ValueError("mine"), 1)})
+    assert (cause.kind, cause.rank, cause.error) == ("user_error", 1, "ValueError: mine")
+    both = root_cause({0: raised(RankLostError("a"), 0), 2: raised(RankLostError("b"), 2)})
+    assert both.retry
+    assert "rank 0:" in both.traceback
+
+
+def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    assert read_states(uri, "e") == {}
+    assert not (tmp_path / "runs.db").exists()
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("e")
+    for number in range(6):
+        tags = {"lqray.trial_id": f"{number % 4}", "lqray.trial_name": f"n{number}", "extra": "x", "other": "y"}
+        run = client.create_run(experiment, tags=tags, run_name="r").info.run_id
+        client.set_terminated(run, ["FINISHED", "FAILED", "KILLED"][number % 3])
+        time.sleep(0.002)
+    client.create_run(experiment, run_name="of another tool")
+    client.delete_run(client.create_run(experiment, tags={"lqray.trial_id": "9"}).info.run_id)
+    found = read_states(uri, "e", ["extra"])
+    assert sorted(found) == ["0", "1", "2", "3"]
+    assert found["1"].name == "n5"
+    assert found["1"].tags == {"extra": "x"}
+    key = lambda state: state.run_id  # noqa: E731
+    tables, search = (sorted(way(uri, "e", ["extra"]), key=key) for way in (_from_tables, _from_search))
+    assert tables == search

@@ -1,0 +1,55 @@
+"""Estimates beside what data and real runs say."""
+
+import pytest
+import torch
+from torch.distributed import group
+
+from lqray.experiment.schema import Trial
+from lqray.training.data import load_dataset
+from lqray.training.estimate import _DATASETS, estimate
+from lqray.training.loop import train
+from lqray.training.models import build_model
+from tests.ranks import run_ranks
+
+CONFIG = {
+    "data": {"name": "digits"},
+    "model": {"name": "cnn"},
+    "optimizer": {"name": "sgd", "lr": 0.01},
+    "schedule": {"iterations": 3, "batch_size": 4},
+    "workers": 2,
+    "quantizer": {"method": "qsgd_inf", "bits": 3, "bucket_size": 64},
+}
+
+
+def test_facts_of_the_dataset_that_ships():
+    trial = Trial.model_validate(CONFIG)
+    dataset = load_dataset(trial.data)
+    assert _DATASETS["digits"] == (dataset.shape, dataset.classes, dataset.train_examples)
+
+
+def test_parameters_iterations_and_operations():
+    trial = Trial.model_validate(CONFIG | {"schedule": {"epochs": 2, "batch_size": 8}})
+    known = estimate(trial, 2)
+    model = build_model(trial.model, (1, 8, 8), 10)
+    assert known.parameters == sum(p.numel() for p in model.parameters())
+    assert known.iterations == 2 * (1437 // 16)
+    assert known.flops_per_step > 6 * known.parameters * 16
+
+
+def metrics_of(rank: int, config: dict) -> dict[str, float]:
+    return train(Trial.model_validate(config), group.WORLD, torch.device("cpu"), lambda report: None)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("reduction", ["all_gather", "scatter_reduce"])
+@pytest.mark.parametrize("method", ["full_precision", "qsgd_inf", "terngrad"])
+def test_bytes_are_about_those_of_a_run(method, reduction):
+    quantizer = {"method": method} | ({} if method == "full_precision" else {"bucket_size": 64})
+    config = CONFIG | {"quantizer": quantizer, "exchange": {"reduction": reduction}}
+    first, _ = run_ranks(metrics_of, 2, config)
+    assert estimate(Trial.model_validate(config), 2).bytes_per_step == pytest.approx(first["wire/bytes_sent"], rel=0.02)
+
+
+def test_unknown_is_unknown():
+    assert estimate(Trial.model_validate(CONFIG | {"quantizer": {"method": "powersgd"}}), 2).bytes_per_step is None
+    assert estimate(Trial.model_validate(CONFIG | {"quantizer": {"method": "sgd"}}), 1).bytes_per_step == 0
