@@ -111,9 +111,9 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
             show_plan(console, plan, experiment)
             return 0
         _say_plan(console, experiment.name, plan)
-        with Progress(console, len(plan.due)) as progress:
+        with Progress(console, len(plan.due) + plan.more) as progress:
             ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress)
-    ids = {one.named.trial.id for one in plan.trials}
+    ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
     command = ran.launch.tags["lqray.command"]
     describe_experiment(ran.launch, sweep_summary(experiment.name, records, experiment.axes, command))
@@ -150,6 +150,7 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
         "early": "stopped early before",
     }
     parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
+    parts += f", {plan.more} to be suggested" if plan.more else ""
     limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
     console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {plan.uri}", highlight=False)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from lqray.experiment.id_set import IdSet
 from lqray.experiment.layout import Block, Layout, read_layout
 from lqray.experiment.naming import Namer
 from lqray.experiment.overrides import SOURCE, overridden
-from lqray.experiment.sampling import draws
+from lqray.experiment.sampling import corner, draws, rounded
 from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.validation import explain
 from lqray.experiment.yaml import Document, Path_, load, parse
@@ -85,6 +85,21 @@ class Experiment:
     def search(self) -> Search | None:
         """What is searched beside the sweep, and how trials are stopped early."""
         return self.layout.search
+
+    def suggested(self, values: Mapping[str, Any]) -> NamedTrial:
+        """The trial of one draw of an adaptive search: dotted keys to values. Raises ExperimentError."""
+        assert self.layout.search is not None
+        space = self.layout.search.space
+        settings = tuple(
+            Setting(key, rounded(space[key], value), ("search", "space", key)) for key, value in values.items()
+        )
+        trial = self._trial(settings)
+        return NamedTrial(self._namer.name(trial), trial)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether its trials depend on results: `trials` then gives none, `suggested` makes them."""
+        return self.layout.search is not None and self.layout.search.adaptive
 
     @cached_property
     def _sections(self) -> dict[tuple[str, str], Any]:
@@ -200,7 +215,11 @@ def experiment_from_text(text: str, file: str) -> Experiment:
 
 def _experiment(document: Document, overrides: Sequence[str] = ()) -> Experiment:
     experiment = Experiment(document, overridden(read_layout(document), overrides))
-    next(experiment.trials(), None)
+    if experiment.search and experiment.adaptive:
+        for high in (False, True):
+            experiment.suggested(corner(experiment.search, high))
+    else:
+        next(experiment.trials(), None)
     return experiment
 
 

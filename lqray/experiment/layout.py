@@ -92,6 +92,9 @@ class _Reader:
             if any(key in block.matrix for block in blocks):
                 self.problem(here, f"{key!r}, which is an axis of the sweep, too", "each key in one of them")
         self.no_overlap(list(search.space), ("search", "space"))
+        if search.adaptive and blocks:
+            found = "a sweep beside sampler: optuna, which runs one study"
+            self.problem(("search", "sampler"), found, "random or grid beside a sweep, or no sweep")
         return search
 
     def block(self, value: Any, path: Path_) -> Block:

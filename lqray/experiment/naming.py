@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from lqray.experiment.layout import Layout
-from lqray.experiment.sampling import draws
+from lqray.experiment.sampling import corner, draws
 from lqray.experiment.schema import Trial, flatten
 
 _MAX_LENGTH = 60
@@ -27,7 +27,10 @@ class Namer:
             for key, value in settings:
                 for leaf, item in flatten({key: value}).items():
                     seen.setdefault(leaf, []).append(item)
-        for draw in draws(layout.search) if layout.search else ():
+        drawn = list(draws(layout.search)) if layout.search else []
+        if layout.search and layout.search.adaptive:
+            drawn = [corner(layout.search, high) for high in (False, True)]
+        for draw in drawn:
             for key, value in draw.items():
                 for leaf, item in flatten({key: value}).items():
                     seen.setdefault(leaf, []).append(item)

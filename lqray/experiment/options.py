@@ -456,16 +456,25 @@ class Domain(Section):
 class Search(Section):
     """What `search:` adds to a sweep: keys drawn from ranges, and early stopping. Not part of a trial."""
 
-    sampler: Literal["random", "grid"] = "random"
+    sampler: Literal["random", "grid", "optuna"] = "random"
     """random: every combination of the sweep takes the same `samples` draws, so that methods compare on equal terms;
-    grid: all combinations of choices."""
+    grid: all combinations of choices; optuna: without a sweep, each draw made from the results so far (Optuna's TPE,
+    through Ray Tune; `pip install optuna`)."""
     samples: int = Field(default=10, ge=1)
-    """Draws of the random sampler."""
+    """Draws of the random sampler, or trials that Optuna suggests."""
+    metric: str = "test/accuracy"
+    """What Optuna optimizes: any metric of the final evaluation."""
+    mode: Literal["max", "min"] = "max"
     seed: int = Field(default=0, ge=0)
     """Of the draws, which are a function of it, their number and the key."""
     space: dict[str, Domain] = {}
     """Dotted keys of a trial, and where their values come from."""
     early_stopping: EarlyStopping | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether draws depend on results and are not known ahead."""
+        return self.sampler == "optuna" and bool(self.space)
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Search:

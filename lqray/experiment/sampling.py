@@ -16,6 +16,8 @@ _DIGITS = 6
 def draws(search: Search) -> Iterator[dict[str, Any]]:
     """Dotted keys to values, one mapping for each draw. A grid's last key varies fastest; random numbers are rounded to
     six significant digits, for the sake of names."""
+    if search.adaptive:
+        return
     if search.sampler == "grid" or not search.space:
         for values in itertools.product(*(domain.choice or () for domain in search.space.values())):
             yield dict(zip(search.space, values, strict=True))
@@ -24,6 +26,21 @@ def draws(search: Search) -> Iterator[dict[str, Any]]:
         yield {
             key: _draw(domain, random.Random(f"{search.seed} {number} {key}")) for key, domain in search.space.items()
         }
+
+
+def corner(search: Search, high: bool) -> dict[str, Any]:
+    """The first, or lowest, of each key's values, or the last, or highest."""
+    ends = {}
+    for key, domain in search.space.items():
+        values = domain.choice or domain.integer or domain.uniform or domain.log_uniform or ()
+        ends[key] = values[-1 if high else 0]
+    return ends
+
+
+def rounded(domain: Domain, value: Any) -> Any:
+    """A drawn value as trials have it."""
+    bounds = domain.uniform or domain.log_uniform
+    return _rounded(float(value), *bounds) if bounds else value
 
 
 def _draw(domain: Domain, generator: random.Random) -> Any:

@@ -61,6 +61,8 @@ def show_plan(console: Console, plan: Plan, experiment: Experiment) -> None:
     names = {"run": "new", "done": "finished", "early": "stopped early"}
     summary = ", ".join(f"{count:,} {names.get(word, word)}" for word, count in counts.most_common())
     console.print(f"[bold]{experiment.name}[/]: {summary or 'no trials'}; {len(due):,} would run", highlight=False)
+    if plan.more:
+        console.print(f"{plan.more:,} more would be suggested, each from the results so far")
     if due:
         sums = f"{steps:,.0f} steps, {megabytes:,.1f} MB sent by each process"
         console.print(f"{sums}, {duration(seconds)} one trial after another", highlight=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
+from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.store import absolute_store
 from lqray.orchestration.control import matching, publish_plan
@@ -15,9 +16,10 @@ from lqray.orchestration.inline import InlineLauncher
 from lqray.orchestration.launcher import Launcher, LaunchInterrupted, Observer, TrialResult, Work
 from lqray.orchestration.leases import Holder
 from lqray.orchestration.ledger import TAGS, Ledger, Planned, planned
-from lqray.orchestration.placement import backend_of, processes_of
+from lqray.orchestration.optuna_source import OptunaSource, stored_draws
+from lqray.orchestration.placement import PlacementError, backend_of, processes_of
 from lqray.orchestration.provenance import code_version, provenance
-from lqray.orchestration.queue import Given, Limits, TrialQueue
+from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.sweep import RayLauncher
@@ -52,6 +54,10 @@ class Plan:
     trials: Sequence[Planned]
     states: dict[str, TrialState]
     limit: int | None = None
+    more: int = 0
+    """Trials that an adaptive search will suggest."""
+    observed: Sequence[tuple[dict[str, Any], float]] = ()
+    """Of such a search: values and metric of finished trials."""
 
     @property
     def due(self) -> list[NamedTrial]:
@@ -73,6 +79,12 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     """Read the store and say what is to be done. Raises ExperimentError for a trial that is not valid."""
     uri = absolute_store(experiment.tracking.uri)
     states = read_states(uri, experiment.name, TAGS)
+    if experiment.adaptive and experiment.search:
+        draws = stored_draws(uri, experiment)
+        known = [planned(named, states, False) for named, _, _ in draws.values()]
+        observed = [(values, metric) for _, values, metric in draws.values() if metric is not None]
+        more = max(0, experiment.search.samples - len(known))
+        return Plan(uri, known, states, options.limit, min(more, options.limit or more), observed)
     chosen = [matching(pattern) for pattern in options.only]
     trials = [
         planned(named, states, options.rerun)
@@ -85,13 +97,24 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
 def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOptions, observer: Observer) -> Ran:
     """Run what is due. source: text of the experiment file. Raises PlacementError, ClusterError, StoreAwayError."""
     due, resources = plan.due, experiment.resources
-    for trial in shapes(due):
+    if options.launcher == "inline" and experiment.search and experiment.search.early_stopping:
+        raise PlacementError(
+            "search.early_stopping compares trials through Ray Tune; found --launcher inline; allowed: warm, isolated"
+        )
+    examples = _examples(experiment, plan)
+    for trial in shapes(examples):
         processes_of(trial, resources)
     launch = open_launch(plan.uri, experiment.name, experiment.document.file, source, provenance())
     ran = Ran(launch)
-    if not due:
+    if not due and not plan.more:
         return ran
+    source_of_trials: Source = Given(due)
+    if plan.more:
+        source_of_trials = OptunaSource(
+            experiment, due, plan.observed, {one.named.trial.id for one in plan.trials}, plan.more
+        )
     code, backend = code_version(), backend_of(resources)
+    stopping = experiment.search.early_stopping if experiment.search else None
 
     def make_task(work: Work) -> WorkerTask:
         trial = work.named.trial
@@ -107,22 +130,24 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
             backend,
             code,
             options.stop_rules,
+            stopping.metric if stopping else experiment.search.metric if plan.more and experiment.search else None,
         )
 
     with Ledger(launch, experiment.name, experiment.storage, plan.states, options.rerun) as ledger:
-        if options.whole:
+        if options.whole and not experiment.adaptive:
             publish_plan(launch)
-        queue = TrialQueue(Given(due), ledger, observer, ran.results.append, Limits(options.max_failures))
-        ledger.watch(queue, lambda text: _still_wanted(text, experiment.document.file))
+        queue = TrialQueue(source_of_trials, ledger, observer, ran.results.append, Limits(options.max_failures))
+        ledger.watch(queue, None if plan.more else lambda text: _still_wanted(text, experiment.document.file))
         name = options.launcher
-        stopping = experiment.search.early_stopping if experiment.search else None
         if name == "auto":
             name = "warm" if quick(experiment, plan) else "isolated"
         launcher: Launcher
         if name == "inline":
             launcher = InlineLauncher(ledger, resources, make_task)
         else:
-            launcher = RayLauncher(ledger, resources, make_task, shapes(due), name == "warm", stopping, options.verbose)
+            launcher = RayLauncher(
+                ledger, resources, make_task, shapes(examples), name == "warm", stopping, options.verbose
+            )
         try:
             launcher.launch(queue)
         except LaunchInterrupted:
@@ -141,7 +166,7 @@ def quick(experiment: Experiment, plan: Plan) -> bool:
         return False
     longest = 0.0
     seen: set[tuple[int, ...]] = set()
-    for named in plan.due:
+    for named in _examples(experiment, plan):
         trial = named.trial
         shape = (trial.workers, id(trial.data), id(trial.model), id(trial.schedule), id(trial.quantizer))
         if shape not in seen:
@@ -149,6 +174,13 @@ def quick(experiment: Experiment, plan: Plan) -> bool:
             _, seconds, _ = expected(trial, experiment.resources, history)
             longest = max(longest, WARM_SECONDS if seconds is None else seconds)
     return longest < WARM_SECONDS
+
+
+def _examples(experiment: Experiment, plan: Plan) -> list[NamedTrial]:
+    """The trials that are due, and, where a search will suggest others, two as they may be."""
+    if not plan.more or experiment.search is None:
+        return plan.due
+    return [*plan.due, *(experiment.suggested(corner(experiment.search, high)) for high in (False, True))]
 
 
 def shapes(trials: Sequence[NamedTrial]) -> list[Trial]:

@@ -31,7 +31,7 @@ _SPOOL = "undelivered.jsonl"
 class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `code_version()` of
-    the launcher."""
+    the launcher. needed_metric: what early stopping or the search goes by."""
 
     trial_id: str
     name: str
@@ -44,6 +44,7 @@ class WorkerTask:
     backend: str
     code: str
     stop_rules: tuple[StopRule, ...] = ()
+    needed_metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,12 @@ class Reporter:
         for rule in self._task.stop_rules:
             if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
                 self.broken_rule = str(rule)
+        needed = self._task.needed_metric
+        if update.evaluated and needed and needed not in self._latest:
+            raise ValueError(
+                f"no metric {needed!r} is reported, by which `search` goes; there are: "
+                f"{', '.join(sorted(self._latest))}"
+            )
         if update.evaluated or time.monotonic() - self._shown > _SEND_SECONDS:
             self._send()
         if update.evaluated:
@@ -288,7 +295,8 @@ def _output_to(file: Path, task: WorkerTask, rank: int) -> Iterator[None]:
     """Within it, whatever this process writes to its standard output and error goes to the end of a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
-        stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {task.name} ({task.trial_id}), rank {rank}, {_host()}\n")
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        stream.write(f"{when} {task.name} ({task.trial_id}), rank {rank}, {_host()}, {task.backend}\n")
         stream.flush()
         saved = [(number, os.dup(number)) for number in (1, 2)]
         try:

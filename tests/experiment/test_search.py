@@ -67,7 +67,7 @@ def test_early_stopping_alone_leaves_the_sweep_as_it_is():
         ("{space: {optimizer.lr: {uniform: [2, 1]}}}", "search.space.optimizer.lr", "low below high"),
         ("{space: {optimizer.lr: {log_uniform: [0, 1]}}}", "search.space.optimizer.lr", "low above 0"),
         ("{sampler: grid, space: {optimizer.lr: {uniform: [1, 2]}}}", "search", "is a choice"),
-        ("{sampler: bayes, space: {seed: {choice: [1]}}}", "search.sampler", "'random' or 'grid'"),
+        ("{sampler: bayes, space: {seed: {choice: [1]}}}", "search.sampler", "'random', 'grid' or 'optuna'"),
         ("{early_stopping: {metrc: a}}", "search.early_stopping.metrc", "metric"),
     ],
 )

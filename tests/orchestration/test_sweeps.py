@@ -267,3 +267,12 @@ def test_early_stopping_stops_trials_and_leaves_nothing(tmp_path, launcher):
     assert all("early stopping after" in one.data.tags["lqray.early"] for name, one in runs.items() if name != "lr0.05")
     nothing_is_left(tmp_path)
     assert "3 stopped early before" in run(path, "--launcher", launcher)
+
+
+def test_early_stopping_by_a_metric_that_nobody_reports(tmp_path):
+    path = write(tmp_path, text=SEARCHED.replace("metric: test/accuracy", "metric: test/acuracy"))
+    text = run(path, "--launcher", "warm", "--limit", "1", expected=1)
+    assert "no metric 'test/acuracy' is reported" in text
+    assert "test/accuracy" in text
+    assert status_of(path) == {"lr0.05": ("FAILED", "user_error")}
+    assert "found --launcher inline" in run(path, "--launcher", "inline", expected=2)

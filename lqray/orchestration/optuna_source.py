@@ -1,0 +1,145 @@
+"""Trials that Optuna suggests, through Ray Tune's OptunaSearch."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from lqray.experiment.grid import Experiment, NamedTrial
+from lqray.experiment.options import Domain
+from lqray.orchestration.launcher import TrialResult
+from lqray.orchestration.placement import PlacementError
+from lqray.orchestration.store_access import client_of
+from lqray.training.seeding import derive_seed
+
+_MOST_REPEATED = 100
+
+
+def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial, dict[str, Any], float | None]]:
+    """By trial id, what was suggested before: the trial, its values of the space, and its metric if it is FINISHED.
+
+    Trials of another version of the experiment file are left out.
+    """
+    search = experiment.search
+    assert search is not None
+    client = client_of(uri)
+    found = client.get_experiment_by_name(experiment.name)
+    draws: dict[str, tuple[NamedTrial, dict[str, Any], float | None]] = {}
+    token = None
+    while found is not None:
+        page = client.search_runs(
+            [found.experiment_id],
+            "tags.`lqray.trial_id` != ''",
+            max_results=1000,
+            page_token=token,
+            order_by=["attributes.start_time ASC"],
+        )
+        for run in page:
+            params: Mapping[str, str] = run.data.params
+            if not all(key in params for key in search.space):
+                continue
+            values = {key: _value(params[key], domain) for key, domain in search.space.items()}
+            named = experiment.suggested(values)
+            if named.trial.id == run.data.tags["lqray.trial_id"]:
+                ended = run.data.metrics.get(search.metric) if run.info.status == "FINISHED" else None
+                draws[named.trial.id] = (named, values, ended)
+        token = page.token
+        if not token:
+            break
+    return draws
+
+
+class OptunaSource:
+    """See `lqray.orchestration.queue.Source`. Trials begun before come first; then Optuna's, `samples` of them.
+
+    observed: values and metric of finished trials. known: ids of trials suggested before. Raises PlacementError where
+    optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        begun: Iterable[NamedTrial],
+        observed: Iterable[tuple[dict[str, Any], float]],
+        known: Collection[str],
+        samples: int,
+    ) -> None:
+        search = experiment.search
+        assert search is not None
+        try:
+            import optuna
+        except ImportError as error:
+            raise PlacementError("search.sampler is optuna, which is not installed: pip install optuna") from error
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._experiment, self._metric, self._left = experiment, search.metric, samples
+        self._begun, self._known = deque(begun), frozenset(known)
+        self._names: dict[str, str] = {}
+        self._count = 0
+        space = {key: _domain(domain) for key, domain in search.space.items()}
+        # A launch that goes on where another ended must not draw the same numbers again.
+        seed = derive_seed(search.seed, "optuna", len(self._known)) % 2**32
+        self._search = OptunaSearch(space=space, metric=search.metric, mode=search.mode, seed=seed)
+        for values, metric in observed:
+            self._search.add_evaluated_point(values, metric)
+
+    def next(self) -> NamedTrial | None:
+        """See `Source`."""
+        if self._begun:
+            return self._begun.popleft()
+        for _ in range(_MOST_REPEATED if self._left else 0):
+            self._count += 1
+            name = f"suggestion-{self._count}"
+            values = self._search.suggest(name)
+            if values is None:
+                return None
+            named = self._experiment.suggested(values)
+            if named.trial.id not in self._names and named.trial.id not in self._known:
+                self._left -= 1
+                self._names[named.trial.id] = name
+                return named
+            self._search.on_trial_complete(name, error=True)  # a draw that was made before teaches nothing new
+        self._left = 0  # the space has no other values, or Optuna no doubt
+        return None
+
+    @property
+    def over(self) -> bool:
+        """See `Source`."""
+        return not self._begun and not self._left
+
+    def told(self, result: TrialResult) -> None:
+        """See `Source`."""
+        name = self._names.get(result.named.trial.id)
+        if name and self._metric in result.metrics:
+            self._search.on_trial_complete(name, {self._metric: result.metrics[self._metric]})
+        elif name:
+            self._search.on_trial_complete(name, error=True)
+
+
+def _domain(domain: Domain) -> Any:
+    """Tune's form of it; Tune's integers leave the upper bound out."""
+    from ray import tune
+
+    if domain.choice is not None:
+        return tune.choice(list(domain.choice))
+    if domain.integer is not None:
+        return tune.randint(domain.integer[0], domain.integer[1] + 1)
+    if domain.log_uniform is not None:
+        return tune.loguniform(*domain.log_uniform)
+    assert domain.uniform is not None
+    return tune.uniform(*domain.uniform)
+
+
+def _value(text: str, domain: Domain) -> Any:
+    """A param of MLflow's as the value that was drawn."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    for choice in domain.choice or ():
+        if str(choice) == text or choice == value:
+            return choice
+    return value

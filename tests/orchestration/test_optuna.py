@@ -1,0 +1,37 @@
+"""A search by Optuna: it learns from results, those of earlier launches too, and ends after so many samples."""
+
+from mlflow import MlflowClient
+
+from tests.orchestration.sweeps import recorded, run, write
+
+TEXT = """
+name: sweep
+base:
+  data: {name: digits}
+  model: {name: mlp, layers: [32]}
+  optimizer: {name: sgd, lr: 0.05}
+  schedule: {iterations: 40, batch_size: 16}
+  workers: 1
+  quantizer: {method: qsgd_inf, bucket_size: 128}
+search:
+  sampler: optuna
+  samples: 5
+  metric: test/loss
+  mode: min
+  space: {optimizer.lr: {log_uniform: [1.0e-4, 1]}, quantizer.bits: {choice: [2, 4]}}
+"""
+
+
+def test_an_optuna_search_continues_where_it_was(tmp_path):
+    path = write(tmp_path, text=TEXT)
+    text = run(path, "--launcher", "inline", "--limit", "3")
+    assert "no trials, 3 to be suggested" in text
+    assert len(recorded(f"sqlite:///{tmp_path}/lqray.db")) == 3
+    assert "3 finished before, 2 to be suggested" in run(path, "--launcher", "inline")
+    runs = recorded(f"sqlite:///{tmp_path}/lqray.db")
+    assert len(runs) == 5
+    assert {one.info.status for one in runs.values()} == {"FINISHED"}
+    assert len({one.data.params["optimizer.lr"] for one in runs.values()}) == 5
+    assert "5 finished before" in run(path, "--launcher", "inline")
+    client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")
+    assert len(client.search_runs([client.get_experiment_by_name("sweep").experiment_id])) == 5
