@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn, cast
 
 from lqray.experiment.schema import Resources
 from lqray.orchestration.failures import ProcessLostError, failure_of
@@ -85,11 +86,11 @@ class _Direct:
 class _Piped:
     """Link of a worker in a process of its own. answers: two shared integers, points delivered and whether to stop."""
 
-    def __init__(self, messages: Any, answers: Any) -> None:
-        self._messages, self._answers = messages, answers
+    def __init__(self, pipe: Connection, answers: Any) -> None:
+        self._pipe, self._answers = pipe, answers
 
     def send(self, news: News) -> None:
-        self._messages.put(news)
+        self._pipe.send(news)
 
     def heard(self) -> Heard:
         return Heard(self._answers[0], bool(self._answers[1]))
@@ -98,37 +99,70 @@ class _Piped:
         pass  # the outcome follows in the same pipe
 
 
+class _Listener:
+    """Hears the processes of one trial, each through a pipe of its own.
+
+    A process may be killed at any moment, also in the middle of a message. No lock is shared with it, hence: one that
+    died with it would hold up the launcher for ever. (SimpleQueue and Array have such locks.)
+    """
+
+    def __init__(self, pipes: list[Connection], answers: Any, heard: Callable[[News], Heard]) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self._ranks = {pipe: rank for rank, pipe in enumerate(pipes)}
+        self._answers, self._heard = answers, heard
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hear what the processes, now ended, have left in their pipes."""
+        self._ending.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while self._ranks:
+            last = self._ending.is_set()
+            ready = wait(list(self._ranks), timeout=0 if last else 0.1)
+            for pipe in ready:
+                self._receive(cast("Connection", pipe))
+            if last and not ready:
+                return
+
+    def _receive(self, pipe: Connection) -> None:
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            del self._ranks[pipe]
+            return
+        if isinstance(message, News):
+            answer = self._heard(message)
+            self._answers[0], self._answers[1] = answer.delivered, answer.stop
+        else:
+            self.outcomes[self._ranks[pipe]] = message
+
+
 def _run_processes(
     task: WorkerTask, world: int, resources: Resources, heard: Callable[[News], Heard]
 ) -> dict[int, Outcome]:
     """Train on `world` processes. Once one has failed, the others have a while to say so, too, and are then ended."""
     context = multiprocessing.get_context("spawn")
-    messages, answers = context.SimpleQueue(), context.Array("q", 2)
-    outcomes: dict[int, Outcome] = {}
+    answers = context.RawArray("q", 2)
+    pipes = [context.Pipe(duplex=False) for _ in range(world)]
     port = _free_port()
     processes = [
         context.Process(
             target=_process,
-            args=(rank, task, world, port, device_of(rank, resources), messages, answers),
+            args=(rank, task, world, port, device_of(rank, resources), sender, answers),
             daemon=True,
         )
-        for rank in range(world)
+        for rank, (_, sender) in enumerate(pipes)
     ]
-
-    def listen() -> None:
-        while (message := messages.get()) is not None:
-            if isinstance(message, News):
-                answer = heard(message)
-                answers[0], answers[1] = answer.delivered, answer.stop
-            else:
-                rank, outcome = message
-                outcomes[rank] = outcome
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+    listener = _Listener([receiver for receiver, _ in pipes], answers, heard)
+    outcomes = listener.outcomes
     try:
-        for process in processes:
+        for process, (_, sender) in zip(processes, pipes, strict=True):
             process.start()
+            sender.close()
         deadline = None
         while any(process.is_alive() for process in processes) and len(outcomes) < world:
             time.sleep(0.05)
@@ -147,8 +181,7 @@ def _run_processes(
                 process.kill()
             if process.pid is not None:
                 process.join()
-        messages.put(None)
-        listener.join()
+        listener.close()
     for rank, process in enumerate(processes):
         if rank not in outcomes:
             gone = ProcessLostError(
@@ -158,7 +191,7 @@ def _run_processes(
     return outcomes
 
 
-def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, messages: Any, answers: Any) -> None:
+def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, pipe: Connection, answers: Any) -> None:
     # Ctrl-C reaches every process of the terminal; the launcher alone decides what it means.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -170,7 +203,7 @@ def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, me
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    messages.put((rank, run_task(task, rank, device, _Piped(messages, answers) if rank == 0 else None)))
+    pipe.send(run_task(task, rank, device, _Piped(pipe, answers) if rank == 0 else None))
     _leave()
 
 
