@@ -256,6 +256,7 @@ for round_ in range(rounds):
     first, second = burn(2, round_ % 2 == 0), burn(2, round_ % 2 == 1)
     logged, plain = (first, second) if round_ % 2 == 0 else (second, first)
     pairs.append(logged / plain)
+reporter.close()
 assert scribe.settle(run_id, 60)
 steps = len({m.step for m in client.get_metric_history(run_id, "group/metric3")})
 assert steps == number, (steps, number)
@@ -271,7 +272,7 @@ def logging() -> dict[str, object]:
         body = "".join(f"    {line}\n" for line in STEP.strip().splitlines())
         script.write_text(f"if __name__ == '__main__':\n{body}")
         done = subprocess.run(
-            [sys.executable, str(script), folder, "20"], check=True, capture_output=True, text=True, cwd=ROOT
+            [sys.executable, str(script), folder, "20"], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
     said = json.loads(done.stdout.splitlines()[-1])
     return {

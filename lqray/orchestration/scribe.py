@@ -6,6 +6,7 @@ through the interpreter's lock; at low priority in another process it uses what 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -45,6 +46,8 @@ class Scribe:
         self._delivered: dict[str, int] = {}
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+        # It ignores SIGTERM, with which multiprocessing would end it and then wait for ever.
+        atexit.register(self.close)
 
     def write(self, run_id: str, points: list[Point], progress: str | None = None) -> None:
         """Deliver these soon. progress: the newest value of the run's lqray.progress tag."""
@@ -75,6 +78,7 @@ class Scribe:
 
     def close(self) -> None:
         """End the process; what is not delivered by now is not delivered."""
+        atexit.unregister(self.close)
         self._send(("close",))
         self._process.join(10)
         if self._process.is_alive():
