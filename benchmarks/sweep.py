@@ -252,8 +252,13 @@ for _ in range(50): (x @ w).relu().sum().backward(); w.grad = None
 amount = max(1, round(0.02 / ((time.perf_counter() - t) / 50)))
 burn(2, True)
 pairs = []
+def measured(logged):
+    # In the steady state: what came before is delivered, and deliveries of this window have begun.
+    assert scribe.settle(run_id, 60)
+    burn(2 if logged else 0.2, logged)
+    return burn(4, logged)
 for round_ in range(rounds):
-    first, second = burn(2, round_ % 2 == 0), burn(2, round_ % 2 == 1)
+    first, second = measured(round_ % 2 == 0), measured(round_ % 2 == 1)
     logged, plain = (first, second) if round_ % 2 == 0 else (second, first)
     pairs.append(logged / plain)
 reporter.close()
