@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lqray.reporting import database
+
+_TRIAL, _NAME = "lqray.trial_id", "lqray.trial_name"
+_INFINITY = 1.797e308
+"""MLflow stores an infinite metric as the largest float64."""
 
 
 class UnknownExperimentError(LookupError):
@@ -12,7 +21,8 @@ class UnknownExperimentError(LookupError):
 
 @dataclass(frozen=True)
 class Record:
-    """One recorded run of a trial. metrics: last value of each. params: as MLflow keeps them, as text."""
+    """One recorded run of a trial. metrics: last value of each. params: as MLflow keeps them, as text. tags: lqray's.
+    started: seconds since the epoch. status: MLflow's, or MISSING for a trial of the plan that has no run."""
 
     run_id: str
     trial_id: str
@@ -21,34 +31,35 @@ class Record:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     error: str | None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    started: float = 0.0
+
+    @property
+    def method(self) -> str:
+        """Of its quantizer."""
+        return self.params.get("quantizer.method", "?")
+
+    @property
+    def state(self) -> str:
+        """As people say it: finished, running, failed, killed, stopped early, missing."""
+        if self.status == "KILLED" and "lqray.early" in self.tags:
+            return "stopped early"
+        return self.status.lower()
 
 
-def read_records(uri: str, experiment: str, launch_id: str | None = None) -> list[Record]:
-    """lqray's runs of an experiment, oldest first; of one launch, when given. uri: absolute store.
+def read_records(uri: str, experiment: str) -> list[Record]:
+    """lqray's runs of an experiment, oldest first. uri: absolute store.
 
-    Runs of other tools in the same experiment are left out. Raises UnknownExperimentError.
+    Runs of other tools in the same experiment, and deleted ones, are left out. Raises UnknownExperimentError.
     """
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        known = ", ".join(sorted(e.name for e in client.search_experiments())) or "none"
-        raise UnknownExperimentError(f"no experiment {experiment!r} in {uri}; there are: {known}")
-    condition = f"tags.`lqray.launch` = '{launch_id}'" if launch_id else "tags.`lqray.trial_id` != ''"
-    records: list[Record] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            [found.experiment_id], condition, max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
-        )
-        records += [_record(run) for run in page]
-        token = page.token
-        if not token:
-            return records
+    experiment_id(uri, experiment)
+    with database.connected(uri) as connection:
+        if connection is not None:
+            return _from_tables(connection, experiment)
+    return _from_search(uri, experiment)
 
 
-def latest_attempts(records: list[Record]) -> list[Record]:
+def latest_attempts(records: Iterable[Record]) -> list[Record]:
     """Of the runs of each trial the latest, in the order of the first ones. records: oldest first."""
     latest: dict[str, Record] = {}
     for record in records:
@@ -57,24 +68,110 @@ def latest_attempts(records: list[Record]) -> list[Record]:
 
 
 def experiment_id(uri: str, experiment: str) -> str:
-    """MLflow's id of an experiment. Raises UnknownExperimentError."""
-    from mlflow import MlflowClient
-
-    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(experiment)
-    if found is None:
-        raise UnknownExperimentError(f"no experiment {experiment!r} in {uri}")
+    """MLflow's id of an experiment. Raises UnknownExperimentError, with the names that there are."""
+    found = _experiment(uri, experiment)
     identifier: str = found.experiment_id
     return identifier
 
 
-def _record(run: object) -> Record:
-    data, info = run.data, run.info  # type: ignore[attr-defined]
+def experiment_tags(uri: str, experiment: str) -> dict[str, str]:
+    """Tags of an experiment. Raises UnknownExperimentError."""
+    tags: dict[str, str] = _experiment(uri, experiment).tags
+    return tags
+
+
+def run_record(uri: str, run_id: str) -> Record | None:
+    """One run of lqray, by its id; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = _client(uri).get_run(run_id)
+    except MlflowException:
+        return None
+    return _of_run(run) if _TRIAL in run.data.tags else None
+
+
+def number(value: float, is_nan: bool = False) -> float:
+    """A stored metric as the number that was logged."""
+    if is_nan:
+        return math.nan
+    return math.copysign(math.inf, value) if abs(value) > _INFINITY else value
+
+
+def _client(uri: str) -> Any:
+    import logging
+
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(uri: str, experiment: str) -> Any:
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        known = ", ".join(sorted(e.name for e in client.search_experiments() if e.name != "lqray-leases")) or "none"
+        raise UnknownExperimentError(f"no experiment {experiment!r} in {uri}; there are: {known}")
+    return found
+
+
+def _from_tables(connection: Any, experiment: str) -> list[Record]:
+    intern = sys.intern  # thousands of runs share their keys and most of their values
+    tags: dict[str, dict[str, str]] = {}
+    for run_id, key, value in database.tags_of(connection, experiment, "lqray."):
+        tags.setdefault(run_id, {})[intern(key)] = value
+    params: dict[str, dict[str, str]] = {}
+    for run_id, key, value in database.params_of(connection, experiment):
+        if run_id in tags:
+            params.setdefault(run_id, {})[intern(key)] = intern(value)
+    metrics: dict[str, dict[str, float]] = {}
+    for run_id, key, last, is_nan in database.latest_metrics_of(connection, experiment):
+        if run_id in tags:
+            metrics.setdefault(run_id, {})[intern(key)] = number(last, is_nan)
+    return [
+        _record(run_id, name, status, started, params.get(run_id, {}), metrics.get(run_id, {}), tags[run_id])
+        for run_id, name, status, started, _ in database.runs_of(connection, experiment)
+        if _TRIAL in tags.get(run_id, ())
+    ]
+
+
+def _from_search(uri: str, experiment: str) -> list[Record]:
+    client = _client(uri)
+    found = _experiment(uri, experiment)
+    records: list[Record] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [found.experiment_id],
+            f"tags.`{_TRIAL}` != ''",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        records += [_of_run(run) for run in page]
+        token = page.token
+        if not token:
+            return records
+
+
+def _of_run(run: Any) -> Record:
+    data, info = run.data, run.info
+    metrics = {key: number(value) for key, value in data.metrics.items()}
+    own = {key: value for key, value in data.tags.items() if key.startswith("lqray.")}
+    return _record(info.run_id, info.run_name, info.status, info.start_time, data.params, metrics, own)
+
+
+def _record(
+    run_id: str,
+    name: str,
+    status: str,
+    started: int,
+    params: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> Record:
+    error = tags.get("lqray.error")
     return Record(
-        run_id=info.run_id,
-        trial_id=data.tags["lqray.trial_id"],
-        name=data.tags.get("lqray.trial_name", info.run_name),
-        status=info.status,
-        params=data.params,
-        metrics=data.metrics,
-        error=data.tags.get("lqray.error"),
+        run_id, tags[_TRIAL], tags.get(_NAME, name), status, params, metrics, error, tags, (started or 0) / 1000
     )

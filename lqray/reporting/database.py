@@ -1,0 +1,94 @@
+"""MLflow's tables, read straight from a database.
+
+MLflow's own search makes an object of every param, metric and tag of every run, and reads a history run by run. Here a
+query takes what is asked for, of all runs at once. `connected` yields None for a store that is no database, or whose
+tables are not as expected: MLflow's client serves those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_DATABASES = ("sqlite://", "postgresql", "mysql")
+_ACTIVE = (
+    "FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id "
+    "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
+)
+_CHUNK = 50_000
+
+
+@contextmanager
+def connected(uri: str) -> Iterator[Any]:
+    """A connection to the database of a tracking URI, or None; it reads, and never makes one."""
+    if not uri.startswith(_DATABASES):
+        yield None
+        return
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        yield None
+        return
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(uri)
+    try:
+        expected = {"experiments", "runs", "params", "tags", "metrics", "latest_metrics"}
+        if not expected <= set(inspect(engine).get_table_names()):
+            yield None
+            return
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def runs_of(connection: Any, experiment: str) -> list[tuple[str, str, str, int, int | None]]:
+    """(run id, name, status, start, end) of active runs, oldest first; times in milliseconds since the epoch."""
+    columns = "r.run_uuid, r.name, r.status, r.start_time, r.end_time"
+    return list(_rows(connection, f"SELECT {columns} {_ACTIVE} ORDER BY r.start_time, r.run_uuid", name=experiment))
+
+
+def params_of(connection: Any, experiment: str) -> Iterator[tuple[str, str, str]]:
+    """(run id, key, value) of all params of active runs."""
+    return _rows(connection, f"SELECT run_uuid, key, value FROM params WHERE {_of(experiment)}", name=experiment)
+
+
+def tags_of(connection: Any, experiment: str, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """(run id, key, value) of the tags of active runs whose key begins with `prefix`."""
+    condition = f"{_of(experiment)} AND key LIKE :prefix"
+    query = f"SELECT run_uuid, key, value FROM tags WHERE {condition}"
+    return _rows(connection, query, name=experiment, prefix=f"{prefix}%")
+
+
+def latest_metrics_of(connection: Any, experiment: str) -> Iterator[tuple[str, str, float, bool]]:
+    """(run id, key, value, whether it is NaN): the last value of every metric of active runs."""
+    query = f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {_of(experiment)}"
+    return _rows(connection, query, name=experiment)
+
+
+def history_of(connection: Any, experiment: str, key: str) -> Iterator[tuple[str, int, float, bool, int]]:
+    """(run id, step, value, whether it is NaN, milliseconds since the epoch) of a metric of active runs, unordered.
+
+    All columns are in the primary key, which begins with the metric's: sqlite reads that index alone, if it is kept
+    (by the +) from looking up every row of every run.
+    """
+    run = "+run_uuid" if connection.dialect.name == "sqlite" else "run_uuid"
+    query = f"SELECT run_uuid, step, value, is_nan, timestamp FROM metrics WHERE key = :key AND {_of(experiment, run)}"
+    return _rows(connection, query, name=experiment, key=key)
+
+
+def _of(experiment: str, column: str = "run_uuid") -> str:
+    return f"{column} IN (SELECT r.run_uuid {_ACTIVE})"
+
+
+def _rows(connection: Any, query: str, **values: Any) -> Iterator[Any]:
+    from sqlalchemy import text
+
+    parameters: Mapping[str, Any] = values
+    result = connection.execution_options(stream_results=True).execute(text(query), parameters)
+    while True:
+        rows = result.fetchmany(_CHUNK)
+        yield from rows
+        if len(rows) < _CHUNK:
+            return

@@ -1,0 +1,82 @@
+"""Metrics over the steps of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lqray.reporting import database
+from lqray.reporting.records import number
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_REQUESTS = 8
+
+
+@dataclass(frozen=True)
+class History:
+    """One metric of one run. steps (n,) int64, ascending, each once; values (n,) float64; times (n,) float64, seconds
+    since the epoch."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    times: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def read_histories(uri: str, experiment: str, run_ids: Collection[str], key: str) -> dict[str, History]:
+    """By run id, the whole history of a metric; runs that have none of it are left out. uri: absolute store."""
+    wanted = set(run_ids)
+    with database.connected(uri) as connection:
+        if connection is not None:
+            return _from_tables(connection, experiment, wanted, key)
+    return _from_client(uri, sorted(wanted), key)
+
+
+def history(steps: Any, values: Any, milliseconds: Any) -> History:
+    """Of points in any order; of several at one step, the last one logged."""
+    at, value = np.asarray(steps, np.int64), np.asarray(values, np.float64)
+    time = np.asarray(milliseconds, np.float64)
+    order = np.lexsort((time, at))
+    at, value, time = at[order], value[order], time[order]
+    last = np.append(at[1:] != at[:-1], True) if len(at) else np.zeros(0, bool)
+    return History(at[last], value[last], time[last] / 1000)
+
+
+def _from_tables(connection: Any, experiment: str, wanted: set[str], key: str) -> dict[str, History]:
+    from array import array
+
+    points: dict[str, tuple[array[int], array[float], array[int]]] = {}
+    for run_id, step, value, is_nan, time in database.history_of(connection, experiment, key):
+        if run_id not in wanted:
+            continue
+        own = points.get(run_id)
+        if own is None:
+            own = points[run_id] = (array("q"), array("d"), array("q"))
+        own[0].append(step)
+        own[1].append(number(value, is_nan))
+        own[2].append(time)
+    return {run_id: history(*own) for run_id, own in points.items()}
+
+
+def _from_client(uri: str, run_ids: list[str], key: str) -> dict[str, History]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+
+    def read(run_id: str) -> History:
+        points = client.get_metric_history(run_id, key)
+        return history(
+            [one.step for one in points], [number(one.value) for one in points], [one.timestamp for one in points]
+        )
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        found = dict(zip(run_ids, pool.map(read, run_ids), strict=True))
+    return {run_id: one for run_id, one in found.items() if len(one)}
