@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
     from lqray.experiment.grid import Experiment
     from lqray.orchestration.run import LauncherName, Plan, RunOptions
+    from lqray.reporting.report import Format, Recorded
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 _files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+_experiments = click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
+_only = click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern).")
+_where = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this parameter.")
 
 _uri = click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
 
@@ -99,8 +104,10 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration.run import make_plan, run_plan
     from lqray.orchestration.store_access import StoreAwayError
     from lqray.orchestration.tracking import describe_experiment
+    from lqray.reporting.comparison import compare_groups
     from lqray.reporting.records import latest_attempts, read_records
-    from lqray.reporting.tables import sweep_summary, terminal_table
+    from lqray.reporting.summary import sweep_summary
+    from lqray.reporting.tables import terminal_table
 
     console = _console()
     with _clear_errors(PlacementError, ClusterError, StoreAwayError):
@@ -116,8 +123,9 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
     command = ran.launch.tags["lqray.command"]
-    describe_experiment(ran.launch, sweep_summary(experiment.name, records, experiment.axes, command))
-    console.print(terminal_table(records))
+    compared = compare_groups(records, plan.uri, histories=False)
+    describe_experiment(ran.launch, sweep_summary(experiment.name, compared, experiment.axes, command))
+    console.print(terminal_table(compared))
     for result in ran.results:
         if result.failure:
             text = result.failure.traceback.strip()
@@ -283,16 +291,81 @@ def failures(experiment: str, uri: str) -> None:
 
 
 @main.command()
-@click.argument("experiment")
+@_experiments
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["terminal", "markdown", "csv", "json", "latex"]),
+    default="terminal",
+    show_default=True,
+    help="json and csv carry run ids and unrounded numbers, latex is a booktabs table.",
+)
+@click.option("--metric", "metrics", multiple=True, help="Final metric to compare [default: test/accuracy].")
+@click.option("--group-by", multiple=True, metavar="KEY", help="Parameter, or trial [default: what varies but seeds].")
+@click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
+@click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
+@click.option(
+    "--last", type=click.IntRange(1), default=5, show_default=True, help="Evaluations in the mean at the end."
+)
+@_only
+@_where
+@click.option("--all", "everything", is_flag=True, help="Also runs that are not of the experiment's file as it stands.")
 @_uri
-def report(experiment: str, uri: str) -> None:
-    """Print how the recorded runs of EXPERIMENT, a name or an experiment file, compare."""
-    from lqray.reporting.records import UnknownExperimentError, read_records
-    from lqray.reporting.tables import terminal_table
+def report(
+    experiments: tuple[str, ...],
+    shape: Format,
+    metrics: tuple[str, ...],
+    group_by: tuple[str, ...],
+    baseline: str | None,
+    target: float | None,
+    last: int,
+    only: tuple[str, ...],
+    where: tuple[str, ...],
+    everything: bool,
+    uri: str,
+) -> None:
+    """Compare the runs of EXPERIMENTs, names or files: means, intervals and tests over seeds, and costs.
 
-    with _clear_errors(UnknownExperimentError):
-        name, store = _store_of(experiment, uri)
-        _console().print(terminal_table(read_records(store, name)))
+    Failed and missing trials are counted. A file says itself where its runs are recorded.
+    """
+    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.report import ReportOptions, make_report, show, written
+    from lqray.reporting.selection import UnknownKeyError
+
+    options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything)
+    with _clear_errors(UnknownExperimentError, UnknownKeyError):
+        made = make_report(_recorded(experiments, uri), options)
+    if shape == "terminal":
+        show(_console(), made)
+        return
+    click.echo(written(made, shape), nl=False)
+    if shape in ("csv", "latex"):
+        for line in made.remarks:
+            click.echo(line, err=True)
+
+
+@main.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.option("--experiment", help="Their experiment, a name or a file, where trials of several have these names.")
+@click.option(
+    "--format", "shape", type=click.Choice(["terminal", "markdown", "json"]), default="terminal", show_default=True
+)
+@click.option("--all", "everything", is_flag=True, help="Also what is equal.")
+@_uri
+def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everything: bool, uri: str) -> None:
+    """Show in what RUNs differ: configuration, code, result. A run is given by its id, or by its trial's name or id."""
+    from lqray.reporting.differences import UnknownRunError, differences, find_run, in_json, in_markdown, shown
+    from lqray.reporting.records import UnknownExperimentError
+
+    if len(runs) < 2:
+        raise click.UsageError("found one run; allowed: two or more")
+    with _clear_errors(UnknownRunError, UnknownExperimentError):
+        name, store = _store_of(experiment, uri) if experiment else (None, _absolute(uri))
+        found = differences([find_run(store, run, name) for run in runs])
+    if shape == "terminal":
+        _console().print(shown(found, everything), highlight=False)
+    else:
+        click.echo((in_json if shape == "json" else in_markdown)(found, everything), nl=False)
 
 
 @main.command()
@@ -338,6 +411,17 @@ def _store_of(experiment: str, uri: str) -> tuple[str, str]:
         read = _read(Path(experiment))
         return read.name, _absolute(read.tracking.uri)
     return experiment, _absolute(uri)
+
+
+def _recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:
+    """Experiments given by name or by file, and where they are recorded."""
+    from lqray.reporting.report import Recorded
+
+    found = []
+    for one in experiments:
+        name, store = _store_of(one, uri)
+        found.append(Recorded(name, store, _read(Path(one)) if one.endswith((".yaml", ".yml")) else None))
+    return found
 
 
 def _absolute(uri: str) -> str:

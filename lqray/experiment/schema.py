@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -105,6 +106,10 @@ class Trial(Section):
     def flat(self) -> dict[str, Any]:
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}."""
         return flatten(self.config())
+
+    def params(self) -> dict[str, str]:
+        """`flat`, every value as text: words as they are, anything else as JSON. So MLflow keeps them."""
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.flat().items()}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import fnmatch
 import json
 import secrets
-import zlib
 from collections.abc import Callable, Iterator
 
 from lqray.experiment.grid import NamedTrial
+from lqray.experiment.plan import PLAN, plan_tags, published_plan
 from lqray.orchestration.store_access import client_of
 from lqray.orchestration.tracking import Launch
 
-_STOP, _PLAN = "lqray.stop", "lqray.plan"
-_PART = 4000  # MLflow's limit for a tag of an experiment is 5,000 characters
+_STOP = "lqray.stop"
 
 
 def matching(pattern: str) -> Callable[[NamedTrial], bool]:
@@ -34,13 +32,8 @@ def publish_plan(launch: Launch) -> None:
     """Tell older launches of the experiment what its file says now: what they have not begun and is no longer in it,
     they drop."""
     client = client_of(launch.uri)
-    packed = base64.b85encode(zlib.compress(launch.source.encode())).decode()
-    parts = [packed[start : start + _PART] for start in range(0, len(packed), _PART)]
-    for number, part in enumerate(parts):
-        client.set_experiment_tag(launch.experiment_id, f"{_PLAN}.{number}", part)
-    client.set_experiment_tag(
-        launch.experiment_id, _PLAN, json.dumps({"launch": launch.launch_id, "parts": len(parts)})
-    )
+    for key, value in plan_tags(launch.launch_id, launch.source).items():
+        client.set_experiment_tag(launch.experiment_id, key, value)
 
 
 class Wishes:
@@ -50,7 +43,7 @@ class Wishes:
         self._launch = launch
         self._client = client_of(launch.uri)
         tags = self._tags()
-        self._stop, self._plan = tags.get(_STOP), tags.get(_PLAN)
+        self._stop, self._plan = tags.get(_STOP), tags.get(PLAN)
         self._seen = tags
 
     def stops(self) -> Iterator[tuple[Callable[[NamedTrial], bool], str]]:
@@ -64,15 +57,12 @@ class Wishes:
 
     def newer_plan(self) -> str | None:
         """The text of the experiment file that a newer launch uses, when there is one; as of the last `stops`."""
-        plan = self._seen.get(_PLAN)
+        plan = self._seen.get(PLAN)
         if plan is None or plan == self._plan:
             return None
         self._plan = plan
-        told = json.loads(plan)
-        if told["launch"] == self._launch.launch_id:
-            return None
-        packed = "".join(self._seen[f"{_PLAN}.{number}"] for number in range(told["parts"]))
-        return zlib.decompress(base64.b85decode(packed)).decode()
+        found = published_plan(self._seen)
+        return found[1] if found and found[0] != self._launch.launch_id else None
 
     def _tags(self) -> dict[str, str]:
         tags: dict[str, str] = self._client.get_experiment(self._launch.experiment_id).tags

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from statistics import median
-from typing import Any
 
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.placement import processes_of
@@ -49,7 +47,7 @@ class History:
 
     def seconds_per_step(self, trial: Trial) -> float | None:
         """None where no run of this shape has finished."""
-        return self._seconds.get(_shape({key: _text(value) for key, value in trial.flat().items()}))
+        return self._seconds.get(_shape(trial.params()))
 
     @property
     def empty(self) -> bool:
@@ -71,7 +69,3 @@ def expected(trial: Trial, resources: Resources, history: History) -> tuple[Esti
 
 def _shape(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((key, value) for key, value in params.items() if key in _KEYS or key.startswith(_SECTIONS)))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

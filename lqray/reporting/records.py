@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lqray.reporting import database
@@ -33,6 +33,7 @@ class Record:
     error: str | None
     tags: Mapping[str, str] = field(default_factory=dict)
     started: float = 0.0
+    experiment: str = ""
 
     @property
     def method(self) -> str:
@@ -55,8 +56,9 @@ def read_records(uri: str, experiment: str) -> list[Record]:
     experiment_id(uri, experiment)
     with database.connected(uri) as connection:
         if connection is not None:
-            return _from_tables(connection, experiment)
-    return _from_search(uri, experiment)
+            found = _from_tables(connection, experiment)
+            return [replace(one, experiment=experiment) for one in found]
+    return [replace(one, experiment=experiment) for one in _from_search(uri, experiment)]
 
 
 def latest_attempts(records: Iterable[Record]) -> list[Record]:
@@ -80,15 +82,21 @@ def experiment_tags(uri: str, experiment: str) -> dict[str, str]:
     return tags
 
 
-def run_record(uri: str, run_id: str) -> Record | None:
-    """One run of lqray, by its id; None where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = _client(uri).get_run(run_id)
-    except MlflowException:
-        return None
-    return _of_run(run) if _TRIAL in run.data.tags else None
+def find_runs(uri: str, name: str, experiment: str | None = None) -> list[Record]:
+    """Runs of lqray of this run id, trial name, or trial id or its beginning (from four letters), oldest first; of any
+    experiment, unless one is given. Raises UnknownExperimentError."""
+    client = _client(uri)
+    found = [_experiment(uri, experiment)] if experiment else client.search_experiments()
+    names = {one.experiment_id: one.name for one in found}
+    conditions = [f"tags.`{_NAME}` = '{_quoted(name)}'"]
+    if len(name) >= 4 and name.isalnum():
+        conditions += [f"tags.`{_TRIAL}` LIKE '{name}%'", f"attributes.run_id = '{name}'"]
+    runs: dict[str, Record] = {}
+    for condition in conditions:
+        for run in client.search_runs(list(names), condition, order_by=["attributes.start_time ASC"]):
+            if _TRIAL in run.data.tags:
+                runs[run.info.run_id] = replace(_of_run(run), experiment=names[run.info.experiment_id])
+    return sorted(runs.values(), key=lambda one: one.started)
 
 
 def number(value: float, is_nan: bool = False) -> float:
@@ -96,6 +104,11 @@ def number(value: float, is_nan: bool = False) -> float:
     if is_nan:
         return math.nan
     return math.copysign(math.inf, value) if abs(value) > _INFINITY else value
+
+
+def _quoted(text: str) -> str:
+    """Inside single quotes of MLflow's search, which knows no escape."""
+    return text.replace("'", "_")
 
 
 def _client(uri: str) -> Any:

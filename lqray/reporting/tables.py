@@ -1,79 +1,208 @@
-"""Tables of records, for the terminal and in Markdown."""
+"""A comparison as a table: for the terminal, in Markdown and LaTeX. See `machine` for CSV and JSON."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lqray.reporting.records import Record
+from lqray.reporting.comparison import Comparison, Group, Spread
+from lqray.reporting.methods import look
+from lqray.reporting.selection import METHOD
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _NOTHING = "-"
+_Cell = Callable[[Group], str]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title and how a record fills it."""
+    """A column: its title and how a group fills it. latex: where that differs."""
 
     title: str
-    cell: Callable[[Record], str]
+    cell: _Cell
     numeric: bool = True
+    latex: _Cell | None = None
 
 
-def _metric(key: str, shape: str) -> Callable[[Record], str]:
-    return lambda record: format(record.metrics[key], shape) if key in record.metrics else _NOTHING
+def columns_of(comparison: Comparison) -> list[Column]:
+    """All columns that say something of at least one group."""
+    keys = [_key_column(key, comparison.keys) for key in comparison.keys]
+    runs = Column("runs", _runs)
+    found = [column for name in comparison.metrics for column in _metric_columns(name, comparison)]
+    found += [
+        Column("bits per coordinate", _of_cost("bits_per_coordinate", lambda value: f"{value:.3f}")),
+        Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}")),
+        Column("seconds per step", _of_cost("seconds_per_step", lambda value: f"{value:.4f}")),
+    ]
+    return [*keys, runs, *(one for one in found if any(one.cell(group) != _NOTHING for group in comparison.groups))]
 
 
-def _param(key: str) -> Callable[[Record], str]:
-    return lambda record: record.params.get(key, _NOTHING)
-
-
-COMPARISON = (
-    Column("trial", lambda record: record.name, numeric=False),
-    Column("method", _param("quantizer.method"), numeric=False),
-    Column("bits", _param("quantizer.bits")),
-    Column("bits per coordinate", _metric("wire/bits_per_coordinate", ".3f")),
-    Column("test accuracy", _metric("test/accuracy", ".2%")),
-    Column("seconds per step", _metric("time/seconds_per_step", ".4f")),
-    Column("NMSE", _metric("quantizer/mean_nmse", ".3g")),
-    Column("status", lambda record: record.status.lower(), numeric=False),
-)
-
-
-def terminal_table(records: Sequence[Record], columns: Sequence[Column] = COMPARISON) -> Table:
-    """A rich table with a row for each record."""
+def terminal_table(comparison: Comparison) -> Table:
+    """A rich table with a row for each group."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    columns = columns_of(comparison)
     for column in columns:
-        title = column.title.replace(" ", "\n", 1) if len(column.title) > 8 else column.title
-        table.add_column(title, justify="right" if column.numeric else "left", no_wrap=True, vertical="bottom")
-    for record in records:
-        style = None if record.status == "FINISHED" else "red" if record.status == "FAILED" else "yellow"
-        table.add_row(*(column.cell(record) for column in columns), style=style)
+        table.add_column(column.title, justify="right" if column.numeric else "left", vertical="bottom")
+    for group in comparison.groups:
+        style = "red" if group.states.get("failed") else None if _complete(group) else "yellow"
+        table.add_row(*(column.cell(group) for column in columns), style=style)
     return table
 
 
-def markdown_table(records: Sequence[Record], columns: Sequence[Column] = COMPARISON) -> str:
+def markdown_table(comparison: Comparison) -> str:
     """The same in Markdown."""
+    columns = columns_of(comparison)
     head = "| " + " | ".join(column.title for column in columns) + " |"
     rule = "| " + " | ".join("---:" if column.numeric else "---" for column in columns) + " |"
-    rows = ["| " + " | ".join(column.cell(record) for column in columns) + " |" for record in records]
+    rows = ["| " + " | ".join(column.cell(group) for column in columns) + " |" for group in comparison.groups]
     return "\n".join([head, rule, *rows])
 
 
-def sweep_summary(name: str, records: Sequence[Record], axes: Sequence[str], command: str) -> str:
-    """The description of an experiment in Markdown: what varies, how its trials stand, and the comparison."""
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.status.lower()] = counts.get(record.status.lower(), 0) + 1
-    states = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none yet"
-    varies = ", ".join(f"`{axis}`" for axis in axes) or "nothing: a single trial"
-    return (
-        f"**{name}**, last launched by `{command}`\n\nVaries: {varies}. Trials of this launch: {states}.\n\n"
-        f"{markdown_table(records)}\n"
-    )
+def latex_table(comparison: Comparison) -> str:
+    """The same for LaTeX with the package booktabs; the best mean of each metric is bold. Comments name the runs."""
+    columns = columns_of(comparison)
+    shape = "".join("r" if column.numeric else "l" for column in columns)
+    lines = [f"% {line}" for line in notes(comparison)]
+    lines += [f"\\begin{{tabular}}{{{shape}}}", "\\toprule"]
+    lines += [" & ".join(_escaped(column.title) for column in columns) + " \\\\", "\\midrule"]
+    for group in comparison.groups:
+        cells = [column.latex(group) if column.latex else _escaped(column.cell(group)) for column in columns]
+        lines.append(" & ".join(cells) + " \\\\")
+        lines.append(f"% runs: {' '.join(one.run_id for one in group.finished) or 'none'}")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the columns mean, in sentences."""
+    said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t)."]
+    if any(one.difference for group in comparison.groups for one in group.metrics.values()):
+        said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
+    if comparison.target is not None:
+        said.append(f"To {_number(comparison.metrics[0])(comparison.target)}: of the runs that reached it.")
+    return said
+
+
+def _key_column(key: str, keys: Sequence[str]) -> Column:
+    ending = key.rpartition(".")[2]
+    title = key if sum(other.rpartition(".")[2] == ending for other in keys) > 1 else ending
+
+    def cell(group: Group) -> str:
+        value = group.keys[key]
+        return _NOTHING if value is None else value
+
+    if key == METHOD:
+        return Column(title, cell, numeric=False, latex=lambda group: _escaped(look(cell(group)).label))
+    return Column(title.replace("_", " "), cell, numeric=key != "trial")
+
+
+def _runs(group: Group) -> str:
+    """How many finished; of how many, where some did not, and what became of those."""
+    others = [f"{count} {state}" for state, count in sorted(group.states.items()) if state != "finished"]
+    done = group.states.get("finished", 0)
+    return f"{done} of {sum(group.states.values())} ({', '.join(others)})" if others else str(done)
+
+
+def _complete(group: Group) -> bool:
+    return set(group.states) == {"finished"}
+
+
+def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
+    title = name.replace("/", " ").replace("_", " ")
+    show = _number(name)
+    best = _best_mean(comparison, name)
+
+    def final(group: Group) -> Spread:
+        return group.metrics[name].final
+
+    def latex(group: Group) -> str:
+        text = _plus_minus(final(group), show).replace("±", "\\pm").replace("%", "\\%")
+        if text == _NOTHING:
+            return text
+        return f"$\\mathbf{{{text}}}$" if final(group).mean == best else f"${text}$"
+
+    def difference(group: Group) -> str:
+        found = group.metrics[name].difference
+        if found is None:
+            return _NOTHING
+        p = "" if math.isnan(found.p_value) else f" (p {found.p_value:.2g})"
+        return _signed(found.spread.mean, show) + p
+
+    def to_target(what: str, shape: Callable[[float], str]) -> _Cell:
+        def cell(group: Group) -> str:
+            measured = group.metrics[name]
+            if not measured.reached:
+                return _NOTHING
+            some = f" ({measured.reached} of {len(group.finished)})" if measured.reached < len(group.finished) else ""
+            return shape(measured.to_target[what].mean) + some
+
+        return cell
+
+    columns = [
+        Column(title, lambda group: _plus_minus(final(group), show), latex=latex),
+        Column("95% interval", lambda group: _interval(final(group), show)),
+        Column("best", lambda group: _mean(group.metrics[name].best, show)),
+        Column(f"last {comparison.last}", lambda group: _mean(group.metrics[name].last, show)),
+        Column(f"- {comparison.baseline}", difference),
+    ]
+    if comparison.target is not None and name == comparison.metrics[0]:
+        goal = show(comparison.target)
+        columns += [
+            Column(f"steps to {goal}", to_target("steps", lambda value: f"{value:.0f}")),
+            Column(f"seconds to {goal}", to_target("seconds", lambda value: f"{value:.3g}")),
+            Column(f"MB to {goal}", to_target("bytes", lambda value: f"{value / 1e6:.3g}")),
+        ]
+    return columns
+
+
+def _best_mean(comparison: Comparison, name: str) -> float:
+    from lqray.reporting.comparison import higher_is_better
+
+    means = [group.metrics[name].final.mean for group in comparison.groups]
+    known = [mean for mean in means if not math.isnan(mean)]
+    if not known:
+        return math.nan
+    return max(known) if higher_is_better(name) else min(known)
+
+
+def _of_cost(name: str, shape: Callable[[float], str]) -> _Cell:
+    return lambda group: _mean(group.costs[name], shape)
+
+
+def _number(metric: str) -> Callable[[float], str]:
+    """How values of a metric are written: shares of examples in percent."""
+    if metric.endswith(("accuracy", "error")):
+        return lambda value: f"{100 * value:.2f}%"
+    return lambda value: f"{value:.4g}"
+
+
+def _mean(values: Spread, show: Callable[[float], str]) -> str:
+    return _NOTHING if math.isnan(values.mean) else show(values.mean)
+
+
+def _plus_minus(values: Spread, show: Callable[[float], str]) -> str:
+    if math.isnan(values.mean):
+        return _NOTHING
+    return show(values.mean) + ("" if math.isnan(values.std) else f" ± {show(values.std).rstrip('%')}")
+
+
+def _interval(values: Spread, show: Callable[[float], str]) -> str:
+    if math.isnan(values.low):
+        return _NOTHING
+    return f"[{show(values.low).rstrip('%')}, {show(values.high).rstrip('%')}]"
+
+
+def _signed(value: float, show: Callable[[float], str]) -> str:
+    return ("+" if value >= 0 else "") + show(value)
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    return "".join(special.get(letter, letter) for letter in text)

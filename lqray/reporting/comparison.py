@@ -1,0 +1,321 @@
+"""How groups of runs compare: statistics over seeds, with a test against a baseline."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lqray.experiment.errors import did_you_mean
+from lqray.reporting.histories import History, read_histories
+from lqray.reporting.methods import in_order
+from lqray.reporting.records import Record
+from lqray.reporting.selection import METHOD, SEED, UnknownKeyError, grouping_keys, metrics_of, natural, resolved
+
+BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
+_LAST = 5
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number of each run of a group. values: by run id; runs that have none are left out, NaN is kept.
+
+    mean, std (ddof = 1), low and high (95% interval of the mean by Student's t) are of those that are not NaN; NaN
+    where there are too few.
+    """
+
+    values: Mapping[str, float]
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @property
+    def count(self) -> int:
+        """Runs that entered."""
+        return sum(not math.isnan(value) for value in self.values.values())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """From a baseline, in pairs of runs of equal seed: mean of the differences, its 95% interval, and the p-value of
+    the paired t-test (NaN with fewer than two pairs). pairs: (run id, the baseline's)."""
+
+    spread: Spread
+    p_value: float
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a group. best: of each run's history; last: mean over its last evaluations. to_target: steps, seconds
+    and bytes until the metric first reached the target, of the runs that did."""
+
+    final: Spread
+    best: Spread
+    last: Spread
+    difference: Difference | None = None
+    to_target: Mapping[str, Spread] = field(default_factory=dict)
+    reached: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed. keys: what tells the group from others. states: how many of its trials
+    are in each. metrics: of its finished runs. costs: bits per coordinate, bytes sent by a process, seconds a step."""
+
+    keys: Mapping[str, str | None]
+    records: tuple[Record, ...]
+    states: Mapping[str, int]
+    metrics: Mapping[str, Measured]
+    costs: Mapping[str, Spread]
+
+    @property
+    def finished(self) -> tuple[Record, ...]:
+        """Its finished runs."""
+        return tuple(one for one in self.records if one.status == "FINISHED")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups in the order of methods. keys: those that tell them apart. target: of the first metric."""
+
+    keys: tuple[str, ...]
+    metrics: tuple[str, ...]
+    baseline: str | None
+    target: float | None
+    last: int
+    groups: tuple[Group, ...]
+
+
+def compare_groups(
+    records: Sequence[Record],
+    uri: str,
+    metrics: Sequence[str] = (),
+    group_by: Sequence[str] = (),
+    baseline: str | None = None,
+    target: float | None = None,
+    last: int = _LAST,
+    histories: bool = True,
+) -> Comparison:
+    """Compare the latest attempts of trials. records: at most one a trial; of MISSING ones only their params count.
+
+    metrics: final values to compare, by default test/accuracy. group_by: parameters, or their endings, by default
+    those that vary; `trial` for each trial on its own. baseline: a method, by default full_precision where it is among
+    the runs. histories: False leaves out what needs them (best, last, to_target), and reads none. Raises
+    UnknownKeyError.
+    """
+    reported = metrics_of(records) or {"test/accuracy"}
+    chosen = tuple(resolved(name, reported, "metric") for name in metrics) or ("test/accuracy",)
+    keys = _keys(records, group_by)
+    methods = in_order(one.method for one in records)
+    if baseline is None:
+        baseline = "full_precision" if "full_precision" in methods and len(methods) > 1 else None
+    elif baseline not in methods:
+        hint = did_you_mean(baseline, methods)
+        raise UnknownKeyError(f"found baseline {baseline!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(methods)}")
+    read = {name: _histories(uri, records, name) for name in chosen} if histories else {}
+    against = _Baseline(records, keys, baseline) if baseline else None
+    costs = _Progress(uri, records) if target is not None and histories else None
+    groups = [
+        Group(
+            dict(zip(keys, values, strict=True)),
+            tuple(members),
+            Counter(one.state for one in members),
+            {
+                name: _measured(name, members, read.get(name, {}), against, target if not index else None, costs, last)
+                for index, name in enumerate(chosen)
+            },
+            _costs(members),
+        )
+        for values, members in _grouped(records, keys, methods)
+    ]
+    return Comparison(keys, chosen, baseline, target, last, tuple(groups))
+
+
+def spread(values: Mapping[str, float]) -> Spread:
+    """Statistics of one number a run."""
+    usable = np.array([value for value in values.values() if not math.isnan(value)], np.float64)
+    mean = float(usable.mean()) if len(usable) else math.nan
+    if len(usable) < 2:
+        return Spread(values, mean, math.nan, math.nan, math.nan)
+    from scipy.stats import t
+
+    with np.errstate(invalid="ignore"):
+        std = float(usable.std(ddof=1))
+    half = float(t.ppf(0.975, len(usable) - 1)) * std / math.sqrt(len(usable))
+    return Spread(values, mean, std, mean - half, mean + half)
+
+
+def higher_is_better(metric: str) -> bool:
+    """Accuracies and signal-to-noise ratios; of all else less is better."""
+    return metric.endswith(("accuracy", "snr"))
+
+
+def _keys(records: Sequence[Record], group_by: Sequence[str]) -> tuple[str, ...]:
+    if not group_by:
+        return grouping_keys(records)
+    known = {key for one in records for key in one.params} | {"trial"}
+    return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
+
+
+def _grouped(
+    records: Sequence[Record], keys: Sequence[str], methods: Sequence[str]
+) -> list[tuple[tuple[str | None, ...], list[Record]]]:
+    groups: dict[tuple[str | None, ...], list[Record]] = {}
+    for one in records:
+        groups.setdefault(tuple(_value(one, key) for key in keys), []).append(one)
+
+    def order(item: tuple[tuple[str | None, ...], list[Record]]) -> list[tuple[int, float, str]]:
+        return [
+            (1, float(methods.index(value or "?")), "") if key == METHOD and value in methods else natural(value)
+            for key, value in zip(keys, item[0], strict=True)
+        ]
+
+    return sorted(groups.items(), key=order)
+
+
+def _value(record: Record, key: str) -> str | None:
+    return record.name if key == "trial" else record.params.get(key)
+
+
+def _histories(uri: str, records: Sequence[Record], key: str) -> dict[str, History]:
+    """Of the finished runs, by experiment one query."""
+    found: dict[str, History] = {}
+    for experiment in dict.fromkeys(one.experiment for one in records):
+        ids = [one.run_id for one in records if one.experiment == experiment and one.status == "FINISHED"]
+        if ids:
+            found |= read_histories(uri, experiment, ids, key)
+    return found
+
+
+def _measured(
+    name: str,
+    members: Sequence[Record],
+    read: Mapping[str, History],
+    against: _Baseline | None,
+    target: float | None,
+    progress: _Progress | None,
+    last: int,
+) -> Measured:
+    finished = [one for one in members if one.status == "FINISHED"]
+    final = {one.run_id: one.metrics[name] for one in finished if name in one.metrics}
+    best, tail = {}, {}
+    for one in finished:
+        points = read.get(one.run_id)
+        if points is None or np.isnan(points.values).all():
+            continue
+        extreme = np.nanmax if higher_is_better(name) else np.nanmin
+        best[one.run_id] = float(extreme(points.values))
+        tail[one.run_id] = float(np.mean(points.values[-last:]))
+    difference = against.difference(name, finished) if against else None
+    reached: dict[str, dict[str, float]] = {}
+    if target is not None and progress:
+        for one in finished:
+            at = _first_at(read.get(one.run_id), target, higher_is_better(name))
+            if at is not None:
+                reached[one.run_id] = progress.until(one, at)
+    until = {
+        what: spread({run_id: values[what] for run_id, values in reached.items()})
+        for what in (("steps", "seconds", "bytes") if target is not None else ())
+    }
+    return Measured(spread(final), spread(best), spread(tail), difference, until, len(reached))
+
+
+def _first_at(points: History | None, target: float, higher: bool) -> int | None:
+    if points is None:
+        return None
+    there = points.values >= target if higher else points.values <= target
+    return int(points.steps[there.argmax()]) if there.any() else None
+
+
+class _Progress:
+    """Seconds of training and bytes that a process has sent after a step of a run; where a run did not record them,
+    from its seconds and bytes per step."""
+
+    def __init__(self, uri: str, records: Sequence[Record]) -> None:
+        self._seconds = _histories(uri, records, SECONDS)
+        self._bytes = _histories(uri, records, BYTES)
+
+    def until(self, record: Record, step: int) -> dict[str, float]:
+        return {
+            "steps": float(step),
+            "seconds": self._at(self._seconds, record, step, "time/seconds_per_step"),
+            "bytes": self._at(self._bytes, record, step, "wire/bytes_sent"),
+        }
+
+    @staticmethod
+    def _at(histories: Mapping[str, History], record: Record, step: int, per_step: str) -> float:
+        points = histories.get(record.run_id)
+        if points is not None and step in points.steps:
+            return float(points.values[np.searchsorted(points.steps, step)])
+        return record.metrics.get(per_step, math.nan) * step
+
+
+class _Baseline:
+    """Runs of the baseline's method, found by the seed and by what else both runs vary in."""
+
+    def __init__(self, records: Sequence[Record], keys: Sequence[str], method: str) -> None:
+        runs = [one for one in records if one.method == method and one.status == "FINISHED"]
+        shared = [key for key in keys if key not in (METHOD, "trial") and all(key in one.params for one in runs)]
+        self._keys = [*shared, SEED]
+        self._method = method
+        self._runs: dict[tuple[str | None, ...], list[Record]] = {}
+        for one in runs:
+            self._runs.setdefault(self._place(one), []).append(one)
+
+    def difference(self, metric: str, finished: Sequence[Record]) -> Difference | None:
+        """None for the baseline itself and where no run has its one counterpart."""
+        values, pairs, both = {}, [], []
+        for one in finished:
+            found = self._runs.get(self._place(one), [])
+            if one.method == self._method or len(found) != 1:
+                continue
+            mine, other = one.metrics.get(metric, math.nan), found[0].metrics.get(metric, math.nan)
+            if not math.isnan(mine - other):
+                values[one.run_id] = mine - other
+                pairs.append((one.run_id, found[0].run_id))
+                both.append((mine, other))
+        return Difference(spread(values), _paired_p(both), tuple(pairs)) if pairs else None
+
+    def _place(self, record: Record) -> tuple[str | None, ...]:
+        return tuple(record.params.get(key) for key in self._keys)
+
+
+def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
+    if len(pairs) < 2:
+        return math.nan
+    from scipy.stats import ttest_rel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of differences that are all equal; then there is no p-value
+        first, second = zip(*pairs, strict=True)
+        return float(ttest_rel(first, second).pvalue)
+
+
+def _costs(members: Sequence[Record]) -> dict[str, Spread]:
+    finished = [one for one in members if one.status == "FINISHED"]
+    found = {
+        "bits_per_coordinate": {one.run_id: one.metrics.get("wire/bits_per_coordinate") for one in finished},
+        "bytes_sent": {one.run_id: bytes_sent(one) for one in finished},
+        "seconds_per_step": {one.run_id: one.metrics.get("time/seconds_per_step") for one in finished},
+    }
+    return {
+        name: spread({run_id: value for run_id, value in values.items() if value is not None})
+        for name, values in found.items()
+    }
+
+
+def bytes_sent(record: Record) -> float | None:
+    """By one process over the whole run; from its bytes per step where the run did not record their sum, and None
+    where it says nothing of either, or its steps are not known."""
+    if BYTES in record.metrics:
+        return record.metrics[BYTES]
+    try:
+        return record.metrics["wire/bytes_sent"] * int(record.params["schedule.iterations"])
+    except (KeyError, ValueError):
+        return None

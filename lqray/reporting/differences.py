@@ -1,0 +1,146 @@
+"""`lqray compare`: what differs between runs, in configuration, code and result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lqray.reporting.records import Record, find_runs
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_CODE = {
+    "lqray.git_commit": "git commit",
+    "lqray.git_dirty": "uncommitted changes",
+    "lqray.code": "code version",
+    "lqray.version": "lqray",
+    "lqray.python": "python",
+    "lqray.torch": "torch",
+    "lqray.ray": "ray",
+    "lqray.mlflow": "mlflow",
+    "lqray.host": "launched on",
+    "lqray.command": "command",
+    "lqray.attempt": "attempt",
+}
+_NOTHING = "-"
+
+
+class UnknownRunError(LookupError):
+    """No run, or several, of this name or id."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing of every run, as text. differs: whether they are not all equal."""
+
+    what: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs are not alike in it."""
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Of runs, in the order asked for: rows by section (run, configuration, code, result)."""
+
+    records: tuple[Record, ...]
+    sections: Mapping[str, tuple[Row, ...]]
+
+
+def find_run(uri: str, run: str, experiment: str | None = None) -> Record:
+    """The run of an id, or the latest of the trial of a name, an id or its beginning (from four letters). Raises
+    UnknownRunError unless it is exactly one trial's."""
+    found = find_runs(uri, run, experiment)
+    trials = {(one.experiment, one.trial_id): one for one in found}
+    if len(trials) == 1:
+        return next(iter(trials.values()))
+    if not trials:
+        raise UnknownRunError(
+            f"found no run {run!r} in {uri}; allowed: a run id, the name or the id of a trial; "
+            "`lqray report EXPERIMENT --group-by trial --format json` lists them"
+        )
+    several = ", ".join(f"{one.name} of {one.experiment} (run {one.run_id})" for one in list(trials.values())[:5])
+    raise UnknownRunError(f"found {len(trials)} trials called {run!r}: {several}; give a run id, or --experiment")
+
+
+def differences(records: Sequence[Record]) -> Differences:
+    """Everything that is known of the runs, beside each other."""
+    first = records[0]
+    run = [
+        Row("run id", tuple(one.run_id for one in records)),
+        Row("experiment", tuple(one.experiment for one in records)),
+        Row("trial id", tuple(one.trial_id for one in records)),
+        Row("state", tuple(one.state for one in records)),
+        Row("error", tuple(one.error or _NOTHING for one in records)),
+    ]
+    keys = dict.fromkeys(key for one in records for key in sorted(one.params))
+    configuration = [Row(key, tuple(one.params.get(key, _NOTHING) for one in records)) for key in keys]
+    code = [Row(name, tuple(one.tags.get(tag, _NOTHING) for one in records)) for tag, name in _CODE.items()]
+    metrics = sorted({key for one in records for key in one.metrics})
+    result = [Row(key, tuple(_against(one, first, key) for one in records)) for key in metrics]
+    sections = {"run": run, "configuration": configuration, "code": code, "result": result}
+    return Differences(tuple(records), {name: tuple(rows) for name, rows in sections.items()})
+
+
+def shown(found: Differences, everything: bool) -> RenderableType:
+    """On the terminal: what differs; or all."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    table.add_column("")
+    for one in found.records:
+        table.add_column(one.name, overflow="fold")
+    for section, rows in found.sections.items():
+        chosen = _chosen(rows, everything)
+        table.add_row(f"[bold]{section}[/]" + ("" if chosen else ": no difference"))
+        for row in chosen:
+            table.add_row(f"  {row.what}", *row.values)
+    return table
+
+
+def in_markdown(found: Differences, everything: bool) -> str:
+    """The same in Markdown."""
+    names = [one.name for one in found.records]
+    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for section, rows in found.sections.items():
+        chosen = _chosen(rows, everything)
+        lines.append(f"| **{section}**{'' if chosen else ': no difference'} |" + " |" * len(names))
+        lines += [
+            f"| {row.what} | " + " | ".join(value.replace("|", "\\|") for value in row.values) + " |" for row in chosen
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def in_json(found: Differences, everything: bool) -> str:
+    """The same for programs; metrics as numbers, NaN and infinity as null."""
+    document: dict[str, Any] = {"runs": [one.run_id for one in found.records]}
+    for section, rows in found.sections.items():
+        document[section] = {row.what: list(row.values) for row in _chosen(rows, everything)}
+    for key in document["result"]:
+        values = [one.metrics.get(key) for one in found.records]
+        document["result"][key] = [value if value is not None and math.isfinite(value) else None for value in values]
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _chosen(rows: Sequence[Row], everything: bool) -> list[Row]:
+    return [row for row in rows if row.differs or everything]
+
+
+def _against(record: Record, first: Record, key: str) -> str:
+    """A metric, with its difference from that of the first run."""
+    value, other = record.metrics.get(key), first.metrics.get(key)
+    if value is None:
+        return _NOTHING
+    text = f"{value:.6g}"
+    if record is first or other is None or not math.isfinite(value - other) or value == other:
+        return text
+    share = f", {(value - other) / abs(other):+.1%}" if other else ""
+    return f"{text} ({value - other:+.3g}{share})"

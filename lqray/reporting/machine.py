@@ -1,0 +1,107 @@
+"""A comparison for programs: CSV, a row for each group, and JSON, which also has every run's values and ids."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lqray.reporting.comparison import Comparison, Group, Measured, Spread
+
+
+def csv_table(comparison: Comparison) -> str:
+    """Numbers unrounded, empty where there is none. States of trials as columns; run ids of finished runs last."""
+    states = sorted({state for group in comparison.groups for state in group.states} | {"finished"})
+    rows = [_row(group, comparison, states) for group in comparison.groups]
+    stream = io.StringIO()
+    titles = list(rows[0]) if rows else [*comparison.keys, *states]
+    writer = csv.DictWriter(stream, titles, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def json_document(comparison: Comparison, stores: Mapping[str, str]) -> str:
+    """stores: tracking URI by experiment. NaN and infinity are null."""
+    document = {
+        "experiments": dict(stores),
+        "group_by": list(comparison.keys),
+        "metrics": list(comparison.metrics),
+        "baseline": comparison.baseline,
+        "target": comparison.target,
+        "last": comparison.last,
+        "groups": [
+            {
+                "keys": dict(group.keys),
+                "states": dict(group.states),
+                "run_ids": [one.run_id for one in group.finished],
+                "trials": [
+                    {"name": one.name, "trial_id": one.trial_id, "run_id": one.run_id or None, "state": one.state}
+                    for one in group.records
+                ],
+                "metrics": {name: _measured(one) for name, one in group.metrics.items()},
+                "costs": {name: _spread(one) for name, one in group.costs.items()},
+            }
+            for group in comparison.groups
+        ],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {key: group.keys[key] for key in comparison.keys}
+    row |= {state: group.states.get(state, 0) for state in states}
+    for name, measured in group.metrics.items():
+        row |= {f"{name} {what}": value for what, value in _columns(measured.final).items()}
+        row |= {f"{name} best": _text(measured.best.mean), f"{name} last": _text(measured.last.mean)}
+        found = measured.difference
+        row |= {
+            f"{name} difference": _text(found.spread.mean if found else math.nan),
+            f"{name} p_value": _text(found.p_value if found else math.nan),
+            f"{name} pairs": len(found.pairs) if found else 0,
+        }
+        if measured.to_target:
+            row |= {f"{what} to target": _text(one.mean) for what, one in measured.to_target.items()}
+            row["reached target"] = measured.reached
+    row |= {name: _text(one.mean) for name, one in group.costs.items()}
+    row["run_ids"] = " ".join(one.run_id for one in group.finished)
+    return row
+
+
+def _columns(values: Spread) -> dict[str, str]:
+    numbers = {"mean": values.mean, "std": values.std, "low": values.low, "high": values.high}
+    return {name: _text(value) for name, value in numbers.items()}
+
+
+def _text(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    found = measured.difference
+    return {
+        "final": _spread(measured.final),
+        "best": _spread(measured.best),
+        "last": _spread(measured.last),
+        "difference": found
+        and {**_spread(found.spread), "p_value": _plain(found.p_value), "pairs": [list(pair) for pair in found.pairs]},
+        "to_target": {name: _spread(one) for name, one in measured.to_target.items()},
+        "reached": measured.reached,
+    }
+
+
+def _spread(values: Spread) -> dict[str, Any]:
+    return {
+        "mean": _plain(values.mean),
+        "std": _plain(values.std),
+        "interval_95": [_plain(values.low), _plain(values.high)],
+        "count": values.count,
+        "runs": {run_id: _plain(value) for run_id, value in values.values.items()},
+    }
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,101 @@
+"""`lqray report`: the runs of experiments, grouped, compared and written in one of five formats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from lqray.experiment.grid import Experiment
+from lqray.reporting.comparison import Comparison, compare_groups
+from lqray.reporting.machine import csv_table, json_document
+from lqray.reporting.planned import planned_records
+from lqray.reporting.records import Record, latest_attempts, read_records
+from lqray.reporting.selection import UnknownKeyError, select
+from lqray.reporting.tables import latex_table, markdown_table, notes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Format = Literal["terminal", "markdown", "csv", "json", "latex"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An experiment of a store. file: as it was read, where it was named by its file."""
+
+    name: str
+    uri: str
+    file: Experiment | None = None
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `lqray report`; see its help. everything: also runs that the plan does not have."""
+
+    metrics: Sequence[str] = ()
+    group_by: Sequence[str] = ()
+    baseline: str | None = None
+    target: float | None = None
+    last: int = 5
+    only: Sequence[str] = ()
+    where: Sequence[str] = ()
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """comparison: of all experiments. records: what it compares. remarks: what a reader should know of it."""
+
+    comparison: Comparison
+    records: list[Record]
+    remarks: list[str] = field(default_factory=list)
+    stores: dict[str, str] = field(default_factory=dict)
+
+
+def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Report:
+    """Read and compare. Raises UnknownExperimentError, UnknownKeyError."""
+    if len({one.uri for one in experiments}) > 1:
+        stores = ", ".join(sorted({one.uri for one in experiments}))
+        raise UnknownKeyError(f"found experiments of several stores: {stores}; allowed: of one")
+    records: list[Record] = []
+    remarks: list[str] = []
+    for one in experiments:
+        if options.everything:
+            records += latest_attempts(read_records(one.uri, one.name))
+            continue
+        planned, left_out = planned_records(one.uri, one.name, one.file)
+        records += planned
+        if left_out:
+            remarks.append(f"{left_out} runs of {one.name} are not of its file as it stands; --all shows them, too.")
+    chosen = select(records, options.only, options.where)
+    group_by = options.group_by
+    comparison = compare_groups(
+        chosen, experiments[0].uri, options.metrics, group_by, options.baseline, options.target, options.last
+    )
+    counts = Counter(one.state for one in chosen)
+    if set(counts) - {"finished"}:
+        remarks.insert(0, ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + ".")
+    return Report(comparison, chosen, remarks, {one.name: one.uri for one in experiments})
+
+
+def written(report: Report, shape: Format) -> str:
+    """As text; not for the terminal. See `show`."""
+    if shape == "csv":
+        return csv_table(report.comparison)
+    if shape == "json":
+        return json_document(report.comparison, report.stores)
+    if shape == "latex":
+        return latex_table(report.comparison)
+    said = [*notes(report.comparison), *report.remarks]
+    return markdown_table(report.comparison) + "\n\n" + "\n".join(f"* {line}" for line in said) + "\n"
+
+
+def show(console: Console, report: Report) -> None:
+    """On the terminal."""
+    from lqray.reporting.tables import terminal_table
+
+    console.print(terminal_table(report.comparison))
+    for line in [*notes(report.comparison), *report.remarks]:
+        console.print(line, style="dim", highlight=False, markup=False)
