@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lqray.experiment.grid import Experiment
     from lqray.orchestration.run import LauncherName, Plan, RunOptions
+    from lqray.reporting.export import Raw
     from lqray.reporting.report import Format, Recorded
 
 _file = click.argument("file", type=click.Path(path_type=Path))
@@ -369,6 +370,26 @@ def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everythin
 
 
 @main.command()
+@click.argument("experiment")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--raw", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="All metrics.")
+@click.option("--all", "everything", is_flag=True, help="Also runs that are not of the experiment's file as it stands.")
+@_uri
+def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) -> None:
+    """Write EXPERIMENT, a name or a file, to FOLDER: tables, figures, file, raw metrics, and how to reproduce them."""
+    from lqray.reporting.export import ExportError
+    from lqray.reporting.export import export as export_to
+    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.report import ReportOptions, make_report
+
+    with _clear_errors(UnknownExperimentError, ExportError):
+        (recorded,) = _recorded([experiment], uri)
+        made = make_report([recorded], ReportOptions(everything=everything))
+        for file in export_to(recorded, made, folder, raw):
+            click.echo(file)
+
+
+@main.command()
 @click.argument("experiment", required=False)
 @_uri
 @click.option("--port", type=int, default=5000, show_default=True, help="The first free port from here on is taken.")
@@ -442,7 +463,7 @@ def _clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print errors that are the user's to mend without a traceback, and exit with 2."""
     from lqray.experiment.errors import ExperimentError
 
-    expected: tuple[type[Exception], ...] = (ExperimentError, *kinds)
+    expected: tuple[type[Exception], ...] = (ExperimentError, ConnectionError, *kinds)
     try:
         yield
     except expected as error:

@@ -18,6 +18,11 @@ _ACTIVE = (
     "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
 )
 _CHUNK = 50_000
+_LOCK_SECONDS = 30.0
+
+
+class UnreadableStoreError(ConnectionError):
+    """A database that cannot be read now."""
 
 
 @contextmanager
@@ -30,8 +35,10 @@ def connected(uri: str) -> Iterator[Any]:
         yield None
         return
     from sqlalchemy import create_engine, inspect
+    from sqlalchemy.exc import OperationalError
 
-    engine = create_engine(uri)
+    waiting = {"timeout": _LOCK_SECONDS} if uri.startswith("sqlite://") else {}
+    engine = create_engine(uri, connect_args=waiting)
     try:
         expected = {"experiments", "runs", "params", "tags", "metrics", "latest_metrics"}
         if not expected <= set(inspect(engine).get_table_names()):
@@ -39,8 +46,25 @@ def connected(uri: str) -> Iterator[Any]:
             return
         with engine.connect() as connection:
             yield connection
+    except OperationalError as error:
+        raise UnreadableStoreError(f"the MLflow store cannot be read now: {error.orig}") from error
     finally:
         engine.dispose()
+
+
+def experiments_of(connection: Any) -> dict[str, tuple[str, dict[str, str]]]:
+    """By name, the id and the tags of active experiments."""
+    query = "SELECT experiment_id, name FROM experiments WHERE lifecycle_stage = 'active'"
+    found: dict[str, tuple[str, dict[str, str]]] = {
+        name: (str(number), {}) for number, name in _rows(connection, query)
+    }
+    query = (
+        "SELECT e.name, t.key, t.value FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id "
+        "WHERE e.lifecycle_stage = 'active'"
+    )
+    for name, key, value in _rows(connection, query):
+        found[name][1][key] = value
+    return found
 
 
 def runs_of(connection: Any, experiment: str) -> list[tuple[str, str, str, int, int | None]]:

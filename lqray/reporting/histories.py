@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.reporting import database
-from lqray.reporting.records import number
+from lqray.reporting.records import client_of, number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,9 +67,7 @@ def _from_tables(connection: Any, experiment: str, wanted: set[str], key: str) -
 
 
 def _from_client(uri: str, run_ids: list[str], key: str) -> dict[str, History]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
+    client = client_of(uri)
 
     def read(run_id: str) -> History:
         points = client.get_metric_history(run_id, key)

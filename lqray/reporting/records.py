@@ -53,12 +53,10 @@ def read_records(uri: str, experiment: str) -> list[Record]:
 
     Runs of other tools in the same experiment, and deleted ones, are left out. Raises UnknownExperimentError.
     """
-    experiment_id(uri, experiment)
+    identifier, _ = _experiment(uri, experiment)
     with database.connected(uri) as connection:
-        if connection is not None:
-            found = _from_tables(connection, experiment)
-            return [replace(one, experiment=experiment) for one in found]
-    return [replace(one, experiment=experiment) for one in _from_search(uri, experiment)]
+        found = _from_tables(connection, experiment) if connection is not None else _from_search(uri, identifier)
+    return [replace(one, experiment=experiment) for one in found]
 
 
 def latest_attempts(records: Iterable[Record]) -> list[Record]:
@@ -71,23 +69,22 @@ def latest_attempts(records: Iterable[Record]) -> list[Record]:
 
 def experiment_id(uri: str, experiment: str) -> str:
     """MLflow's id of an experiment. Raises UnknownExperimentError, with the names that there are."""
-    found = _experiment(uri, experiment)
-    identifier: str = found.experiment_id
-    return identifier
+    return _experiment(uri, experiment)[0]
 
 
 def experiment_tags(uri: str, experiment: str) -> dict[str, str]:
     """Tags of an experiment. Raises UnknownExperimentError."""
-    tags: dict[str, str] = _experiment(uri, experiment).tags
-    return tags
+    return _experiment(uri, experiment)[1]
 
 
 def find_runs(uri: str, name: str, experiment: str | None = None) -> list[Record]:
     """Runs of lqray of this run id, trial name, or trial id or its beginning (from four letters), oldest first; of any
     experiment, unless one is given. Raises UnknownExperimentError."""
-    client = _client(uri)
-    found = [_experiment(uri, experiment)] if experiment else client.search_experiments()
-    names = {one.experiment_id: one.name for one in found}
+    client = client_of(uri)
+    if experiment:
+        names = {experiment_id(uri, experiment): experiment}
+    else:
+        names = {one.experiment_id: one.name for one in client.search_experiments()}
     conditions = [f"tags.`{_NAME}` = '{_quoted(name)}'"]
     if len(name) >= 4 and name.isalnum():
         conditions += [f"tags.`{_TRIAL}` LIKE '{name}%'", f"attributes.run_id = '{name}'"]
@@ -111,22 +108,29 @@ def _quoted(text: str) -> str:
     return text.replace("'", "_")
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
+    """A quiet MlflowClient."""
     import logging
+    import os
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(uri: str, experiment: str) -> Any:
-    client = _client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        known = ", ".join(sorted(e.name for e in client.search_experiments() if e.name != "lqray-leases")) or "none"
+def _experiment(uri: str, experiment: str) -> tuple[str, dict[str, str]]:
+    """Id and tags of an experiment. Raises UnknownExperimentError."""
+    with database.connected(uri) as connection:
+        if connection is not None:  # without the second that importing MLflow takes
+            found = database.experiments_of(connection)
+        else:
+            found = {one.name: (one.experiment_id, one.tags) for one in client_of(uri).search_experiments()}
+    if experiment not in found:
+        known = ", ".join(sorted(set(found) - {"lqray-leases"})) or "none"
         raise UnknownExperimentError(f"no experiment {experiment!r} in {uri}; there are: {known}")
-    return found
+    return found[experiment]
 
 
 def _from_tables(connection: Any, experiment: str) -> list[Record]:
@@ -149,14 +153,13 @@ def _from_tables(connection: Any, experiment: str) -> list[Record]:
     ]
 
 
-def _from_search(uri: str, experiment: str) -> list[Record]:
-    client = _client(uri)
-    found = _experiment(uri, experiment)
+def _from_search(uri: str, identifier: str) -> list[Record]:
+    client = client_of(uri)
     records: list[Record] = []
     token = None
     while True:
         page = client.search_runs(
-            [found.experiment_id],
+            [identifier],
             f"tags.`{_TRIAL}` != ''",
             max_results=1000,
             order_by=["attributes.start_time ASC"],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 from lqray.experiment import dataset_options
 from lqray.experiment.dataset_options import DataOptions
-from lqray.experiment.errors import did_you_mean
+from lqray.experiment.errors import nearest
 from lqray.experiment.identity import outside_identity
 from lqray.reporting.records import Record
 
@@ -52,7 +53,9 @@ def resolved(name: str, known: Collection[str], what: str) -> str:
         return endings[0]
     if endings:
         raise UnknownKeyError(f"found {what} {name!r}, which may be {' or '.join(endings)}; allowed: one of them")
-    hint = did_you_mean(name, known)
+    by_ending = {re.split(r"[./]", key)[-1]: key for key in sorted(known)}
+    near = nearest(name, known) or by_ending.get(nearest(name, by_ending) or "")
+    hint = f"did you mean {near!r}?" if near else None
     listed = ", ".join(sorted(known)) or "none: no run has recorded any"
     raise UnknownKeyError(f"found {what} {name!r}; {f'{hint} ' if hint else ''}allowed: {listed}")
 

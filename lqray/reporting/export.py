@@ -1,0 +1,209 @@
+"""`lqray export`: an experiment as one folder that explains itself."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lqray.experiment.plan import published_plan
+from lqray.reporting.histories import read_histories
+from lqray.reporting.records import Record, client_of, experiment_tags
+from lqray.reporting.report import Recorded, Report, written
+from lqray.reporting.selection import metrics_of, params_of
+
+Raw = Literal["parquet", "csv"]
+
+_TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
+    "report.md": "markdown",
+    "report.csv": "csv",
+    "report.json": "json",
+    "report.tex": "latex",
+}
+_ASKED = """| `experiment.yaml` | the experiment file: what was asked for |
+"""
+_AGAIN = """With one of these versions of lqray:
+
+{codes}
+
+```
+lqray run experiment.yaml
+lqray report experiment.yaml
+```
+"""
+_NO_FILE = """The experiment file is not to be had from the store; `runs.csv` has every parameter. The runs were made by
+
+{codes}
+"""
+
+
+class ExportError(ValueError):
+    """A folder that cannot be exported to."""
+
+
+def export(
+    experiment: Recorded, report: Report, folder: Path, raw: Raw, draw: Callable[[Path], Sequence[str]] | None = None
+) -> list[Path]:
+    """Write tables, figures, the experiment file, every run's parameters and metrics, and a README. Returns the files.
+
+    raw: of metrics.parquet or metrics.csv, a row for each point. draw: writes figures to a folder; what it says of them
+    goes into the README. The folder appears whole or not at all. Raises ExportError where there is something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"found something at {folder}; allowed: a folder that is empty or does not exist yet")
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for name, shape in _TABLES.items():
+            (aside / name).write_text(written(report, shape), encoding="utf-8")
+        text = _experiment_text(experiment, report.records)
+        if text:
+            (aside / "experiment.yaml").write_text(text, encoding="utf-8")
+        recorded = [one for one in report.records if one.run_id]
+        _write_runs(aside / "runs.csv", report.records)
+        write = _write_parquet if raw == "parquet" else _write_csv
+        write(aside / f"metrics.{raw}", _points(experiment, recorded))
+        said = draw(aside / "figures") if draw else []
+        (aside / "README.md").write_text(_readme(experiment, report, raw, said, text is not None), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | None:
+    """The file's text: as it was given, launched last, or kept with a run."""
+    if experiment.file is not None:
+        return Path(experiment.file.document.file).read_text(encoding="utf-8")
+    plan = published_plan(experiment_tags(experiment.uri, experiment.name))
+    if plan:
+        return plan[1]
+    from mlflow.exceptions import MlflowException
+
+    for one in records:
+        if one.run_id:
+            try:
+                kept = client_of(experiment.uri).download_artifacts(one.run_id, "experiment.yaml")
+            except (MlflowException, OSError):
+                break  # the runs of a launch share their file: others would not have it either
+            return Path(kept).read_text(encoding="utf-8")
+    return None
+
+
+def _write_runs(file: Path, records: Sequence[Record]) -> None:
+    params, metrics = sorted(params_of(records)), sorted(metrics_of(records))
+    tags = ("lqray.git_commit", "lqray.git_dirty", "lqray.code", "lqray.host", "lqray.attempt", "lqray.error")
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["run_id", "trial_id", "name", "state", *params, *metrics, *tags])
+        for one in records:
+            values = [one.metrics.get(key, "") for key in metrics]
+            own = [one.tags.get(key, "") for key in tags]
+            writer.writerow(
+                [
+                    one.run_id,
+                    one.trial_id,
+                    one.name,
+                    one.state,
+                    *(one.params.get(key, "") for key in params),
+                    *values,
+                    *own,
+                ]
+            )
+
+
+_COLUMNS = ("run_id", "trial", "metric", "step", "value", "time")
+
+
+def _points(experiment: Recorded, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """Columns of all points, one metric at a time. time: seconds since the epoch."""
+    import numpy as np
+
+    names = {one.run_id: one.name for one in records}
+    for key in sorted(metrics_of(records)):
+        found = read_histories(experiment.uri, experiment.name, list(names), key)
+        if not found:
+            continue
+        runs = [run_id for run_id in names if run_id in found]
+        lengths = [len(found[run_id]) for run_id in runs]
+        yield {
+            "run_id": np.repeat(runs, lengths),
+            "trial": np.repeat([names[run_id] for run_id in runs], lengths),
+            "metric": np.repeat([key], sum(lengths)),
+            "step": np.concatenate([found[run_id].steps for run_id in runs]),
+            "value": np.concatenate([found[run_id].values for run_id in runs]),
+            "time": np.concatenate([found[run_id].times for run_id in runs]),
+        }
+
+
+def _write_parquet(file: Path, parts: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = (pa.string(), pa.string(), pa.string(), pa.int64(), pa.float64(), pa.float64())
+    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pa.table(part, schema=schema))
+
+
+def _write_csv(file: Path, parts: Iterator[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for part in parts:
+            writer.writerows(zip(*(part[name].tolist() for name in _COLUMNS), strict=True))
+
+
+def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[str], with_file: bool) -> str:
+    runs = [one for one in report.records if one.run_id]
+    codes = sorted({_code(one) for one in runs})
+    commands = sorted({one.tags["lqray.command"] for one in runs if "lqray.command" in one.tags})
+    drawn = "\n".join(f"* {line}" for line in figures) or "* none"
+    return f"""# {experiment.name}
+
+{len(runs)} runs of lqray, exported from their records in MLflow.
+
+| file | what |
+| --- | --- |
+| `report.md`, `.csv`, `.json`, `.tex` | how they compare; the JSON names the runs behind every number |
+{_ASKED if with_file else ""}| `runs.csv` | every run: parameters, final metrics, code, errors |
+| `metrics.{raw}` | every point of every metric: {", ".join(_COLUMNS)} (seconds since the epoch) |
+| `figures/` | see below |
+
+## How they compare
+
+{written(report, "markdown")}
+## Figures
+
+{drawn}
+
+## To run it again
+
+{(_AGAIN if with_file else _NO_FILE).format(codes=_lines(codes))}
+These runs were launched by
+
+{_lines([f"`{command}`" for command in commands])}
+
+Trials are functions of their parameters and seed: on the same kind of machine, with the same versions, the metrics are
+the same to the last bit, but for times.
+"""
+
+
+def _lines(items: Sequence[str]) -> str:
+    return "\n".join(f"* {item}" for item in items) or "* unknown"
+
+
+def _code(record: Record) -> str:
+    tags = record.tags
+    commit = tags.get("lqray.git_commit", "no git commit known")
+    dirty = " with uncommitted changes" if tags.get("lqray.git_dirty") == "true" else ""
+    versions = ", ".join(
+        f"{name} {tags[f'lqray.{name}']}" for name in ("python", "torch", "ray", "mlflow") if f"lqray.{name}" in tags
+    )
+    return f"lqray {tags.get('lqray.version', '?')} ({commit}{dirty}; code {tags.get('lqray.code', '?')}), {versions}"
