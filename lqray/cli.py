@@ -427,11 +427,15 @@ def _read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
 
 
 def _store_of(experiment: str, uri: str) -> tuple[str, str]:
-    """(name, absolute store) of an experiment given by name, or by its file, which names its own store."""
+    """(name, absolute store) of an experiment given by name, by its file, which names its own store, or by the folder
+    that it was exported to."""
     if experiment.endswith((".yaml", ".yml")):
         read = _read(Path(experiment))
         return read.name, _absolute(read.tracking.uri)
-    return experiment, _absolute(uri)
+    from lqray.reporting.exported import experiment_of, export_folder
+
+    folder = export_folder(experiment)
+    return (experiment_of(folder)[0], str(folder.resolve())) if folder else (experiment, _absolute(uri))
 
 
 def _recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:

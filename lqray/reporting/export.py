@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lqray.experiment.plan import published_plan
+from lqray.reporting.artifacts import read_text
+from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS
 from lqray.reporting.histories import read_histories
 from lqray.reporting.records import Record, client_of, experiment_tags
 from lqray.reporting.report import Recorded, Report, written
@@ -22,6 +26,7 @@ _TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
     "report.json": "json",
     "report.tex": "latex",
 }
+_DENSITY = "density.json"
 _ASKED = """| `experiment.yaml` | the experiment file: what was asked for |
 """
 _AGAIN = """With one of these versions of lqray:
@@ -61,11 +66,14 @@ def export(
             (aside / name).write_text(written(report, shape), encoding="utf-8")
         text = _experiment_text(experiment, report.records)
         if text:
-            (aside / "experiment.yaml").write_text(text, encoding="utf-8")
+            (aside / FILE).write_text(text, encoding="utf-8")
         recorded = [one for one in report.records if one.run_id]
         _write_runs(aside / "runs.csv", report.records)
+        document = {"experiment": experiment.name, "runs": [_plain(one) for one in recorded]}
+        (aside / RUNS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        _copy_artifacts(experiment.uri, recorded, aside / ARTIFACTS)
         write = _write_parquet if raw == "parquet" else _write_csv
-        write(aside / f"metrics.{raw}", _points(experiment, recorded))
+        write(aside / f"{POINTS}.{raw}", _points(experiment, recorded))
         said = draw(aside / "figures") if draw else []
         (aside / "README.md").write_text(_readme(experiment, report, raw, said, text is not None), encoding="utf-8")
         if folder.exists():
@@ -95,6 +103,19 @@ def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | N
     return None
 
 
+def _plain(record: Record) -> dict[str, Any]:
+    metrics = {key: value for key, value in record.metrics.items() if math.isfinite(value)}
+    return {**vars(record), "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
+
+
+def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> None:
+    for one in records:
+        text = read_text(uri, one.run_id, _DENSITY) if one.status == "FINISHED" else None
+        if text is not None:
+            (folder / one.run_id).mkdir(parents=True, exist_ok=True)
+            (folder / one.run_id / _DENSITY).write_text(text, encoding="utf-8")
+
+
 def _write_runs(file: Path, records: Sequence[Record]) -> None:
     params, metrics = sorted(params_of(records)), sorted(metrics_of(records))
     tags = ("lqray.git_commit", "lqray.git_dirty", "lqray.code", "lqray.host", "lqray.attempt", "lqray.error")
@@ -115,9 +136,6 @@ def _write_runs(file: Path, records: Sequence[Record]) -> None:
                     *own,
                 ]
             )
-
-
-_COLUMNS = ("run_id", "trial", "metric", "step", "value", "time")
 
 
 def _points(experiment: Recorded, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
@@ -146,7 +164,7 @@ def _write_parquet(file: Path, parts: Iterator[dict[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     kinds = (pa.string(), pa.string(), pa.string(), pa.int64(), pa.float64(), pa.float64())
-    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for part in parts:
             writer.write_table(pa.table(part, schema=schema))
@@ -155,9 +173,9 @@ def _write_parquet(file: Path, parts: Iterator[dict[str, Any]]) -> None:
 def _write_csv(file: Path, parts: Iterator[dict[str, Any]]) -> None:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_COLUMNS)
+        writer.writerow(COLUMNS)
         for part in parts:
-            writer.writerows(zip(*(part[name].tolist() for name in _COLUMNS), strict=True))
+            writer.writerows(zip(*(part[name].tolist() for name in COLUMNS), strict=True))
 
 
 def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[str], with_file: bool) -> str:
@@ -172,9 +190,12 @@ def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[st
 | file | what |
 | --- | --- |
 | `report.md`, `.csv`, `.json`, `.tex` | how they compare; the JSON names the runs behind every number |
-{_ASKED if with_file else ""}| `runs.csv` | every run: parameters, final metrics, code, errors |
-| `metrics.{raw}` | every point of every metric: {", ".join(_COLUMNS)} (seconds since the epoch) |
+{_ASKED if with_file else ""}| `runs.csv`, `runs.json` | every run: parameters, final metrics, code, errors |
+| `metrics.{raw}` | every point of every metric: {", ".join(COLUMNS)} (seconds since the epoch) |
+| `artifacts/` | of each run, `density.json`: its last gradient's density, and its levels |
 | `figures/` | see below |
+
+`lqray report`, `lqray plot` and `lqray compare` read this folder in the place of a store: `lqray report FOLDER`.
 
 ## How they compare
 

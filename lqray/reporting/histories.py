@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.reporting import database
+from lqray.reporting.exported import export_folder, points_in
 from lqray.reporting.records import client_of, number
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class History:
 def read_histories(uri: str, experiment: str, run_ids: Collection[str], key: str) -> dict[str, History]:
     """By run id, the whole history of a metric; runs that have none of it are left out. uri: absolute store."""
     wanted = set(run_ids)
+    folder = export_folder(uri)
+    if folder:
+        points = points_in(folder, key)
+        return {
+            run_id: history(steps, values, times * 1000) for run_id, steps, values, times in points if run_id in wanted
+        }
     with database.connected(uri) as connection:
         if connection is not None:
             return _from_tables(connection, experiment, wanted, key)

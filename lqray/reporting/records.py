@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lqray.experiment.plan import plan_tags
 from lqray.reporting import database
+from lqray.reporting.exported import experiment_of, export_folder, runs_in
 
 _TRIAL, _NAME = "lqray.trial_id", "lqray.trial_name"
 _INFINITY = 1.797e308
@@ -54,6 +56,9 @@ def read_records(uri: str, experiment: str) -> list[Record]:
     Runs of other tools in the same experiment, and deleted ones, are left out. Raises UnknownExperimentError.
     """
     identifier, _ = _experiment(uri, experiment)
+    folder = export_folder(uri)
+    if folder:
+        return [Record(**fields) for fields in runs_in(folder)]
     with database.connected(uri) as connection:
         found = _from_tables(connection, experiment) if connection is not None else _from_search(uri, identifier)
     return [replace(one, experiment=experiment) for one in found]
@@ -80,6 +85,11 @@ def experiment_tags(uri: str, experiment: str) -> dict[str, str]:
 def find_runs(uri: str, name: str, experiment: str | None = None) -> list[Record]:
     """Runs of lqray of this run id, trial name, or trial id or its beginning (from four letters), oldest first; of any
     experiment, unless one is given. Raises UnknownExperimentError."""
+    folder = export_folder(uri)
+    if folder:
+        own = [Record(**fields) for fields in runs_in(folder)]
+        alike = len(name) >= 4
+        return [one for one in own if name in (one.name, one.run_id) or (alike and one.trial_id.startswith(name))]
     client = client_of(uri)
     if experiment:
         names = {experiment_id(uri, experiment): experiment}
@@ -122,11 +132,19 @@ def client_of(uri: str) -> Any:
 
 def _experiment(uri: str, experiment: str) -> tuple[str, dict[str, str]]:
     """Id and tags of an experiment. Raises UnknownExperimentError."""
+    folder = export_folder(uri)
+    if folder:
+        name, text = experiment_of(folder)
+        return _known(uri, {name: ("", plan_tags("", text) if text else {})}, experiment)
     with database.connected(uri) as connection:
         if connection is not None:  # without the second that importing MLflow takes
             found = database.experiments_of(connection)
         else:
             found = {one.name: (one.experiment_id, one.tags) for one in client_of(uri).search_experiments()}
+    return _known(uri, found, experiment)
+
+
+def _known(uri: str, found: Mapping[str, tuple[str, dict[str, str]]], experiment: str) -> tuple[str, dict[str, str]]:
     if experiment not in found:
         known = ", ".join(sorted(set(found) - {"lqray-leases"})) or "none"
         raise UnknownExperimentError(f"no experiment {experiment!r} in {uri}; there are: {known}")

@@ -1,5 +1,7 @@
 """Joining a Ray that already runs, of this test's own: its own ports, folder and processes."""
 
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
+from tests.orchestration.sweeps import marked
 
 pytestmark = pytest.mark.ray
 
@@ -24,6 +28,26 @@ base:
   quantizer: {method: qsgd_inf, bucket_size: 128}
 sweep:
   - matrix: {seed: [1]}
+"""
+SEARCHED = TEXT.replace("iterations: 5, batch_size: 16", "iterations: 600, batch_size: 16, evaluate_every: 25").replace(
+    "sweep:\n  - matrix: {seed: [1]}\n",
+    """search:
+  sampler: grid
+  space: {optimizer.lr: {choice: [0.05, 1.0e-6, 2.0e-6]}}
+  early_stopping: {metric: test/accuracy, grace_period: 50, reduction_factor: 2}
+""",
+)
+LEFT = """
+import json, time, ray
+ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+from ray.util import placement_group_table
+for _ in range(100):
+    groups = [one["state"] for one in placement_group_table().values() if one["state"] != "REMOVED"]
+    total, free = ray.cluster_resources(), ray.available_resources()
+    if not groups and free.get("CPU") == total["CPU"]:
+        break
+    time.sleep(0.1)
+print(json.dumps([groups, total["CPU"] - free.get("CPU", 0)]))
 """
 TOKEN = "0" * 63 + "1"
 
@@ -43,7 +67,8 @@ def head(tmp_path_factory):
     arguments += [f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
-        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ""},
+        env=os.environ
+        | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": "", "LQRAY_TEST_MARK": str(folder)},
         stdout=(folder / "head.log").open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -54,14 +79,18 @@ def head(tmp_path_factory):
         time.sleep(0.2)
     yield f"127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    for number in marked(folder):  # `ray start --block` may wait half a minute for its own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    process.wait()
 
 
-def lqray_run(folder: Path, address: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "joined.yaml").write_text(TEXT)
+def lqray_run(
+    folder: Path, address: str, *options: str, text: str = TEXT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    (folder / "joined.yaml").write_text(text)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     return subprocess.run(
         [sys.executable, "-m", "lqray", "run", "joined.yaml", *options],
@@ -87,3 +116,12 @@ def test_a_sweep_joins_a_running_ray_and_leaves_it_running(tmp_path, head):
     assert refused.returncode != 0
     assert "RAY_AUTH_TOKEN" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_early_stopping_on_a_shared_ray_leaves_no_placement_group(tmp_path, head):
+    done = lqray_run(tmp_path, head, "--launcher", "isolated", text=SEARCHED, RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "early stopping after" in done.stdout
+    environment = os.environ | {"RAY_ADDRESS": head, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    asked = subprocess.run([sys.executable, "-c", LEFT], env=environment, capture_output=True, text=True, timeout=60)
+    assert json.loads(asked.stdout.splitlines()[-1]) == [[], 0], asked.stdout + asked.stderr

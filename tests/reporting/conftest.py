@@ -19,9 +19,14 @@ def mlflow_server(tmp_path):
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
         log = tmp_path / f"server-{port}.log"
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         servers.append(
             subprocess.Popen(
-                [*command, "--workers", "1"], stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True
+                [*command, "--workers", "1"],
+                env=environment,
+                stdout=log.open("w"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         )
         deadline = time.monotonic() + 90

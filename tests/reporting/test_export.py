@@ -84,6 +84,13 @@ def test_export_is_whole_and_explains_itself(store, tmp_path, raw):
         **{("alq-seed2", 100): 0.5, ("alq-seed2", 200): 0.8},
         **{("qsgd-seed1", 100): 0.4, ("qsgd-seed1", 200): 0.6},
     }
+    # The folder stands in for the store.
+    for command in (["report", "--format", "csv", "--target", "0.7"], ["report", "--group-by", "trial"]):
+        from_store = invoke(*command, "known", "--uri", store.uri)
+        assert from_store.exit_code == 0
+        assert invoke(*command, out).output == from_store.output
+    both = ["alq-seed1", "alq-seed2", "--format", "json"]
+    assert invoke("compare", *both, "--experiment", out).output == invoke("compare", *both, "--uri", store.uri).output
     again = invoke("export", "known", out, "--uri", store.uri)
     assert again.exit_code == 2
     assert "allowed: a folder that is empty or does not exist yet" in again.stderr
