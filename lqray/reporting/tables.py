@@ -64,16 +64,3 @@ def markdown_table(records: Sequence[Record], columns: Sequence[Column] = COMPAR
     rule = "| " + " | ".join("---:" if column.numeric else "---" for column in columns) + " |"
     rows = ["| " + " | ".join(column.cell(record) for column in columns) + " |" for record in records]
     return "\n".join([head, rule, *rows])
-
-
-def sweep_summary(name: str, records: Sequence[Record], axes: Sequence[str], command: str) -> str:
-    """The description of an experiment in Markdown: what varies, how its trials stand, and the comparison."""
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.status.lower()] = counts.get(record.status.lower(), 0) + 1
-    states = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "none yet"
-    varies = ", ".join(f"`{axis}`" for axis in axes) or "nothing: a single trial"
-    return (
-        f"**{name}**, last launched by `{command}`\n\nVaries: {varies}. Trials of this launch: {states}.\n\n"
-        f"{markdown_table(records)}\n"
-    )

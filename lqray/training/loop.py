@@ -54,7 +54,8 @@ class Report:
 
     evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
     last report of the run, with its summary. snapshot: of the final report of rank 0 of a quantized run, its levels and
-    the density of its last gradient (`lqray.training.telemetry.density_snapshot`).
+    the density of its last gradient (`lqray.training.telemetry.density_snapshot`). examples: of the training and the
+    test set.
     """
 
     iteration: int
@@ -63,6 +64,7 @@ class Report:
     evaluated: bool = False
     final: bool = False
     snapshot: dict[str, Any] | None = None
+    examples: tuple[int, int] | None = None
 
 
 @dataclass
@@ -161,7 +163,7 @@ class _Run:
         self.keep_best(self.iterations, final, checkpoints)
         if checkpoints and first < self.iterations:
             self.save(self.iterations, checkpoints)
-        self._report(Report(self.iterations, self.iterations, final, True, True, self.snapshot))
+        self.report(self.iterations, final, evaluated=True, snapshot=self.snapshot, final=True)
         return final
 
     def agreed(self, stop: Callable[[], bool]) -> bool:
@@ -293,8 +295,9 @@ class _Run:
             metrics |= dict(zip(names, (loss, accuracy), strict=True))
         return metrics
 
-    def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False) -> None:
-        self._report(Report(iteration, self.iterations, metrics, evaluated))
+    def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, **more: Any) -> None:
+        examples = self.dataset.train_examples, self.dataset.test_examples
+        self._report(Report(iteration, self.iterations, metrics, evaluated, examples=examples, **more))
 
     def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:
         if metrics["test/accuracy"] > self.progress.best_accuracy:

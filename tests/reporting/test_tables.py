@@ -1,5 +1,5 @@
 from lqray.reporting.records import Record
-from lqray.reporting.tables import markdown_table, sweep_summary, terminal_table
+from lqray.reporting.tables import markdown_table, terminal_table
 
 DONE = Record(
     "r1",
@@ -24,12 +24,5 @@ def test_markdown():
     assert lines[3] == "| nuqsgd | nuqsgd | - | - | - | - | - | failed |"
 
 
-def test_summary_counts_states():
-    text = sweep_summary("grid", [DONE, FAILED], ("quantizer.method",), "lqray run grid.yaml")
-    assert "1 failed, 1 finished" in text
-    assert "`quantizer.method`" in text
-
-
 def test_no_records_make_an_empty_table():
     assert terminal_table([]).row_count == 0
-    assert "none yet" in sweep_summary("grid", [], (), "x")
