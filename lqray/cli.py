@@ -102,10 +102,10 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
-    from lqray.orchestration.run import make_plan, run_plan
+    from lqray.orchestration.run import Presentation, make_plan, run_plan
     from lqray.orchestration.store_access import StoreAwayError
-    from lqray.orchestration.tracking import describe_experiment
     from lqray.reporting.comparison import compare_groups
+    from lqray.reporting.figures.density import draw_density
     from lqray.reporting.records import latest_attempts, read_records
     from lqray.reporting.summary import sweep_summary
     from lqray.reporting.tables import terminal_table
@@ -120,13 +120,11 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
             return 0
         _say_plan(console, experiment.name, plan)
         with Progress(console, len(plan.due) + plan.more) as progress:
-            ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress)
+            shown = Presentation(sweep_summary, draw_density)
+            ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress, shown)
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
-    command = ran.launch.tags["lqray.command"]
-    compared = compare_groups(records, plan.uri, histories=False)
-    describe_experiment(ran.launch, sweep_summary(experiment.name, compared, experiment.axes, command))
-    console.print(terminal_table(compared))
+    console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
     for result in ran.results:
         if result.failure:
             text = result.failure.traceback.strip()
@@ -408,15 +406,12 @@ def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> Non
 @click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="The MLflow store to look at.")
 def doctor(uri: str) -> None:
     """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken."""
-    from lqray.orchestration.doctor import examine
+    from lqray.orchestration.doctor import examine, shown
 
-    marks = {"ok": "ok    ", "slow": "slow  ", "broken": "BROKEN"}
     broken = False
     for finding in examine(_absolute(uri)):
         broken = broken or finding.state == "broken"
-        click.echo(f"{marks[finding.state]}  {finding.what:18}  {finding.found}")
-        if finding.remedy:
-            click.echo(f"{'':28}remedy: {finding.remedy}")
+        click.echo(shown(finding))
     sys.exit(broken)
 
 

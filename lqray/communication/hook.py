@@ -28,6 +28,7 @@ from lqray.communication.residuals import Residuals
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
+from lqray.quantization.density import Density, density_of
 
 # A tensor's offset: 20 bits of DDP bucket, 32 of iteration, 11 of layer within it; the highest is a reduction's own.
 _ITERATION_SHIFT, _LAYER_SHIFT, _MOST_LAYERS = 20, 52, 2**11
@@ -62,6 +63,8 @@ class GradientExchange:
         self._sample = False
         self._measure = False
         self._plain = False
+        self._keep = False
+        self._kept: list[Tensor] = []
         self._measured = [_Measured() for _ in self._seeds]
 
     def attach(self, model: DistributedDataParallel) -> None:
@@ -79,15 +82,16 @@ class GradientExchange:
         self._skipped = skipped_names(model.module, self._options)
         model.register_comm_hook(self, _hook)
 
-    def begin_step(self, iteration: int, measure: bool = False) -> None:
+    def begin_step(self, iteration: int, measure: bool = False, keep: bool = False) -> None:
         """Call before each step's backward passes. `measure`: also find the NMSE of this step's own payloads, at the
-        cost of decoding them. Raises LevelsDifferError for an earlier step on a GPU, where nothing waits for it."""
+        cost of decoding them. `keep`: hold what the first worker here encodes, for `density`. Raises LevelsDifferError
+        for an earlier step on a GPU, where nothing waits for it."""
         self._checks.raise_found()
         self.volume = Volume()
         self._iteration = iteration
         wanted = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
         self._sample = wanted and not self.quantizer.fresh_samples
-        self._measure = measure
+        self._measure, self._keep, self._kept = measure, keep, []
         self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
         self._measured = [_Measured() for _ in self._seeds]
         self._aside = []
@@ -198,6 +202,8 @@ class GradientExchange:
     def _note(self, worker: int, gradient: Tensor, payload: Payload | None) -> None:
         if self._sample:
             self.quantizer.observe(gradient, worker)
+        if self._keep and not worker:
+            self._kept.append(gradient.clone())
         if self._measure and payload is not None:
             self._measured[worker].add(gradient, payload, self.quantizer)
 
@@ -237,6 +243,10 @@ class GradientExchange:
     def huffman_bits(self) -> float:
         """Length of these codes at the last measured step in Huffman codes of their own, bits per coordinate."""
         return statistics.fmean(one.huffman_bits / max(1, one.coordinates) for one in self._measured)
+
+    def density(self) -> Density | None:
+        """Of the normalized coordinates of the first worker here at the last step that kept them; None without any."""
+        return density_of(self._kept, self.quantizer.coding)
 
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""

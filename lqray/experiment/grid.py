@@ -114,6 +114,11 @@ class Experiment:
         """Dotted keys that vary over the experiment, in the order of the file."""
         return self._namer.axes
 
+    @property
+    def axis_values(self) -> Mapping[str, tuple[Any, ...]]:
+        """What each of `axes` takes; of a search by Optuna, the corners of its space."""
+        return self._namer.values
+
     def trials(self) -> Iterator[NamedTrial]:
         """The trials, in the order of the file, each once.
 

@@ -16,7 +16,8 @@ _MISSING = object()
 
 
 class Namer:
-    """Names the trials of one experiment. `axes` are the dotted keys that vary, in the order of the file."""
+    """Names the trials of one experiment. `axes` are the dotted keys that vary, in the order of the file, `values` what
+    each of them takes, in the order of the file, each once."""
 
     def __init__(self, layout: Layout) -> None:
         base = flatten(layout.base)
@@ -42,6 +43,7 @@ class Namer:
             if not everywhere:
                 values.append(base.get(key))
         self.axes = tuple(key for key, values in seen.items() if any(repr(v) != repr(values[0]) for v in values))
+        self.values = {key: tuple({repr(value): value for value in seen[key]}.values()) for key in self.axes}
         self._labels = {key: _label(key, self.axes) for key in self.axes}
         words = {key: {v for v in values if isinstance(v, str)} for key, values in seen.items() if key in self.axes}
         self._alone = {

@@ -399,6 +399,12 @@ class Tracking(Section):
 
     uri: str = Field(default="sqlite:///lqray.db", min_length=1)
     """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from."""
+    figures: bool = True
+    """Draw the levels of each quantized trial against the density of its last gradient, when it ends."""
+    log_model: bool = False
+    """Keep the weights at the end of each trial as an MLflow model."""
+    system_metrics: bool = True
+    """Record CPU, memory, disk, network and GPUs of the machine of each trial's first process."""
 
 
 class Storage(Section):

@@ -130,6 +130,18 @@ class _Builder:
         return ExperimentError([Problem(self.file, line, dotted(path), found, allowed)])
 
 
+def leading_comment(text: str) -> str:
+    """The comment that a YAML file begins with, without its #s: lines stay lines; "" without one."""
+    lines = []
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("#"):
+            lines.append(line.lstrip("#").strip())
+        elif line or any(lines):
+            break
+    return "\n".join(lines).strip()
+
+
 def dotted(path: Path_) -> str:
     """`("sweep", 0, "matrix", "seed")` as `sweep[0].matrix.seed`."""
     text = ""

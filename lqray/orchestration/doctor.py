@@ -26,6 +26,13 @@ class Finding:
     remedy: str = ""
 
 
+def shown(finding: Finding) -> str:
+    """A finding in a line, and its remedy in another."""
+    marks = {"ok": "ok    ", "slow": "slow  ", "broken": "BROKEN"}
+    line = f"{marks[finding.state]}  {finding.what:18}  {finding.found}"
+    return f"{line}\n{'':28}remedy: {finding.remedy}" if finding.remedy else line
+
+
 def examine(store: str) -> Iterator[Finding]:
     """Every finding, as it is made. store: an MLflow tracking URI, absolute."""
     yield from _versions()

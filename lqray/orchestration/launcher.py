@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
@@ -41,6 +41,7 @@ class TrialResult:
 
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
     or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
+    snapshot, examples: of rank 0's reports (`lqray.training.loop.Report`), None where it made none.
     """
 
     named: NamedTrial
@@ -50,6 +51,8 @@ class TrialResult:
     failure: Failure | None = None
     stopped: str | None = None
     early: bool = False
+    snapshot: dict[str, Any] | None = None
+    examples: tuple[int, int] | None = None
 
 
 class Observer(Protocol):

@@ -13,8 +13,11 @@ from pathlib import Path
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Storage
 from lqray.orchestration import control
+from lqray.orchestration.archivist import MODEL_TAG, Archivist
+from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.leases import HEARTBEAT_SECONDS, Holder, Leases
+from lqray.orchestration.narrator import Narrator
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.scribe import Scribe
 from lqray.orchestration.states import TrialState
@@ -22,7 +25,7 @@ from lqray.orchestration.store_access import PATIENCE, patiently
 from lqray.orchestration.tracking import Launch, continue_run, end_run, start_run, state_of
 from lqray.orchestration.worker import Heard, News
 
-TAGS = ("lqray.attempt", "lqray.early", "lqray.failure", "lqray.holder")
+TAGS = ("lqray.attempt", "lqray.early", "lqray.failure", "lqray.folder", "lqray.holder", MODEL_TAG)
 _POLL_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
@@ -54,6 +57,18 @@ def planned(named: NamedTrial, states: Mapping[str, TrialState], rerun: bool) ->
     return Planned(named, "early" if "lqray.early" in state.tags else "continue")
 
 
+@dataclass
+class Keeping:
+    """What a launch keeps of trials beside metrics. archivist: makes figures and models. log_model: of every finished
+    trial. narrator: told of trials as they begin and end. patience: seconds that the launch's end waits for figures and
+    models."""
+
+    archivist: Archivist
+    log_model: bool = False
+    narrator: Narrator | None = None
+    patience: float = PATIENCE
+
+
 class Ledger:
     """Implements `lqray.orchestration.queue.Books`; also takes what workers tell, and watches the store for others'
     wishes. Use as a context.
@@ -62,13 +77,22 @@ class Ledger:
     """
 
     def __init__(
-        self, launch: Launch, experiment: str, storage: Storage, states: Mapping[str, TrialState], rerun: bool = False
+        self,
+        launch: Launch,
+        experiment: str,
+        storage: Storage,
+        states: Mapping[str, TrialState],
+        rerun: bool = False,
+        keeping: Keeping | None = None,
     ) -> None:
         self._launch, self._rerun = launch, rerun
         self._folder = Path(storage.folder).expanduser().resolve() / experiment
         self._states = dict(states)
         self._leases = Leases(launch.uri, launch.experiment_id, launch.launch_id)
         self._scribe = Scribe(launch.uri)
+        self._files = LaunchFiles(launch.uri)
+        self._keeping = keeping or Keeping(Archivist(launch.uri))
+        self._narrator = self._keeping.narrator
         self._starts: dict[str, int] = {}
         self._runs: dict[str, str] = {}
         self._first: dict[tuple[str, int], tuple[float, int]] = {}
@@ -92,6 +116,9 @@ class Ledger:
         if self._watcher:
             self._watcher.join(timeout=30)
         self._scribe.close()
+        left = self._keeping.archivist.close(self._keeping.patience)
+        if left:
+            _log.warning("%d figures and models were not made; the next `lqray run` makes the models", left)
 
     def begin(self, named: NamedTrial) -> Work | None:
         """See `Books`."""
@@ -116,16 +143,18 @@ class Ledger:
         tags = {"lqray.attempt": str(attempt), "lqray.folder": str(folder), "lqray.holder": str(self._leases.me)}
         if again:
             run_id = self._runs[trial_id]
-            patiently(lambda: continue_run(self._launch, run_id, tags))
+            patiently(lambda: continue_run(self._launch, run_id, tags, self._files))
         elif state and not fresh:
             run_id = state.run_id
-            patiently(lambda: continue_run(self._launch, run_id, tags))
+            patiently(lambda: continue_run(self._launch, run_id, tags, self._files))
         else:
-            run_id = start_run(self._launch, named, tags)
+            run_id = start_run(self._launch, named, tags, self._files)
         with self._lock:
             self._starts[trial_id] = self._starts.get(trial_id, 0) + 1
             self._runs[trial_id] = run_id
             self._scribe.reopen(run_id)
+        if self._narrator:
+            self._narrator.began(named)
         return Work(named, run_id, folder, self._starts[trial_id], (state is not None and not fresh) or again)
 
     def heard(self, news: News) -> None:
@@ -161,9 +190,17 @@ class Ledger:
     def end(self, work: Work, result: TrialResult) -> None:
         """See `Books`. Raises StoreAwayError when the store stays away."""
         self._scribe.settle(work.run_id, PATIENCE if result.status == "FINISHED" else 5.0)
-        patiently(lambda: end_run(self._launch.uri, work.run_id, result))
+        wanted = self._keeping.log_model and result.status == "FINISHED"
+        tags = {MODEL_TAG: "pending"} if wanted else {}
+        patiently(lambda: end_run(self._launch.uri, work.run_id, result, tags))
+        if result.snapshot:
+            self._keeping.archivist.density(work.run_id, work.named.name, result.snapshot)
+        if wanted:
+            self._keeping.archivist.model(work.run_id, work.folder, work.named.trial.config())
         self._leases.release(work.named.trial.id)
         self._starts.pop(work.named.trial.id, None)
+        if self._narrator:
+            self._narrator.ended(result)
 
     def _watch(self, queue: TrialQueue, on_plan: Callable[[str], Callable[[NamedTrial], bool]] | None) -> None:
         wishes = control.Wishes(self._launch)
@@ -173,6 +210,8 @@ class Ledger:
                 if time.monotonic() - beaten > HEARTBEAT_SECONDS:
                     beaten = time.monotonic()
                     self._leases.beat()
+                if self._narrator:
+                    self._narrator.tell()
                 for chosen, why in wishes.stops():
                     queue.stop(chosen, why)
                 plan = wishes.newer_plan()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lqray.orchestration.failures import root_cause
 from lqray.orchestration.launcher import TrialResult, Work
@@ -12,11 +13,13 @@ from lqray.orchestration.worker import Outcome
 def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) -> TrialResult:
     """The trial's result: failed if any rank failed, else what rank 0 says. asked: why the launcher wanted it to
     stop, if it did."""
+    first = outcomes.get(0, Outcome())
+    seen: dict[str, Any] = {"snapshot": first.snapshot, "examples": first.examples}
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
     if failures:
-        return TrialResult(work.named, "FAILED", run_id=work.run_id, failure=root_cause(failures))
-    first = outcomes[0]
+        return TrialResult(work.named, "FAILED", run_id=work.run_id, failure=root_cause(failures), **seen)
     if first.stopped is None:
-        return TrialResult(work.named, "FINISHED", first.metrics, work.run_id)
+        return TrialResult(work.named, "FINISHED", first.metrics, work.run_id, **seen)
     early = bool(first.stopped)
-    return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=first.stopped or asked, early=early)
+    why = first.stopped or asked
+    return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=why, early=early, **seen)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import getpass
 import hashlib
 import importlib.metadata
+import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -46,10 +50,29 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def _git(*arguments: str) -> str:
+def code_changes() -> str:
+    """What differs from the last commit in the working tree that lqray's code is in, as a diff; files of lqray/ that
+    git does not know are part of it. "" without a difference, or without git."""
+    if not _git("status", "--porcelain"):
+        return ""
+    index = Path(_git("rev-parse", "--absolute-git-dir")) / "index"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "index"  # the user's own stays as it is
+        if index.is_file():
+            shutil.copyfile(index, copy)
+        environment = os.environ | {"GIT_INDEX_FILE": str(copy)}
+        _git("add", "--intent-to-add", ".", environment=environment)
+        changes = _git("diff", "HEAD", environment=environment)
+    return changes + "\n" if changes else ""
+
+
+def _git(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     folder = Path(lqray.__file__).resolve().parent
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10, env=environment, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
+from lqray.experiment.standing import Standing
 from lqray.experiment.store import absolute_store
+from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
 from lqray.orchestration.control import matching, publish_plan
 from lqray.orchestration.history import History, expected
 from lqray.orchestration.inline import InlineLauncher
 from lqray.orchestration.launcher import Launcher, LaunchInterrupted, Observer, TrialResult, Work
 from lqray.orchestration.leases import Holder
-from lqray.orchestration.ledger import TAGS, Ledger, Planned, planned
+from lqray.orchestration.ledger import TAGS, Keeping, Ledger, Planned, planned
+from lqray.orchestration.narrator import ACCURACY, Narrator
 from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of, processes_of
 from lqray.orchestration.provenance import code_version, provenance
 from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
+from lqray.orchestration.store_access import PATIENCE
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, open_launch
 from lqray.orchestration.worker import WorkerTask
 
 WARM_SECONDS = 60.0
 """Trials expected to take less than this share a warm worker group by default."""
+
+_HURRIED = 10.0  # seconds that figures and models have after Ctrl-C
+_log = logging.getLogger(__name__)
 
 LauncherName = Literal["auto", "isolated", "warm", "inline"]
 
@@ -44,6 +53,15 @@ class RunOptions:
     stop_rules: tuple[StopRule, ...] = ()
     verbose: bool = False
     whole: bool = True
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """How what is recorded is put into words and drawn: `lqray.reporting`, which orchestration does not know. summary:
+    the description of an experiment. density: of a run's `density.json`, without which there is no such figure."""
+
+    summary: Callable[[Standing], str] | None = None
+    density: Draw | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ class Ran:
 def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     """Read the store and say what is to be done. Raises ExperimentError for a trial that is not valid."""
     uri = absolute_store(experiment.tracking.uri)
-    states = read_states(uri, experiment.name, TAGS)
+    states = read_states(uri, experiment.name, TAGS, [ACCURACY])
     if experiment.adaptive and experiment.search:
         draws = stored_draws(uri, experiment)
         known = [planned(named, states, False) for named, _, _ in draws.values()]
@@ -94,7 +112,14 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     return Plan(uri, trials, states, options.limit)
 
 
-def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOptions, observer: Observer) -> Ran:
+def run_plan(
+    experiment: Experiment,
+    source: str,
+    plan: Plan,
+    options: RunOptions,
+    observer: Observer,
+    presentation: Presentation = Presentation(),
+) -> Ran:
     """Run what is due. source: text of the experiment file. Raises PlacementError, ClusterError, StoreAwayError."""
     due, resources = plan.due, experiment.resources
     if options.launcher == "inline" and experiment.search and experiment.search.early_stopping:
@@ -104,9 +129,16 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
     examples = _examples(experiment, plan)
     for trial in shapes(examples):
         processes_of(trial, resources)
-    launch = open_launch(plan.uri, experiment.name, experiment.document.file, source, provenance())
+    launch = open_launch(plan.uri, experiment.name, experiment.document.file, source, provenance(), experiment.axes)
     ran = Ran(launch)
+    tracking = experiment.tracking
+    trials = [one.named for one in plan.trials]
+    narrator = Narrator(launch, experiment, trials, plan.states, presentation.summary) if presentation.summary else None
+    archivist = Archivist(plan.uri, presentation.density if tracking.figures else None)
+    _finish_models(plan, archivist)
     if not due and not plan.more:
+        archivist.close(PATIENCE)
+        _describe(narrator, plan, ran)
         return ran
     source_of_trials: Source = Given(due)
     if plan.more:
@@ -131,9 +163,11 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
             code,
             options.stop_rules,
             stopping.metric if stopping else experiment.search.metric if plan.more and experiment.search else None,
+            tracking.system_metrics,
         )
 
-    with Ledger(launch, experiment.name, experiment.storage, plan.states, options.rerun) as ledger:
+    keeping = Keeping(archivist, tracking.log_model, narrator)
+    with Ledger(launch, experiment.name, experiment.storage, plan.states, options.rerun, keeping) as ledger:
         if options.whole and not experiment.adaptive:
             publish_plan(launch)
         queue = TrialQueue(source_of_trials, ledger, observer, ran.results.append, Limits(options.max_failures))
@@ -152,10 +186,33 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
             launcher.launch(queue)
         except LaunchInterrupted:
             ran.interrupted = True
+            keeping.patience = _HURRIED
         finally:
             queue.interrupt()
         ran.elsewhere = dict(ledger.elsewhere)
+    _describe(narrator, plan, ran)
     return ran
+
+
+def _finish_models(plan: Plan, archivist: Archivist) -> None:
+    """Models of trials that an earlier launch finished and ended before it made them."""
+    for one in plan.trials:
+        state = plan.states.get(one.named.trial.id)
+        if state and state.status == "FINISHED" and state.tags.get(MODEL_TAG) == "pending":
+            archivist.model(state.run_id, Path(state.tags["lqray.folder"]), one.named.trial.config())
+
+
+def _describe(narrator: Narrator | None, plan: Plan, ran: Ran) -> None:
+    """The description as the store says it now: other launches may have ended trials. That it cannot be written takes
+    nothing from the results."""
+    if narrator is None:
+        return
+    known = {named.trial.id: named for named in [one.named for one in plan.trials] + [r.named for r in ran.results]}
+    try:
+        narrator.look_again(read_states(plan.uri, ran.launch.experiment, TAGS, [ACCURACY]), list(known.values()))
+        narrator.tell(now=True)
+    except Exception as error:
+        _log.warning("the description of %s is not current: %s", ran.launch.experiment, error)
 
 
 def quick(experiment: Experiment, plan: Plan) -> bool:

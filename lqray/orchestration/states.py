@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lqray.orchestration.store_access import client_of
@@ -14,7 +14,8 @@ _DATABASES = ("sqlite://", "postgresql", "mysql")
 
 @dataclass(frozen=True)
 class TrialState:
-    """The latest run of one trial. status: MLflow's. started, ended: seconds since the epoch. tags: those asked for."""
+    """The latest run of one trial. status: MLflow's. started, ended: seconds since the epoch. tags, metrics (the last
+    values): those asked for."""
 
     trial_id: str
     run_id: str
@@ -23,37 +24,42 @@ class TrialState:
     started: float
     ended: float | None
     tags: Mapping[str, str]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_states(uri: str, experiment: str, wanted_tags: Collection[str] = ()) -> dict[str, TrialState]:
+def read_states(
+    uri: str, experiment: str, wanted_tags: Collection[str] = (), wanted_metrics: Collection[str] = ()
+) -> dict[str, TrialState]:
     """By trial id; {} where the experiment does not exist. Deleted runs and other tools' are left out.
 
     MLflow's search loads every param, metric and tag of every run. From a database only what is asked for is read here,
     straight from MLflow's tables; from a server, or tables that are not as expected, through the search.
     """
     states: dict[str, TrialState] = {}
-    for state in _states(uri, experiment, wanted_tags):
+    for state in _states(uri, experiment, wanted_tags, wanted_metrics):
         known = states.get(state.trial_id)
         if known is None or (known.started, known.run_id) < (state.started, state.run_id):
             states[state.trial_id] = state
     return states
 
 
-def _states(uri: str, experiment: str, wanted: Collection[str]) -> Iterator[TrialState]:
+def _states(uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str]) -> Iterator[TrialState]:
     if uri.startswith(_DATABASES):
         from sqlalchemy.exc import SQLAlchemyError
 
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             return
         try:
-            yield from list(_from_tables(uri, experiment, wanted))
+            yield from list(_from_tables(uri, experiment, wanted, metrics))
             return
         except SQLAlchemyError:
             pass  # tables of an MLflow that is not this one, or a new database
-    yield from _from_search(uri, experiment, wanted)
+    yield from _from_search(uri, experiment, wanted, metrics)
 
 
-def _from_tables(uri: str, experiment: str, wanted: Collection[str]) -> Iterator[TrialState]:
+def _from_tables(
+    uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str] = ()
+) -> Iterator[TrialState]:
     from sqlalchemy import bindparam, create_engine, text
 
     runs = (
@@ -61,34 +67,44 @@ def _from_tables(uri: str, experiment: str, wanted: Collection[str]) -> Iterator
         "JOIN experiments e ON e.experiment_id = r.experiment_id "
         "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
     )
-    tags = text(
-        "SELECT t.run_uuid, t.key, t.value FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
-        "JOIN experiments e ON e.experiment_id = r.experiment_id "
-        "WHERE e.name = :name AND r.lifecycle_stage = 'active' AND t.key IN :keys"
-    ).bindparams(bindparam("keys", expanding=True))
+    tags, latest = (
+        text(
+            f"SELECT t.run_uuid, t.key, t.value FROM {table} t JOIN runs r ON r.run_uuid = t.run_uuid "
+            "JOIN experiments e ON e.experiment_id = r.experiment_id "
+            "WHERE e.name = :name AND r.lifecycle_stage = 'active' AND t.key IN :keys"
+        ).bindparams(bindparam("keys", expanding=True))
+        for table in ("tags", "latest_metrics")
+    )
     engine = create_engine(uri)
     try:
         with engine.connect() as connection:
             found: dict[str, dict[str, str]] = {}
             for run_id, key, value in connection.execute(tags, {"name": experiment, "keys": [_TRIAL, _NAME, *wanted]}):
                 found.setdefault(run_id, {})[key] = value
+            values: dict[str, dict[str, float]] = {}
+            for run_id, key, value in connection.execute(latest, {"name": experiment, "keys": [*metrics]}):
+                values.setdefault(run_id, {})[key] = value
             for run_id, status, started, ended, name in connection.execute(text(runs), {"name": experiment}):
-                yield from _state(run_id, status, started, ended, name, found.get(run_id, {}), wanted)
+                yield from _state(
+                    run_id, status, started, ended, name, found.get(run_id, {}), wanted, values.get(run_id, {})
+                )
     finally:
         engine.dispose()
 
 
-def _from_search(uri: str, experiment: str, wanted: Collection[str]) -> Iterator[TrialState]:
+def _from_search(
+    uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str] = ()
+) -> Iterator[TrialState]:
     client = client_of(uri)
     found = client.get_experiment_by_name(experiment)
     token = None
     while found is not None:
         page = client.search_runs([found.experiment_id], f"tags.`{_TRIAL}` != ''", max_results=1000, page_token=token)
         for run in page:
-            info = run.info
-            yield from _state(
-                info.run_id, info.status, info.start_time, info.end_time, info.run_name, run.data.tags, wanted
-            )
+            info, data = run.info, run.data
+            values = {key: data.metrics[key] for key in metrics if key in data.metrics}
+            times = info.start_time, info.end_time
+            yield from _state(info.run_id, info.status, *times, info.run_name, data.tags, wanted, values)
         token = page.token
         if not token:
             return
@@ -102,10 +118,10 @@ def _state(
     name: str,
     tags: Mapping[str, str],
     wanted: Collection[str],
+    metrics: Mapping[str, float],
 ) -> Iterator[TrialState]:
     if _TRIAL not in tags:
         return
     chosen = {key: tags[key] for key in wanted if key in tags}
-    yield TrialState(
-        tags[_TRIAL], run_id, tags.get(_NAME, name), status, started / 1000, ended / 1000 if ended else None, chosen
-    )
+    begun, over = started / 1000, ended / 1000 if ended else None
+    yield TrialState(tags[_TRIAL], run_id, tags.get(_NAME, name), status, begun, over, chosen, metrics)

@@ -7,12 +7,16 @@ import secrets
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.store import store_folder
+from lqray.orchestration.datasets import dataset_inputs
+from lqray.orchestration.description import axis_metrics, trial_description
+from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.states import TrialState
 from lqray.orchestration.store_access import client_of, patiently
@@ -25,18 +29,22 @@ _OF_THE_END = ("lqray.error", "lqray.failure", "lqray.failed_host", "lqray.faile
 class Launch:
     """What all runs of one `lqray run` share: store, experiment and tags; plain data, sent to other processes.
 
-    source: text of the experiment file, kept with every run as an artifact.
+    source: text of the experiment file, kept with every run as an artifact. axes: dotted keys that vary.
     """
 
     uri: str
+    experiment: str
     experiment_id: str
     launch_id: str
     file: str
     source: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    axes: tuple[str, ...] = ()
 
 
-def open_launch(uri: str, experiment: str, file: str, source: str, tags: Mapping[str, str]) -> Launch:
+def open_launch(
+    uri: str, experiment: str, file: str, source: str, tags: Mapping[str, str], axes: tuple[str, ...] = ()
+) -> Launch:
     """Find or make the MLflow experiment. `uri` is absolute (`lqray.experiment.store.absolute_store`).
 
     Artifacts of a new experiment in a sqlite store are kept beside it, in lqray-artifacts/.
@@ -52,7 +60,7 @@ def open_launch(uri: str, experiment: str, file: str, source: str, tags: Mapping
             client.restore_experiment(found.experiment_id)
         experiment_id = found.experiment_id
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
-    return Launch(uri, experiment_id, launch_id, file, source, dict(tags))
+    return Launch(uri, experiment, experiment_id, launch_id, file, source, dict(tags), axes)
 
 
 def describe_experiment(launch: Launch, markdown: str) -> None:
@@ -60,9 +68,10 @@ def describe_experiment(launch: Launch, markdown: str) -> None:
     client_of(launch.uri).set_experiment_tag(launch.experiment_id, "mlflow.note.content", markdown)
 
 
-def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str]) -> str:
-    """A RUNNING run with all resolved parameters, tags, and the YAML and the resolved trial as artifacts."""
-    from mlflow.entities import Param, RunTag
+def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files: LaunchFiles) -> str:
+    """A RUNNING run with all resolved parameters, numeric axes as metrics at step 0, tags, a description, and as
+    artifacts the YAML, the resolved trial and the launch's files."""
+    from mlflow.entities import Metric, Param
 
     client = client_of(launch.uri)
     trial = named.trial
@@ -74,43 +83,59 @@ def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str]) -> str
         "lqray.trial_name": named.name,
         "lqray.launch": launch.launch_id,
         "lqray.mark": mark,
+        "lqray.method": trial.quantizer.method,
+        "mlflow.note.content": trial_description(trial),
         "mlflow.source.name": launch.file,
         "mlflow.source.type": "LOCAL",
     }
     tried: list[bool] = []
 
-    def create() -> str:
+    def create() -> Any:
         if tried:  # its answer may have been lost, not the request
             for found in client.search_runs([launch.experiment_id], f"tags.`lqray.mark` = '{mark}'"):
-                return str(found.info.run_id)
+                return found
         tried.append(True)
-        return str(client.create_run(launch.experiment_id, run_name=named.name, tags=every).info.run_id)
+        return client.create_run(launch.experiment_id, run_name=named.name, tags=every)
 
-    run_id = patiently(create)
+    run = patiently(create)
+    run_id = str(run.info.run_id)
     params = [Param(key, _text(value)) for key, value in trial.flat().items()]
-    patiently(lambda: client.log_batch(run_id, params=params, tags=[RunTag("lqray.method", trial.quantizer.method)]))
-    patiently(lambda: client.log_text(run_id, launch.source, "experiment.yaml"))
-    patiently(lambda: client.log_text(run_id, yaml.safe_dump(trial.config(), sort_keys=False), "trial.yaml"))
+    now = int(time.time() * 1000)  # of one time, a batch that is sent again is the same batch
+    axes = [Metric(key, value, now, 0) for key, value in axis_metrics(trial, launch.axes).items()]
+    patiently(lambda: client.log_batch(run_id, metrics=axes, params=params))
+    own = {"experiment.yaml": launch.source, "trial.yaml": yaml.safe_dump(trial.config(), sort_keys=False)}
+    files.give(client, run, own)
     return run_id
 
 
-def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str]) -> None:
-    """Make an ended or abandoned run RUNNING again; what is said of its end is forgotten. May be called twice."""
+def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str], files: LaunchFiles) -> None:
+    """Make an ended or abandoned run RUNNING again; what is said of its end is forgotten. The launch's files go to
+    launches/LAUNCH, if it is not the launch that made the run. May be called twice."""
     from mlflow.entities import RunTag
 
     client = client_of(launch.uri)
     client.update_run(run_id, status="RUNNING")
-    old = client.get_run(run_id).data.tags
+    run = client.get_run(run_id)
+    old = run.data.tags
     for key in _OF_THE_END:
         if key in old:
             client.delete_tag(run_id, key)
+    if old.get("lqray.launch") != launch.launch_id:
+        files.give(client, run, {}, f"launches/{launch.launch_id}")
     every = {**launch.tags, **tags, "lqray.launch": launch.launch_id}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
 
 
-def end_run(uri: str, run_id: str, result: TrialResult) -> None:
-    """Set the final status; of a failure, keep the traceback as an artifact and what is known of it as tags."""
+def end_run(uri: str, run_id: str, result: TrialResult, tags: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Set the final status, and tags; keep what the trial saw of its dataset and its gradients; of a failure, the
+    traceback as an artifact and what is known of it as tags. May be called twice."""
     client = client_of(uri)
+    if result.examples:
+        client.log_inputs(run_id, dataset_inputs(result.named.trial.data, result.examples))
+    if result.snapshot:
+        client.log_text(run_id, json.dumps(result.snapshot), "density.json")
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
     if result.failure:
         failure = result.failure
         client.log_text(run_id, failure.traceback, _TRACEBACK)

@@ -21,6 +21,7 @@ from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.failures import Failure, MemoryLimitError, failure_of
 from lqray.orchestration.provenance import code_version
 from lqray.orchestration.stop_rules import StopRule
+from lqray.orchestration.system_metrics import EVERY_SECONDS, SystemMetrics
 from lqray.training.loop import Report, StoppedError
 
 _SEND_SECONDS = 0.5
@@ -31,7 +32,8 @@ _SPOOL = "undelivered.jsonl"
 class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `code_version()` of
-    the launcher. needed_metric: what early stopping or the search goes by."""
+    the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records how
+    busy its machine is."""
 
     trial_id: str
     name: str
@@ -45,6 +47,7 @@ class WorkerTask:
     code: str
     stop_rules: tuple[StopRule, ...] = ()
     needed_metric: str | None = None
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,14 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended on one rank: with metrics, a failure, or stopped (by which
-    rule; "" for the launcher's wish)."""
+    """How a task ended on one rank: with metrics, a failure, or stopped (by which rule; "" for the launcher's wish).
+    snapshot, examples: of rank 0, the last that it reported (`lqray.training.loop.Report`)."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
     stopped: str | None = None
+    snapshot: dict[str, Any] | None = None
+    examples: tuple[int, int] | None = None
 
 
 def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged: bool = True) -> Outcome:
@@ -107,6 +112,14 @@ def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged
     say = (lambda line: sys.stdout.write(line + "\n")) if logged else (lambda line: None)
     reporter = Reporter(task, link, say) if link else None
     try:
+        return replace(_outcome(task, rank, device, reporter, logged), **reporter.seen if reporter else {})
+    finally:
+        if reporter:
+            reporter.close()
+
+
+def _outcome(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, logged: bool) -> Outcome:
+    try:
         with ExitStack() as stack:
             if logged:
                 stack.enter_context(_output_to(Path(task.folder) / f"rank-{rank}.log", task, rank))
@@ -115,9 +128,6 @@ def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged
         return Outcome(stopped=reporter.broken_rule or "" if reporter else "")
     except Exception as error:
         return Outcome(failure=failure_of(error, rank))
-    finally:
-        if reporter:
-            reporter.close()
 
 
 def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, stack: ExitStack) -> dict[str, float]:
@@ -174,6 +184,10 @@ class Reporter:
         self._latest: dict[str, float] = {}
         self._last: Report | None = None
         self.broken_rule: str | None = None
+        self.seen: dict[str, Any] = {}
+        """What its reports told beside metrics: for the trial's end."""
+        self._system = SystemMetrics() if task.system_metrics else None
+        self._sampled = time.monotonic()
         for point in _read_spool(self._spool):
             self._keep(point)
 
@@ -181,9 +195,10 @@ class Reporter:
         """Send it, with others, at most twice a second, but at once with an evaluation. NaN is not for MLflow, whose
         charts and comparisons cannot show it."""
         finite = {key: float(value) for key, value in update.metrics.items() if not math.isnan(value)}
-        self._keep(Point(update.iteration, int(time.time() * 1000), finite))
+        self._keep(Point(update.iteration, int(time.time() * 1000), finite | self._busy(update)))
         self._latest |= update.metrics
-        self._last = replace(update, metrics=dict(self._latest))
+        self._last = replace(update, metrics=dict(self._latest), snapshot=None)
+        self.seen = {"snapshot": update.snapshot, "examples": update.examples}
         for rule in self._task.stop_rules:
             if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
                 self.broken_rule = str(rule)
@@ -223,6 +238,13 @@ class Reporter:
         """Send the rest, and wait until the launcher has it."""
         self._send()
         self._link.close()
+
+    def _busy(self, update: Report) -> dict[str, float]:
+        """How busy the machine is, every ten seconds and at the end. For MLflow only: not a metric of the trial."""
+        if self._system is None or (not update.final and time.monotonic() - self._sampled < EVERY_SECONDS):
+            return {}
+        self._sampled = time.monotonic()
+        return self._system.sample()
 
     def _keep(self, point: Point) -> None:
         self._count += 1

@@ -1,22 +1,78 @@
-"""The description of an experiment in MLflow."""
+"""The description of an experiment that the MLflow UI shows."""
 
 from __future__ import annotations
 
+import json
+import shlex
+import time
 from collections.abc import Sequence
+from typing import Any
 
-from lqray.reporting.comparison import Comparison
-from lqray.reporting.tables import markdown_table
+from lqray.experiment.standing import Standing
+
+STATES = ("finished", "running", "failed", "killed", "not begun")
+_MOST = 4900  # MLflow keeps 5,000 characters of a tag of an experiment
+_MOST_VALUES, _MOST_AXES, _MOST_METHODS = 12, 12, 20
+_QUESTION, _VALUES, _NAME, _COMMAND = 900, 100, 60, 300
 
 
-def sweep_summary(name: str, comparison: Comparison, axes: Sequence[str], command: str) -> str:
-    """In Markdown: what varies, how its trials stand, and the comparison."""
-    counts: dict[str, int] = {}
-    for group in comparison.groups:
-        for state, count in group.states.items():
-            counts[state] = counts.get(state, 0) + count
-    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none yet"
-    varies = ", ".join(f"`{axis}`" for axis in axes) or "nothing: a single trial"
-    return (
-        f"**{name}**, last launched by `{command}`\n\nVaries: {varies}. Trials of this launch: {states}.\n\n"
-        f"{markdown_table(comparison)}\n"
+def sweep_summary(standing: Standing) -> str:
+    """In Markdown: what the sweep asks, what it varies, how its trials stand, the best of each method, and how to see
+    more. At most 4,900 characters; what is cut ends in an ellipsis."""
+    total = sum(standing.counts.values())
+    parts = [_quoted(standing.question)] if standing.question else []
+    if standing.axes:
+        shown = list(standing.axes)[:_MOST_AXES]
+        parts.append(_table(("axis", "values"), [(f"`{_cut(key, _NAME)}`", _values(standing, key)) for key in shown]))
+        if len(standing.axes) > _MOST_AXES:
+            parts.append(f"… {len(standing.axes) - _MOST_AXES} more axes")
+    counts = ", ".join(f"{standing.counts[state]} {state}" for state in STATES if standing.counts.get(state))
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(standing.time))
+    parts.append(f"**{total} {'trial' if total == 1 else 'trials'}**{f': {counts}' if counts else ''} ({clock})")
+    if standing.best:
+        chosen = standing.best[:_MOST_METHODS]
+        rows = [(one.method, f"{one.accuracy:.2%}", one.name, str(one.finished)) for one in chosen]
+        parts.append(_table(("method", "best test accuracy", "run", "finished"), rows))
+    name = _cut(shlex.quote(standing.experiment), _COMMAND)
+    parts.append(
+        f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by `{_one_line(standing.command)}`"
     )
+    return _cut("\n\n".join(parts), _MOST)
+
+
+def _values(standing: Standing, key: str) -> str:
+    values = standing.axes[key]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if numbers and (standing.searched or len(values) > _MOST_VALUES):
+        how = "searched" if standing.searched else f"{len(values)} values"
+        return f"{how}, {_text(min(values))} to {_text(max(values))}"
+    shown = ", ".join(_text(value) for value in values[:_MOST_VALUES])
+    more = f", … {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+    return _cut(_cell(shown), _VALUES) + more
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in _cut(text, _QUESTION).splitlines())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _one_line(text: str) -> str:
+    return _cut(text.replace("`", "'").replace("\n", " "), _COMMAND)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 2].rstrip() + " …"

@@ -54,6 +54,11 @@ class ImageClassification:
         """Size of the training set."""
         return len(self.train)
 
+    @property
+    def test_examples(self) -> int:
+        """Size of the test set."""
+        return len(self.test)
+
     def to(self, device: torch.device) -> ImageClassification:
         """The same on another device."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))

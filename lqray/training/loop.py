@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ from lqray.training.nonfinite import DivergedError, all_finite, diverged
 from lqray.training.optimizers import build_optimizer
 from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.seeding import derive_seed
-from lqray.training.telemetry import PhaseTimer, RunningMean, quantizer_metrics, wire_metrics
+from lqray.training.telemetry import PhaseTimer, RunningMean, Spent, density_snapshot, quantizer_metrics, wire_metrics
 from lqray.training.variance import variance_metrics
 from lqray.training.wires import Wires, connect
 
@@ -52,7 +53,9 @@ class Report:
     """Metrics of a trial after `iteration` optimizer steps of `iterations`.
 
     evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
-    last report of the run, with its summary.
+    last report of the run, with its summary. snapshot: of the final report of rank 0 of a quantized run, its levels and
+    the density of its last gradient (`lqray.training.telemetry.density_snapshot`). examples: of the training and the
+    test set.
     """
 
     iteration: int
@@ -60,6 +63,8 @@ class Report:
     metrics: dict[str, float]
     evaluated: bool = False
     final: bool = False
+    snapshot: dict[str, Any] | None = None
+    examples: tuple[int, int] | None = None
 
 
 @dataclass
@@ -112,8 +117,9 @@ class _Run:
         self.iterations = self.schedule.iterations
         self.optimizer = build_optimizer(trial.optimizer, self.network)
         self.timer, self.progress = PhaseTimer(device), Progress()
-        self.seconds, self.nmse = RunningMean(), RunningMean()
+        self.seconds, self.nmse, self.spent = RunningMean(), RunningMean(), Spent(device)
         self.wire: dict[str, float] = {}
+        self.snapshot: dict[str, Any] | None = None
         self._report = report
 
     def steps(
@@ -129,7 +135,7 @@ class _Run:
             done = iteration + 1
             evaluated = done % self.schedule.evaluate_every == 0 and done < self.iterations
             if evaluated:
-                metrics = self.evaluation()
+                metrics = self.spent.metrics() | self.evaluation()
                 self.report(done, metrics, evaluated=True)
                 self.keep_best(done, metrics, checkpoints)
             if checkpoints and done % checkpoints.every == 0 and done < self.iterations:
@@ -145,7 +151,9 @@ class _Run:
         check_replicas(self.network, self.group, self.device)
         if first < self.iterations:
             self.wire = wire_metrics(self.wires.volume())
-        final = self.evaluation() | self.wire
+            if self.wires.exchange and self.group.rank() == 0:
+                self.snapshot = density_snapshot(self.wires.exchange, self.iterations)
+        final = self.spent.metrics() | self.evaluation() | self.wire
         if not math.isnan(self.seconds.value):
             final["time/seconds_per_step"] = self.seconds.value
         if not self.wires.baseline:  # what torch's hooks lose is not measured
@@ -155,7 +163,7 @@ class _Run:
         self.keep_best(self.iterations, final, checkpoints)
         if checkpoints and first < self.iterations:
             self.save(self.iterations, checkpoints)
-        self.report(self.iterations, final, evaluated=True, final=True)
+        self.report(self.iterations, final, evaluated=True, snapshot=self.snapshot, final=True)
         return final
 
     def agreed(self, stop: Callable[[], bool]) -> bool:
@@ -176,11 +184,12 @@ class _Run:
         if measured and trial.telemetry.samples:
             variances = variance_metrics(trial, wires, self.dataset, self.batches, iteration)
         self.timer.begin_step(measured)
+        self.spent.begin_step()
 
         lr = learning_rate(trial.optimizer.lr, self.schedule, iteration)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
-        wires.begin_step(iteration, measured)
+        wires.begin_step(iteration, measured, keep=iteration + 1 == self.iterations and self.group.rank() == 0)
         with ExitStack() as stack:
             if self.schedule.on_nonfinite == "skip":
                 before = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
@@ -195,6 +204,7 @@ class _Run:
             else:
                 self.skip(iteration, loss, before)
 
+        self.spent.end_step(wires.volume())
         if iteration and (not measured or every == 1):
             self.seconds.add(time.perf_counter() - started)
         if measured:
@@ -285,8 +295,9 @@ class _Run:
             metrics |= dict(zip(names, (loss, accuracy), strict=True))
         return metrics
 
-    def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, final: bool = False) -> None:
-        self._report(Report(iteration, self.iterations, metrics, evaluated, final))
+    def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, **more: Any) -> None:
+        examples = self.dataset.train_examples, self.dataset.test_examples
+        self._report(Report(iteration, self.iterations, metrics, evaluated, examples=examples, **more))
 
     def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:
         if metrics["test/accuracy"] > self.progress.best_accuracy:
@@ -307,10 +318,13 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
             "nmse": self.nmse.state_dict(),
-            "seconds": self.seconds.state_dict(),
+            "seconds": self.seconds.state_dict() | {"spent": self.spent.seconds},
             "wire": wire_metrics(self.wires.volume()),
+            "snapshot": self.snapshot,
+            "inputs": {"shape": list(self.dataset.shape), "classes": self.dataset.classes},
         }
-        checkpoints.save(self.trial.id, done, shared, self.wires.state_dict(), self.group, best)
+        own = {**self.wires.state_dict(), "bytes_sent": self.spent.bytes_sent}
+        checkpoints.save(self.trial.id, done, shared, own, self.group, best)
 
     def resume(self, checkpoints: Checkpoints) -> int:
         """Continue from the newest checkpoint; returns how many steps are done. Collective."""
@@ -330,7 +344,9 @@ class _Run:
         self.nmse.load_state_dict(shared["nmse"])
         self.seconds.load_state_dict(shared["seconds"])
         self.wire = shared["wire"]
+        self.snapshot = shared.get("snapshot")  # of a run that is over: it has no gradient any more
         self.wires.load_state_dict(own)
+        self.spent.resume(shared["seconds"].get("spent"), own.get("bytes_sent"))
         return int(done)
 
 

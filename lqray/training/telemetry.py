@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -48,6 +48,26 @@ def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, devi
     return metrics
 
 
+def density_snapshot(exchange: GradientExchange, iterations: int) -> dict[str, Any] | None:
+    """Levels and density of the normalized coordinates that this process's first worker encoded at the last step, after
+    `iterations` of them, as plain data; None where every gradient was zero or not finite. See
+    `lqray.quantization.density` for `edges` and `density`."""
+    found = exchange.density()
+    if found is None:
+        return None
+    quantizer = exchange.quantizer
+    return {
+        "method": quantizer.options.method,
+        "bits": quantizer.coding.bits,
+        "norm": quantizer.coding.norm,
+        "bucket_size": quantizer.coding.bucket_size,
+        "iteration": iterations,
+        "levels": quantizer.levels.tolist(),
+        "edges": found.edges.tolist(),
+        "density": found.density.tolist(),
+    }
+
+
 class PhaseTimer:
     """Seconds of the phases of one step, while `active`. On a GPU it waits for what a phase has started."""
 
@@ -80,6 +100,48 @@ class PhaseTimer:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+class Spent:
+    """What training has cost this process since step 0, over checkpoints.
+
+    bytes_sent: by exchanges of gradients. seconds: wall time of steps, without evaluations, checkpoints and the extra
+    gradients of telemetry; on a GPU, to the end of what they started. Both are None after a checkpoint of a version
+    that did not count them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._begun = 0.0
+        self.bytes_sent: int | None = 0
+        self.seconds: float | None = 0.0
+
+    def begin_step(self) -> None:
+        """Call before a step's forward passes."""
+        self._begun = time.perf_counter()
+
+    def end_step(self, volume: Volume) -> None:
+        """Call after the optimizer's step."""
+        if self.bytes_sent is not None:
+            self.bytes_sent += volume.bytes_sent
+        self._add(self._begun)
+
+    def metrics(self) -> dict[str, float]:
+        """`wire/total_bytes_sent` and `time/training_seconds`, as far as they are known."""
+        if self._device.type == "cuda":
+            began = time.perf_counter()
+            torch.cuda.synchronize(self._device)
+            self._add(began)
+        known = {"wire/total_bytes_sent": self.bytes_sent, "time/training_seconds": self.seconds}
+        return {key: value for key, value in known.items() if value is not None}
+
+    def resume(self, seconds: float | None, bytes_sent: int | None) -> None:
+        """Count on from a checkpoint."""
+        self.seconds, self.bytes_sent = seconds, bytes_sent
+
+    def _add(self, began: float) -> None:
+        if self.seconds is not None:
+            self.seconds += time.perf_counter() - began
 
 
 class RunningMean:

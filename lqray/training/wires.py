@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -40,10 +41,10 @@ class Wires:
     baseline: Baseline | None = None
     decision: Decision | None = None
 
-    def begin_step(self, iteration: int, measure: bool) -> None:
-        """Call before each step's backward passes."""
+    def begin_step(self, iteration: int, measure: bool, keep: bool = False) -> None:
+        """Call before each step's backward passes. measure, keep: as of `GradientExchange.begin_step`."""
         if self.exchange:
-            self.exchange.begin_step(iteration, measure=measure)
+            self.exchange.begin_step(iteration, measure=measure, keep=keep)
         if self.baseline:
             self.baseline.begin_step()
 
@@ -52,6 +53,11 @@ class Wires:
         chosen = self.exchange or self.baseline
         if chosen:
             return chosen.volume
+        return self._plain
+
+    @cached_property
+    def _plain(self) -> Volume:
+        """Of every step without quantizing."""
         return full_precision_volume(
             self.network, self.group.size() if isinstance(self.model, DistributedDataParallel) else 0
         )

@@ -109,7 +109,8 @@ def recorded(uri: str, experiment: str = "sweep") -> dict[str, object]:
 
 
 def histories(uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Of every run and metric (but times) the (step, value) in the order of their steps, each step once."""
+    """Of every run and metric (but times, and how busy the machine was) the (step, value) in the order of their steps,
+    each step once."""
     client = MlflowClient(uri)
     found = {}
     for name, run in recorded(uri).items():
@@ -118,6 +119,8 @@ def histories(uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
             history = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key))
             steps = [step for step, _ in history]
             assert len(set(steps)) == len(steps), (name, key, steps)
+            if key.startswith("system/"):
+                continue
             if not key.startswith("time/"):
                 found[name][key] = history
             else:

@@ -113,7 +113,11 @@ def test_runs_carry_parameters_tags_metrics_and_artifacts(launched, name):
         assert run.data.metrics[key] == value
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [1, 6, 11, 16, 21, 26]
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"experiment.yaml", "trial.yaml"}
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"experiment.yaml", "trial.yaml", "doctor.txt", "requirements.txt", "density.json"} <= artifacts
+    assert run.data.metrics["axis/optimizer.lr"] == 0.1
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["digits", "digits"]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)

@@ -178,3 +178,9 @@ def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
     key = lambda state: state.run_id  # noqa: E731
     tables, search = (sorted(way(uri, "e", ["extra"]), key=key) for way in (_from_tables, _from_search))
     assert tables == search
+    client.log_metric(found["2"].run_id, "m", 1.0, step=1)
+    client.log_metric(found["2"].run_id, "m", 0.5, step=2)
+    key = lambda state: state.run_id  # noqa: E731
+    tables, search = (sorted(way(uri, "e", [], ["m"]), key=key) for way in (_from_tables, _from_search))
+    assert tables == search
+    assert read_states(uri, "e", [], ["m"])["2"].metrics == {"m": 0.5}

@@ -65,6 +65,7 @@ def test_examples_of_a_dataset(dataset):
         assert set(labels.tolist()) == set(range(dataset.classes))
         found[split] = inputs
     assert len(found["train"]) == dataset.train_examples
+    assert len(found["test"]) == dataset.test_examples
     rows = {row.numpy().tobytes() for row in found["train"]}
     assert not any(row.numpy().tobytes() in rows for row in found["test"])
 

@@ -273,3 +273,42 @@ def test_optimizers_are_torchs(name):
 def test_nesterov_needs_momentum():
     with pytest.raises(ValidationError, match="needs a momentum above 0"):
         trial(optimizer={"name": "sgd", "lr": 0.1, "nesterov": True})
+
+
+@pytest.mark.parametrize("method", ["alq", "full_precision"])
+def test_evaluations_say_what_training_has_cost_so_far(method):
+    """One process sends nothing; see test_resume for several."""
+    _, reports = run(trial(quantizer={"method": method}))
+    spent = [report.metrics["time/training_seconds"] for report in reports if report.evaluated]
+    assert len(spent) == 3
+    assert 0 < spent[0] < spent[1] < spent[2]
+    assert [r.metrics["wire/total_bytes_sent"] for r in reports if r.evaluated] == [0, 0, 0]
+
+
+def test_only_the_final_report_of_a_quantized_run_has_a_snapshot_of_its_last_gradient():
+    _, reports = run(trial())
+    assert [report.snapshot is not None for report in reports] == [False] * (len(reports) - 1) + [True]
+    found = reports[-1].snapshot
+    assert (found["method"], found["bits"], found["norm"], found["bucket_size"]) == ("alq", 3, "l2", 256)
+    assert found["iteration"] == 60
+    assert len(found["levels"]) == 8
+    assert np.dot(found["density"], np.diff(found["edges"])) == pytest.approx(1.0)
+    assert run(trial(quantizer={"method": "full_precision"}))[1][-1].snapshot is None
+
+
+def reports_of_rank(rank: int, method: str) -> list[tuple[int, dict]]:
+    config = {"quantizer": {"method": method, "bucket_size": 64}, "workers": 2, "telemetry": {"every": 1}}
+    if method == "alq":
+        config["exchange"] = {"reduction": "scatter_reduce", "entropy": "rans"}
+    return [(report.iteration, report.metrics) for report in run(trial(**config))[1]]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("method", ["alq", "full_precision"])
+def test_total_bytes_are_those_of_all_steps(method):
+    """Entropy coded: another number of bytes at every step and rank."""
+    for reports in run_ranks(reports_of_rank, 2, method):
+        sent = {step: metrics["wire/bytes_sent"] for step, metrics in reports if "train/loss" in metrics}
+        totals = {step: metrics["wire/total_bytes_sent"] for step, metrics in reports if "test/loss" in metrics}
+        assert totals == {step: sum(sent[k] for k in range(1, step + 1)) for step in (25, 50, 60)}
+        assert totals[25] > 0

@@ -34,6 +34,10 @@ class Dataset(Protocol):
     def train_examples(self) -> int:
         """Size of the training set."""
 
+    @property
+    def test_examples(self) -> int:
+        """Size of the test set."""
+
     def to(self, device: torch.device) -> Dataset:
         """The same, giving its batches on another device."""
 

@@ -107,6 +107,11 @@ class ImageFolders:
         """Size of the training set."""
         return len(self.files.samples["train"])
 
+    @property
+    def test_examples(self) -> int:
+        """Size of the test set."""
+        return len(self.files.samples["test"])
+
     def to(self, device: torch.device) -> ImageFolders:
         """The same, giving its batches on another device."""
         return replace(self, device=device)

@@ -1,0 +1,175 @@
+"""Makes of ended trials what takes a while, figures and models, in a process of its own with the lowest priority: the
+next trial does not wait for it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+Draw = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Any]
+"""(title, snapshot) of runs to a matplotlib Figure."""
+
+MODEL = "model"
+MODEL_TAG = "lqray.model"
+"""Of a run whose model is wanted: pending, model (its name, once it is there) or failed: why."""
+
+_DPI = 110
+_log = logging.getLogger(__name__)
+
+
+class Archivist:
+    """Works off what it is given, in order; the process starts with the first job. draw: sent to it by its name."""
+
+    def __init__(self, uri: str, draw: Draw | None = None) -> None:
+        self._uri, self._draw = uri, draw
+        self._jobs: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._left = 0
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._thread: threading.Thread | None = None
+
+    def density(self, run_id: str, title: str, snapshot: Mapping[str, Any]) -> None:
+        """Draw a run's `density.json` as `density.png`, if there is something to draw with."""
+        if self._draw:
+            self._give(("density", run_id, title, dict(snapshot)))
+
+    def model(self, run_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """Record the network of the last checkpoint in a folder as the run's model. config: `Trial.config()`."""
+        self._give((MODEL, run_id, str(folder), dict(config)))
+
+    def close(self, patience: float) -> int:
+        """Wait until all is done, at most so many seconds; returns how many jobs are left undone."""
+        if self._thread is None:
+            return 0
+        self._jobs.put(None)
+        try:
+            self._thread.join(patience)
+        finally:
+            self._end()
+        return self._left
+
+    def _give(self, job: tuple[Any, ...]) -> None:
+        self._left += 1
+        self._jobs.put(job)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hand_over, daemon=True)
+            self._thread.start()
+            atexit.register(self._end)
+
+    def _hand_over(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                pipe = self._connected()
+                pipe.send(job)
+                error = pipe.recv()
+            except (EOFError, OSError) as lost:
+                error, self._pipe = f"its process ended: {lost!r}", None
+            if error:
+                _log.error("%s of run %s is not recorded: %s", job[0], job[1], error)
+            self._left -= 1
+
+    def _connected(self) -> Connection:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(
+                target=_serve, args=(self._uri, self._draw, theirs), daemon=True, name="lqray-archivist"
+            )
+            self._process.start()
+            theirs.close()
+        return self._pipe
+
+    def _end(self) -> None:
+        atexit.unregister(self._end)
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(uri: str, draw: Draw | None, pipe: Connection) -> None:
+    os.nice(19)
+    # As the scribe's: what Ctrl-C means is the launcher's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        while True:
+            kind, run_id, *details = pipe.recv()
+            error = None
+            try:
+                if kind == MODEL:
+                    _keep_model(uri, run_id, Path(details[0]), details[1])
+                elif draw:
+                    _keep_figure(uri, run_id, draw([(details[0], details[1])]))
+            except Exception as failed:  # one run's figure must not cost another's
+                error = f"{type(failed).__name__}: {failed}"
+            pipe.send(error)
+    except (EOFError, OSError):
+        return  # the launcher is gone
+
+
+def _keep_figure(uri: str, run_id: str, figure: Any) -> None:
+    from lqray.orchestration.store_access import client_of, patiently
+
+    client = client_of(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "density.png"
+        figure.savefig(file, dpi=_DPI)
+        patiently(lambda: client.log_artifact(run_id, str(file)))
+
+
+def _keep_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises what went wrong; the run's tag says it, too."""
+    from lqray.orchestration.store_access import client_of, patiently
+
+    client = client_of(uri)
+    try:
+        patiently(lambda: _log_model(uri, run_id, folder, config))
+        said = MODEL
+    except Exception as error:
+        said = f"failed: {type(error).__name__}: {error}"
+        raise
+    finally:
+        patiently(lambda: client.set_tag(run_id, MODEL_TAG, said))
+
+
+def _log_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+    import importlib.metadata
+
+    import mlflow
+    from mlflow.models import Model
+
+    from lqray.experiment.schema import Trial
+    from lqray.orchestration.store_access import client_of
+    from lqray.training.export import trained_network
+
+    trial = Trial.model_validate(config)
+    network = trained_network(trial, folder)
+    steps = [int(file.stem.removeprefix("step-")) for file in folder.glob("step-*.pt")]
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(
+        experiment_id=client_of(uri).get_run(run_id).info.experiment_id
+    )  # else it is the default one's
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # As mlflow.pytorch.log_model, which knows no run but an active one, and would end it. Requirements are given:
+    # finding them out would run the model in a new process.
+    Model.log(
+        artifact_path=None,
+        name=MODEL,
+        flavor=mlflow.pytorch,
+        run_id=run_id,
+        step=max(steps),
+        pytorch_model=network,
+        serialization_format="pickle",
+        pip_requirements=[
+            f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in ("lqray", "torch")
+        ],
+    )

@@ -1,0 +1,43 @@
+"""What a run's description and its axes say of its trial."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lqray.experiment.schema import Trial
+
+_ALWAYS = ("quantizer.bits", "quantizer.bucket_size", "workers")
+
+
+def trial_description(trial: Trial) -> str:
+    """What a trial is, in a line of Markdown."""
+    flat = trial.flat()
+    method = [f"**{trial.quantizer.method}**"]
+    if "quantizer.bits" in flat:
+        method.append(f"{flat['quantizer.bits']} {'bit' if flat['quantizer.bits'] == 1 else 'bits'}")
+    if "quantizer.bucket_size" in flat:
+        method.append(f"bucket {flat['quantizer.bucket_size']}")
+    if trial.exchange.reduction != "all_gather" and "quantizer.bucket_size" in flat:
+        method.append(trial.exchange.reduction)
+    method.append(f"seed {trial.seed}")
+    schedule = trial.schedule
+    length = f"{schedule.iterations} iterations" if schedule.iterations else f"{schedule.epochs} epochs"
+    workers = f"{trial.workers} {'worker' if trial.workers == 1 else 'workers'}"
+    return f"{', '.join(method)}: {_model(trial)} on {trial.data.name}, {workers}, {length}"
+
+
+def axis_metrics(trial: Trial, axes: Collection[str]) -> dict[str, float]:
+    """Numbers among the axes of a sweep (switches as 0 and 1), and what charts of any sweep are drawn against, by
+    name: MLflow filters, orders and plots metrics as numbers, parameters only as text."""
+    flat = trial.flat()
+    chosen = {key: flat[key] for key in (*axes, *_ALWAYS) if key in flat}
+    return {f"axis/{key}": float(value) for key, value in chosen.items() if isinstance(value, int | float)}
+
+
+def _model(trial: Trial) -> str:
+    options = trial.model.model_dump()
+    if "architecture" in options:
+        return str(options["architecture"])
+    sizes = [str(options[key]) for key in ("depth", "width") if key in options]
+    layers = options.get("layers") or options.get("channels") or ()
+    return "-".join([trial.model.name, *sizes, *map(str, layers)])

@@ -1,0 +1,105 @@
+"""Artifacts that the runs of a launch share: with what machine, packages and code it ran. Made once.
+
+Where artifacts are files on this machine, every run has them, as hard links to those of the launch's first run: links
+take no room. Elsewhere each would be an upload for every run: they go up with the first run of the launch, and the tag
+`lqray.launch_files` of the others names that run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from lqray.orchestration.doctor import examine, shown
+from lqray.orchestration.provenance import code_changes
+from lqray.orchestration.store_access import patiently
+
+TAG = "lqray.launch_files"
+_MOST_CHANGES = 1 << 20
+
+
+class LaunchFiles:
+    """Those of one launch. uri: of its store."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._made: dict[str, str] | None = None
+        self._links: dict[str, Path] = {}
+        self._holder: str | None = None
+
+    def give(self, client: Any, run: Any, own: Mapping[str, str], below: str = "") -> None:
+        """Write a run's own text files and the launch's beside them. run: MLflow's Run. below: folder of the launch's
+        files, for a run that has those of an earlier launch, too."""
+        run_id = run.info.run_id
+        place = local_folder(run.info.artifact_uri)
+        if self._made is None:
+            self._made = launch_files(self._uri)
+        shared = {str(Path(below) / name): text for name, text in self._made.items()}
+        if place is not None:
+            _write(place, own)
+            if self._links:
+                for name in self._made:
+                    _link(self._links[name], place / below / name)
+            else:
+                _write(place, shared)
+                self._links = {name: place / below / name for name in self._made}
+            return
+        first = self._holder is None
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder), {**own, **(shared if first else {})})
+            if own or first:
+                patiently(lambda: client.log_artifacts(run_id, folder))
+        if first:
+            self._holder = run_id
+        else:
+            patiently(lambda: client.set_tag(run_id, TAG, self._holder))
+
+
+def launch_files(uri: str) -> dict[str, str]:
+    """doctor.txt: what `lqray doctor` prints, passwords of addresses left out. requirements.txt: installed packages.
+    git.diff: what was changed in lqray's code since the last commit, where anything was; at most 1 MiB, and says so
+    where it is cut."""
+    findings = "\n".join(shown(finding) for finding in examine(uri))
+    packages = {f"{one.metadata['Name']}=={one.version}" for one in importlib.metadata.distributions()}
+    files = {
+        "doctor.txt": re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", findings) + "\n",
+        "requirements.txt": "\n".join(sorted(packages, key=str.lower)) + "\n",
+    }
+    changes = code_changes()
+    if len(changes.encode()) > _MOST_CHANGES:
+        kept = changes.encode()[:_MOST_CHANGES].decode(errors="ignore")
+        changes = f"{kept}\n[cut by lqray after 1 MiB; the whole diff has {len(changes.encode())} bytes]\n"
+    return {**files, "git.diff": changes} if changes else files
+
+
+def local_folder(artifact_uri: str) -> Path | None:
+    """The folder that an artifact URI names on this machine; None where it names another place."""
+    parsed = urlparse(artifact_uri)
+    if parsed.scheme == "file" and parsed.netloc in ("", "localhost"):
+        return Path(url2pathname(parsed.path))
+    return Path(artifact_uri) if not parsed.scheme else None
+
+
+def _write(folder: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Falls back to a copy where links cannot be made. Writes nothing where the source was deleted meanwhile."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

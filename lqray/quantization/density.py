@@ -1,0 +1,58 @@
+"""How often normalized coordinates fall where: what levels are to be seen against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lqray import ops
+from lqray.quantization.codec import Coding, clip, rotate
+
+Array = NDArray[np.float64]
+
+_SIDE = np.logspace(-6, 0, 121)
+EDGES: Array = np.concatenate([-_SIDE[::-1], [0.0], _SIDE])
+"""Of the bins, ascending from -1 to 1: 0, and 20 to a decade from 1e-6 on either side. A coordinate on an edge belongs
+to the bin above it, 1 to the last."""
+
+_CHUNK = 2**19
+
+
+@dataclass(frozen=True)
+class Density:
+    """Of coordinates in [-1, 1]. edges: (M + 1,). density: (M,), per unit of coordinate; its integral is 1."""
+
+    edges: Array
+    density: Array
+
+
+def density_of(tensors: Sequence[Tensor], coding: Coding) -> Density | None:
+    """Of the coordinates of gradients, each (n,), as they are encoded: clipped, rotated, divided by the norm of their
+    bucket. None where no bucket has a positive, finite norm."""
+    counts = np.zeros(EDGES.size - 1, dtype=np.int64)
+    for tensor in tensors:
+        counts += _counts(tensor.reshape(-1), coding)
+    total = int(counts.sum())
+    return Density(EDGES, counts / (total * np.diff(EDGES))) if total else None
+
+
+def _counts(gradient: Tensor, coding: Coding) -> NDArray[np.int64]:
+    clipped = clip(gradient, coding)
+    tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
+    coordinates = rotate(clipped[: clipped.numel() - tail], coding, 0)
+    norms = ops.bucket_norms(coordinates, coding.bucket_size, coding.norm)
+    edges = torch.from_numpy(EDGES).to(gradient.device)
+    counts = torch.zeros(EDGES.size - 1, dtype=torch.int64, device=gradient.device)
+    step = max(1, _CHUNK // coding.bucket_size)  # buckets at a time: what is computed of them in float64 stays small
+    for first in range(0, norms.numel(), step):
+        part = coordinates[first * coding.bucket_size : (first + step) * coding.bucket_size].to(torch.float64)
+        of_each = norms[first : first + step].to(torch.float64).repeat_interleave(coding.bucket_size)[: part.numel()]
+        usable = of_each.isfinite() & (of_each > 0)
+        bins = torch.bucketize((part[usable] / of_each[usable]).clamp(-1.0, 1.0), edges, right=True) - 1
+        counts += torch.bincount(bins.clamp(max=EDGES.size - 2), minlength=EDGES.size - 1)
+    return np.asarray(counts.cpu().numpy())

@@ -1,0 +1,323 @@
+"""What MLflow has of a sweep: docs/tracking.md, on a real one."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from lqray.experiment.grid import read_experiment
+from lqray.experiment.schema import Trial
+from lqray.orchestration import archivist as archivist_module
+from lqray.orchestration import launch_files as launch_files_module
+from lqray.orchestration import provenance
+from lqray.orchestration.archivist import Archivist
+from lqray.orchestration.datasets import dataset_inputs
+from lqray.orchestration.description import axis_metrics, trial_description
+from lqray.orchestration.doctor import Finding
+from lqray.orchestration.launch_files import LaunchFiles
+from lqray.orchestration.run import Presentation, RunOptions, make_plan, run_plan
+from lqray.orchestration.worker import Outcome, Reporter
+from lqray.reporting.figures.density import draw_density
+from lqray.reporting.summary import sweep_summary
+from lqray.training.export import trained_network
+from lqray.training.loop import Report
+from tests.orchestration.test_recording import Link, task
+
+TEXT = """# Are two bits enough?
+name: tracked
+base:
+  data: {name: digits}
+  model: {name: mlp, layers: [16]}
+  optimizer: {name: sgd, lr: 0.1}
+  schedule: {iterations: 40, batch_size: 16, evaluate_every: 20}
+  workers: 2
+  quantizer: {method: alq, bucket_size: 128, update_at: [0, 5]}
+  telemetry: {every: 5}
+sweep:
+  - matrix: {quantizer.bits: [2, 3]}
+  - matrix: {quantizer.method: [full_precision], optimizer.lr: [0.1, 1.0e+30]}
+resources: {processes: 1}
+"""
+
+
+class Silent:
+    def started(self, named, continued): ...
+    def progressed(self, trial_id, report): ...
+    def retrying(self, named, failure, seconds): ...
+    def ended(self, result): ...
+
+
+def launch(path: Path, **options):
+    experiment = read_experiment(path)
+    chosen = RunOptions("inline", **options)
+    plan = make_plan(experiment, chosen)
+    shown = Presentation(sweep_summary, draw_density)
+    return plan, run_plan(experiment, path.read_text(), plan, chosen, Silent(), shown)
+
+
+def described(client: MlflowClient) -> str:
+    return client.get_experiment_by_name("tracked").tags["mlflow.note.content"]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """(client, runs by name, results by name, the description after half of the sweep)."""
+    folder = tmp_path_factory.mktemp("tracked")
+    path = folder / "tracked.yaml"
+    where = f"tracking: {{uri: 'sqlite:///{folder}/runs.db', log_model: true}}\nstorage: {{folder: {folder}/storage}}\n"
+    path.write_text(TEXT + where)
+    plan, first = launch(path, limit=2)
+    client = MlflowClient(plan.uri)
+    half = described(client)
+    results = {result.named.name: result for result in [*first.results, *launch(path)[1].results]}
+    found = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
+    return client, {run.info.run_name: run for run in found}, results, half
+
+
+def names(tracked) -> dict[str, str]:
+    """Short names to those of the runs."""
+    keys = {}
+    for name, run in tracked[1].items():
+        method, bits = run.data.params["quantizer.method"], run.data.params.get("quantizer.bits", "")
+        keys[f"{method}{bits}" + ("-failed" if run.info.status == "FAILED" else "")] = name
+    assert sorted(keys) == ["alq2", "alq3", "full_precision", "full_precision-failed"]
+    return keys
+
+
+def test_the_description_is_current_after_every_launch(tracked):
+    client, *_, half = tracked
+    assert half.startswith("> Are two bits enough?")
+    assert "**4 trials**: 2 finished, 2 not begun" in half
+    whole = described(client)
+    assert "**4 trials**: 3 finished, 1 failed" in whole
+    best = max(tracked[2][names(tracked)[key]].metrics["test/accuracy"] for key in ("alq2", "alq3"))
+    assert f"| alq | {best:.2%} | " in whole
+    assert "| full_precision | " in whole
+
+
+def test_a_run_says_what_it_is_and_has_numeric_axes(tracked):
+    run = tracked[1][names(tracked)["alq2"]]
+    note = run.data.tags["mlflow.note.content"]
+    assert note == "**alq**, 2 bits, bucket 128, seed 1: mlp-16 on digits, 2 workers, 40 iterations"
+    axes = {key: value for key, value in run.data.metrics.items() if key.startswith("axis/")}
+    wanted = {"quantizer.bits": 2, "optimizer.lr": 0.1, "quantizer.bucket_size": 128, "workers": 2}
+    assert axes == {f"axis/{key}": value for key, value in wanted.items()}
+    assert [one.step for one in tracked[0].get_metric_history(run.info.run_id, "axis/quantizer.bits")] == [0]
+
+
+def artifacts(client: MlflowClient, run) -> dict[str, Path]:
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    return {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
+
+
+def test_artifacts(tracked):
+    client, runs, results, _ = tracked
+    chosen = {key: artifacts(client, runs[name]) for key, name in names(tracked).items()}
+    shared = {"experiment.yaml", "trial.yaml", "doctor.txt", "requirements.txt"}
+    for key, files in chosen.items():
+        expected = shared | ({"density.json", "density.png"} if key.startswith("alq") else set())
+        expected |= {"traceback.txt"} if key.endswith("failed") else set()
+        assert set(files) - {"git.diff"} == expected
+    assert "operators on cpu" in chosen["alq2"]["doctor.txt"].read_text()
+    assert f"torch=={torch.__version__}" in chosen["alq2"]["requirements.txt"].read_text()
+    # Links to one file for each launch.
+    same = [chosen["alq2"]["doctor.txt"].samefile(chosen[key]["doctor.txt"]) for key in chosen]
+    assert dict(zip(chosen, same, strict=True)) == {key: key.startswith("alq") for key in chosen}
+    snapshot = json.loads(chosen["alq3"]["density.json"].read_text())
+    assert snapshot == results[names(tracked)["alq3"]].snapshot
+    assert (snapshot["bits"], snapshot["iteration"], len(snapshot["levels"])) == (3, 40, 8)
+    assert chosen["alq3"]["density.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_datasets_and_system_metrics(tracked):
+    client, runs, *_ = tracked
+    for run in runs.values():
+        inputs = run.inputs.dataset_inputs
+        assert [(one.dataset.name, json.loads(one.dataset.profile), one.tags[0].value) for one in inputs] == [
+            ("digits", {"num_rows": 1437}, "train"),
+            ("digits", {"num_rows": 360}, "test"),
+        ]
+    run = runs[names(tracked)["alq3"]]
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert [one.step for one in client.get_metric_history(run.info.run_id, "system/disk_usage_percentage")] == [40]
+    assert "system/cpu_utilization_percentage" not in tracked[2][run.info.run_name].metrics
+
+
+def test_the_model_is_that_of_the_last_checkpoint(tracked, monkeypatch):
+    import mlflow
+
+    client, runs, results, _ = tracked
+    for key, name in names(tracked).items():
+        assert runs[name].data.tags.get("lqray.model") == (None if key.endswith("failed") else "model")
+    run = runs[names(tracked)["alq3"]]
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        loaded = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+    finally:
+        mlflow.set_tracking_uri(before)
+    trained = trained_network(results[run.info.run_name].named.trial, Path(run.data.tags["lqray.folder"]))
+    inputs = torch.randn(7, 1, 8, 8)
+    assert torch.equal(loaded(inputs), trained(inputs))
+    assert [one.step for one in client.get_metric_history(run.info.run_id, "test/accuracy")] == [20, 40]
+
+
+def test_a_model_that_a_killed_launch_left_pending_is_made_by_the_next(tracked):
+    client, runs, *_ = tracked
+    run = runs[names(tracked)["alq2"]]
+    client.set_tag(run.info.run_id, "lqray.model", "pending")
+    path = Path(run.data.tags["lqray.folder"]).parents[2] / "tracked.yaml"
+    launch(path, only=(run.info.run_name,))
+    assert client.get_run(run.info.run_id).data.tags["lqray.model"] == "model"
+
+
+def test_a_run_that_goes_on_has_the_files_of_both_launches(tracked):
+    client, runs, *_ = tracked
+    run = runs[names(tracked)["full_precision-failed"]]
+    path = Path(run.data.tags["lqray.folder"]).parents[2] / "tracked.yaml"
+    _, ran = launch(path)
+    files = artifacts(client, run)
+    assert f"launches/{ran.launch.launch_id}/doctor.txt" in files
+    assert "doctor.txt" in files
+
+
+def test_elsewhere_the_launchs_files_go_up_once_and_others_name_that_run(monkeypatch):
+    monkeypatch.setattr(launch_files_module, "launch_files", lambda uri: {"doctor.txt": "x"})
+    uploaded, tags = {}, {}
+
+    class Client:
+        def log_artifacts(self, run_id, folder):
+            uploaded[run_id] = sorted(file.name for file in Path(folder).iterdir())
+
+        def set_tag(self, run_id, key, value):
+            tags[run_id] = (key, value)
+
+    files = LaunchFiles("http://server")
+    for number in "123":
+        run = SimpleNamespace(info=SimpleNamespace(run_id=number, artifact_uri=f"mlflow-artifacts:/{number}"))
+        files.give(Client(), run, {"trial.yaml": number})
+    assert uploaded == {"1": ["doctor.txt", "trial.yaml"], "2": ["trial.yaml"], "3": ["trial.yaml"]}
+    assert tags == dict.fromkeys("23", ("lqray.launch_files", "1"))
+
+
+def test_passwords_stay_out_of_the_files_of_a_launch(monkeypatch):
+    said = [Finding("MLflow store", "ok", "postgresql://user:secret@127.0.0.1:1/lqray: 3 experiments")]
+    monkeypatch.setattr(launch_files_module, "examine", lambda uri: said)
+    made = launch_files_module.launch_files("")
+    assert "secret" not in made["doctor.txt"]
+    assert "user:***@127.0.0.1" in made["doctor.txt"]
+
+
+def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monkeypatch):
+    (tmp_path / "lqray").mkdir()
+    known = tmp_path / "lqray" / "__init__.py"
+    known.write_text("a = 1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    monkeypatch.setattr(provenance.lqray, "__file__", str(known))
+    assert provenance.code_changes() == ""
+    known.write_text("a = 2\n")
+    (tmp_path / "lqray" / "new.py").write_text("b = 1\n")
+    changes = provenance.code_changes()
+    assert "-a = 1\n+a = 2\n" in changes
+    assert "+b = 1\n" in changes
+    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    assert "?? lqray/new.py" in status  # the index is as it was
+    known.write_text("c = 3\n" * 400_000)
+    monkeypatch.setattr(launch_files_module, "examine", lambda uri: [])
+    cut = launch_files_module.launch_files("")["git.diff"]
+    assert len(cut) < 2**20 + 200
+    assert "[cut by lqray after 1 MiB; the whole diff has" in cut
+
+
+def test_system_metrics_are_sampled_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    import lqray.orchestration.worker as worker
+
+    clock = [0.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
+    link = Link()
+    told = task(tmp_path)
+    reporter = Reporter(worker.replace(told, system_metrics=True), link, lambda line: None)
+    for step, now in enumerate((1.0, 9.9, 10.0, 15.0, 21.0, 22.0), 1):
+        clock[0] = now
+        reporter.report(Report(step, 6, {"a": 1.0}, evaluated=True, final=step == 6))
+    sampled = [point.step for point in link.sent if any(key.startswith("system/") for key in point.metrics)]
+    assert sampled == [3, 5, 6]
+    quiet = Link()
+    Reporter(told, quiet, lambda line: None).report(Report(1, 1, {"a": 1.0}, evaluated=True, final=True))
+    assert quiet.sent[0].metrics == {"a": 1.0}
+
+
+def test_what_is_seen_of_a_trial_is_told_however_it_ends(tmp_path):
+    reporter = Reporter(task(tmp_path), Link(), lambda line: None)
+    reporter.report(Report(1, 2, {"a": 1.0}, examples=(10, 5)))
+    assert Outcome(**reporter.seen) == Outcome(examples=(10, 5))
+    reporter.report(Report(2, 2, {"a": 1.0}, final=True, snapshot={"levels": []}, examples=(10, 5)))
+    assert reporter.seen["snapshot"] == {"levels": []}
+
+
+def plain(**changes) -> Trial:
+    config = {
+        "data": {"name": "cifar10"},
+        "model": {"name": "resnet", "depth": 20},
+        "optimizer": {"name": "sgd", "lr": 0.1, "nesterov": True, "momentum": 0.9},
+        "schedule": {"iterations": 64000, "batch_size": 32},
+        "workers": 4,
+        "quantizer": {"method": "alq"},
+    }
+    return Trial.model_validate(config | changes)
+
+
+def test_descriptions():
+    assert (
+        trial_description(plain())
+        == "**alq**, 3 bits, bucket 8192, seed 1: resnet-20 on cifar10, 4 workers, 64000 iterations"
+    )
+    other = plain(
+        model={"name": "torchvision", "architecture": "resnet18"},
+        quantizer={"method": "sgd"},
+        schedule={"epochs": 3, "batch_size": 1},
+    )
+    assert trial_description(other) == "**sgd**, seed 1: resnet18 on cifar10, 1 worker, 3 epochs"
+    found = axis_metrics(plain(), ("optimizer.nesterov", "data.name", "schedule.decay_at", "optimizer.lr"))
+    wanted = {"optimizer.nesterov": 1.0, "optimizer.lr": 0.1, "quantizer.bits": 3.0, "quantizer.bucket_size": 8192.0}
+    assert found == {f"axis/{key}": value for key, value in (wanted | {"workers": 4.0}).items()}
+
+
+def test_a_digest_is_of_what_a_trial_sees():
+    def digests(examples=(100, 10), **options):
+        data = plain(data={"name": "cifar10", **options}).data
+        return [one.dataset.digest for one in dataset_inputs(data, examples)]
+
+    assert digests(root="/elsewhere", download=True) == digests()
+    assert len({*digests(), *digests(augmentation="none"), *digests((50, 10))}) == 5
+
+
+def fails(snapshots):
+    if snapshots[0][0] == "killed":
+        os._exit(9)
+    raise ValueError("no figure today")
+
+
+def test_a_figure_that_fails_costs_no_other(tmp_path, caplog):
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    client = MlflowClient(uri)
+    run_id = client.create_run(client.create_experiment("e", (tmp_path / "a").as_uri())).info.run_id
+    made = Archivist(uri, fails)
+    made.density(run_id, "raises", {})
+    made.density(run_id, "killed", {})
+    made.model(run_id, tmp_path, plain().config())
+    assert made.close(120) == 0
+    assert [record.message.partition(" is not recorded: ")[2][:21] for record in caplog.records] == [
+        "ValueError: no figure",
+        "its process ended: EO",
+        "CheckpointError: " + str(tmp_path)[:4],
+    ]
+    assert client.get_run(run_id).data.tags["lqray.model"].startswith("failed: CheckpointError: ")
+    assert archivist_module.Archivist(uri).close(0) == 0
