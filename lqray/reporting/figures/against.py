@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lqray.reporting.figures.lines import label_metric, limit
+from lqray.reporting.figures.lines import is_logarithmic, label_metric, limit
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band, interval
 from lqray.reporting.figures.style import bounds, handle, legend, panels
@@ -47,12 +47,11 @@ def draw_against(recordings: Recordings, options: Options, key: str, example: st
         if not used:
             raise NothingToDrawError(f"no finished trial has recorded a finite {metric}")
         drawn |= {one.label: one for one in used}
-        logarithmic = "variance" in metric
-        _draw(panel, [(one, bands[one.label]) for one in used], logarithmic)
+        _draw(panel, [(one, bands[one.label]) for one in used], is_logarithmic(metric))
         _axis(panel, key, [float(value) for value in values])
         label_metric(panel, metric, options)
     entries = [(handle(one.look), one.label) for one in groups if one.label in drawn]
-    legend(figure, entries, band_note(drawn.values()))
+    legend(figure, entries, band_note(drawn.values(), [is_logarithmic(metric) for metric in metrics]))
     return figure
 
 
@@ -64,7 +63,7 @@ def _band(recordings: Recordings, group: Group, key: str, metric: str) -> Band:
         if value is not None:
             by_value.setdefault(float(one.params[key]) if key in one.params else math.nan, []).append(value)
     places = sorted(by_value, key=lambda at: (math.isnan(at), at))
-    columns = [interval(np.asarray(by_value[at])[:, None]) for at in places]
+    columns = [interval(np.asarray(by_value[at])[:, None], is_logarithmic(metric)) for at in places]
     mean, low, high = (np.asarray([column[part][0] for column in columns]) for part in range(3))
     return Band(np.asarray(places), mean, low, high, len(group.finished))
 

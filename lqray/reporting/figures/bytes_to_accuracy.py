@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, label_metric
+from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band
 from lqray.reporting.figures.style import bounds, legend, panels
@@ -34,20 +34,24 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     drawn: list[Curve] = []
     notes: dict[str, str] = {}
     for panel, key in zip(axes, metrics, strict=True):
-        steps = curves_of(recordings, groups, dict.fromkeys((one.label for one in groups), key), options)
+        steps = curves_of(
+            recordings, groups, dict.fromkeys((one.label for one in groups), key), options, is_logarithmic(key)
+        )
         curves = [moved for one in steps if (moved := _by_bytes(recordings, one))]
         silent = [one.group.label for one in steps if one.group.label not in {moved.group.label for moved in curves}]
         if silent:
             recordings.remark(f"left out, for they send nothing, or have not recorded it: {', '.join(silent)}")
         if not curves:
             raise NothingToDrawError(f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}")
-        draw_curves(panel, curves)
+        draw_curves(panel, curves, is_logarithmic(key))
         label_metric(panel, key, options)
         _bytes_axis(panel, curves)
         if options.target is not None:
             notes |= _mark(panel, curves, options.target, higher=key.endswith(("accuracy", "snr")))
         drawn += curves
-    legend(figure, entries(drawn, notes), band_note(one.group for one in drawn))
+    legend(
+        figure, entries(drawn, notes), band_note((one.group for one in drawn), [is_logarithmic(key) for key in metrics])
+    )
     return figure
 
 

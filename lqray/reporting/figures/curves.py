@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lqray.reporting.figures.drops import draw_drops
-from lqray.reporting.figures.lines import Curve, curves_of, draw_curves, entries, finish_iterations, last_steps
+from lqray.reporting.figures.lines import (
+    Curve,
+    curves_of,
+    draw_curves,
+    entries,
+    finish_iterations,
+    is_logarithmic,
+    last_steps,
+)
 from lqray.reporting.figures.recordings import Options, Recordings, band_note
 from lqray.reporting.figures.style import legend, panels
 
@@ -22,12 +30,17 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     groups = recordings.groups(options.group_by)
     found: list[tuple[str, list[Curve]]] = []
     for key in metrics:
-        found.append((key, curves_of(recordings, groups, dict.fromkeys((one.label for one in groups), key), options)))
+        of_each = dict.fromkeys((one.label for one in groups), key)
+        found.append((key, curves_of(recordings, groups, of_each, options, is_logarithmic(key))))
     figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
     for panel, (key, curves) in zip(axes, found, strict=True):
-        draw_curves(panel, curves, logarithmic="variance" in key)
+        draw_curves(panel, curves, is_logarithmic(key))
         finish_iterations(panel, key, options)
     drawn = [curve for _, curves in found for curve in curves]
     drops = draw_drops(axes, recordings, last_steps(drawn))
-    legend(figure, [*entries(drawn), *drops], band_note(one.group for one in drawn))
+    legend(
+        figure,
+        [*entries(drawn), *drops],
+        band_note((one.group for one in drawn), [is_logarithmic(key) for key in metrics]),
+    )
     return figure

@@ -43,7 +43,7 @@ class Curve:
 
 
 def curves_of(
-    recordings: Recordings, groups: Sequence[Group], metrics: Mapping[str, str], options: Options
+    recordings: Recordings, groups: Sequence[Group], metrics: Mapping[str, str], options: Options, logarithmic: bool
 ) -> list[Curve]:
     """A curve for each group that has its metric (metrics: by the group's label); those that have none, and what is cut
     off, are remarked on. Raises NothingToDrawError without any."""
@@ -57,7 +57,7 @@ def curves_of(
             for one in group.running
             if one.run_id in found
         )
-        band = across(runs)
+        band = across(runs, logarithmic)
         if not len(band) and not running:
             without.append(group.label)
             continue
@@ -99,7 +99,7 @@ def draw_curves(panel: Axes, curves: Sequence[Curve], logarithmic: bool = False)
                 zorder=3,
             )
             if np.isfinite(band.low).any():
-                panel.fill_between(band.x, band.low, band.high, color=own.colour, alpha=0.18, linewidth=0, zorder=2)
+                panel.fill_between(band.x, band.low, band.high, color=own.colour, alpha=0.15, linewidth=0, zorder=2)
         for trace in curve.running:
             panel.plot(trace.x, trace.values, color=own.colour, linestyle=own.dashes, linewidth=0.6)
     limit(panel, [one.band for one in curves], [one for curve in curves for one in curve.running], logarithmic)
@@ -126,6 +126,11 @@ def limit(panel: Axes, bands: Sequence[Band], traces: Sequence[Trace], logarithm
     lowest, highest = change(whole)
     room = _WIDER * (last - first)
     panel.set_ylim(float(back(max(lowest, first - room))), float(back(min(highest, last + room))))
+
+
+def is_logarithmic(metric: str) -> bool:
+    """Whether it is drawn on a logarithmic axis: variances and their ratios are."""
+    return "variance" in metric
 
 
 def label_metric(panel: Axes, metric: str, options: Options) -> None:

@@ -126,15 +126,18 @@ class Recordings:
         return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
 
 
-def band_note(groups: Iterable[Group]) -> str:
-    """What lines and bands are of, for the legend; nothing where no group has two finished runs."""
+def band_note(groups: Iterable[Group], logarithmic: Collection[bool] = ()) -> str:
+    """What lines and bands are of, for the legend; nothing where no group has two finished runs. logarithmic: whether
+    the axes are."""
     finished = [one.finished for one in groups if one.finished]
     counts = sorted({len(runs) for runs in finished})
     if not counts or counts[-1] < 2:
         return ""
     many = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     seeds = all(len({one.params.get(SEED) for one in runs}) == len(runs) for runs in finished)
-    return f"mean and 95% interval of {many} {'seeds' if seeds else 'runs'}"
+    mean = "geometric mean" if logarithmic and all(logarithmic) else "mean"
+    mean += " (geometric where logarithmic)" if any(logarithmic) and not all(logarithmic) else ""
+    return f"{mean} and 95% interval of {many} {'seeds' if seeds else 'runs'}"
 
 
 def _value(record: Record, key: str) -> str | None:

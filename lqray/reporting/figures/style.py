@@ -7,6 +7,7 @@ panels, where it hides nothing; the figure grows by its height.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,8 @@ _SETTINGS: Mapping[str, Any] = {
     "legend.frameon": False,
     "legend.handlelength": 2.4,
     "legend.columnspacing": 1.2,
-    "legend.borderaxespad": 0.2,
+    "legend.borderaxespad": 0.0,
+    "legend.borderpad": 0.2,
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.6,
@@ -107,13 +109,22 @@ def legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str = "") 
         more = len(shown) - MOST_IN_LEGEND + 1
         shown = [*shown[: MOST_IN_LEGEND - 1], (Line2D([], [], linestyle=""), f"and {more} more")]
     width, height = figure.get_size_inches()
-    longest = max(len(label) for _, label in shown)
-    columns = max(1, min(len(shown), int(width / (longest * _INCHES_PER_LETTER + _INCHES_PER_HANDLE))))
+    columns = _columns([len(label) for _, label in shown], width)
     rows = math.ceil(len(shown) / columns)
-    columns = math.ceil(len(shown) / rows)  # as even as can be
     figure.set_size_inches(width, height + _INCHES_PER_ROW * (rows + bool(title)) + 0.1)
     handles, labels = zip(*shown, strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title or None)
+
+
+def _columns(letters: Sequence[int], width: float) -> int:
+    """The most that fit side by side; matplotlib fills column after column, the first ones with one more."""
+    for columns in range(len(letters), 1, -1):
+        rows, longer = divmod(len(letters), columns)
+        ends = list(itertools.accumulate(rows + (column < longer) for column in range(columns)))
+        widest = [max(letters[end - rows - (column < longer) : end]) for column, end in enumerate(ends)]
+        if sum(widest) * _INCHES_PER_LETTER + columns * _INCHES_PER_HANDLE <= width:
+            return columns
+    return 1
 
 
 def bounds(values: Sequence[float], logarithmic: bool) -> tuple[float, float] | None:

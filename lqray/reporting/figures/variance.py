@@ -32,7 +32,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     figure, axes = panels(options.width, len(chosen), columns=1 if options.width == "single" else 2)
     drawn = []
     for panel, key in zip(axes, chosen, strict=True):
-        curves = curves_of(recordings, groups, {one.label: _of(one, key) for one in groups}, options)
+        curves = curves_of(recordings, groups, {one.label: _of(one, key) for one in groups}, options, True)
         drawn += curves
         draw_curves(panel, curves, logarithmic=True)
         finish_iterations(panel, key, options)
@@ -42,7 +42,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         elif key == _QUANTIZED:
             panel.set_ylabel(panel.get_ylabel().replace("quantized variance", "variance of the gradient"))
     drops = draw_drops(axes, recordings, last_steps(drawn))
-    legend(figure, [*entries(drawn), *drops], band_note(one.group for one in drawn))
+    legend(figure, [*entries(drawn), *drops], band_note((one.group for one in drawn), (True,)))
     return figure
 
 
