@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,6 @@ from lqray.reporting.figures.lines import is_logarithmic, label_metric, limit
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band, interval
 from lqray.reporting.figures.style import bounds, handle, legend, panels
-from lqray.reporting.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,30 +51,33 @@ def draw_against(recordings: Recordings, options: Options, key: str, example: st
         _axis(panel, key, [float(value) for value in values])
         label_metric(panel, metric, options)
     entries = [(handle(one.look), one.label) for one in groups if one.label in drawn]
-    legend(figure, entries, band_note(drawn.values(), [is_logarithmic(metric) for metric in metrics]))
+    legend(figure, entries, band_note(_points(drawn.values(), key), map(is_logarithmic, metrics)))
     return figure
+
+
+def _points(groups: Iterable[Group], key: str) -> list[Group]:
+    """Groups that are equal in the parameter, too: what a point is the mean of."""
+    return [
+        replace(group, records=tuple(one for one in group.finished if one.params.get(key) == value))
+        for group in groups
+        for value in {one.params.get(key) for one in group.finished}
+    ]
 
 
 def _band(recordings: Recordings, group: Group, key: str, metric: str) -> Band:
     """Over the values of the parameter; of runs that do not have it at NaN."""
     by_value: dict[float, list[float]] = {}
     for one in group.finished:
-        value = _last(recordings, one, metric)
-        if value is not None:
+        value = one.metrics.get(metric, math.nan)
+        if math.isfinite(value):
             by_value.setdefault(float(one.params[key]) if key in one.params else math.nan, []).append(value)
+    left_out = len(group.finished) - sum(len(values) for values in by_value.values())
+    if left_out:
+        recordings.remark(f"{group.label}: {left_out} runs are left out, whose {metric} is missing or not finite")
     places = sorted(by_value, key=lambda at: (math.isnan(at), at))
     columns = [interval(np.asarray(by_value[at])[:, None], is_logarithmic(metric)) for at in places]
     mean, low, high = (np.asarray([column[part][0] for column in columns]) for part in range(3))
     return Band(np.asarray(places), mean, low, high, len(group.finished))
-
-
-def _last(recordings: Recordings, record: Record, metric: str) -> float | None:
-    value = record.metrics.get(metric)
-    if value is None or not math.isfinite(value):
-        what = "has no" if value is None else "ended with a not finite"
-        recordings.remark(f"{record.name} {what} {metric}, and is left out")
-        return None
-    return value
 
 
 def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], logarithmic: bool) -> None:

@@ -49,9 +49,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         if options.target is not None:
             notes |= _mark(panel, curves, options.target, higher=key.endswith(("accuracy", "snr")))
         drawn += curves
-    legend(
-        figure, entries(drawn, notes), band_note((one.group for one in drawn), [is_logarithmic(key) for key in metrics])
-    )
+    legend(figure, entries(drawn, notes), band_note((one.group for one in drawn), map(is_logarithmic, metrics)))
     return figure
 
 

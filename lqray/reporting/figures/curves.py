@@ -41,6 +41,6 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     legend(
         figure,
         [*entries(drawn), *drops],
-        band_note((one.group for one in drawn), [is_logarithmic(key) for key in metrics]),
+        band_note((one.group for one in drawn), map(is_logarithmic, metrics)),
     )
     return figure

@@ -126,7 +126,7 @@ class Recordings:
         return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
 
 
-def band_note(groups: Iterable[Group], logarithmic: Collection[bool] = ()) -> str:
+def band_note(groups: Iterable[Group], logarithmic: Iterable[bool] = ()) -> str:
     """What lines and bands are of, for the legend; nothing where no group has two finished runs. logarithmic: whether
     the axes are."""
     finished = [one.finished for one in groups if one.finished]
@@ -135,8 +135,9 @@ def band_note(groups: Iterable[Group], logarithmic: Collection[bool] = ()) -> st
         return ""
     many = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     seeds = all(len({one.params.get(SEED) for one in runs}) == len(runs) for runs in finished)
-    mean = "geometric mean" if logarithmic and all(logarithmic) else "mean"
-    mean += " (geometric where logarithmic)" if any(logarithmic) and not all(logarithmic) else ""
+    scales = set(logarithmic)
+    mean = "geometric mean" if scales == {True} else "mean"
+    mean += " (geometric where logarithmic)" if len(scales) == 2 else ""
     return f"{mean} and 95% interval of {many} {'seeds' if seeds else 'runs'}"
 
 

@@ -73,8 +73,8 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     panel.set_xlim(0, None)
     panel.grid(False, axis="y")
     panel.set_xlabel(f"{name} per step")
-    order = (*_PHASES, *_WITHIN, "step without telemetry")
-    named = {"backward": "backward, with exchange"}
+    order = (*_PHASES, *_WITHIN, "without telemetry")
+    named = {"backward": "backward + exchange"}
     legend(
         *(figure, [(entries[key], named.get(key, key)) for key in order if key in entries]),
         band_note(one.group for one in bars),
@@ -122,7 +122,7 @@ def _draw(panel: Axes, row: int, bars: _Bars, unit: float) -> dict[str, Any]:
         panel.errorbar(mean, row - 0.1, xerr=[[mean - low], [high - mean]], color="black", capsize=2, elinewidth=0.8)
     if bars.step is not None:
         style: dict[str, Any] = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
-        entries["step without telemetry"] = panel.plot(bars.step * unit, row - 0.1, zorder=4, **style)[0]
+        entries["without telemetry"] = panel.plot(bars.step * unit, row - 0.1, zorder=4, **style)[0]
     return entries
 
 
