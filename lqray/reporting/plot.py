@@ -53,7 +53,7 @@ def plot(experiments: Sequence[tuple[str, str]], request: Request) -> Iterator[D
     chosen = [load_kind(name) for name in (kinds() if request.kind == ALL else [request.kind])]
     heeded = _heeded(chosen, request)
     folder, stem, formats = _destination([name for name, _ in experiments], request)
-    recordings = _recordings(experiments, request)
+    recordings = recordings_of(experiments, request)
     drew = False
     for kind in chosen:
         recordings.remarks = []
@@ -108,7 +108,8 @@ def _destination(names: Sequence[str], request: Request) -> tuple[Path, str, Seq
     return request.out or _FOLDER, f"{name}-{{kind}}", request.formats
 
 
-def _recordings(experiments: Sequence[tuple[str, str]], request: Request) -> Recordings:
+def recordings_of(experiments: Sequence[tuple[str, str]], request: Request) -> Recordings:
+    """The trials that a request is of. Raises PlotError without any, UnknownExperimentError, UnknownKeyError."""
     uris = sorted({uri for _, uri in experiments})
     if len(uris) > 1:
         raise PlotError(

@@ -47,7 +47,7 @@ def draw_against(recordings: Recordings, options: Options, key: str, example: st
         if not used:
             raise NothingToDrawError(f"no finished trial has recorded a finite {metric}")
         drawn |= {one.label: one for one in used}
-        _draw(panel, [(one, bands[one.label]) for one in used], is_logarithmic(metric))
+        _draw(panel, [(one, bands[one.label]) for one in used], metric)
         _axis(panel, key, [float(value) for value in values])
         label_metric(panel, metric, options)
     entries = [(handle(one.look), one.label) for one in groups if one.label in drawn]
@@ -80,8 +80,8 @@ def _band(recordings: Recordings, group: Group, key: str, metric: str) -> Band:
     return Band(np.asarray(places), mean, low, high, len(group.finished))
 
 
-def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], logarithmic: bool) -> None:
-    if logarithmic:
+def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None:
+    if is_logarithmic(metric):
         panel.set_yscale("log")
     for group, band in bands:
         own, level = group.look, np.isnan(band.x)
@@ -104,7 +104,7 @@ def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], logarithmic: bool) -
             panel.axhline(band.mean[place], color=own.colour, linestyle=own.dashes, label=label, zorder=2)
             if math.isfinite(band.low[place]):
                 panel.axhspan(band.low[place], band.high[place], color=own.colour, alpha=0.12, linewidth=0, zorder=1)
-    limit(panel, [band for _, band in bands], (), logarithmic)
+    limit(panel, metric, [band for _, band in bands])
 
 
 def _axis(panel: Axes, key: str, values: Sequence[float]) -> None:

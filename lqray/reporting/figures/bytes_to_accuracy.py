@@ -34,16 +34,15 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     drawn: list[Curve] = []
     notes: dict[str, str] = {}
     for panel, key in zip(axes, metrics, strict=True):
-        steps = curves_of(
-            recordings, groups, dict.fromkeys((one.label for one in groups), key), options, is_logarithmic(key)
-        )
+        of_each = dict.fromkeys((one.label for one in groups), key)
+        steps = curves_of(recordings, groups, of_each, options)
         curves = [moved for one in steps if (moved := _by_bytes(recordings, one))]
         silent = [one.group.label for one in steps if one.group.label not in {moved.group.label for moved in curves}]
         if silent:
             recordings.remark(f"left out, for they send nothing, or have not recorded it: {', '.join(silent)}")
         if not curves:
             raise NothingToDrawError(f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}")
-        draw_curves(panel, curves, is_logarithmic(key))
+        draw_curves(panel, key, curves)
         label_metric(panel, key, options)
         _bytes_axis(panel, curves)
         if options.target is not None:

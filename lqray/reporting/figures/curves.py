@@ -31,10 +31,10 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     found: list[tuple[str, list[Curve]]] = []
     for key in metrics:
         of_each = dict.fromkeys((one.label for one in groups), key)
-        found.append((key, curves_of(recordings, groups, of_each, options, is_logarithmic(key))))
+        found.append((key, curves_of(recordings, groups, of_each, options)))
     figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
     for panel, (key, curves) in zip(axes, found, strict=True):
-        draw_curves(panel, curves, is_logarithmic(key))
+        draw_curves(panel, key, curves)
         finish_iterations(panel, key, options)
     drawn = [curve for _, curves in found for curve in curves]
     drops = draw_drops(axes, recordings, last_steps(drawn))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
-from lqray.reporting.figures.style import MOST_PANELS, WIDTHS, legend, panels, styled
+from lqray.reporting.figures.style import MOST_PANELS, WIDTHS, legend, panels, styled, wrapped
 from lqray.reporting.methods import look
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], narrow: bool) -
     panel.set_xticks([-1, -1e-3, 0, 1e-3, 1] if narrow else [-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1])
     panel.set_xticks([], minor=True)
     panel.grid(False)
-    panel.set_title(title)
+    panel.set_title(wrapped(title, 1.5 if narrow else 3.0), fontsize=7)
 
 
 def _range(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[float, float]:

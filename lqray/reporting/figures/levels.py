@@ -10,13 +10,14 @@ import numpy as np
 from lqray.reporting.figures.drops import draw_drops
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band, across
-from lqray.reporting.figures.style import MOST_PANELS, legend, panels
+from lqray.reporting.figures.style import MOST_PANELS, legend, panels, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TAKES = frozenset({"group_by"})
+_TITLE_INCHES = 1.5
 _LEVEL = re.compile(r"quantizer/level/(\d+)")
 
 
@@ -73,7 +74,7 @@ def _draw_levels(panel: Axes, group: Group, bands: list[Band]) -> None:
         panel.fill_between(
             *(band.x, band.low, band.high), step="post", color=group.look.colour, alpha=0.2, linewidth=0, zorder=2
         )
-    panel.set_title(group.label)
+    panel.set_title(wrapped(group.label, _TITLE_INCHES), fontsize=7)
 
 
 def _smallest(bands: list[Band]) -> float:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _MARKS = 6
 _FEW = 12
-_WIDER = 0.5
+_WIDER = 0.2
 """A band widens the axis by this share of what the means span, no more: of two seeds it may be tens of times that."""
+_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Curve:
 
 
 def curves_of(
-    recordings: Recordings, groups: Sequence[Group], metrics: Mapping[str, str], options: Options, logarithmic: bool
+    recordings: Recordings, groups: Sequence[Group], metrics: Mapping[str, str], options: Options
 ) -> list[Curve]:
     """A curve for each group that has its metric (metrics: by the group's label); those that have none, and what is cut
     off, are remarked on. Raises NothingToDrawError without any."""
@@ -57,7 +58,7 @@ def curves_of(
             for one in group.running
             if one.run_id in found
         )
-        band = across(runs, logarithmic)
+        band = across(runs, is_logarithmic(key))
         if not len(band) and not running:
             without.append(group.label)
             continue
@@ -81,9 +82,9 @@ def last_steps(curves: Sequence[Curve]) -> dict[str, int]:
     return {run_id: step for curve in curves for run_id, step in curve.last_steps.items()}
 
 
-def draw_curves(panel: Axes, curves: Sequence[Curve], logarithmic: bool = False) -> None:
+def draw_curves(panel: Axes, metric: str, curves: Sequence[Curve]) -> None:
     """Means as lines, intervals as bands, running trials as thin lines; the y axis shows all means."""
-    if logarithmic:
+    if is_logarithmic(metric):
         panel.set_yscale("log")
     for number, curve in enumerate(curves):
         own, band = curve.group.look, curve.band
@@ -102,7 +103,7 @@ def draw_curves(panel: Axes, curves: Sequence[Curve], logarithmic: bool = False)
                 panel.fill_between(band.x, band.low, band.high, color=own.colour, alpha=0.15, linewidth=0, zorder=2)
         for trace in curve.running:
             panel.plot(trace.x, trace.values, color=own.colour, linestyle=own.dashes, linewidth=0.6)
-    limit(panel, [one.band for one in curves], [one for curve in curves for one in curve.running], logarithmic)
+    limit(panel, metric, [one.band for one in curves], [one for curve in curves for one in curve.running])
 
 
 def entries(curves: Sequence[Curve], notes: Mapping[str, str] | None = None) -> list[tuple[Any, str]]:
@@ -112,8 +113,10 @@ def entries(curves: Sequence[Curve], notes: Mapping[str, str] | None = None) -> 
     ]
 
 
-def limit(panel: Axes, bands: Sequence[Band], traces: Sequence[Trace], logarithmic: bool) -> None:
-    """Limits of the y axis: all means, and of the bands what widens it by no more than half."""
+def limit(panel: Axes, metric: str, bands: Sequence[Band], traces: Sequence[Trace] = ()) -> None:
+    """Limits of the y axis: all means, and of the bands what widens it by no more than a fifth to either side. Of
+    accuracies nothing beyond 0 and 1."""
+    logarithmic = is_logarithmic(metric)
     means = np.concatenate([*(one.mean for one in bands), *(one.values for one in traces)])
     tight = bounds(means.tolist(), logarithmic)
     if tight is None:
@@ -125,12 +128,20 @@ def limit(panel: Axes, bands: Sequence[Band], traces: Sequence[Trace], logarithm
     first, last = change(tight)
     lowest, highest = change(whole)
     room = _WIDER * (last - first)
-    panel.set_ylim(float(back(max(lowest, first - room))), float(back(min(highest, last + room))))
+    low, high = float(back(max(lowest, first - room))), float(back(min(highest, last + room)))
+    if is_accuracy(metric):
+        low, high = max(low, -_MARGIN), min(high, 1.0 + _MARGIN)
+    panel.set_ylim(low, high)
 
 
 def is_logarithmic(metric: str) -> bool:
     """Whether it is drawn on a logarithmic axis: variances and their ratios are."""
     return "variance" in metric
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether it is a share of examples, drawn in percent."""
+    return metric.endswith("accuracy")
 
 
 def label_metric(panel: Axes, metric: str, options: Options) -> None:
@@ -139,7 +150,7 @@ def label_metric(panel: Axes, metric: str, options: Options) -> None:
 
     smoothed = f"\n(mean of {options.smooth} points)" if options.smooth > 1 else ""
     panel.set_ylabel(shown_name(metric) + smoothed)
-    if metric.endswith("accuracy"):
+    if is_accuracy(metric):
         panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 

@@ -113,8 +113,9 @@ class Recordings:
             ]
 
         names = _short(keys)
+        hidden = _hidden(keys, parted)
         groups = [
-            Group(_label(keys, names, values), _look(members, number), tuple(members))
+            Group(_label(keys, names, values, hidden), _look(members, number), tuple(members))
             for number, (values, members) in enumerate(sorted(parted.items(), key=order))
         ]
         return _shaded(groups)
@@ -150,10 +151,27 @@ def _short(keys: Sequence[str]) -> list[str]:
     return [key if ends.count(end) > 1 else end for key, end in zip(keys, ends, strict=True)]
 
 
-def _label(keys: Sequence[str], names: Sequence[str], values: Sequence[str | None]) -> str:
+def _hidden(keys: Sequence[str], groups: Collection[Sequence[str | None]]) -> dict[str, str]:
+    """Parameters that vary within a single method, with that method: labels of others need not name them."""
+    if METHOD not in keys:
+        return {}
+    at = keys.index(METHOD)
+    alone = {}
+    for place, key in enumerate(keys):
+        by_method: dict[str | None, set[str | None]] = {}
+        for values in groups:
+            by_method.setdefault(values[at], set()).add(values[place])
+        varying = [method for method, found in by_method.items() if len(found) > 1]
+        if len(varying) == 1:
+            alone[key] = varying[0] or "?"
+    return alone
+
+
+def _label(keys: Sequence[str], names: Sequence[str], values: Sequence[str | None], hidden: Mapping[str, str]) -> str:
+    method = dict(zip(keys, values, strict=True)).get(METHOD)
     parts = []
     for key, name, value in zip(keys, names, values, strict=True):
-        if value is None:
+        if value is None or hidden.get(key, method) != method:
             continue
         if key == METHOD:
             parts.append(look(value).label)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,11 +110,17 @@ def legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str = "") 
         more = len(shown) - MOST_IN_LEGEND + 1
         shown = [*shown[: MOST_IN_LEGEND - 1], (Line2D([], [], linestyle=""), f"and {more} more")]
     width, height = figure.get_size_inches()
-    columns = _columns([len(label) for _, label in shown], width)
-    rows = math.ceil(len(shown) / columns)
+    shown = [(one, wrapped(label, width - _INCHES_PER_HANDLE)) for one, label in shown]
+    columns = _columns([max(map(len, label.split("\n"))) for _, label in shown], width)
+    rows = math.ceil(sum(label.count("\n") + 1 for _, label in shown) / columns)
     figure.set_size_inches(width, height + _INCHES_PER_ROW * (rows + bool(title)) + 0.1)
     handles, labels = zip(*shown, strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title or None)
+
+
+def wrapped(label: str, inches: float) -> str:
+    """In lines that fit."""
+    return textwrap.fill(label, max(8, int(inches / _INCHES_PER_LETTER)))
 
 
 def _columns(letters: Sequence[int], width: float) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import interval
-from lqray.reporting.figures.style import MOST_IN_LEGEND, legend, panels
+from lqray.reporting.figures.style import MOST_IN_LEGEND, WIDTHS, legend, panels, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     entries: dict[str, Any] = {}
     for row, one in enumerate(bars):
         entries |= _draw(panel, row, one, unit)
-    panel.set_yticks(range(len(bars)), [one.group.label for one in bars])
+    panel.set_yticks(range(len(bars)), [wrapped(one.group.label, 0.3 * WIDTHS[options.width]) for one in bars])
     for tick, one in zip(panel.get_yticklabels(), bars, strict=True):
         tick.set_color(one.group.look.colour if one.group.look.colour != "#B5B5B5" else "#777777")
     panel.set_ylim(len(bars) - 0.45, -0.55)

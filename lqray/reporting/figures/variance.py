@@ -32,9 +32,9 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     figure, axes = panels(options.width, len(chosen), columns=1 if options.width == "single" else 2)
     drawn = []
     for panel, key in zip(axes, chosen, strict=True):
-        curves = curves_of(recordings, groups, {one.label: _of(one, key) for one in groups}, options, True)
+        curves = curves_of(recordings, groups, {one.label: _of(one, key) for one in groups}, options)
         drawn += curves
-        draw_curves(panel, curves, logarithmic=True)
+        draw_curves(panel, key, curves)
         finish_iterations(panel, key, options)
         if key == _RATIO:
             panel.axhline(1.0, color="black", linewidth=0.8, zorder=1)
