@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -26,6 +26,26 @@ _only = click.option("--only", multiple=True, metavar="PATTERN", help="Only tria
 _where = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this parameter.")
 
 _uri = click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
+
+
+def _known_kind(_context: click.Context, _parameter: click.Parameter, kind: str) -> str:
+    from lqray.experiment.errors import did_you_mean
+    from lqray.reporting.figures import kinds
+
+    known = (*kinds(), "all")
+    if kind not in known:
+        hint = did_you_mean(kind, known)
+        raise click.BadParameter(f"found {kind!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(known)}")
+    return kind
+
+
+def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    from lqray.reporting.figures.style import FORMATS
+
+    found = tuple(dict.fromkeys(one.strip() for one in text.split(",")))
+    if not set(found) <= set(FORMATS):
+        raise click.BadParameter(f"found {text!r}; allowed: {', '.join(FORMATS)}, several with commas")
+    return found
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -385,6 +405,54 @@ def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) 
         made = make_report([recorded], ReportOptions(everything=everything))
         for file in export_to(recorded, made, folder, raw):
             click.echo(file)
+
+
+@main.command()
+@click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
+@click.option("--kind", required=True, callback=_known_kind, help="Which figure, or all that the records allow.")
+@click.option("--metric", "metrics", multiple=True, help="Default: test/accuracy. Repeat it for panels.")
+@click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern).")
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials of this parameter.")
+@click.option("--target", type=float, help="With bytes_to_accuracy: mark where each method first is there.")
+@click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
+@click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
+@click.option("--width", type=click.Choice(["single", "double"]), default="single", show_default=True, help="Columns.")
+@click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder, or a file; default: figures/EXPERIMENT-KIND.*")
+@_uri
+def plot(
+    experiments: tuple[str, ...],
+    kind: str,
+    metrics: tuple[str, ...],
+    group_by: tuple[str, ...],
+    only: tuple[str, ...],
+    where: tuple[str, ...],
+    target: float | None,
+    smooth: int | None,
+    running: bool,
+    width: Literal["single", "double"],
+    formats: tuple[str, ...],
+    out: Path | None,
+    uri: str,
+) -> None:
+    """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
+
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, throughput, variance; all.
+    """
+    from lqray.reporting.figures.recordings import NothingToDrawError, Options
+    from lqray.reporting.plot import PlotError, Request
+    from lqray.reporting.plot import plot as draw
+    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.selection import UnknownKeyError
+
+    with _clear_errors(UnknownExperimentError, UnknownKeyError, NothingToDrawError, PlotError):
+        named = [_store_of(one, uri) for one in experiments]
+        options = Options(metrics, group_by, target, smooth or 0, width)
+        for drawn in draw(named, Request(kind, options, only, where, running, formats, out)):
+            click.echo(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")
+            for remark in drawn.remarks:
+                click.echo(f"  {remark}")
 
 
 @main.command()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Look:
-    """label: the paper's name. colour: of Okabe and Ito's palette, told apart by the colour-blind, or a shade of one;
-    dashes and marker tell those of one colour apart, also in print without colours."""
+    """label: the paper's name. colour: of Okabe and Ito's or Tol's palettes; methods commonly drawn together are told
+    apart by the colour-blind; dashes and marker tell those of one colour apart, also in print without colours."""
 
     label: str
     colour: str
@@ -19,26 +19,29 @@ class Look:
 
 
 _LOOKS = {
-    "sgd": Look("SGD", "#999999", ":", "x"),
+    "sgd": Look("SGD", "#B5B5B5", ":", "x"),
     "full_precision": Look("SuperSGD", "#000000", "-", "s"),
     "fp16": Look("fp16", "#666666", "--", "P"),
     "bf16": Look("bf16", "#666666", "-.", "X"),
     "powersgd": Look("PowerSGD", "#8B5A2B", "-", "h"),
     "qsgd": Look("QSGD", "#56B4E9", "--", "v"),
     "qsgd_inf": Look("QSGDinf", "#56B4E9", "-", "^"),
-    "nuqsgd": Look("NUQSGD", "#F0E442", "-", "D"),
-    "terngrad": Look("TernGrad", "#CC79A7", "-", "*"),
+    "nuqsgd": Look("NUQSGD", "#332288", "-", "D"),
+    "terngrad": Look("TernGrad", "#882255", "-", "*"),
     "alq": Look("ALQ", "#D55E00", "-", "o"),
     "alq_n": Look("ALQ-N", "#D55E00", "--", "o"),
     "alq_inf": Look("ALQinf", "#D55E00", "-.", "o"),
-    "alqg": Look("ALQG", "#A0522D", "-", "p"),
-    "alqg_n": Look("ALQG-N", "#A0522D", "--", "p"),
+    "alqg": Look("ALQG", "#E69F00", "-", "p"),
+    "alqg_n": Look("ALQG-N", "#E69F00", "--", "p"),
     "amq": Look("AMQ", "#009E73", "-", "<"),
     "amq_n": Look("AMQ-N", "#009E73", "--", "<"),
     "amq_inf": Look("AMQinf", "#009E73", "-.", "<"),
     "optimal": Look("optimal", "#0072B2", "-", ">"),
 }
-_OTHERS = ("#E69F00", "#332288", "#882255", "#44AA99")
+_DASHES = ("-", "--", "-.", ":")
+_OTHERS = ("#44AA99", "#AA4499", "#999933", "#6A3D9A")
+_NUMBERED = ("#0072B2", "#D55E00", "#009E73", "#332288", "#882255", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "os^Dv*ph"
 
 
 def look(method: str) -> Look:
@@ -47,10 +50,28 @@ def look(method: str) -> Look:
     if known:
         return known
     digest = hashlib.sha256(method.encode()).digest()
-    return Look(method, _OTHERS[digest[0] % len(_OTHERS)], ("-", "--", "-.", ":")[digest[1] % 4], "d")
+    return Look(method, _OTHERS[digest[0] % len(_OTHERS)], _DASHES[digest[1] % 4], "d")
+
+
+def numbered(number: int) -> Look:
+    """Of the `number`-th of groups that are not of one method each; after eight, colours repeat with other dashes."""
+    at, turn = number % len(_NUMBERED), number // len(_NUMBERED)
+    return Look(f"{number}", _NUMBERED[at], _DASHES[turn % len(_DASHES)], _MARKERS[at])
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
     """Methods without repetition, in the order of legends and tables: baselines first, unknown ones last by name."""
     known = list(_LOOKS)
     return sorted(set(methods), key=lambda name: (known.index(name) if name in _LOOKS else len(known), name))
+
+
+def shade(own: Look, index: int, count: int) -> Look:
+    """Of the `count` groups of one method that a figure tells apart, the one at `index`: the last has the method's own
+    look, those before it are lighter, with other dashes."""
+    if index == count - 1:
+        return own
+    lighter = 0.65 * (count - 1 - index) / max(count - 1, 3)
+    channels = [int(own.colour[at : at + 2], 16) for at in (1, 3, 5)]
+    colour = "#" + "".join(f"{round(one + (255 - one) * lighter):02X}" for one in channels)
+    dashes = [one for one in _DASHES if one != own.dashes]
+    return replace(own, colour=colour, dashes=dashes[(count - 2 - index) % len(dashes)])

@@ -1,33 +1,97 @@
-"""Levels against the density of the normalized coordinates that they quantize."""
+"""Levels against the density of the normalized coordinates that they quantize, a panel for each method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
+from lqray.reporting.figures.style import MOST_PANELS, WIDTHS, legend, panels, styled, wrapped
+from lqray.reporting.methods import look
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+TAKES = frozenset({"group_by"})
+_ARTIFACT = "density.json"
+_FILL: Mapping[str, Any] = {"color": "0.82", "linewidth": 0}
+
+
+def draw(recordings: Recordings, options: Options) -> Figure:
+    """Of the last gradient of the first finished run of each group, from its artifact density.json.
+
+    Raises NothingToDrawError, UnknownKeyError.
+    """
+    snapshots: list[tuple[str, Mapping[str, Any]]] = []
+    groups = [one for one in recordings.groups(options.group_by) if _has_levels(one)]
+    if len(groups) > MOST_PANELS:
+        left = f"{len(groups) - MOST_PANELS} groups, from {groups[MOST_PANELS].label} on, are left out"
+        recordings.remark(f"{MOST_PANELS} panels are drawn; {left}; choose with --only or --where")
+    for group in groups[:MOST_PANELS]:
+        snapshot = recordings.snapshot(group.finished[0], _ARTIFACT)
+        if snapshot is None:
+            recordings.remark(f"left out, for it has no {_ARTIFACT}: {group.label}")
+        else:
+            snapshots.append((group.label, snapshot))
+    if not snapshots:
+        raise NothingToDrawError(
+            f"no finished trial has the artifact {_ARTIFACT}, which trials of quantized methods keep when they end; "
+            "those recorded by an earlier lqray have none: `lqray run FILE --rerun` records them"
+        )
+    return _draw(snapshots, options.width)
 
 
 def draw_density(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
-    """A panel for each (title, `density.json` of a run): the density as a line, its method's levels as vertical lines.
+    """A panel for each (title, `density.json` of a run): the density in grey, its levels as vertical lines in the
+    colour of the method. Coordinates are linear within 1e-6 of zero and logarithmic beyond, as the bins are."""
+    with styled():
+        return _draw(snapshots, "single" if len(snapshots) < 5 else "double")
 
-    Coordinates are linear within 1e-6 of zero and logarithmic beyond, as the bins are.
-    """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 2.6 * len(snapshots)), layout="constrained")
-    panels = figure.subplots(len(snapshots), 1, squeeze=False)[:, 0]
-    for panel, (title, snapshot) in zip(panels, snapshots, strict=True):
-        for level in snapshot["levels"]:
-            panel.axvline(level, color="0.6", linewidth=0.8)
-        panel.stairs(snapshot["density"], snapshot["edges"], color="#0072B2", label="density")
-        panel.set_xscale("symlog", linthresh=1e-6, linscale=0.5)
-        panel.set_xlim(-1.1, 1.1)
-        panel.set_xticks([-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1])
-        panel.set_xticks([], minor=True)
-        panel.set_yscale("log")
-        panel.set_title(f"{title}, after {snapshot['iteration']} iterations", fontsize=9)
-        panel.set_ylabel("density")
-    panels[-1].set_xlabel("coordinate / norm of its bucket; grey: levels")
+def _has_levels(group: Group) -> bool:
+    return bool(group.finished) and any(key.startswith("quantizer/level/") for key in group.finished[0].metrics)
+
+
+def _draw(snapshots: Sequence[tuple[str, Mapping[str, Any]]], width: str) -> Figure:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    columns = min(len(snapshots), int(WIDTHS[width] // 3.0) if len(snapshots) < 3 else int(WIDTHS[width] // 1.6))
+    figure, axes = panels(width, len(snapshots), 1.5, columns=columns)
+    lowest, highest = _range(snapshots)
+    for number, (panel, (title, snapshot)) in enumerate(zip(axes, snapshots, strict=True)):
+        _panel(panel, title, snapshot, narrow=columns > WIDTHS[width] // 3.0)
+        panel.set_ylim(lowest, highest)
+        if number % columns:
+            panel.tick_params(labelleft=False)
+        else:
+            panel.set_ylabel("density")
+        if number + columns >= len(snapshots):
+            panel.set_xlabel("coordinate / norm")
+    levels = Line2D([], [], color="0.3", linewidth=1.0)
+    legend(figure, [(Patch(**_FILL), "density of normalized coordinates"), (levels, "levels")])
     return figure
+
+
+def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], narrow: bool) -> None:
+    colour = look(snapshot["method"]).colour
+    density = np.asarray(snapshot["density"], np.float64)
+    panel.set_yscale("log")
+    panel.stairs(np.where(density > 0, density, np.nan), snapshot["edges"], fill=True, baseline=1e-300, **_FILL)
+    for level in snapshot["levels"]:
+        panel.axvline(level, color=colour, linewidth=1.0, gid="level")
+    panel.set_xscale("symlog", linthresh=1e-6, linscale=0.5)
+    panel.set_xlim(-1.3, 1.3)
+    panel.set_xticks([-1, -1e-3, 0, 1e-3, 1] if narrow else [-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1])
+    panel.set_xticks([], minor=True)
+    panel.grid(False)
+    panel.set_title(wrapped(title, 1.5 if narrow else 3.0), fontsize=7)
+
+
+def _range(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[float, float]:
+    values = np.concatenate([np.asarray(one["density"], np.float64) for _, one in snapshots])
+    values = values[np.isfinite(values) & (values > 0)]
+    return (float(values.min()) / 2, float(values.max()) * 2) if len(values) else (0.1, 10.0)

@@ -1,0 +1,123 @@
+"""A metric's last value against a number that a sweep varies: what bits and bucket_size share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lqray.reporting.figures.lines import is_logarithmic, label_metric, limit
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
+from lqray.reporting.figures.seeds import Band, interval
+from lqray.reporting.figures.style import bounds, handle, legend, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_POWERS_FROM = 64
+
+
+def draw_against(recordings: Recordings, options: Options, key: str, example: str) -> Figure:
+    """A panel for each metric, test/accuracy by default; the axis, a parameter `key`, in powers of two. A line for each
+    group, error bars over its seeds; a group that does not have the parameter is a horizontal line. Runs whose value is
+    not finite are left out, and said to be.
+
+    example: a file of experiments/ that varies it. Raises NothingToDrawError, UnknownKeyError.
+    """
+    finished = [one for one in recordings.records if one.status == "FINISHED"]
+    values = sorted({one.params[key] for one in finished if key in one.params}, key=float)
+    if len(values) < 2:
+        found = f"every finished trial that has it has {values[0]}" if values else "no finished trial has it"
+        name = key.rpartition(".")[2]
+        raise NothingToDrawError(
+            f"{key} does not vary: {found}; sweep it, as experiments/{example} does: matrix: {{{key}: [...]}}, or name "
+            f"several experiments of different {name}"
+        )
+    metrics = [recordings.metric(name) for name in options.metrics or ("test/accuracy",)]
+    groups = [one for one in recordings.groups(options.group_by, without=(key,)) if one.finished]
+    figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
+    drawn: dict[str, Group] = {}
+    for panel, metric in zip(axes, metrics, strict=True):
+        bands = {one.label: _band(recordings, one, key, metric) for one in groups}
+        used = [one for one in groups if len(bands[one.label])]
+        if not used:
+            raise NothingToDrawError(f"no finished trial has recorded a finite {metric}")
+        drawn |= {one.label: one for one in used}
+        _draw(panel, [(one, bands[one.label]) for one in used], metric)
+        _axis(panel, key, [float(value) for value in values])
+        label_metric(panel, metric, options)
+    entries = [(handle(one.look), one.label) for one in groups if one.label in drawn]
+    legend(figure, entries, band_note(_points(drawn.values(), key), map(is_logarithmic, metrics)))
+    return figure
+
+
+def _points(groups: Iterable[Group], key: str) -> list[Group]:
+    """Groups that are equal in the parameter, too: what a point is the mean of."""
+    return [
+        replace(group, records=tuple(one for one in group.finished if one.params.get(key) == value))
+        for group in groups
+        for value in {one.params.get(key) for one in group.finished}
+    ]
+
+
+def _band(recordings: Recordings, group: Group, key: str, metric: str) -> Band:
+    """Over the values of the parameter; of runs that do not have it at NaN."""
+    by_value: dict[float, list[float]] = {}
+    for one in group.finished:
+        value = one.metrics.get(metric, math.nan)
+        if math.isfinite(value):
+            by_value.setdefault(float(one.params[key]) if key in one.params else math.nan, []).append(value)
+    left_out = len(group.finished) - sum(len(values) for values in by_value.values())
+    if left_out:
+        recordings.remark(f"{group.label}: {left_out} runs are left out, whose {metric} is missing or not finite")
+    places = sorted(by_value, key=lambda at: (math.isnan(at), at))
+    columns = [interval(np.asarray(by_value[at])[:, None], is_logarithmic(metric)) for at in places]
+    mean, low, high = (np.asarray([column[part][0] for column in columns]) for part in range(3))
+    return Band(np.asarray(places), mean, low, high, len(group.finished))
+
+
+def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None:
+    if is_logarithmic(metric):
+        panel.set_yscale("log")
+    for group, band in bands:
+        own, level = group.look, np.isnan(band.x)
+        at = ~level
+        if at.any():
+            errors = np.nan_to_num(np.stack([band.mean - band.low, band.high - band.mean])[:, at])
+            panel.errorbar(
+                *(band.x[at], band.mean[at]),
+                yerr=errors,
+                color=own.colour,
+                linestyle=own.dashes,
+                marker=own.marker,
+                capsize=1.5,
+                elinewidth=0.7,
+                label=group.label,
+                zorder=3,
+            )
+        for place in np.flatnonzero(level):
+            label = "_" if at.any() else group.label
+            panel.axhline(band.mean[place], color=own.colour, linestyle=own.dashes, label=label, zorder=2)
+            if math.isfinite(band.low[place]):
+                panel.axhspan(band.low[place], band.high[place], color=own.colour, alpha=0.12, linewidth=0, zorder=1)
+    limit(panel, metric, [band for _, band in bands])
+
+
+def _axis(panel: Axes, key: str, values: Sequence[float]) -> None:
+    """Logarithmic to the base 2, a tick for each value; powers of two as such where the numbers are long."""
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(values, [_text(value, max(values) > _POWERS_FROM) for value in values])
+    panel.set_xticks([], minor=True)
+    edges = bounds(values, logarithmic=True)
+    if edges:
+        panel.set_xlim(*edges)
+    panel.set_xlabel(key.rpartition(".")[2].replace("_", " "))
+
+
+def _text(value: float, powers: bool) -> str:
+    exponent = math.log2(value)
+    return f"$2^{{{exponent:.0f}}}$" if powers and exponent.is_integer() else f"{value:g}"

@@ -1,0 +1,125 @@
+"""Accuracy against the bytes that a process has sent, on a logarithmic axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
+from lqray.reporting.figures.seeds import Band
+from lqray.reporting.figures.style import bounds, legend, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+TAKES = frozenset({"metrics", "group_by", "smooth", "target"})
+_TOTAL, _STEP = "wire/total_bytes_sent", "wire/bytes_sent"
+
+
+def draw(recordings: Recordings, options: Options) -> Figure:
+    """A panel for each metric, test/accuracy by default. Bytes are the mean over the runs of a group of
+    wire/total_bytes_sent; of runs that have not recorded it (older ones) the mean of wire/bytes_sent times the step.
+
+    target: a line there, and in the legend the bytes at which a group's mean first is there: from below where more is
+    better (accuracies), else from above. Raises NothingToDrawError, UnknownKeyError.
+    """
+    metrics = [recordings.metric(name) for name in options.metrics or ("test/accuracy",)]
+    groups = recordings.groups(options.group_by)
+    figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
+    drawn: list[Curve] = []
+    notes: dict[str, str] = {}
+    for panel, key in zip(axes, metrics, strict=True):
+        of_each = dict.fromkeys((one.label for one in groups), key)
+        steps = curves_of(recordings, groups, of_each, options)
+        curves = [moved for one in steps if (moved := _by_bytes(recordings, one))]
+        silent = [one.group.label for one in steps if one.group.label not in {moved.group.label for moved in curves}]
+        if silent:
+            recordings.remark(f"left out, for they send nothing, or have not recorded it: {', '.join(silent)}")
+        if not curves:
+            raise NothingToDrawError(f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}")
+        draw_curves(panel, key, curves)
+        label_metric(panel, key, options)
+        _bytes_axis(panel, curves)
+        if options.target is not None:
+            notes |= _mark(panel, curves, options.target, higher=key.endswith(("accuracy", "snr")))
+        drawn += curves
+    legend(figure, entries(drawn, notes), band_note((one.group for one in drawn), map(is_logarithmic, metrics)))
+    return figure
+
+
+def reached(band: Band, target: float, higher: bool) -> int | None:
+    """Index of the first point of the mean that is at the target or better; None where none is."""
+    there = band.mean >= target if higher else band.mean <= target
+    return int(there.argmax()) if there.any() else None
+
+
+def readable(count: float) -> str:
+    """Bytes with a unit, to three digits."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"
+
+
+def _by_bytes(recordings: Recordings, curve: Curve) -> Curve | None:
+    x = _bytes(recordings, curve.group, curve.band.x)
+    if x is None:
+        return None
+    running = [
+        Trace(one.run_id, own, one.values)
+        for one in curve.running
+        if (own := _bytes_of(recordings, one.run_id, one.x)) is not None
+    ]
+    return Curve(curve.group, curve.band.at(x), tuple(running)) if len(x) or running else None
+
+
+def _bytes(recordings: Recordings, group: Group, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Mean over the runs at the steps; None where nothing is sent or known."""
+    found = [_bytes_of(recordings, one.run_id, steps) for one in group.finished]
+    known = [one for one in found if one is not None]
+    if known:
+        return np.asarray(np.mean(known, axis=0))
+    return None if len(steps) else steps  # without a finished run there is no band to place
+
+
+def _bytes_of(recordings: Recordings, run_id: str, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    total = recordings.histories(_TOTAL).get(run_id)
+    if total is not None and total.values[-1] > 0:
+        return np.asarray(np.interp(steps, np.append(0, total.steps), np.append(0.0, total.values)))
+    each = recordings.histories(_STEP).get(run_id)
+    if total is None and each is not None and (mean := float(np.nanmean(each.values))) > 0:
+        return steps * mean
+    return None
+
+
+def _bytes_axis(panel: Axes, curves: Sequence[Curve]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    panel.set_xscale("log")
+    places = np.concatenate([part for one in curves for part in (one.band.x, *(trace.x for trace in one.running))])
+    edges = bounds(places.tolist(), logarithmic=True)
+    if edges:
+        panel.set_xlim(*edges)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable(count)))
+    panel.set_xlabel("sent by one process")
+
+
+def _mark(panel: Axes, curves: Sequence[Curve], target: float, higher: bool) -> dict[str, str]:
+    panel.axhline(target, color="0.4", linewidth=0.7, linestyle="--", zorder=1, gid="target")
+    notes = {}
+    for one in curves:
+        index = reached(one.band, target, higher)
+        if index is None:
+            notes[one.group.label] = " (not reached)"
+            continue
+        x, y = one.band.x[index], one.band.mean[index]
+        notes[one.group.label] = f" ({readable(x)})"
+        colour = one.group.look.colour
+        panel.plot([x], [y], marker="o", markersize=7, markerfacecolor="none", color=colour, zorder=4, gid="reached")
+    return notes

@@ -1,0 +1,46 @@
+"""Metrics against the iteration: a line for each method, a band over seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lqray.reporting.figures.drops import draw_drops
+from lqray.reporting.figures.lines import (
+    Curve,
+    curves_of,
+    draw_curves,
+    entries,
+    finish_iterations,
+    is_logarithmic,
+    last_steps,
+)
+from lqray.reporting.figures.recordings import Options, Recordings, band_note
+from lqray.reporting.figures.style import legend, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TAKES = frozenset({"metrics", "group_by", "smooth"})
+
+
+def draw(recordings: Recordings, options: Options) -> Figure:
+    """A panel for each metric, test/accuracy by default; variances on a logarithmic axis. Vertical lines where the
+    learning rate drops. Raises NothingToDrawError, UnknownKeyError."""
+    metrics = [recordings.metric(name) for name in options.metrics or ("test/accuracy",)]
+    groups = recordings.groups(options.group_by)
+    found: list[tuple[str, list[Curve]]] = []
+    for key in metrics:
+        of_each = dict.fromkeys((one.label for one in groups), key)
+        found.append((key, curves_of(recordings, groups, of_each, options)))
+    figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
+    for panel, (key, curves) in zip(axes, found, strict=True):
+        draw_curves(panel, key, curves)
+        finish_iterations(panel, key, options)
+    drawn = [curve for _, curves in found for curve in curves]
+    drops = draw_drops(axes, recordings, last_steps(drawn))
+    legend(
+        figure,
+        [*entries(drawn), *drops],
+        band_note((one.group for one in drawn), map(is_logarithmic, metrics)),
+    )
+    return figure

@@ -1,0 +1,55 @@
+"""Where the learning rate drops: vertical lines over the iterations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lqray.reporting.figures.recordings import Recordings
+from lqray.reporting.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST = 8
+_LINE: Mapping[str, Any] = {"color": "0.55", "linestyle": (0, (1, 1.5)), "linewidth": 0.8}
+
+
+def learning_rate_drops(record: Record, last_step: int) -> tuple[float, ...]:
+    """In iterations; of a schedule in steps, others fall evenly. last_step: of a finished run, by which those of a
+    schedule in epochs are known."""
+    found = {key: _number_or_list(value) for key, value in record.params.items() if key.startswith("schedule.")}
+    if found.get("schedule.decay", "step") != "step":
+        return ()
+    epochs = found.get("schedule.epochs")
+    length = last_step / epochs if epochs else 1.0
+    drops = {at * length for at in found.get("schedule.decay_at") or ()}
+    every = (found.get("schedule.decay_every") or 0) * length
+    if every:
+        drops |= {every * turn for turn in range(1, int(last_step / every) + 1)}
+    return tuple(sorted(at for at in drops if 0 < at < last_step))
+
+
+def draw_drops(panels: Iterable[Axes], recordings: Recordings, last_steps: Mapping[str, int]) -> list[tuple[Any, str]]:
+    """A line at every drop of the runs of which the last step is given; the legend's entry, if there is one."""
+    from matplotlib.lines import Line2D
+
+    drops: set[float] = set()
+    for record in recordings.records:
+        if record.run_id in last_steps:
+            drops.update(learning_rate_drops(record, last_steps[record.run_id]))
+    if len(drops) > _MOST:
+        recordings.remark(f"learning-rate drops are not drawn: there are {len(drops)}, more than {_MOST}")
+        return []
+    for panel in panels:
+        for at in sorted(drops):
+            panel.axvline(at, zorder=1, gid="learning-rate drop", **_LINE)
+    return [(Line2D([], [], **_LINE), "learning-rate drop")] if drops else []
+
+
+def _number_or_list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,101 @@
+"""Quantization levels against the iteration, a panel for each method."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lqray.reporting.figures.drops import draw_drops
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
+from lqray.reporting.figures.seeds import Band, across
+from lqray.reporting.figures.style import MOST_PANELS, legend, panels, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TAKES = frozenset({"group_by"})
+_TITLE_INCHES = 1.5
+_LEVEL = re.compile(r"quantizer/level/(\d+)")
+
+
+def draw(recordings: Recordings, options: Options) -> Figure:
+    """Every level over the run, mean and interval over seeds; linear below the smallest level, logarithmic beyond.
+
+    Raises NothingToDrawError, UnknownKeyError.
+    """
+    found = [(group, bands) for group in recordings.groups(options.group_by) if (bands := _levels(recordings, group))]
+    if not found:
+        raise NothingToDrawError(
+            "no trial has recorded quantizer/level/*; quantized methods do, every telemetry.every iterations, 0: never"
+        )
+    if len(found) > MOST_PANELS:
+        left = ", ".join(group.label for group, _ in found[MOST_PANELS:])
+        recordings.remark(f"{MOST_PANELS} panels are drawn, not those of {left}; choose with --only or --where")
+        found = found[:MOST_PANELS]
+    figure, axes = panels(options.width, len(found), 1.35, columns=2 if options.width == "single" else 4)
+    for panel, (group, bands) in zip(axes, found, strict=True):
+        _draw_levels(panel, group, bands)
+    smallest = min(_smallest(bands) for _, bands in found)
+    columns = 2 if options.width == "single" else 4
+    for number, panel in enumerate(axes):
+        _scale(panel, smallest)
+        panel.label_outer()
+        if number + columns >= len(axes):
+            panel.set_xlabel("iteration")
+            panel.tick_params(labelbottom=True)
+        if number % columns == 0:
+            panel.set_ylabel("level")
+        else:
+            panel.tick_params(labelleft=False)
+    shown = [one for group, _ in found for one in group.records]
+    drops = draw_drops(axes, recordings, _last_steps(recordings, {one.run_id for one in shown}))
+    legend(figure, drops, band_note(group for group, _ in found))
+    return figure
+
+
+def _levels(recordings: Recordings, group: Group) -> list[Band]:
+    """A band for each level, ascending."""
+    numbers = {int(match[1]) for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))}
+    bands = []
+    for number in sorted(numbers):
+        histories = recordings.histories(f"quantizer/level/{number}")
+        runs = [histories[one.run_id] for one in group.records if one.run_id in histories]
+        bands.append(across(runs))
+    return [one for one in bands if len(one)]
+
+
+def _draw_levels(panel: Axes, group: Group, bands: list[Band]) -> None:
+    for band in bands:
+        # A level holds from the step that was measured until the next that was.
+        panel.plot(band.x, band.mean, color=group.look.colour, drawstyle="steps-post", linewidth=0.9, zorder=3)
+        panel.fill_between(
+            *(band.x, band.low, band.high), step="post", color=group.look.colour, alpha=0.2, linewidth=0, zorder=2
+        )
+    panel.set_title(wrapped(group.label, _TITLE_INCHES), fontsize=7)
+
+
+def _smallest(bands: list[Band]) -> float:
+    sizes = np.abs(np.concatenate([one.mean for one in bands]))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return float(sizes.min()) if len(sizes) else 1.0
+
+
+def _scale(panel: Axes, smallest: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    decade = 10.0 ** np.floor(np.log10(smallest))
+    panel.set_yscale("symlog", linthresh=decade, linscale=0.5)
+    exponents = range(0, int(np.floor(np.log10(smallest))) - 1, -max(1, int(-np.log10(decade)) // 2))
+    ticks = [10.0**one for one in exponents if 10.0**one >= decade]
+    panel.set_yticks([*(-one for one in ticks), 0.0, *reversed(ticks)])
+    panel.set_yticks([], minor=True)
+    panel.set_ylim(-1.4, 1.4)
+    panel.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _last_steps(recordings: Recordings, run_ids: set[str]) -> dict[str, int]:
+    found = recordings.histories("quantizer/level/0")
+    return {run_id: int(one.steps[-1]) for run_id, one in found.items() if run_id in run_ids}

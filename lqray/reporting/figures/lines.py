@@ -1,0 +1,182 @@
+"""Lines over iterations (or bytes) with a band over seeds: what curves, variance and bytes_to_accuracy share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
+from lqray.reporting.figures.seeds import Band, across, smoothed
+from lqray.reporting.figures.style import bounds, handle, shown_name
+from lqray.reporting.histories import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+_MARKS = 6
+_FEW = 12
+_WIDER = 0.2
+"""A band widens the axis by this share of what the means span, no more: of two seeds it may be tens of times that."""
+_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trial on its own. x, values: (n,)."""
+
+    run_id: str
+    x: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A group's metric. band: over its finished runs. running: the others. last_steps: of finished runs, by run id."""
+
+    group: Group
+    band: Band
+    running: tuple[Trace, ...] = ()
+    last_steps: Mapping[str, int] = field(default_factory=dict)
+
+
+def curves_of(
+    recordings: Recordings, groups: Sequence[Group], metrics: Mapping[str, str], options: Options
+) -> list[Curve]:
+    """A curve for each group that has its metric (metrics: by the group's label); those that have none, and what is cut
+    off, are remarked on. Raises NothingToDrawError without any."""
+    curves, without = [], []
+    for group in groups:
+        key = metrics[group.label]
+        found = recordings.histories(key)
+        runs = [smoothed(found[one.run_id], options.smooth) for one in group.finished if one.run_id in found]
+        running = tuple(
+            _trace(one.run_id, smoothed(found[one.run_id], options.smooth))
+            for one in group.running
+            if one.run_id in found
+        )
+        band = across(runs, is_logarithmic(key))
+        if not len(band) and not running:
+            without.append(group.label)
+            continue
+        if len(runs) < len(group.finished):
+            recordings.remark(f"{group.label}: {len(group.finished) - len(runs)} runs have no {key}, and are left out")
+        if band.cut:
+            recordings.remark(f"{group.label}: its runs end at different iterations; the mean ends with the first")
+        if np.isnan(band.mean).any():
+            recordings.remark(f"{group.label}: gaps where {key} of a run is not finite")
+        last = {one.run_id: int(found[one.run_id].steps[-1]) for one in group.finished if one.run_id in found}
+        curves.append(Curve(group, band, running, last))
+    if not curves:
+        raise NothingToDrawError(f"no trial has a history of {', '.join(sorted(set(metrics.values())))}")
+    if without:
+        recordings.remark(f"left out, for they have none of it: {', '.join(without)}")
+    return curves
+
+
+def last_steps(curves: Sequence[Curve]) -> dict[str, int]:
+    """Of the finished runs drawn, by run id."""
+    return {run_id: step for curve in curves for run_id, step in curve.last_steps.items()}
+
+
+def draw_curves(panel: Axes, metric: str, curves: Sequence[Curve]) -> None:
+    """Means as lines, intervals as bands, running trials as thin lines; the y axis shows all means."""
+    if is_logarithmic(metric):
+        panel.set_yscale("log")
+    for number, curve in enumerate(curves):
+        own, band = curve.group.look, curve.band
+        if len(band):
+            marks = _marks(len(band), number, len(curves))
+            panel.plot(
+                *(band.x, band.mean),
+                color=own.colour,
+                linestyle=own.dashes,
+                marker=own.marker,
+                markevery=marks,
+                label=curve.group.label,
+                zorder=3,
+            )
+            if np.isfinite(band.low).any():
+                panel.fill_between(band.x, band.low, band.high, color=own.colour, alpha=0.15, linewidth=0, zorder=2)
+        for trace in curve.running:
+            panel.plot(trace.x, trace.values, color=own.colour, linestyle=own.dashes, linewidth=0.6)
+    limit(panel, metric, [one.band for one in curves], [one for curve in curves for one in curve.running])
+
+
+def entries(curves: Sequence[Curve], notes: Mapping[str, str] | None = None) -> list[tuple[Any, str]]:
+    """Of the legend. notes: by label, added to it."""
+    return [
+        (handle(one.group.look), one.group.label + (notes or {}).get(one.group.label, "")) for one in _each_once(curves)
+    ]
+
+
+def limit(panel: Axes, metric: str, bands: Sequence[Band], traces: Sequence[Trace] = ()) -> None:
+    """Limits of the y axis: all means, and of the bands what widens it by no more than a fifth to either side. Of
+    accuracies nothing beyond 0 and 1."""
+    logarithmic = is_logarithmic(metric)
+    means = np.concatenate([*(one.mean for one in bands), *(one.values for one in traces)])
+    tight = bounds(means.tolist(), logarithmic)
+    if tight is None:
+        return
+    ends = [part for one in bands for part in (one.low, one.high)]
+    whole = bounds(np.concatenate([means, *ends]).tolist(), logarithmic)
+    assert whole is not None
+    change, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)
+    first, last = change(tight)
+    lowest, highest = change(whole)
+    room = _WIDER * (last - first)
+    low, high = float(back(max(lowest, first - room))), float(back(min(highest, last + room)))
+    if is_accuracy(metric):
+        low, high = max(low, -_MARGIN), min(high, 1.0 + _MARGIN)
+    panel.set_ylim(low, high)
+
+
+def is_logarithmic(metric: str) -> bool:
+    """Whether it is drawn on a logarithmic axis: variances and their ratios are."""
+    return "variance" in metric
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether it is a share of examples, drawn in percent."""
+    return metric.endswith("accuracy")
+
+
+def label_metric(panel: Axes, metric: str, options: Options) -> None:
+    """Name and numbers of a y axis that shows the metric; accuracies in percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    smoothed = f"\n(mean of {options.smooth} points)" if options.smooth > 1 else ""
+    panel.set_ylabel(shown_name(metric) + smoothed)
+    if is_accuracy(metric):
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def finish_iterations(panel: Axes, metric: str, options: Options) -> None:
+    """Both axes of a metric against the iteration; many thousands of iterations as k."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    label_metric(panel, metric, options)
+    panel.set_xlabel("iteration")
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    if panel.get_xlim()[1] >= 10_000:
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
+
+
+def _each_once(curves: Sequence[Curve]) -> list[Curve]:
+    return list({curve.group.label: curve for curve in curves}.values())
+
+
+def _marks(points: int, number: int, lines: int) -> Any:
+    """All of a few points, else six, not where the markers of the other lines are."""
+    if points <= _FEW:
+        return 1
+    every = max(1, points // _MARKS)
+    return (number * every // max(lines, 1), every)
+
+
+def _trace(run_id: str, history: History) -> Trace:
+    values = np.where(np.isfinite(history.values), history.values, np.nan)
+    return Trace(run_id, history.steps.astype(np.float64), values)

@@ -1,0 +1,196 @@
+"""What a figure is of: trials in groups, and their histories, read when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from lqray.reporting.histories import History, read_histories
+from lqray.reporting.methods import Look, in_order, look, numbered, shade
+from lqray.reporting.records import Record
+from lqray.reporting.selection import METHOD, SEED, grouping_keys, metrics_of, natural, params_of, resolved
+
+FINISHED, RUNNING = "FINISHED", "RUNNING"
+
+
+class NothingToDrawError(ValueError):
+    """The records do not hold what a figure shows; the text says what is missing, and how to get it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """metrics: by default the kind's own. group_by: parameters, by default those that vary. target: of the metric.
+    smooth: points of a running mean, 0 for none. width: of a column of a paper or of both."""
+
+    metrics: tuple[str, ...] = ()
+    group_by: tuple[str, ...] = ()
+    target: float | None = None
+    smooth: int = 0
+    width: Literal["single", "double"] = "single"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials drawn as one: they differ in the seed, and in what they were not grouped by."""
+
+    label: str
+    look: Look
+    records: tuple[Record, ...]
+
+    @property
+    def finished(self) -> list[Record]:
+        """Those that count."""
+        return [one for one in self.records if one.status == FINISHED]
+
+    @property
+    def running(self) -> list[Record]:
+        """Those that are under way."""
+        return [one for one in self.records if one.status != FINISHED]
+
+
+class Recordings:
+    """Finished trials, and running ones where these are wanted.
+
+    uri: absolute store. experiments: by name, their records, at most one a trial. remarks: what a reader of the figure
+    should know of what it leaves out; drawing adds to them.
+    """
+
+    def __init__(self, uri: str, experiments: Mapping[str, Sequence[Record]]) -> None:
+        self._uri = uri
+        self._experiments = experiments
+        self._histories: dict[str, dict[str, History]] = {}
+        self.records = [one for records in experiments.values() for one in records]
+        self.remarks: list[str] = []
+
+    def remark(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def metric(self, name: str) -> str:
+        """The reported metric that `name` is, or is the ending of. Raises UnknownKeyError, which lists them."""
+        return resolved(name, metrics_of(self.records), "metric")
+
+    def reported(self, key: str) -> bool:
+        """Whether some trial has the metric."""
+        return any(key in one.metrics for one in self.records)
+
+    def histories(self, key: str) -> dict[str, History]:
+        """By run id; reads a metric once."""
+        if key not in self._histories:
+            found: dict[str, History] = {}
+            for name, records in self._experiments.items():
+                wanted = [one.run_id for one in records if key in one.metrics]
+                found |= read_histories(self._uri, name, wanted, key) if wanted else {}
+            self._histories[key] = found
+        return self._histories[key]
+
+    def snapshot(self, record: Record, artifact: str) -> dict[str, Any] | None:
+        """A JSON artifact of a run; None where it has none."""
+        from lqray.reporting.artifacts import read_text
+
+        text = read_text(self._uri, record.run_id, artifact)
+        found: dict[str, Any] | None = json.loads(text) if text is not None else None
+        return found
+
+    def groups(self, group_by: Sequence[str] = (), without: Collection[str] = ()) -> list[Group]:
+        """Trials by the parameters `group_by`, by default those that tell groups of seeds apart, but not by `without`.
+
+        In the order of methods. Raises UnknownKeyError.
+        """
+        keys = [key for key in self._keys(group_by) if key not in without]
+        parted: dict[tuple[str | None, ...], list[Record]] = {}
+        for one in self.records:
+            parted.setdefault(tuple(_value(one, key) for key in keys), []).append(one)
+        methods = in_order(one.method for one in self.records)
+
+        def order(item: tuple[tuple[str | None, ...], list[Record]]) -> list[tuple[int, float, str]]:
+            return [
+                (1, float(methods.index(value or "?")), "") if key == METHOD and value in methods else natural(value)
+                for key, value in zip(keys, item[0], strict=True)
+            ]
+
+        names = _short(keys)
+        hidden = _hidden(keys, parted)
+        groups = [
+            Group(_label(keys, names, values, hidden), _look(members, number), tuple(members))
+            for number, (values, members) in enumerate(sorted(parted.items(), key=order))
+        ]
+        return _shaded(groups)
+
+    def _keys(self, group_by: Sequence[str]) -> tuple[str, ...]:
+        if not group_by:
+            return grouping_keys(self.records)
+        known = params_of(self.records) | {"trial"}
+        return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
+
+
+def band_note(groups: Iterable[Group], logarithmic: Iterable[bool] = ()) -> str:
+    """What lines and bands are of, for the legend; nothing where no group has two finished runs. logarithmic: whether
+    the axes are."""
+    finished = [one.finished for one in groups if one.finished]
+    counts = sorted({len(runs) for runs in finished})
+    if not counts or counts[-1] < 2:
+        return ""
+    many = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
+    seeds = all(len({one.params.get(SEED) for one in runs}) == len(runs) for runs in finished)
+    scales = set(logarithmic)
+    mean = "geometric mean" if scales == {True} else "mean"
+    mean += " (geometric where logarithmic)" if len(scales) == 2 else ""
+    return f"{mean} and 95% interval of {many} {'seeds' if seeds else 'runs'}"
+
+
+def _value(record: Record, key: str) -> str | None:
+    return record.name if key == "trial" else record.params.get(key)
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [key if ends.count(end) > 1 else end for key, end in zip(keys, ends, strict=True)]
+
+
+def _hidden(keys: Sequence[str], groups: Collection[Sequence[str | None]]) -> dict[str, str]:
+    """Parameters that vary within a single method, with that method: labels of others need not name them."""
+    if METHOD not in keys:
+        return {}
+    at = keys.index(METHOD)
+    alone = {}
+    for place, key in enumerate(keys):
+        by_method: dict[str | None, set[str | None]] = {}
+        for values in groups:
+            by_method.setdefault(values[at], set()).add(values[place])
+        varying = [method for method, found in by_method.items() if len(found) > 1]
+        if len(varying) == 1:
+            alone[key] = varying[0] or "?"
+    return alone
+
+
+def _label(keys: Sequence[str], names: Sequence[str], values: Sequence[str | None], hidden: Mapping[str, str]) -> str:
+    method = dict(zip(keys, values, strict=True)).get(METHOD)
+    parts = []
+    for key, name, value in zip(keys, names, values, strict=True):
+        if value is None or hidden.get(key, method) != method:
+            continue
+        if key == METHOD:
+            parts.append(look(value).label)
+        else:
+            parts.append(value if key == "trial" else f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts) or "all trials"
+
+
+def _look(members: Sequence[Record], number: int) -> Look:
+    methods = {one.method for one in members}
+    return look(methods.pop()) if len(methods) == 1 else numbered(number)
+
+
+def _shaded(groups: Sequence[Group]) -> list[Group]:
+    """Groups of one method in shades of its colour, the last in the colour itself."""
+    same: dict[Look, list[int]] = {}
+    for index, group in enumerate(groups):
+        same.setdefault(group.look, []).append(index)
+    return [
+        replace(group, look=shade(group.look, same[group.look].index(index), len(same[group.look])))
+        for index, group in enumerate(groups)
+    ]

@@ -1,0 +1,144 @@
+"""`lqray plot`: figures of recorded experiments, written as files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lqray.reporting.figures import Kind, kinds, load_kind
+from lqray.reporting.figures.recordings import FINISHED, RUNNING, NothingToDrawError, Options, Recordings
+from lqray.reporting.figures.style import FORMATS, styled, write
+from lqray.reporting.records import Record, latest_attempts, read_records
+from lqray.reporting.selection import select
+
+ALL = "all"
+_FOLDER = Path("figures")
+_OWN = {"metrics": "--metric", "group_by": "--group-by", "target": "--target", "smooth": "--smooth"}
+
+
+class PlotError(ValueError):
+    """Options that do not go together, or nothing to draw."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `lqray plot`; see its help. out: a folder, or a file of one of FORMATS; figures/ by default."""
+
+    kind: str
+    figure: Options = field(default_factory=Options)
+    only: Sequence[str] = ()
+    where: Sequence[str] = ()
+    running: bool = False
+    formats: Sequence[str] = FORMATS
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A kind's figure. files: as written; none where it was left out, then remarks say why."""
+
+    kind: str
+    files: tuple[Path, ...]
+    remarks: tuple[str, ...]
+
+
+def plot(experiments: Sequence[tuple[str, str]], request: Request) -> Iterator[Drawn]:
+    """Draw and write figures of experiments, (name, absolute store) each, together; of kind `all` what the records
+    allow.
+
+    Raises PlotError, NothingToDrawError, UnknownExperimentError, UnknownKeyError.
+    """
+    chosen = [load_kind(name) for name in (kinds() if request.kind == ALL else [request.kind])]
+    heeded = _heeded(chosen, request)
+    folder, stem, formats = _destination([name for name, _ in experiments], request)
+    recordings = recordings_of(experiments, request)
+    drew = False
+    for kind in chosen:
+        recordings.remarks = []
+        with styled():
+            try:
+                figure = kind.draw(recordings, heeded[kind.name])
+            except NothingToDrawError as error:
+                if request.kind != ALL:
+                    raise
+                yield Drawn(kind.name, (), (str(error),))
+                continue
+            files = write(figure, folder / stem.format(kind=kind.name), formats)
+        drew = True
+        yield Drawn(kind.name, tuple(files), tuple(recordings.remarks))
+    if not drew:
+        raise PlotError("none of the figures can be drawn from what is recorded")
+
+
+def plot_all(experiments: Sequence[tuple[str, str]], folder: Path) -> list[str]:
+    """Every figure that the records allow, in a folder; what to say of each, a line. For exports."""
+    lines = []
+    for drawn in plot(experiments, Request(ALL, out=folder)):
+        names = ", ".join(file.name for file in drawn.files) or "left out"
+        lines.append("; ".join([f"{drawn.kind}: {names}", *drawn.remarks]))
+    return lines
+
+
+def _heeded(chosen: Sequence[Kind], request: Request) -> dict[str, Options]:
+    """By kind the options that it takes; one that no chosen kind takes is an error."""
+    given = {name for name in _OWN if getattr(request.figure, name) not in ((), None, 0)}
+    for name in sorted(given):
+        if not any(name in kind.takes for kind in chosen):
+            takes = ", ".join(one for one in kinds() if name in load_kind(one).takes)
+            raise PlotError(f"found {_OWN[name]} with --kind {request.kind}; allowed: with {takes}")
+    if request.figure.target is not None and len(request.figure.metrics) > 1:
+        raise PlotError(f"found --target with {len(request.figure.metrics)} metrics; allowed: with one --metric")
+    blank = Options()
+    return {
+        kind.name: replace(request.figure, **{name: getattr(blank, name) for name in given - kind.takes})
+        for kind in chosen
+    }
+
+
+def _destination(names: Sequence[str], request: Request) -> tuple[Path, str, Sequence[str]]:
+    """Folder, name of the file without its ending, formats."""
+    shape = request.out.suffix.removeprefix(".") if request.out else ""
+    if request.out and shape in FORMATS:
+        if request.kind == ALL:
+            raise PlotError(f"found --kind all with --out {request.out}, one file; allowed: a folder")
+        return request.out.parent, request.out.stem.replace("{", "{{").replace("}", "}}"), (shape,)
+    name = "+".join(names).replace("/", "-").replace("{", "{{").replace("}", "}}")
+    return request.out or _FOLDER, f"{name}-{{kind}}", request.formats
+
+
+def recordings_of(experiments: Sequence[tuple[str, str]], request: Request) -> Recordings:
+    """The trials that a request is of. Raises PlotError without any, UnknownExperimentError, UnknownKeyError."""
+    uris = sorted({uri for _, uri in experiments})
+    if len(uris) > 1:
+        raise PlotError(
+            f"found experiments in {len(uris)} stores: {', '.join(uris)}; allowed: experiments of one store"
+        )
+    read = {name: read_records(uris[0], name) for name, _ in experiments}
+    everything = sorted((one for records in read.values() for one in records), key=lambda one: one.started)
+    newest = latest_attempts(everything)
+    chosen = select(newest, request.only, request.where)
+    wanted = {FINISHED, RUNNING} if request.running else {FINISHED}
+    usable = {one.run_id for one in chosen if one.status in wanted}
+    if not usable:
+        raise PlotError(_why_nothing(", ".join(read), newest, chosen, request))
+    return Recordings(
+        uris[0], {name: [one for one in records if one.run_id in usable] for name, records in read.items()}
+    )
+
+
+def _why_nothing(names: str, newest: Sequence[Record], chosen: Sequence[Record], request: Request) -> str:
+    if not newest:
+        return f"{names} has no trials of lqray yet; run its file with `lqray run`"
+    if not chosen:
+        some = ", ".join(one.name for one in newest[:8]) + (", ..." if len(newest) > 8 else "")
+        given = [*(f"--only {text}" for text in request.only), *(f"--where {text}" for text in request.where)]
+        return f"no trial of {names} matches {' '.join(given)}; there are: {some}"
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(one.state for one in chosen).items()))
+    advice = ["`lqray run` continues what is not finished"]
+    if any(one.status == "FAILED" for one in chosen):
+        advice.append("`lqray failures` says why trials failed")
+    if any(one.status == RUNNING for one in chosen):
+        advice.append("--running draws those that run")
+    return f"no trial of {names} has finished: {counts}; {'; '.join(advice)}"
