@@ -397,8 +397,9 @@ class Resources(Section):
 class Tracking(Section):
     """Where runs are recorded. Not part of a trial."""
 
-    uri: str = Field(default="sqlite:///lqray.db", min_length=1)
-    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from."""
+    uri: str | None = Field(default=None, min_length=1, json_schema_extra={"founding": "sqlite:///lqray.db"})
+    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from. By
+    default MLFLOW_TRACKING_URI of its environment, else sqlite:///lqray.db."""
 
 
 class Storage(Section):
