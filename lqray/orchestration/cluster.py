@@ -41,7 +41,7 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
     """
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
-        _offer_token()
+        offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
     for key, value in settings.items():
         os.environ.setdefault(key, value)
@@ -79,7 +79,7 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
         ray.shutdown()
 
 
-def _offer_token() -> None:
+def offer_token() -> None:
     """Show this user's Ray token, where there is one, to the cluster at RAY_ADDRESS.
 
     `ray start` and `ray.init` ask for a token as soon as the user has one, but with an address `ray.init` shows it only

@@ -1,15 +1,14 @@
 """Joining a Ray that already runs, of this test's own: its own ports, folder and processes."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
+from tests.orchestration.heads import TOKEN, ray_head
 
 pytestmark = pytest.mark.ray
 
@@ -25,39 +24,13 @@ base:
 sweep:
   - matrix: {seed: [1]}
 """
-TOKEN = "0" * 63 + "1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
 def head(tmp_path_factory):
-    """Address of a Ray head that asks for TOKEN, in a process group of its own that ends with the test."""
-    folder = tmp_path_factory.mktemp("r")
-    port = free_port()
-    arguments = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    arguments += [f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
-        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ""},
-        stdout=(folder / "head.log").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while "Ray runtime started" not in (folder / "head.log").read_text() and time.monotonic() < deadline:
-        assert process.poll() is None, (folder / "head.log").read_text()
-        time.sleep(0.2)
-    yield f"127.0.0.1:{port}"
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    """Address of a Ray head that asks for TOKEN."""
+    with ray_head(tmp_path_factory.mktemp("r"), dashboard=False) as running:
+        yield running.address
 
 
 def lqray_run(folder: Path, address: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
