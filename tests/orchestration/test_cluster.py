@@ -9,13 +9,14 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.orchestration.heads import TOKEN, ray_head
+from tests.training.dataset_files import write_idx
 
 pytestmark = pytest.mark.ray
 
 TEXT = """
 name: joined
 base:
-  data: {name: digits}
+  data: {name: mnist}
   model: {name: mlp, layers: [16]}
   optimizer: {name: sgd, lr: 0.1}
   schedule: {iterations: 5, batch_size: 16}
@@ -28,8 +29,10 @@ sweep:
 
 @pytest.fixture
 def head(tmp_path_factory):
-    """Address of a Ray head that asks for TOKEN."""
-    with ray_head(tmp_path_factory.mktemp("r"), dashboard=False) as running:
+    """Address of a Ray head that asks for TOKEN, on a machine that has MNIST in a place of its own."""
+    folder = tmp_path_factory.mktemp("r")
+    write_idx(folder / "data")
+    with ray_head(folder, dashboard=False, LQRAY_DATA=str(folder / "data")) as running:
         yield running.address
 
 
@@ -39,7 +42,8 @@ def lqray_run(folder: Path, address: str, *options: str, **environment: str) -> 
     return subprocess.run(
         [sys.executable, "-m", "lqray", "run", "joined.yaml", *options],
         cwd=folder,
-        env=clean | {"RAY_ADDRESS": address} | environment,
+        # Where data is here says nothing of where it is on the machines that train.
+        env=clean | {"RAY_ADDRESS": address, "LQRAY_DATA": str(folder / "nowhere")} | environment,
         capture_output=True,
         text=True,
         timeout=180,
