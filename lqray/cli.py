@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lqray.experiment.grid import Experiment
     from lqray.orchestration.run import LauncherName, Plan, RunOptions
+    from lqray.orchestration.submission import Sweep
     from lqray.reporting.export import Raw
     from lqray.reporting.report import Format, Recorded
 
@@ -25,7 +26,14 @@ _experiments = click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, 
 _only = click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern).")
 _where = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this parameter.")
 
-_uri = click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="Where the runs are recorded.")
+_uri = click.option(
+    "--uri",
+    default="sqlite:///lqray.db",
+    envvar="MLFLOW_TRACKING_URI",
+    show_default=True,
+    show_envvar=True,
+    help="Where the runs are recorded.",
+)
 
 
 def _known_kind(_context: click.Context, _parameter: click.Parameter, kind: str) -> str:
@@ -120,6 +128,7 @@ def run(
 def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
     """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
     from lqray.orchestration.cluster import ClusterError
+    from lqray.orchestration.lasting import ThrowAwayError, check_lasting, runs_in_a_job
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
     from lqray.orchestration.run import Presentation, make_plan, run_plan
@@ -131,7 +140,9 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.reporting.tables import terminal_table
 
     console = _console()
-    with _clear_errors(PlacementError, ClusterError, StoreAwayError):
+    with _clear_errors(PlacementError, ClusterError, StoreAwayError, ThrowAwayError):
+        if runs_in_a_job():
+            check_lasting(experiment.tracking, experiment.storage, here=True)
         plan = make_plan(experiment, options)
         if dry_run:
             from lqray.orchestration.dry_run import show_plan
@@ -153,7 +164,8 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         where = f"{holder.host}, process {holder.pid}" if holder else "another launch"
         name = next(one.named.name for one in plan.trials if one.named.trial.id == trial_id)
         click.echo(f"{name}: left to {where}, which runs it", err=True)
-    click.echo(f"Compare them in the MLflow UI:  {sys.argv[0]} ui {file}")
+    view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
+    click.echo(f"Compare them in the MLflow UI:  {view}")
     if ran.interrupted:
         click.echo(
             "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
@@ -180,6 +192,113 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
     parts += f", {plan.more} to be suggested" if plan.more else ""
     limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
     console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {plan.uri}", highlight=False)
+
+
+def _options_of_run() -> list[click.Parameter]:
+    return [option for option in run.params if isinstance(option, click.Option)]
+
+
+class _SubmitCommand(click.Command):
+    """Has the options of `run`, also behind a `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [argument for argument in args if argument != "--"])
+
+
+@main.command(cls=_SubmitCommand, params=_options_of_run())
+@_files
+@click.option("--address", metavar="URL", help="Of the cluster's dashboard; by default http://127.0.0.1:8265.")
+@click.option(
+    "--cluster",
+    type=click.Path(path_type=Path),
+    help="A file of Ray's cluster launcher: reach its head's dashboard through an SSH tunnel.",
+)
+@click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log.")
+@click.option("--no-wait", is_flag=True, help="Return as soon as the job is submitted.")
+def submit(
+    files: tuple[Path, ...], address: str | None, cluster: Path | None, follow: bool, no_wait: bool, **options: object
+) -> None:
+    """Run FILE... on a cluster, as a Ray job: `lqray run`, with its options, in a copy of this working tree.
+
+    The same files and options are the same job: submitted again while it runs, it is followed; after its end it is
+    run again, for what is missing. Ctrl-C leaves it running. Exit code: 0 when the job succeeded, 1 when it failed or
+    was stopped, 130 when left running.
+    """
+    from lqray.orchestration.lasting import ThrowAwayError, check_lasting
+
+    with _clear_errors(ThrowAwayError):
+        if address and cluster:
+            raise click.UsageError("--address and --cluster: only one of them")
+        overrides: tuple[str, ...] = options["overrides"]  # type: ignore[assignment]
+        experiments = [_read(file, overrides) for file in files]
+        for experiment in experiments:
+            check_lasting(experiment.tracking, experiment.storage, here=False)
+    from lqray.orchestration.submission import Sweep
+
+    sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options))
+    sys.exit(_submit(sweep, address, cluster, follow, no_wait))
+
+
+def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool) -> int:
+    from contextlib import closing, nullcontext
+
+    from lqray.orchestration.cluster import ClusterError
+    from lqray.orchestration.package import PackageError
+    from lqray.orchestration.submission import Cluster, SubmissionError, job_server
+    from lqray.orchestration.tunnel import Tunnel
+
+    where = f"--cluster {config}" if config else f"--address {job_server(address)}"
+    with _clear_errors(ClusterError, SubmissionError, PackageError):
+        tunnel = Tunnel(config) if config else None
+        with closing(tunnel) if tunnel else nullcontext():
+            cluster = Cluster(
+                tunnel.address if tunnel else lambda: job_server(address), lambda text: click.echo(text, err=True)
+            )
+            job = cluster.submit(sweep)
+            again = f"lqray submit {' '.join(map(str, sweep.files))} {' '.join([*sweep.options, where])}"
+            if job.attached:
+                click.echo(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
+            else:
+                click.echo(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
+            if no_wait:
+                click.echo(_how_to_go_on(again, job.submission_id, sweep), err=True)
+                return 0
+            try:
+                ended = cluster.outcome(
+                    job.submission_id, (lambda text: click.echo(text, nl=False)) if follow else None
+                )
+            except KeyboardInterrupt:
+                click.echo(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep)}", err=True)
+                return 130
+            click.echo(f"{job.submission_id}: {ended}", err=True)
+            return 0 if ended == "SUCCEEDED" else 1
+
+
+def _show_log(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+def _how_to_go_on(again: str, submission_id: str, sweep: Sweep) -> str:
+    return (
+        f"{submission_id} goes on without you.\n  follow it:   {again}\n"
+        f"  stop trials: {'; '.join(f'lqray stop {name} --uri ...' for name in sweep.names)}\n"
+        f"  stop it:     ray job stop {submission_id}"
+    )
+
+
+def _as_arguments(values: dict[str, object]) -> tuple[str, ...]:
+    """Options of `run` as on its command line, as far as they are not the default."""
+    arguments: list[str] = []
+    for option in _options_of_run():
+        value = values[option.name or ""]
+        if value == option.get_default(click.get_current_context()) or value in ((), None, False):
+            continue
+        if value is True:
+            arguments.append(option.opts[0])
+        else:
+            for one in value if isinstance(value, tuple) else (value,):
+                arguments += [option.opts[0], str(one)]
+    return tuple(arguments)
 
 
 @main.command()
@@ -471,7 +590,59 @@ def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> Non
 
 
 @main.command()
-@click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="The MLflow store to look at.")
+@click.option(
+    "--backend-store-uri",
+    default="sqlite:///lqray.db",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    show_default=True,
+    show_envvar=True,
+    help="Database of the runs, for many trials at a time postgresql://...; a password is better in the variable.",
+)
+@click.option(
+    "--artifacts-destination",
+    default="lqray-artifacts",
+    envvar="MLFLOW_ARTIFACTS_DESTINATION",
+    show_default=True,
+    show_envvar=True,
+    help="Folder or s3://... of artifacts, which clients send to the server.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: on all.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option(
+    "--allowed-hosts",
+    envvar="MLFLOW_SERVER_ALLOWED_HOSTS",
+    metavar="NAME:PORT,...",
+    help="What clients may call the server; by default, with another --host, this machine's names and addresses.",
+)
+@click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Processes that answer.")
+@click.option(
+    "--basic-auth",
+    is_flag=True,
+    help="Ask for a user's name and password. The first start makes the user admin, of MLFLOW_AUTH_ADMIN_PASSWORD.",
+)
+def server(
+    backend_store_uri: str,
+    artifacts_destination: str,
+    host: str,
+    port: int,
+    allowed_hosts: str | None,
+    workers: int,
+    basic_auth: bool,
+) -> None:
+    """Start an MLflow server that several machines can record to."""
+    from lqray.reporting.server import ServerError, ServerOptions, serve_team
+
+    here = Path.cwd()
+    artifacts = artifacts_destination if "://" in artifacts_destination else str(here / artifacts_destination)
+    with _clear_errors(ServerError):
+        options = ServerOptions(
+            _absolute(backend_store_uri), artifacts, host, port, allowed_hosts, workers, basic_auth, here
+        )
+        sys.exit(serve_team(options))
+
+
+@main.command()
+@_uri
 def doctor(uri: str) -> None:
     """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken."""
     from lqray.orchestration.doctor import examine, shown
@@ -512,7 +683,7 @@ def _recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:
     return found
 
 
-def _absolute(uri: str) -> str:
+def _absolute(uri: str | None) -> str:
     from lqray.experiment.store import absolute_store
 
     return absolute_store(uri)

@@ -390,6 +390,9 @@ class Resources(Section):
     """Memory that a process may use, in GiB; beyond it, the trial fails as out of memory. Ray sets as much aside."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """How long a process waits for the others in a collective before it fails."""
+    network_interface: str | None = Field(default=None, min_length=1)
+    """Network interface that gradients travel over, such as eth0, on every machine; a prefix will do for NCCL. By
+    default GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the machine's environment, or else torch's choice."""
     concurrent_trials: int | Literal["auto"] = "auto"
     """Trials at a time; auto: as many as fit."""
 
@@ -397,8 +400,9 @@ class Resources(Section):
 class Tracking(Section):
     """Where runs are recorded. Not part of a trial."""
 
-    uri: str = Field(default="sqlite:///lqray.db", min_length=1)
-    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from."""
+    uri: str | None = Field(default=None, min_length=1, json_schema_extra={"founding": "sqlite:///lqray.db"})
+    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from. By
+    default MLFLOW_TRACKING_URI of its environment, else sqlite:///lqray.db."""
     figures: bool = True
     """Draw the levels of each quantized trial against the density of its last gradient, when it ends."""
     log_model: bool = False

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _SQLITE = "sqlite:///"
+STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+DEFAULT_STORE = "sqlite:///lqray.db"
 
 
-def absolute_store(uri: str, directory: Path | None = None) -> str:
+def absolute_store(uri: str | None, directory: Path | None = None) -> str:
     """An MLflow tracking URI that means the same in every working directory; Ray changes that of its workers.
 
-    Relative sqlite paths are taken from `directory`, by default the current one; other URIs are returned as they are.
+    None: MLFLOW_TRACKING_URI of the environment, else sqlite:///lqray.db. Relative sqlite paths are taken from
+    `directory`, by default the current one; other URIs are returned as they are.
     """
+    uri = uri or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
     if not uri.startswith(_SQLITE):
         return uri
     path = Path(uri.removeprefix(_SQLITE)).expanduser()

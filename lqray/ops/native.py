@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import json
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -28,14 +31,22 @@ class Native:
 def load() -> Native:
     """Load the library beside this package, which registers its kernels; says once where there is none.
 
-    LQRAY_NATIVE=0 keeps it out; LQRAY_NATIVE_LIBRARY names another file.
+    Without one, the library of the lqray that is installed here serves, where its kernels' sources are the same: a
+    submitted working tree brings none, since it would be of another machine. LQRAY_NATIVE=0 keeps it out;
+    LQRAY_NATIVE_LIBRARY names another file.
     """
     if os.environ.get("LQRAY_NATIVE") == "0":
         return Native(None, None, "LQRAY_NATIVE=0")
     named = os.environ.get("LQRAY_NATIVE_LIBRARY")
-    found = [Path(named)] if named else sorted(Path(__file__).parent.parent.glob("_native*.so"))
+    package = Path(__file__).parent.parent
+    found = [Path(named)] if named else _libraries(package)
+    installed = None
+    if not found and (installed := _installed_tree()) and _same_sources(installed, package.parent):
+        found = _libraries(installed / "lqray")
     if not found:
         reason = "it was not built: reinstall where a C++ compiler is (`pip install --no-build-isolation -e .`)"
+        if installed and installed != package.parent:
+            reason = f"{package} has none, and that of {installed} is of other sources, or not built either"
     else:
         try:
             torch.ops.load_library(found[0])
@@ -48,6 +59,31 @@ def load() -> Native:
             )
     _log.warning("lqray runs on its reference operators, which are slow: no native library; %s", reason)
     return Native(None, None, reason)
+
+
+def _libraries(package: Path) -> list[Path]:
+    return sorted(package.glob("_native*.so"))
+
+
+def _installed_tree() -> Path | None:
+    """Source tree of the lqray that is installed in this environment, where it was installed from one (`pip -e`)."""
+    try:
+        origin = importlib.metadata.distribution("lqray").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    url = urlsplit(json.loads(origin)["url"]) if origin else None
+    return Path(unquote(url.path)) if url and url.scheme == "file" else None
+
+
+def _same_sources(one: Path, other: Path) -> bool:
+    """Whether the kernels of two source trees, and how they are built, are equal byte for byte."""
+    files = [{file.name: file for file in (*tree.glob("csrc/*"), tree / "setup.py")} for tree in (one, other)]
+    return (
+        len(files[0]) > 1
+        and files[0].keys() == files[1].keys()
+        and all(file.is_file() and files[1][name].is_file() for name, file in files[0].items())
+        and all(file.read_bytes() == files[1][name].read_bytes() for name, file in files[0].items())
+    )
 
 
 def backend(operator: str, device: str) -> str:

@@ -32,16 +32,19 @@ class ClusterError(ConnectionError):
 
 
 @contextmanager
-def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, float]]:
+def ray_cluster(
+    need: Mapping[str, float], verbose: bool, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, float]]:
     """Ray while the context lasts; yields its total resources.
 
     With RAY_ADDRESS set, or a cluster running on this machine, it is that one (RAY_ADDRESS=local insists on one of our
     own). Our own has at least the CPUs that one trial needs, so that a trial of more workers than cores still runs,
-    slowly; it ends with the context, with all its processes. Raises ClusterError when RAY_ADDRESS cannot be joined.
+    slowly; it ends with the context, with all its processes. environment: of worker processes, from their start. Raises
+    ClusterError when RAY_ADDRESS cannot be joined.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
-        _offer_token()
+        offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
     for key, value in settings.items():
         os.environ.setdefault(key, value)
@@ -58,7 +61,7 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
                 address=address or "auto",
                 logging_level=level,
                 log_to_driver=verbose,
-                runtime_env={"env_vars": {key: os.environ[key] for key in settings}},
+                runtime_env={"env_vars": {**{key: os.environ[key] for key in settings}, **(environment or {})}},
             )
             joined = True
         except ConnectionError as error:
@@ -69,6 +72,7 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
         ray.init(
             address="local",
             num_cpus=max(cores, int(need["CPU"])),
+            runtime_env={"env_vars": dict(environment)} if environment else None,
             include_dashboard=True,
             logging_level=level,
             log_to_driver=verbose,
@@ -79,7 +83,7 @@ def ray_cluster(need: Mapping[str, float], verbose: bool) -> Iterator[dict[str, 
         ray.shutdown()
 
 
-def _offer_token() -> None:
+def offer_token() -> None:
     """Show this user's Ray token, where there is one, to the cluster at RAY_ADDRESS.
 
     `ray start` and `ray.init` ask for a token as soon as the user has one, but with an address `ray.init` shows it only

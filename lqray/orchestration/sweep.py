@@ -21,6 +21,7 @@ from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import concurrent_trials, needed, processes_of
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.worker import News, Outcome, WorkerTask
+from lqray.training.worker import interface_variables
 
 _POLL_SECONDS = 0.5
 
@@ -50,9 +51,10 @@ class RayLauncher:
         if queue.over:
             return
         need = needed(self._shapes, self._resources)
+        environment = interface_variables(self._resources.network_interface)
         storage = tempfile.mkdtemp(prefix="lqray-")
         try:
-            with sigterm_as_interrupt(), ray_cluster(need, self._verbose) as available:
+            with sigterm_as_interrupt(), ray_cluster(need, self._verbose, environment) as available:
                 self._tune(queue, concurrent_trials(need, available, self._resources), storage)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None

@@ -156,6 +156,7 @@ def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, 
         checkpoints,
         stop=reporter.stop if reporter else _never,
         backend=task.backend,
+        network_interface=resources.network_interface,
     )
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import webbrowser
 
 import click
 
 from lqray.reporting.records import experiment_id
-
-_START_SECONDS = 60.0
+from lqray.reporting.server import free_port, serve
 
 
 def charts_path(identifier: str) -> str:
@@ -33,63 +28,18 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
     if uri.startswith(("http://", "https://")):
         _show(uri.rstrip("/") + path, browser)
         return 0
-    free = _free_port(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--port", str(free), "--workers", "1"]
-    # A session of its own, so that the server and all that it starts can be ended together.
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        if not _answers(free, server):
-            _end(server)
-            click.echo(f"the MLflow server did not start:\n{server.communicate()[1]}", err=True)
-            return 1
+    free = free_port(port)
+
+    def ready() -> None:
         _show(f"http://127.0.0.1:{free}{path}", browser)
         click.echo("Ctrl-C ends it.")
-        server.communicate()
-        return server.returncode
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        _end(server)
 
-
-def _end(server: subprocess.Popen[str]) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, how)
-            server.wait(timeout=5)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+    arguments = ["--host", "127.0.0.1", "--port", str(free), "--workers", "1"]
+    # By environment: everyone on the machine sees a command line, and the store's address may hold a password.
+    return serve(arguments, {"MLFLOW_BACKEND_STORE_URI": uri}, "127.0.0.1", free, ready, logged=False)
 
 
 def _show(url: str, browser: bool) -> None:
     click.echo(url)
     if browser:
         webbrowser.open(url)
-
-
-def _free_port(first: int) -> int:
-    for port in range(first, first + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError(f"no free port from {first} to {first + 99}")
-
-
-def _answers(port: int, server: subprocess.Popen[str]) -> bool:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return True
-        time.sleep(0.1)
-    return False

@@ -62,7 +62,14 @@ def run_standalone(
             )
             after_step = recorder.step
         return run_worker(
-            trial, report, device, resources.cpus_per_process, resources.timeout_seconds, checkpoints, after_step
+            trial,
+            report,
+            device,
+            resources.cpus_per_process,
+            resources.timeout_seconds,
+            checkpoints,
+            after_step,
+            network_interface=resources.network_interface,
         )
 
 

@@ -30,26 +30,34 @@ def run_worker(
     after_step: Callable[[], None] | None = None,
     stop: Callable[[], bool] | None = None,
     backend: str | None = None,
+    network_interface: str | None = None,
 ) -> dict[str, float]:
     """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
 
     threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another.
-    timeout_seconds, backend: of a process group made here; by default nccl on GPUs, gloo elsewhere. checkpoints,
-    after_step, stop: as of `train`.
+    timeout_seconds, backend, network_interface: of a process group made here; by default nccl on GPUs, gloo elsewhere,
+    over the interface that torch chooses. checkpoints, after_step, stop: as of `train`.
     """
     torch.set_num_threads(threads)
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
-    with _process_group(backend, timedelta(seconds=timeout_seconds)) as group:
+    with _process_group(backend, timedelta(seconds=timeout_seconds), network_interface) as group:
         return train(trial, group, device, report, checkpoints, after_step, stop)
 
 
+def interface_variables(network_interface: str | None) -> dict[str, str]:
+    """Environment in which process groups of both backends use that network interface; {} leaves the choice."""
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return dict.fromkeys(names, network_interface) if network_interface else {}
+
+
 @contextmanager
-def _process_group(backend: str, timeout: timedelta) -> Iterator[dist.ProcessGroup]:
+def _process_group(backend: str, timeout: timedelta, network_interface: str | None) -> Iterator[dist.ProcessGroup]:
     """The process group that exists, or one made from torchrun's variables, or one of this process alone."""
     if dist.is_initialized():
         yield _world()
         return
     if "RANK" in os.environ:
+        os.environ.update(interface_variables(network_interface))
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

@@ -1,26 +1,23 @@
 """Joining a Ray that already runs, of this test's own: its own ports, folder and processes."""
 
-import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.orchestration.sweeps import marked
+from tests.orchestration.heads import TOKEN, ray_head
+from tests.training.dataset_files import write_idx
 
 pytestmark = pytest.mark.ray
 
 TEXT = """
 name: joined
 base:
-  data: {name: digits}
+  data: {name: mnist}
   model: {name: mlp, layers: [16]}
   optimizer: {name: sgd, lr: 0.1}
   schedule: {iterations: 5, batch_size: 16}
@@ -49,42 +46,15 @@ for _ in range(100):
     time.sleep(0.1)
 print(json.dumps([groups, total["CPU"] - free.get("CPU", 0)]))
 """
-TOKEN = "0" * 63 + "1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
 def head(tmp_path_factory):
-    """Address of a Ray head that asks for TOKEN, in a process group of its own that ends with the test."""
+    """Address of a Ray head that asks for TOKEN, on a machine that has MNIST in a place of its own."""
     folder = tmp_path_factory.mktemp("r")
-    port = free_port()
-    arguments = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    arguments += [f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
-        env=os.environ
-        | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": "", "LQRAY_TEST_MARK": str(folder)},
-        stdout=(folder / "head.log").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while "Ray runtime started" not in (folder / "head.log").read_text() and time.monotonic() < deadline:
-        assert process.poll() is None, (folder / "head.log").read_text()
-        time.sleep(0.2)
-    yield f"127.0.0.1:{port}"
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
-    for number in marked(folder):  # `ray start --block` may wait half a minute for its own
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
-    process.wait()
+    write_idx(folder / "data")
+    with ray_head(folder, dashboard=False, LQRAY_DATA=str(folder / "data")) as running:
+        yield running.address
 
 
 def lqray_run(
@@ -95,7 +65,8 @@ def lqray_run(
     return subprocess.run(
         [sys.executable, "-m", "lqray", "run", "joined.yaml", *options],
         cwd=folder,
-        env=clean | {"RAY_ADDRESS": address} | environment,
+        # Where data is here says nothing of where it is on the machines that train.
+        env=clean | {"RAY_ADDRESS": address, "LQRAY_DATA": str(folder / "nowhere")} | environment,
         capture_output=True,
         text=True,
         timeout=180,

@@ -1,0 +1,61 @@
+"""What a sweep writes must outlast it: the folder that a job runs in is Ray's, and goes with the job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lqray.experiment.schema import Storage, Tracking
+from lqray.experiment.store import DEFAULT_STORE, STORE_VARIABLE
+
+_SQLITE = "sqlite:///"
+_OF_JOBS = "working_dir_files"
+_STORAGE_VARIABLE = "LQRAY_STORAGE"
+_STORAGE = "lqray-storage"
+
+
+class ThrowAwayError(ValueError):
+    """Results would be written where Ray deletes them."""
+
+
+def runs_in_a_job() -> bool:
+    """Whether this process's directory is the unpacked working tree of a Ray job."""
+    return _OF_JOBS in Path.cwd().parts
+
+
+def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
+    """Raise ThrowAwayError where runs or checkpoints would go to a job's own folder.
+
+    here: this is the job, and its environment has the last word; otherwise only what the file itself says is known.
+    """
+    uri = tracking.uri or (os.environ.get(STORE_VARIABLE) or DEFAULT_STORE if here else "")
+    said = storage.folder if "folder" in storage.model_fields_set else None
+    folder = said or (os.environ.get(_STORAGE_VARIABLE) or _STORAGE if here else "")
+    problems = []
+    if uri.startswith(_SQLITE) and _relative(uri.removeprefix(_SQLITE)):
+        problems.append(
+            f"tracking.uri\n  found:   {uri}{_default(tracking.uri)}\n"
+            f"  allowed: an MLflow server (http://..., `lqray server`), a database, or sqlite:////ABSOLUTE/lqray.db\n"
+            f"  hint:    leave it out of the file and set {STORE_VARIABLE} on the cluster's machines, or give "
+            f"--set tracking.uri=..."
+        )
+    if folder and "://" not in folder and _relative(folder):
+        problems.append(
+            f"storage.folder\n  found:   {folder}{_default(said)}\n"
+            f"  allowed: a folder that all machines see, as an absolute path, or a URI\n"
+            f"  hint:    leave it out of the file and set {_STORAGE_VARIABLE} on the cluster's machines, or give "
+            f"--set storage.folder=..."
+        )
+    if problems:
+        raise ThrowAwayError(
+            "a Ray job runs in a folder that Ray deletes after it: what is written below it is lost.\n"
+            + "\n".join(problems)
+        )
+
+
+def _relative(path: str) -> bool:
+    return not Path(path).expanduser().is_absolute()
+
+
+def _default(value: str | None) -> str:
+    return "" if value else " (the default)"

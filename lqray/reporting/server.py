@@ -1,0 +1,196 @@
+"""MLflow's own server, as a process that ends with this one: behind `lqray ui`, and for a team as `lqray server`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+_START_SECONDS = 120.0
+_HERE = ("127.0.0.1", "localhost", "::1")
+# Everybody who may log in may write: the leases by which sweeps share trials are one experiment's for all users.
+_USERS = """[mlflow]
+default_permission = EDIT
+database_uri = sqlite:///{folder}/lqray-users.db
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+class ServerError(RuntimeError):
+    """The MLflow server cannot be started so."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """The options of `lqray server`; see its help. store: an absolute URI of a database. folder: where what is not said
+    to be elsewhere is kept, absolute."""
+
+    store: str
+    artifacts: str
+    host: str
+    port: int
+    allowed_hosts: str | None
+    workers: int
+    basic_auth: bool
+    folder: Path
+
+
+def serve_team(options: ServerOptions) -> int:
+    """Serve until Ctrl-C or SIGTERM. Returns the server's exit status. Raises ServerError."""
+    _check_free(options.host, options.port)
+    arguments = ["--host", options.host, "--port", str(options.port), "--workers", str(options.workers)]
+    arguments += ["--artifacts-destination", options.artifacts]
+    hosts = options.allowed_hosts or (None if options.host in _HERE else ",".join(names_of_this_machine(options.port)))
+    if hosts:
+        arguments += ["--allowed-hosts", hosts]
+    # By environment: everyone on the machine sees a command line, and the store's address may hold a password.
+    environment = {"MLFLOW_BACKEND_STORE_URI": options.store}
+    with TemporaryDirectory(prefix="lqray-") as temporary:
+        if options.basic_auth:
+            arguments += ["--app-name", "basic-auth"]
+            environment |= _authentication(options.folder, Path(temporary))
+        shown = socket.getfqdn() if options.host in ("0.0.0.0", "::") else options.host
+
+        def ready() -> None:
+            click.echo(f"MLflow answers at http://{shown}:{options.port}. On every machine that records runs there:")
+            click.echo(f"  export MLFLOW_TRACKING_URI=http://{shown}:{options.port}")
+            if options.basic_auth:
+                click.echo("  export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=...")
+            if hosts:
+                click.echo(f"It answers to these names only (--allowed-hosts): {hosts}")
+            click.echo("Ctrl-C ends it.")
+
+        return serve(arguments, environment, options.host, options.port, ready, logged=True)
+
+
+def serve(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    host: str,
+    port: int,
+    ready: Callable[[], None],
+    logged: bool,
+) -> int:
+    """Run `mlflow server` until it ends, or Ctrl-C or SIGTERM ends it and all that it started; returns its exit status.
+
+    environment: beside this process's. ready: called once it answers at host and port. logged: whether it may write to
+    the terminal.
+    """
+    # A session of its own, so that the server and all that it starts can be ended together.
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *arguments],
+        env=os.environ | environment,
+        stdout=None if logged else subprocess.DEVNULL,
+        stderr=None if logged else subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with _interruptible():
+        try:
+            if not _answers(host, port, server):
+                _end(server)
+                click.echo(f"the MLflow server did not start:\n{server.communicate()[1] or ''}", err=True)
+                return 1
+            ready()
+            server.communicate()
+            return server.returncode
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _end(server)
+
+
+def free_port(first: int) -> int:
+    """The first port from here on that is free on this machine."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port from {first} to {first + 99}")
+
+
+def names_of_this_machine(port: int) -> list[str]:
+    """What a browser may call this machine, with a port: its names and addresses."""
+    import psutil
+
+    names = {"localhost", socket.gethostname(), socket.getfqdn()}
+    for addresses in psutil.net_if_addrs().values():
+        names |= {one.address for one in addresses if one.family == socket.AF_INET}
+    return [f"{name}:{port}" for name in sorted(names)]
+
+
+def _authentication(folder: Path, temporary: Path) -> dict[str, str]:
+    """What MLflow's basic-auth app wants in its environment. Raises ServerError."""
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise ServerError("--basic-auth needs Flask-WTF, which is not installed: pip install 'lqray[server]'")
+    found = {
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(32)
+    }
+    if "MLFLOW_AUTH_CONFIG_PATH" in os.environ:
+        return found
+    if not (folder / "lqray-users.db").exists() and not os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
+        raise ServerError(
+            f"--basic-auth: there are no users yet ({folder}/lqray-users.db). Set MLFLOW_AUTH_ADMIN_PASSWORD in the "
+            "environment for this first start, to the password of the user `admin`; it is not needed again"
+        )
+    config = temporary / "basic_auth.ini"
+    config.write_text(_USERS.format(folder=folder), encoding="utf-8")
+    return found | {"MLFLOW_AUTH_CONFIG_PATH": str(config)}
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerError(f"--host {host} --port {port}: {error.strerror or error}; choose another") from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within it, SIGTERM is Ctrl-C, and Ctrl-C is heard even where the shell that started this ignores it."""
+    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, how)
+            server.wait(timeout=5)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _answers(host: str, port: int, server: subprocess.Popen[str]) -> bool:
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with socket.create_connection((address, port), timeout=1.0):
+                return True
+        except OSError:
+            time.sleep(0.1)
+    return False

@@ -1,0 +1,84 @@
+"""Ray heads of a test's own: own ports, folder, token and processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.orchestration.sweeps import marked
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "0" * 63 + "1"
+
+
+@dataclass(frozen=True)
+class Head:
+    """address: of Ray. dashboard: URL of the dashboard and job server, "" without."""
+
+    address: str
+    dashboard: str
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def without(*prefixes: str) -> dict[str, str]:
+    """Environment of this process, but variables that begin so."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+
+
+@contextmanager
+def ray_head(folder: Path, dashboard: bool, cpus: int = 2, **environment: str) -> Iterator[Head]:
+    """A Ray head that asks for TOKEN, in a process group of its own that ends with the context.
+
+    environment: of its processes, and so of its jobs; the lqray that is installed there is this one.
+    """
+    port, dashboard_port = free_port(), free_port()
+    arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}", "--block", f"--temp-dir={folder}"]
+    arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
+    arguments += [f"--dashboard-agent-listen-port={free_port()}"]
+    arguments += [f"--include-dashboard={dashboard}".lower(), f"--dashboard-port={dashboard_port}"]
+    log = folder / "head.log"
+    clean = without("RAY_", "MLFLOW_TRACKING", "PYTHONPATH")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
+        cwd=folder,
+        env=clean
+        | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "LQRAY_TEST_MARK": str(folder),
+        }
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        | environment,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 90
+    try:
+        while "Ray runtime started" not in log.read_text() and time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}" if dashboard else "", log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        for number in marked(folder):  # `ray start --block` may wait half a minute for its own
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.wait()

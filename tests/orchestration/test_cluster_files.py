@@ -1,0 +1,100 @@
+"""Files that start clusters. What they start is not here; their shape, the schema where there is one, and the scripts
+that they run are."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster.aws.yaml"])
+def test_launcher_files_satisfy_rays_schema(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / name).read_text())
+    validate_config(prepare_config(config))
+    start = " ".join(config["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in start
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for text in config["setup_commands"]:
+        assert (ROOT / text.split()[-1].removeprefix("~/lqray-tree/")).is_file()
+
+
+def test_ray_is_pinned_to_the_version_here():
+    import ray
+
+    assert f"ray=={ray.__version__}" in (ROOT / "requirements.lock").read_text().splitlines()
+    job = documents("deploy/kuberay-rayjob.yaml")[1]
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == ray.__version__
+    assert f"rayproject/ray:{ray.__version__}-py3" in (ROOT / "deploy/Dockerfile").read_text()
+
+
+def documents(name: str) -> list[dict]:
+    return list(yaml.safe_load_all((ROOT / name).read_text()))
+
+
+def test_the_rayjob_has_what_kuberay_asks_for():
+    """KubeRay's own schema cannot be had here: these are the keys of its documentation that matter."""
+    claim, job = documents("deploy/kuberay-rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["entrypoint"].startswith("python -m lqray run ")
+    assert set(spec) == {
+        *("entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
+        "rayClusterSpec",
+    }
+    cluster = spec["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        claims = [one["persistentVolumeClaim"]["claimName"] for one in pod["volumes"] if "persistentVolumeClaim" in one]
+        assert claims == [claim["metadata"]["name"]]
+        (container,) = pod["containers"]
+        assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+        assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+        assert {one["name"] for one in container["env"]} == {"MLFLOW_TRACKING_URI", "LQRAY_STORAGE", "LQRAY_DATA"}
+        assert container["envFrom"] == [{"secretRef": {"name": "lqray"}}]
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(stat.S_IRWXU)
+
+
+def test_a_node_is_set_up_once_for_the_gpus_it_has(tmp_path):
+    """With stubs for Python and nvidia-smi that say what they are asked."""
+    home, programs, log = tmp_path / "home", tmp_path / "bin", tmp_path / "calls.txt"
+    for folder in (home, programs):
+        folder.mkdir()
+    program(programs, "nvidia-smi", "printf '9.0\\n8.0\\n9.0\\n'")
+    (programs / "python").write_text(
+        f'#!/bin/sh\necho "$TORCH_CUDA_ARCH_LIST|$@" >> {log}\n'
+        '[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo VENV=$3 > "$3/bin/activate"; exit 0\n'
+    )
+    (programs / "python").chmod(stat.S_IRWXU)
+    environment = {"HOME": str(home), "PYTHON": str(programs / "python"), "PATH": f"{programs}:{os.environ['PATH']}"}
+    for _ in range(2):
+        subprocess.run(["bash", ROOT / "deploy/setup_node.sh"], env=environment, check=True)
+    calls = log.read_text().splitlines()
+    assert sum("venv" in call for call in calls) == 1
+    builds = [call for call in calls if "--editable" in call]
+    assert [call.split("|")[0] for call in builds] == ["8.0;9.0"] * 2
+    assert str(ROOT) in builds[0]
+    assert f"-r {ROOT}/requirements.lock" in log.read_text()
+
+    (home / ".lqray.env").write_text("LQRAY_STORAGE='/shared/a b'\n")
+    told = subprocess.run(
+        ["bash", "-c", ". ~/.bashrc; env"], env=environment, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert {"RAY_AUTH_MODE=token", "LQRAY_STORAGE=/shared/a b"} <= set(told)
+    assert (home / ".bashrc").read_text().count("environment.sh") == 1
