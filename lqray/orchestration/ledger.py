@@ -14,6 +14,7 @@ from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Storage
 from lqray.orchestration import control
 from lqray.orchestration.archivist import MODEL_TAG, Archivist
+from lqray.orchestration.description import run_colour
 from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.leases import HEARTBEAT_SECONDS, Holder, Leases
@@ -148,6 +149,7 @@ class Ledger:
             run_id = state.run_id
             patiently(lambda: continue_run(self._launch, run_id, tags, self._files))
         else:
+            tags["mlflow.runColor"] = run_colour(len(self._states) + len(self._runs))
             run_id = start_run(self._launch, named, tags, self._files)
         with self._lock:
             self._starts[trial_id] = self._starts.get(trial_id, 0) + 1

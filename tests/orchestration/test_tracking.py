@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from lqray.orchestration import launch_files as launch_files_module
 from lqray.orchestration import provenance
 from lqray.orchestration.archivist import Archivist
 from lqray.orchestration.datasets import dataset_inputs
-from lqray.orchestration.description import axis_metrics, trial_description
+from lqray.orchestration.description import axis_metrics, run_colour, trial_description
 from lqray.orchestration.doctor import Finding
 from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.run import Presentation, RunOptions, make_plan, run_plan
@@ -102,6 +103,7 @@ def test_the_description_is_current_after_every_launch(tracked):
 
 def test_a_run_says_what_it_is_and_has_numeric_axes(tracked):
     run = tracked[1][names(tracked)["alq2"]]
+    assert len({one.data.tags["mlflow.runColor"] for one in tracked[1].values()}) == 4
     note = run.data.tags["mlflow.note.content"]
     assert note == "**alq**, 2 bits, bucket 128, seed 1: mlp-16 on digits, 2 workers, 40 iterations"
     axes = {key: value for key, value in run.data.metrics.items() if key.startswith("axis/")}
@@ -285,6 +287,8 @@ def test_descriptions():
         schedule={"epochs": 3, "batch_size": 1},
     )
     assert trial_description(other) == "**sgd**, seed 1: resnet18 on cifar10, 1 worker, 3 epochs"
+    assert len({run_colour(number) for number in range(200)}) == 200
+    assert all(re.fullmatch("#[0-9a-f]{6}", run_colour(number)) for number in range(20))
     found = axis_metrics(plain(), ("optimizer.nesterov", "data.name", "schedule.decay_at", "optimizer.lr"))
     wanted = {"optimizer.nesterov": 1.0, "optimizer.lr": 0.1, "quantizer.bits": 3.0, "quantizer.bucket_size": 8192.0}
     assert found == {f"axis/{key}": value for key, value in (wanted | {"workers": 4.0}).items()}
