@@ -93,6 +93,7 @@ def run(
 
 def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
     """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
+    from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
@@ -103,7 +104,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.reporting.tables import sweep_summary, terminal_table
 
     console = _console()
-    with _clear_errors(PlacementError, ClusterError, StoreAwayError):
+    with _clear_errors(PlacementError, ClusterError, StoreAwayError, StorageError):
         plan = make_plan(experiment, options)
         if dry_run:
             from lqray.orchestration.dry_run import show_plan
@@ -158,11 +159,7 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
 @main.command()
 @_file
 @click.option("--trial", "chosen", metavar="NAME_OR_ID", help="Which trial of FILE; needed unless there is only one.")
-@click.option(
-    "--checkpoints",
-    type=click.Path(path_type=Path),
-    help="Folder to write to, and to continue from.",
-)
+@click.option("--checkpoints", help="Folder, or s3://BUCKET/PREFIX, to write to, and to continue from.")
 @click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="In iterations.")
 @click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints kept, beside the best.")
 @click.option("--metrics", type=click.Path(path_type=Path), help="Append every report to this file, as lines of JSON.")
@@ -170,7 +167,7 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
 def train(
     file: Path,
     chosen: str | None,
-    checkpoints: Path | None,
+    checkpoints: str | None,
     checkpoint_every: int,
     keep: int,
     metrics: Path | None,
@@ -182,17 +179,19 @@ def train(
     must be seen by all of them.
     """
     from lqray.experiment.errors import UnknownTrialError
+    from lqray.experiment.store import StorageError, storage_address
 
-    with _clear_errors(UnknownTrialError):
+    with _clear_errors(UnknownTrialError, StorageError):
         experiment = _read(file)
         named = experiment.find(chosen)
+        address = storage_address(checkpoints) if checkpoints else None
     from lqray.training.checkpoint import CheckpointError, Checkpoints
     from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
     from lqray.training.standalone import run_standalone
 
-    folder = Checkpoints(checkpoints, checkpoint_every, keep) if checkpoints else None
-    with _clear_errors(CheckpointError, DivergedError, MissingDataError, CorruptDataError):
+    folder = Checkpoints(address, checkpoint_every, keep) if address else None
+    with _clear_errors(CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 
 
@@ -253,14 +252,15 @@ def stop(experiment: str, only: str, uri: str) -> None:
 @_uri
 def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None:
     """Print what the processes of TRIAL, a name or an id, wrote."""
-    from lqray.orchestration.overview import UnknownRunError, find_trial, log_files
+    from lqray.experiment.store import StorageError
+    from lqray.orchestration.overview import UnknownRunError, find_trial, logs_of
 
-    with _clear_errors(UnknownRunError):
+    with _clear_errors(UnknownRunError, StorageError):
         name, store = _store_of(experiment, uri) if experiment else (None, _absolute(uri))
-        for file in log_files(find_trial(store, trial, name)):
-            if rank is None or file.stem == f"rank-{rank}":
-                click.echo(f"==> {file} <==")
-                click.echo(file.read_text(encoding="utf-8", errors="replace"))
+        for of_rank, address, text in logs_of(find_trial(store, trial, name)):
+            if rank is None or of_rank == rank:
+                click.echo(f"==> {address} <==")
+                click.echo(text)
 
 
 @main.command()

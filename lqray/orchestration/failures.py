@@ -27,6 +27,8 @@ _INFRASTRUCTURE = {
     "ProcessLostError",
     "DistNetworkError",
     "StoreAwayError",
+    "StorageAwayError",
+    "CheckpointStorageAwayError",
 }
 _OF_RAY = "an error of Ray's own: an actor, a worker or a node that died, a group that could not start"
 _SYMPTOMS = {"RankLostError"}  # of another rank's failure

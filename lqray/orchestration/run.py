@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
-from lqray.experiment.store import absolute_store
+from lqray.experiment.store import absolute_store, storage_address
 from lqray.orchestration.control import matching, publish_plan
 from lqray.orchestration.history import History, expected
 from lqray.orchestration.inline import InlineLauncher
@@ -25,6 +25,7 @@ from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, open_launch
 from lqray.orchestration.worker import WorkerTask
+from lqray.training.storage import check_folder, open_folder
 
 WARM_SECONDS = 60.0
 """Trials expected to take less than this share a warm worker group by default."""
@@ -95,7 +96,8 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
 
 
 def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOptions, observer: Observer) -> Ran:
-    """Run what is due. source: text of the experiment file. Raises PlacementError, ClusterError, StoreAwayError."""
+    """Run what is due. source: text of the experiment file. Raises PlacementError, StorageError,
+    ClusterError, StoreAwayError."""
     due, resources = plan.due, experiment.resources
     if options.launcher == "inline" and experiment.search and experiment.search.early_stopping:
         raise PlacementError(
@@ -104,6 +106,8 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
     examples = _examples(experiment, plan)
     for trial in shapes(examples):
         processes_of(trial, resources)
+    if due or plan.more:
+        check_folder(open_folder(f"{storage_address(experiment.storage.folder)}/{experiment.name}"))
     launch = open_launch(plan.uri, experiment.name, experiment.document.file, source, provenance())
     ran = Ran(launch)
     if not due and not plan.more:
@@ -124,7 +128,7 @@ def run_plan(experiment: Experiment, source: str, plan: Plan, options: RunOption
             trial.config(),
             resources,
             experiment.storage,
-            str(work.folder),
+            work.folder,
             work.run_id,
             work.start,
             backend,
