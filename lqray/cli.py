@@ -139,6 +139,8 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
 
 
 def _say_plan(console: Console, name: str, plan: Plan) -> None:
+    from lqray.experiment.secrets import masked
+
     counts: dict[str, int] = {}
     for one in plan.trials:
         counts[one.what] = counts.get(one.what, 0) + 1
@@ -153,7 +155,7 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
     parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
     parts += f", {plan.more} to be suggested" if plan.more else ""
     limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
-    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {plan.uri}", highlight=False)
+    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {masked(plan.uri)}", highlight=False)
 
 
 @main.command()
@@ -311,19 +313,49 @@ def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> Non
 
 
 @main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--uri", default="sqlite:///lqray.db", show_default=True, help="The MLflow store to look at.")
-def doctor(uri: str) -> None:
-    """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken."""
+@click.option(
+    "--cluster", is_flag=True, help="Look at every node of the Ray that RAY_ADDRESS names, or that runs here."
+)
+def doctor(file: Path | None, uri: str, cluster: bool) -> None:
+    """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken.
+
+    With --cluster, before a sweep over several nodes: also whether their code is the same, the data and the storage of
+    the experiment FILE are there, and how fast the links between them are.
+    """
+    if file:
+        with _clear_errors():
+            uri = _read(file).tracking.uri
+    if cluster:
+        sys.exit(_examine_cluster(file, uri))
+    from lqray.experiment.secrets import masked
     from lqray.orchestration.doctor import examine
 
     marks = {"ok": "ok    ", "slow": "slow  ", "broken": "BROKEN"}
     broken = False
     for finding in examine(_absolute(uri)):
         broken = broken or finding.state == "broken"
-        click.echo(f"{marks[finding.state]}  {finding.what:18}  {finding.found}")
+        click.echo(f"{marks[finding.state]}  {finding.what:18}  {masked(finding.found)}")
         if finding.remedy:
             click.echo(f"{'':28}remedy: {finding.remedy}")
     sys.exit(broken)
+
+
+def _examine_cluster(file: Path | None, uri: str) -> int:
+    from lqray.experiment.store import StorageError, storage_address
+    from lqray.orchestration.cluster import ClusterError, running_cluster
+    from lqray.orchestration.preflight import broken, cluster_table, datasets_of, details, examine_cluster
+
+    with _clear_errors(StorageError, ClusterError):
+        experiment = _read(file) if file else None
+        folder = storage_address(experiment.storage.folder if experiment else None)
+        with running_cluster():
+            reports = examine_cluster(folder, _absolute(uri), datasets_of(experiment) if experiment else [])
+    for line in details(reports):
+        click.echo(line)
+    _console().print(cluster_table(reports))
+    return int(broken(reports))
 
 
 def _read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -357,12 +389,13 @@ def _console() -> Console:
 def _clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print errors that are the user's to mend without a traceback, and exit with 2."""
     from lqray.experiment.errors import ExperimentError
+    from lqray.experiment.secrets import masked
 
     expected: tuple[type[Exception], ...] = (ExperimentError, *kinds)
     try:
         yield
     except expected as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {masked(str(error))}", err=True)
         sys.exit(2)
 
 

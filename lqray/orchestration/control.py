@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from lqray.experiment.grid import NamedTrial
-from lqray.orchestration.store_access import client_of
+from lqray.orchestration.store_access import client_of, patiently
 from lqray.orchestration.tracking import Launch
 
 _STOP, _PLAN = "lqray.stop", "lqray.plan"
@@ -27,7 +27,7 @@ def matching(pattern: str) -> Callable[[NamedTrial], bool]:
 def ask_to_stop(uri: str, experiment_id: str, pattern: str) -> None:
     """Ask every launch of the experiment to stop the trials that `pattern` matches."""
     wish = json.dumps({"id": secrets.token_hex(8), "pattern": pattern})
-    client_of(uri).set_experiment_tag(experiment_id, _STOP, wish)
+    patiently(lambda: client_of(uri).set_experiment_tag(experiment_id, _STOP, wish), 30.0)
 
 
 def publish_plan(launch: Launch) -> None:
@@ -36,11 +36,10 @@ def publish_plan(launch: Launch) -> None:
     client = client_of(launch.uri)
     packed = base64.b85encode(zlib.compress(launch.source.encode())).decode()
     parts = [packed[start : start + _PART] for start in range(0, len(packed), _PART)]
-    for number, part in enumerate(parts):
-        client.set_experiment_tag(launch.experiment_id, f"{_PLAN}.{number}", part)
-    client.set_experiment_tag(
-        launch.experiment_id, _PLAN, json.dumps({"launch": launch.launch_id, "parts": len(parts)})
-    )
+    tags = {f"{_PLAN}.{number}": part for number, part in enumerate(parts)}
+    tags[_PLAN] = json.dumps({"launch": launch.launch_id, "parts": len(parts)})  # last: it says that they are there
+    for key, value in tags.items():
+        patiently(lambda key=key, value=value: client.set_experiment_tag(launch.experiment_id, key, value))  # type: ignore[misc]
 
 
 class Wishes:

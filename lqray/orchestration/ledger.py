@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Storage
+from lqray.experiment.secrets import masked
 from lqray.experiment.store import storage_address
 from lqray.orchestration import control
 from lqray.orchestration.launcher import TrialResult, Work
@@ -181,4 +182,4 @@ class Ledger:
             except Exception as error:  # the watcher must outlive every hiccup of the store
                 if self._over.is_set():
                     return
-                _log.warning("watching the store: %s", error)
+                _log.warning("watching the store: %s", masked(str(error)))

@@ -12,6 +12,7 @@ import webbrowser
 
 import click
 
+from lqray.experiment.secrets import masked
 from lqray.reporting.records import experiment_id
 
 _START_SECONDS = 60.0
@@ -34,18 +35,23 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
         _show(uri.rstrip("/") + path, browser)
         return 0
     free = _free_port(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--port", str(free), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free), "--workers", "1"]
     # A session of its own, so that the server and all that it starts can be ended together.
+    # Not as an argument: whoever lists processes would see its password.
     server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if not _answers(free, server):
             _end(server)
-            click.echo(f"the MLflow server did not start:\n{server.communicate()[1]}", err=True)
+            click.echo(f"the MLflow server did not start:\n{masked(server.communicate()[1])}", err=True)
             return 1
         _show(f"http://127.0.0.1:{free}{path}", browser)
         click.echo("Ctrl-C ends it.")
@@ -67,7 +73,7 @@ def _end(server: subprocess.Popen[str]) -> None:
 
 
 def _show(url: str, browser: bool) -> None:
-    click.echo(url)
+    click.echo(masked(url))
     if browser:
         webbrowser.open(url)
 
