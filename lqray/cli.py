@@ -127,6 +127,7 @@ def run(
 
 def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
     """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
+    from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.lasting import ThrowAwayError, check_lasting, runs_in_a_job
     from lqray.orchestration.placement import PlacementError
@@ -140,7 +141,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.reporting.tables import terminal_table
 
     console = _console()
-    with _clear_errors(PlacementError, ClusterError, StoreAwayError, ThrowAwayError):
+    with _clear_errors(PlacementError, ClusterError, StoreAwayError, ThrowAwayError, StorageError):
         if runs_in_a_job():
             check_lasting(experiment.tracking, experiment.storage, here=True)
         plan = make_plan(experiment, options)
@@ -177,6 +178,8 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
 
 
 def _say_plan(console: Console, name: str, plan: Plan) -> None:
+    from lqray.experiment.secrets import masked
+
     counts: dict[str, int] = {}
     for one in plan.trials:
         counts[one.what] = counts.get(one.what, 0) + 1
@@ -191,7 +194,7 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
     parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
     parts += f", {plan.more} to be suggested" if plan.more else ""
     limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
-    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {plan.uri}", highlight=False)
+    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {masked(plan.uri)}", highlight=False)
 
 
 def _options_of_run() -> list[click.Parameter]:
@@ -304,11 +307,7 @@ def _as_arguments(values: dict[str, object]) -> tuple[str, ...]:
 @main.command()
 @_file
 @click.option("--trial", "chosen", metavar="NAME_OR_ID", help="Which trial of FILE; needed unless there is only one.")
-@click.option(
-    "--checkpoints",
-    type=click.Path(path_type=Path),
-    help="Folder to write to, and to continue from.",
-)
+@click.option("--checkpoints", help="Folder, or s3://BUCKET/PREFIX, to write to, and to continue from.")
 @click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="In iterations.")
 @click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints kept, beside the best.")
 @click.option("--metrics", type=click.Path(path_type=Path), help="Append every report to this file, as lines of JSON.")
@@ -316,7 +315,7 @@ def _as_arguments(values: dict[str, object]) -> tuple[str, ...]:
 def train(
     file: Path,
     chosen: str | None,
-    checkpoints: Path | None,
+    checkpoints: str | None,
     checkpoint_every: int,
     keep: int,
     metrics: Path | None,
@@ -328,17 +327,19 @@ def train(
     must be seen by all of them.
     """
     from lqray.experiment.errors import UnknownTrialError
+    from lqray.experiment.store import StorageError, storage_address
 
-    with _clear_errors(UnknownTrialError):
+    with _clear_errors(UnknownTrialError, StorageError):
         experiment = _read(file)
         named = experiment.find(chosen)
+        address = storage_address(checkpoints) if checkpoints else None
     from lqray.training.checkpoint import CheckpointError, Checkpoints
     from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
     from lqray.training.standalone import run_standalone
 
-    folder = Checkpoints(checkpoints, checkpoint_every, keep) if checkpoints else None
-    with _clear_errors(CheckpointError, DivergedError, MissingDataError, CorruptDataError):
+    folder = Checkpoints(address, checkpoint_every, keep) if address else None
+    with _clear_errors(CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 
 
@@ -399,14 +400,15 @@ def stop(experiment: str, only: str, uri: str) -> None:
 @_uri
 def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None:
     """Print what the processes of TRIAL, a name or an id, wrote."""
-    from lqray.orchestration.overview import UnknownRunError, find_trial, log_files
+    from lqray.experiment.store import StorageError
+    from lqray.orchestration.overview import UnknownRunError, find_trial, logs_of
 
-    with _clear_errors(UnknownRunError):
+    with _clear_errors(UnknownRunError, StorageError):
         name, store = _store_of(experiment, uri) if experiment else (None, _absolute(uri))
-        for file in log_files(find_trial(store, trial, name)):
-            if rank is None or file.stem == f"rank-{rank}":
-                click.echo(f"==> {file} <==")
-                click.echo(file.read_text(encoding="utf-8", errors="replace"))
+        for of_rank, address, text in logs_of(find_trial(store, trial, name)):
+            if rank is None or of_rank == rank:
+                click.echo(f"==> {address} <==")
+                click.echo(text)
 
 
 @main.command()
@@ -642,9 +644,22 @@ def server(
 
 
 @main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @_uri
-def doctor(uri: str) -> None:
-    """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken."""
+@click.option(
+    "--cluster", is_flag=True, help="Look at every node of the Ray that RAY_ADDRESS names, or that runs here."
+)
+def doctor(file: Path | None, uri: str, cluster: bool) -> None:
+    """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken.
+
+    With --cluster, before a sweep over several nodes: also whether their code is the same, the data and the storage of
+    the experiment FILE are there, and how fast the links between them are.
+    """
+    if file:
+        with _clear_errors():
+            uri = _read(file).tracking.uri or uri
+    if cluster:
+        sys.exit(_examine_cluster(file, uri))
     from lqray.orchestration.doctor import examine, shown
 
     broken = False
@@ -652,6 +667,22 @@ def doctor(uri: str) -> None:
         broken = broken or finding.state == "broken"
         click.echo(shown(finding))
     sys.exit(broken)
+
+
+def _examine_cluster(file: Path | None, uri: str) -> int:
+    from lqray.experiment.store import StorageError, storage_address
+    from lqray.orchestration.cluster import ClusterError, running_cluster
+    from lqray.orchestration.preflight import broken, cluster_table, datasets_of, details, examine_cluster
+
+    with _clear_errors(StorageError, ClusterError):
+        experiment = _read(file) if file else None
+        folder = storage_address(experiment.storage.folder if experiment else None)
+        with running_cluster():
+            reports = examine_cluster(folder, _absolute(uri), datasets_of(experiment) if experiment else [])
+    for line in details(reports):
+        click.echo(line)
+    _console().print(cluster_table(reports))
+    return int(broken(reports))
 
 
 def _read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -700,12 +731,13 @@ def _console() -> Console:
 def _clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print errors that are the user's to mend without a traceback, and exit with 2."""
     from lqray.experiment.errors import ExperimentError
+    from lqray.experiment.secrets import masked
 
     expected: tuple[type[Exception], ...] = (ExperimentError, ConnectionError, *kinds)
     try:
         yield
     except expected as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {masked(str(error))}", err=True)
         sys.exit(2)
 
 

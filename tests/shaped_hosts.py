@@ -86,9 +86,20 @@ class Hosts:
 
     def cut(self, host: int) -> None:
         """Take a host off the network."""
-        number = self.names[host].rpartition("-")[2]
-        port = self.names[host].replace("-", "")[:9] + f"s{number}"
-        _run("ip", "-n", self.switch, "link", "set", port, "down")
+        _run("ip", "-n", self.switch, "link", "set", self._port(host), "down")
+
+    def join(self, host: int) -> None:
+        """Put a host that was cut off back on the network."""
+        _run("ip", "-n", self.switch, "link", "set", self._port(host), "up")
+
+    def processes(self, host: int) -> list[int]:
+        """Numbers of the processes that run on a host."""
+        text = subprocess.run(["ip", "netns", "pids", self.names[host]], check=True, capture_output=True, text=True)
+        return [int(line) for line in text.stdout.split()]
+
+    def _port(self, host: int) -> str:
+        tag, _, number = self.names[host].rpartition("-")
+        return f"{tag}s{number}"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lqray.experiment.identity import canonical_json
+from lqray.experiment.store import wrong_address
 
 
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -411,12 +412,19 @@ class Tracking(Section):
     """Record CPU, memory, disk, network and GPUs of the machine of each trial's first process."""
 
 
+def _storage_folder(folder: str | None) -> str | None:
+    if folder is not None and (wrong := wrong_address(folder)):
+        raise ValueError(wrong)
+    return folder
+
+
 class Storage(Section):
     """Where checkpoints and logs of trials are kept. Not part of a trial."""
 
-    folder: str = Field(default="lqray-storage", min_length=1)
-    """A relative path is relative to the directory that `lqray run` is called from; on several machines, a folder that
-    all of them see."""
+    folder: Annotated[str | None, AfterValidator(_storage_folder)] = Field(default=None, min_length=1)
+    """A folder, on several machines one that all of them see; or s3://BUCKET/PREFIX, gs://... of an object store. A
+    relative path is relative to the directory that `lqray run` is called from. By default LQRAY_STORAGE of its
+    environment, else lqray-storage."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Iterations between checkpoints; the end of a run is always one."""
     keep: int = Field(default=2, ge=1)

@@ -43,9 +43,9 @@ class Archivist:
         if self._draw:
             self._give(("density", run_id, title, dict(snapshot)))
 
-    def model(self, run_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def model(self, run_id: str, folder: str, config: Mapping[str, Any]) -> None:
         """Record the network of the last checkpoint in a folder as the run's model. config: `Trial.config()`."""
-        self._give((MODEL, run_id, str(folder), dict(config)))
+        self._give((MODEL, run_id, folder, dict(config)))
 
     def close(self, patience: float) -> int:
         """Wait until all is done, at most so many seconds; returns how many jobs are left undone."""
@@ -106,7 +106,7 @@ def _serve(uri: str, draw: Draw | None, pipe: Connection) -> None:
             error = None
             try:
                 if kind == MODEL:
-                    _keep_model(uri, run_id, Path(details[0]), details[1])
+                    _keep_model(uri, run_id, details[0], details[1])
                 elif draw:
                     _keep_figure(uri, run_id, draw([(details[0], details[1])]))
             except Exception as failed:  # one run's figure must not cost another's
@@ -126,7 +126,7 @@ def _keep_figure(uri: str, run_id: str, figure: Any) -> None:
         patiently(lambda: client.log_artifact(run_id, str(file)))
 
 
-def _keep_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+def _keep_model(uri: str, run_id: str, folder: str, config: Mapping[str, Any]) -> None:
     """Raises what went wrong; the run's tag says it, too."""
     from lqray.orchestration.store_access import client_of, patiently
 
@@ -141,7 +141,7 @@ def _keep_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) 
         patiently(lambda: client.set_tag(run_id, MODEL_TAG, said))
 
 
-def _log_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) -> None:
+def _log_model(uri: str, run_id: str, folder: str, config: Mapping[str, Any]) -> None:
     import importlib.metadata
 
     import mlflow
@@ -152,8 +152,7 @@ def _log_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) -
     from lqray.training.export import trained_network
 
     trial = Trial.model_validate(config)
-    network = trained_network(trial, folder)
-    steps = [int(file.stem.removeprefix("step-")) for file in folder.glob("step-*.pt")]
+    network, step = trained_network(trial, folder)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(
         experiment_id=client_of(uri).get_run(run_id).info.experiment_id
@@ -166,7 +165,7 @@ def _log_model(uri: str, run_id: str, folder: Path, config: Mapping[str, Any]) -
         name=MODEL,
         flavor=mlflow.pytorch,
         run_id=run_id,
-        step=max(steps),
+        step=step,
         pytorch_model=network,
         serialization_format="pickle",
         pip_requirements=[

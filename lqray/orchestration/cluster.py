@@ -83,6 +83,15 @@ def ray_cluster(
         ray.shutdown()
 
 
+@contextmanager
+def running_cluster() -> Iterator[dict[str, float]]:
+    """As `ray_cluster`, but only one that runs already. Raises ClusterError when there is none."""
+    if os.environ.get("RAY_ADDRESS") in (None, "", "local"):
+        os.environ["RAY_ADDRESS"] = "auto"
+    with ray_cluster({}, verbose=False) as resources:
+        yield resources
+
+
 def offer_token() -> None:
     """Show this user's Ray token, where there is one, to the cluster at RAY_ADDRESS.
 

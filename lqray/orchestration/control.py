@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.plan import PLAN, plan_tags, published_plan
-from lqray.orchestration.store_access import client_of
+from lqray.orchestration.store_access import client_of, patiently
 from lqray.orchestration.tracking import Launch
 
 _STOP = "lqray.stop"
@@ -25,7 +25,7 @@ def matching(pattern: str) -> Callable[[NamedTrial], bool]:
 def ask_to_stop(uri: str, experiment_id: str, pattern: str) -> None:
     """Ask every launch of the experiment to stop the trials that `pattern` matches."""
     wish = json.dumps({"id": secrets.token_hex(8), "pattern": pattern})
-    client_of(uri).set_experiment_tag(experiment_id, _STOP, wish)
+    patiently(lambda: client_of(uri).set_experiment_tag(experiment_id, _STOP, wish), 30.0)
 
 
 def publish_plan(launch: Launch) -> None:
@@ -33,7 +33,7 @@ def publish_plan(launch: Launch) -> None:
     they drop."""
     client = client_of(launch.uri)
     for key, value in plan_tags(launch.launch_id, launch.source).items():
-        client.set_experiment_tag(launch.experiment_id, key, value)
+        patiently(lambda key=key, value=value: client.set_experiment_tag(launch.experiment_id, key, value))  # type: ignore[misc]
 
 
 class Wishes:

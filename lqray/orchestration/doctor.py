@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-_LEAST_FREE_BYTES = 1 << 30
+LEAST_FREE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def shown(finding: Finding) -> str:
 def examine(store: str) -> Iterator[Finding]:
     """Every finding, as it is made. store: an MLflow tracking URI, absolute."""
     yield from _versions()
-    yield from _operators()
+    yield from operator_findings()
     yield from _devices()
     yield _ray()
     yield _store(store)
@@ -63,7 +63,8 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, "broken", f"{version}, allowed: {needed[name]}", "`make` installs the versions tested")
 
 
-def _operators() -> Iterator[Finding]:
+def operator_findings() -> Iterator[Finding]:
+    """Which backend serves which operator, and whether the bytes are right."""
     import torch
 
     from lqray import ops
@@ -148,5 +149,5 @@ def _writable(what: str, folder: Path, remedy: str) -> Finding:
             free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding(what, "broken", f"{folder}: {error.strerror}", remedy)
-    state: Literal["ok", "broken"] = "ok" if free > _LEAST_FREE_BYTES else "broken"
+    state: Literal["ok", "broken"] = "ok" if free > LEAST_FREE_BYTES else "broken"
     return Finding(what, state, f"{folder}: {free / 2**30:.1f} GiB free", "" if state == "ok" else remedy)

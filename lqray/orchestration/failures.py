@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lqray.experiment.secrets import masked
+
 Kind = Literal["out_of_memory", "non_finite", "infrastructure", "user_error"]
 
 ADVICE: dict[Kind, str] = {
@@ -27,6 +29,8 @@ _INFRASTRUCTURE = {
     "ProcessLostError",
     "DistNetworkError",
     "StoreAwayError",
+    "StorageAwayError",
+    "CheckpointStorageAwayError",
 }
 _OF_RAY = "an error of Ray's own: an actor, a worker or a node that died, a group that could not start"
 _SYMPTOMS = {"RankLostError"}  # of another rank's failure
@@ -62,7 +66,7 @@ class Failure:
 
 def failure_of(error: BaseException, rank: int | None = None, text: str | None = None) -> Failure:
     """The failure that an exception is, raised on this host. text: its traceback, where it is not its own."""
-    whole = text or "".join(traceback.format_exception(error))
+    whole = masked(text or "".join(traceback.format_exception(error)))
     # Ray wraps what a remote call raised, and derives the wrapper's class from it.
     cause = getattr(error, "cause", None)
     raised = cause if isinstance(cause, BaseException) else error

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lqray.experiment.grid import NamedTrial
@@ -24,13 +23,13 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Work:
     """A trial to be run now.
 
-    run_id: of its MLflow run. folder: of its checkpoints and logs, absolute. start: counts how often this launch
-    started it. continued: it was started before, by this launch or another.
+    run_id: of its MLflow run. folder: of its checkpoints and logs, an absolute path or a URI. start: counts how often
+    this launch started it. continued: it was started before, by this launch or another.
     """
 
     named: NamedTrial
     run_id: str
-    folder: Path
+    folder: str
     start: int = 1
     continued: bool = False
 

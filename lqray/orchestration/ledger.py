@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Storage
+from lqray.experiment.secrets import masked
+from lqray.experiment.store import storage_address
 from lqray.orchestration import control
 from lqray.orchestration.archivist import MODEL_TAG, Archivist
 from lqray.orchestration.description import run_colour
@@ -87,7 +88,7 @@ class Ledger:
         keeping: Keeping | None = None,
     ) -> None:
         self._launch, self._rerun = launch, rerun
-        self._folder = Path(storage.folder).expanduser().resolve() / experiment
+        self._folder = f"{storage_address(storage.folder)}/{experiment}"
         self._states = dict(states)
         self._leases = Leases(launch.uri, launch.experiment_id, launch.launch_id)
         self._scribe = Scribe(launch.uri)
@@ -140,8 +141,8 @@ class Ledger:
         fresh = state is None or (self._rerun and not again)
         if state and fresh:
             attempt += 1
-        folder = self._folder / (trial_id if attempt == 1 else f"{trial_id}-{attempt}")
-        tags = {"lqray.attempt": str(attempt), "lqray.folder": str(folder), "lqray.holder": str(self._leases.me)}
+        folder = f"{self._folder}/{trial_id if attempt == 1 else f'{trial_id}-{attempt}'}"
+        tags = {"lqray.attempt": str(attempt), "lqray.folder": folder, "lqray.holder": str(self._leases.me)}
         if again:
             run_id = self._runs[trial_id]
             patiently(lambda: continue_run(self._launch, run_id, tags, self._files))
@@ -222,4 +223,4 @@ class Ledger:
             except Exception as error:  # the watcher must outlive every hiccup of the store
                 if self._over.is_set():
                     return
-                _log.warning("watching the store: %s", error)
+                _log.warning("watching the store: %s", masked(str(error)))

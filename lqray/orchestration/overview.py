@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from lqray.orchestration.failures import ADVICE, Kind
+from lqray.orchestration.rank_logs import log_name, read_logs
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.store_access import client_of
+from lqray.training.storage import cached_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,16 +152,22 @@ def find_trial(uri: str, trial: str, experiment: str | None = None) -> TrialStat
     raise UnknownRunError(f"{what} in {uri}; `lqray status` lists those that are not finished, `lqray expand` all")
 
 
-def log_files(state: TrialState) -> list[Path]:
-    """The logs of a trial's ranks. Raises UnknownRunError where they cannot be seen from here."""
+def logs_of(state: TrialState) -> list[tuple[int, str, str]]:
+    """(rank, address, text) of the logs of a trial's ranks. Raises UnknownRunError where they cannot be seen from here,
+    StorageError."""
     folder = state.tags.get("lqray.folder", "")
-    files = sorted(Path(folder).glob("rank-*.log")) if folder else []
-    if not files:
+    try:
+        logs = [(rank, f"{folder}/{log_name(rank)}", text) for rank, text in read_logs(folder)] if folder else []
+    except OSError as error:
+        raise UnknownRunError(f"the logs of {state.name} in {folder} cannot be read: {error}") from error
+    if not logs:
+        late = f"; a process that was killed leaves its last words on its machine, in {cached_path(folder)}"
         raise UnknownRunError(
             f"{state.name} has no logs in {folder or 'any folder'}: it trained in the launcher's own process "
             "(--launcher inline, one process), has not begun, or its folder is on another machine"
+            f"{late if '://' in folder else ''}"
         )
-    return files
+    return logs
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import lqray
+from lqray.experiment.secrets import masked
 
 
 def provenance() -> dict[str, str]:
@@ -27,7 +28,7 @@ def provenance() -> dict[str, str]:
         "lqray.code": code_version(),
         "lqray.python": platform.python_version(),
         "lqray.host": socket.gethostname(),
-        "lqray.command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "lqray.command": masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "mlflow.user": _user(),
     }
     for package in ("torch", "ray", "mlflow"):

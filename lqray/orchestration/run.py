@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.standing import Standing
-from lqray.experiment.store import absolute_store
+from lqray.experiment.store import absolute_store, storage_address
 from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
 from lqray.orchestration.control import matching, publish_plan
 from lqray.orchestration.history import History, expected
@@ -31,6 +30,7 @@ from lqray.orchestration.store_access import PATIENCE
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, open_launch
 from lqray.orchestration.worker import WorkerTask
+from lqray.training.storage import check_folder, open_folder
 
 WARM_SECONDS = 60.0
 """Trials expected to take less than this share a warm worker group by default."""
@@ -120,7 +120,8 @@ def run_plan(
     observer: Observer,
     presentation: Presentation = Presentation(),
 ) -> Ran:
-    """Run what is due. source: text of the experiment file. Raises PlacementError, ClusterError, StoreAwayError."""
+    """Run what is due. source: text of the experiment file. Raises PlacementError, StorageError,
+    ClusterError, StoreAwayError."""
     due, resources = plan.due, experiment.resources
     if options.launcher == "inline" and experiment.search and experiment.search.early_stopping:
         raise PlacementError(
@@ -129,6 +130,8 @@ def run_plan(
     examples = _examples(experiment, plan)
     for trial in shapes(examples):
         processes_of(trial, resources)
+    if due or plan.more:
+        check_folder(open_folder(f"{storage_address(experiment.storage.folder)}/{experiment.name}"))
     launch = open_launch(plan.uri, experiment.name, experiment.document.file, source, provenance(), experiment.axes)
     ran = Ran(launch)
     tracking = experiment.tracking
@@ -156,7 +159,7 @@ def run_plan(
             trial.config(),
             resources,
             experiment.storage,
-            str(work.folder),
+            work.folder,
             work.run_id,
             work.start,
             backend,
@@ -199,7 +202,7 @@ def _finish_models(plan: Plan, archivist: Archivist) -> None:
     for one in plan.trials:
         state = plan.states.get(one.named.trial.id)
         if state and state.status == "FINISHED" and state.tags.get(MODEL_TAG) == "pending":
-            archivist.model(state.run_id, Path(state.tags["lqray.folder"]), one.named.trial.config())
+            archivist.model(state.run_id, state.tags["lqray.folder"], one.named.trial.config())
 
 
 def _describe(narrator: Narrator | None, plan: Plan, ran: Ran) -> None:

@@ -17,6 +17,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lqray.experiment.secrets import masked
 from lqray.orchestration.store_access import client_of, is_away
 from lqray.orchestration.worker import Point
 
@@ -177,7 +178,7 @@ def _deliver(client: Any, run_id: str, run: _Run, pipe: Connection) -> None:
                 run.delay = min(2 * run.delay, _LAST_DELAY)
                 return
             # The run is deleted, or a metric has a name that MLflow refuses: no later attempt would do better.
-            _log.error("metrics of run %s are not recorded: %s", run_id, error)
+            _log.error("metrics of run %s are not recorded: %s", run_id, masked(str(error)))
         else:
             run.steps = steps
             run.delay = _FIRST_DELAY

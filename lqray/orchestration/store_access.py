@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from lqray.experiment.secrets import masked
+
 T = TypeVar("T")
 
 _FIRST_DELAY, _LAST_DELAY = 0.5, 15.0
@@ -33,7 +35,8 @@ def client_of(uri: str) -> Any:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether a store's error may go away by itself: no connection, a server that starts or is overloaded, a lock."""
+    """Whether a store's error may go away by itself: no connection, a server that starts or is overloaded, a lock,
+    another process that wrote the same at the same moment."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, ConnectionError | TimeoutError):
@@ -42,6 +45,10 @@ def is_away(error: BaseException) -> bool:
         return True
     if not isinstance(error, MlflowException):
         return type(error).__name__ == "OperationalError"
+    # Two that set a new tag at the same moment: MLflow looks and then inserts, and a database with rows locked one by
+    # one, such as PostgreSQL, refuses the second. The next time it finds the tag and changes it.
+    if any(text in str(error) for text in ("UniqueViolation", "UNIQUE constraint failed")):
+        return True
     return error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
@@ -59,6 +66,6 @@ def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
             if not is_away(error):
                 raise
             if time.monotonic() + delay > deadline:
-                raise StoreAwayError(f"the MLflow store cannot be reached: {error}") from error
+                raise StoreAwayError(masked(f"the MLflow store cannot be reached: {error}")) from error
         time.sleep(delay)
         delay = min(2 * delay, _LAST_DELAY)

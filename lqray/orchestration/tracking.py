@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lqray.experiment.grid import NamedTrial
+from lqray.experiment.secrets import masked
 from lqray.experiment.store import store_folder
 from lqray.orchestration.datasets import dataset_inputs
 from lqray.orchestration.description import axis_metrics, trial_description
@@ -29,7 +30,8 @@ _OF_THE_END = ("lqray.error", "lqray.failure", "lqray.failed_host", "lqray.faile
 class Launch:
     """What all runs of one `lqray run` share: store, experiment and tags; plain data, sent to other processes.
 
-    source: text of the experiment file, kept with every run as an artifact. axes: dotted keys that vary.
+    source: text of the experiment file, passwords in it masked; kept with every run as an artifact. axes: dotted keys
+    that vary.
     """
 
     uri: str
@@ -54,18 +56,30 @@ def open_launch(
     if found is None:
         folder = store_folder(uri)
         location = (folder / "lqray-artifacts" / experiment).as_uri() if folder else None
-        experiment_id = client.create_experiment(experiment, artifact_location=location)
+        experiment_id = _created(client, experiment, location)
     else:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         experiment_id = found.experiment_id
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
-    return Launch(uri, experiment, experiment_id, launch_id, file, source, dict(tags), axes)
+    return Launch(uri, experiment, experiment_id, launch_id, file, masked(source), dict(tags), axes)
+
+
+def _created(client: Any, experiment: str, location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(experiment, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(experiment).experiment_id)  # another launch was faster
 
 
 def describe_experiment(launch: Launch, markdown: str) -> None:
     """Set the description that the MLflow UI shows above the experiment's runs."""
-    client_of(launch.uri).set_experiment_tag(launch.experiment_id, "mlflow.note.content", markdown)
+    client = client_of(launch.uri)
+    patiently(lambda: client.set_experiment_tag(launch.experiment_id, "mlflow.note.content", markdown))
 
 
 def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files: LaunchFiles) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import os
 import sys
 import threading
 import time
@@ -13,16 +12,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.failures import Failure, MemoryLimitError, failure_of
 from lqray.orchestration.provenance import code_version
+from lqray.orchestration.rank_logs import host_and_process, output_to_log
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.system_metrics import EVERY_SECONDS, SystemMetrics
 from lqray.training.loop import Report, StoppedError
+from lqray.training.storage import Folder, open_folder
 
 _SEND_SECONDS = 0.5
 _SPOOL = "undelivered.jsonl"
@@ -110,7 +110,10 @@ def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged
     that talks to the user.
     """
     say = (lambda line: sys.stdout.write(line + "\n")) if logged else (lambda line: None)
-    reporter = Reporter(task, link, say) if link else None
+    try:
+        reporter = Reporter(task, link, say) if link else None
+    except Exception as error:  # the trial's folder cannot be read
+        return Outcome(failure=failure_of(error, rank))
     try:
         return replace(_outcome(task, rank, device, reporter, logged), **reporter.seen if reporter else {})
     finally:
@@ -122,7 +125,7 @@ def _outcome(task: WorkerTask, rank: int, device: str, reporter: Reporter | None
     try:
         with ExitStack() as stack:
             if logged:
-                stack.enter_context(_output_to(Path(task.folder) / f"rank-{rank}.log", task, rank))
+                stack.enter_context(output_to_log(task, rank))
             return Outcome(metrics=_train(task, rank, device, reporter, stack))
     except StoppedError:
         return Outcome(stopped=reporter.broken_rule or "" if reporter else "")
@@ -145,7 +148,7 @@ def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, 
     if resources.memory_gib_per_process:
         stack.enter_context(_memory_limit(resources.memory_gib_per_process, task, rank))
     checkpoints = Checkpoints(
-        Path(task.folder), storage.checkpoint_every, storage.keep, reporter.secure if reporter else None
+        task.folder, storage.checkpoint_every, storage.keep, reporter.secure if reporter else None
     )
     return run_worker(
         Trial.model_validate(task.config),
@@ -178,7 +181,7 @@ class Reporter:
 
     def __init__(self, task: WorkerTask, link: Link, say: Callable[[str], object]) -> None:
         self._task, self._link, self._say = task, link, say
-        self._spool = Path(task.folder) / _SPOOL
+        self._folder = open_folder(task.folder)
         self._kept: deque[tuple[int, Point]] = deque()
         self._count = self._sent = 0
         self._shown = 0.0
@@ -189,7 +192,7 @@ class Reporter:
         """What its reports told beside metrics: for the trial's end."""
         self._system = SystemMetrics() if task.system_metrics else None
         self._sampled = time.monotonic()
-        for point in _read_spool(self._spool):
+        for point in _read_spool(self._folder):
             self._keep(point)
 
     def report(self, update: Report) -> None:
@@ -224,16 +227,9 @@ class Reporter:
         """Write what MLflow does not have yet beside the checkpoint that is about to be written."""
         self._forget_delivered()
         if not self._kept:
-            self._spool.unlink(missing_ok=True)
+            self._folder.remove(_SPOOL)
             return
-        self._spool.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._spool.with_suffix(".tmp")
-        with aside.open("w", encoding="utf-8") as stream:
-            for _, point in self._kept:
-                stream.write(json.dumps(vars(point)) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(self._spool)
+        self._folder.write(_SPOOL, *((json.dumps(vars(point)) + "\n").encode() for _, point in self._kept))
 
     def close(self) -> None:
         """Send the rest, and wait until the launcher has it."""
@@ -256,7 +252,7 @@ class Reporter:
         self._forget_delivered()
         points = [point for number, point in self._kept if number > self._sent]
         self._sent = self._count
-        self._link.send(News(self._task.trial_id, self._task.start, points, self._last, _host()))
+        self._link.send(News(self._task.trial_id, self._task.start, points, self._last, host_and_process()))
         self._last = None
 
     def _forget_delivered(self) -> None:
@@ -265,16 +261,12 @@ class Reporter:
             self._kept.popleft()
 
 
-def _host() -> str:
-    import socket
-
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _read_spool(file: Path) -> Iterator[Point]:
-    if not file.exists():
+def _read_spool(folder: Folder) -> Iterator[Point]:
+    try:
+        content = folder.read(_SPOOL)
+    except FileNotFoundError:
         return
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in content.decode().splitlines():
         yield Point(**json.loads(line))
 
 
@@ -311,33 +303,6 @@ def _resident_bytes() -> int:
 
     resident: int = psutil.Process().memory_info().rss
     return resident
-
-
-@contextmanager
-def _output_to(file: Path, task: WorkerTask, rank: int) -> Iterator[None]:
-    """Within it, whatever this process writes to its standard output and error goes to the end of a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        when = time.strftime("%Y-%m-%d %H:%M:%S")
-        stream.write(f"{when} {task.name} ({task.trial_id}), rank {rank}, {_host()}, {task.backend}\n")
-        stream.flush()
-        saved = [(number, os.dup(number)) for number in (1, 2)]
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, _ in saved:
-                os.dup2(stream.fileno(), number)
-            yield
-        except Exception as error:
-            stream.write(failure_of(error).traceback)
-            stream.flush()
-            raise
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, original in saved:
-                os.dup2(original, number)
-                os.close(original)
 
 
 def _line(report: Report) -> str:

@@ -8,6 +8,7 @@ import webbrowser
 
 import click
 
+from lqray.experiment.secrets import masked
 from lqray.reporting.records import experiment_id
 from lqray.reporting.server import free_port, serve
 
@@ -40,6 +41,6 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
 
 
 def _show(url: str, browser: bool) -> None:
-    click.echo(url)
+    click.echo(masked(url))
     if browser:
         webbrowser.open(url)

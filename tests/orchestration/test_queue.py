@@ -2,7 +2,6 @@
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ class Books:
         if named.name in self.held:
             return None
         self.begun.append(named.name)
-        return Work(named, "run", Path())
+        return Work(named, "run", "folder")
 
     def retry(self, work, result):
         self.retried.append(work.named.name)

@@ -96,8 +96,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve(folder, port: int) -> subprocess.Popen:
-    store = ["--backend-store-uri", f"sqlite:///{folder}/lqray.db", "--artifacts-destination", f"{folder}/artifacts"]
+def serve(folder, port: int, backend: str | None = None) -> subprocess.Popen:
+    store = [
+        "--backend-store-uri",
+        backend or f"sqlite:///{folder}/lqray.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store],
         stdout=(folder / "server.txt").open("a"),

@@ -163,7 +163,7 @@ def test_the_model_is_that_of_the_last_checkpoint(tracked, monkeypatch):
         loaded = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
     finally:
         mlflow.set_tracking_uri(before)
-    trained = trained_network(results[run.info.run_name].named.trial, Path(run.data.tags["lqray.folder"]))
+    trained, _ = trained_network(results[run.info.run_name].named.trial, run.data.tags["lqray.folder"])
     inputs = torch.randn(7, 1, 8, 8)
     assert torch.equal(loaded(inputs), trained(inputs))
     assert [one.step for one in client.get_metric_history(run.info.run_id, "test/accuracy")] == [20, 40]

@@ -71,9 +71,7 @@ def train(rank: int, kind: str, folder: str, every: int = 4, kill_at: int = 0) -
         if steps == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run_worker(
-        trial(kind), note, torch.device("cpu"), 1, checkpoints=Checkpoints(Path(folder), every), after_step=after_step
-    )
+    run_worker(trial(kind), note, torch.device("cpu"), 1, checkpoints=Checkpoints(folder, every), after_step=after_step)
     return reports
 
 
