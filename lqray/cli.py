@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from lqray.orchestration.run import LauncherName, Plan, RunOptions
     from lqray.orchestration.submission import Sweep
     from lqray.reporting.export import Raw
-    from lqray.reporting.report import Format, Recorded
+    from lqray.reporting.planned import Recorded
+    from lqray.reporting.report import Format
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 _files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 _experiments = click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
 _only = click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern).")
+_everything = click.option(
+    "--all", "everything", is_flag=True, help="Also runs that are not of the experiment's file as it stands."
+)
 _where = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this parameter.")
 
 _uri = click.option(
@@ -449,7 +453,7 @@ def failures(experiment: str, uri: str) -> None:
 )
 @_only
 @_where
-@click.option("--all", "everything", is_flag=True, help="Also runs that are not of the experiment's file as it stands.")
+@_everything
 @_uri
 def report(
     experiments: tuple[str, ...],
@@ -468,12 +472,13 @@ def report(
 
     Failed and missing trials are counted. A file says itself where its runs are recorded.
     """
+    from lqray.reporting.planned import SeveralStoresError
     from lqray.reporting.records import UnknownExperimentError
     from lqray.reporting.report import ReportOptions, make_report, show, written
     from lqray.reporting.selection import UnknownKeyError
 
     options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything)
-    with _clear_errors(UnknownExperimentError, UnknownKeyError):
+    with _clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError):
         made = make_report(_recorded(experiments, uri), options)
     if shape == "terminal":
         show(_console(), made)
@@ -512,19 +517,20 @@ def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everythin
 @click.argument("experiment")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--raw", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="All metrics.")
-@click.option("--all", "everything", is_flag=True, help="Also runs that are not of the experiment's file as it stands.")
+@_everything
 @_uri
 def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) -> None:
     """Write EXPERIMENT, a name or a file, to FOLDER: tables, figures, file, raw metrics, and how to reproduce them."""
     from lqray.reporting.export import ExportError
     from lqray.reporting.export import export as export_to
+    from lqray.reporting.plot import plot_all
     from lqray.reporting.records import UnknownExperimentError
     from lqray.reporting.report import ReportOptions, make_report
 
     with _clear_errors(UnknownExperimentError, ExportError):
         (recorded,) = _recorded([experiment], uri)
         made = make_report([recorded], ReportOptions(everything=everything))
-        for file in export_to(recorded, made, folder, raw):
+        for file in export_to(recorded, made, folder, raw, lambda target: plot_all([recorded], target, everything)):
             click.echo(file)
 
 
@@ -533,11 +539,12 @@ def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) 
 @click.option("--kind", required=True, callback=_known_kind, help="Which figure, or all that the records allow.")
 @click.option("--metric", "metrics", multiple=True, help="Default: test/accuracy. Repeat it for panels.")
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
-@click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern).")
-@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials of this parameter.")
+@_only
+@_where
 @click.option("--target", type=float, help="With bytes_to_accuracy: mark where each method first is there.")
 @click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
 @click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
+@_everything
 @click.option("--width", type=click.Choice(["single", "double"]), default="single", show_default=True, help="Columns.")
 @click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder, or a file; default: figures/EXPERIMENT-KIND.*")
@@ -552,6 +559,7 @@ def plot(
     target: float | None,
     smooth: int | None,
     running: bool,
+    everything: bool,
     width: Literal["single", "double"],
     formats: tuple[str, ...],
     out: Path | None,
@@ -562,15 +570,16 @@ def plot(
     Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, throughput, variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options
+    from lqray.reporting.planned import SeveralStoresError
     from lqray.reporting.plot import PlotError, Request
     from lqray.reporting.plot import plot as draw
     from lqray.reporting.records import UnknownExperimentError
     from lqray.reporting.selection import UnknownKeyError
 
-    with _clear_errors(UnknownExperimentError, UnknownKeyError, NothingToDrawError, PlotError):
-        named = [_store_of(one, uri) for one in experiments]
+    with _clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError):
         options = Options(metrics, group_by, target, smooth or 0, width)
-        for drawn in draw(named, Request(kind, options, only, where, running, formats, out)):
+        request = Request(kind, options, only, where, running, everything, formats, out)
+        for drawn in draw(_recorded(experiments, uri), request):
             click.echo(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")
             for remark in drawn.remarks:
                 click.echo(f"  {remark}")
@@ -705,7 +714,7 @@ def _store_of(experiment: str, uri: str) -> tuple[str, str]:
 
 def _recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:
     """Experiments given by name or by file, and where they are recorded."""
-    from lqray.reporting.report import Recorded
+    from lqray.reporting.planned import Recorded
 
     found = []
     for one in experiments:

@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 from lqray.experiment.schema import Storage, Tracking
-from lqray.experiment.store import DEFAULT_STORE, STORE_VARIABLE
+from lqray.experiment.store import DEFAULT_FOLDER, DEFAULT_STORE, FOLDER_VARIABLE, STORE_VARIABLE
 
 _SQLITE = "sqlite:///"
 _OF_JOBS = "working_dir_files"
-_STORAGE_VARIABLE = "LQRAY_STORAGE"
-_STORAGE = "lqray-storage"
 
 
 class ThrowAwayError(ValueError):
@@ -30,7 +28,7 @@ def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
     """
     uri = tracking.uri or (os.environ.get(STORE_VARIABLE) or DEFAULT_STORE if here else "")
     said = storage.folder if "folder" in storage.model_fields_set else None
-    folder = said or (os.environ.get(_STORAGE_VARIABLE) or _STORAGE if here else "")
+    folder = said or (os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER if here else "")
     problems = []
     if uri.startswith(_SQLITE) and _relative(uri.removeprefix(_SQLITE)):
         problems.append(
@@ -43,7 +41,7 @@ def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
         problems.append(
             f"storage.folder\n  found:   {folder}{_default(said)}\n"
             f"  allowed: a folder that all machines see, as an absolute path, or a URI\n"
-            f"  hint:    leave it out of the file and set {_STORAGE_VARIABLE} on the cluster's machines, or give "
+            f"  hint:    leave it out of the file and set {FOLDER_VARIABLE} on the cluster's machines, or give "
             f"--set storage.folder=..."
         )
     if problems:

@@ -14,8 +14,9 @@ from lqray.experiment.plan import published_plan
 from lqray.reporting.artifacts import read_text
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS
 from lqray.reporting.histories import read_histories
+from lqray.reporting.planned import Recorded
 from lqray.reporting.records import Record, client_of, experiment_tags
-from lqray.reporting.report import Recorded, Report, written
+from lqray.reporting.report import Report, written
 from lqray.reporting.selection import metrics_of, params_of
 
 Raw = Literal["parquet", "csv"]

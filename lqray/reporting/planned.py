@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lqray.experiment.grid import Experiment, experiment_from_text
 from lqray.experiment.plan import published_plan
+from lqray.experiment.secrets import masked
 from lqray.reporting.records import Record, experiment_tags, latest_attempts, read_records
 
 
-def planned_records(uri: str, experiment: str, file: Experiment | None = None) -> tuple[list[Record], int]:
-    """(a record for each trial of the plan, runs left out because it does not have their trials).
+class SeveralStoresError(ValueError):
+    """Experiments that are not in one store."""
 
-    The plan is `file`, or else what was launched last. A trial without a run is MISSING. Without a plan, or with one
-    whose trials are suggested as it goes (Optuna), every recorded trial counts. Raises UnknownExperimentError.
+
+@dataclass(frozen=True)
+class Recorded:
+    """An experiment of a store. file: as it was read, where it was named by its file."""
+
+    name: str
+    uri: str
+    file: Experiment | None = None
+
+
+def planned_records(experiments: Sequence[Recorded], everything: bool = False) -> tuple[list[Record], list[str]]:
+    """(a record for each trial of the plans, what is left out of them, in sentences).
+
+    The plan is the experiment's file, or else what was launched last. A trial without a run is MISSING. Of a trial the
+    latest attempt counts. Without a plan, with one whose trials are suggested as it goes (Optuna), or when `everything`
+    is wanted, every recorded trial counts. Raises UnknownExperimentError, SeveralStoresError.
     """
-    plan = file or _published(uri, experiment)
+    if len({one.uri for one in experiments}) > 1:
+        stores = ", ".join(sorted({masked(one.uri) for one in experiments}))
+        raise SeveralStoresError(f"found experiments of several stores: {stores}; allowed: of one")
+    records: list[Record] = []
+    remarks: list[str] = []
+    for one in experiments:
+        found, left_out = _of_plan(one, everything)
+        records += found
+        if left_out:
+            remarks.append(f"{left_out} runs of {one.name} are not of its file as it stands; --all shows them, too.")
+    return records, remarks
+
+
+def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], int]:
+    uri, experiment = recorded.uri, recorded.name
     records = latest_attempts(read_records(uri, experiment))
+    plan = None if everything else recorded.file or _published(uri, experiment)
     if plan is None or plan.adaptive:
         return records, 0
     by_trial = {one.trial_id: one for one in records}

@@ -10,7 +10,8 @@ from pathlib import Path
 from lqray.reporting.figures import Kind, kinds, load_kind
 from lqray.reporting.figures.recordings import FINISHED, RUNNING, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.style import FORMATS, styled, write
-from lqray.reporting.records import Record, latest_attempts, read_records
+from lqray.reporting.planned import Recorded, planned_records
+from lqray.reporting.records import Record
 from lqray.reporting.selection import select
 
 ALL = "all"
@@ -24,13 +25,15 @@ class PlotError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `lqray plot`; see its help. out: a folder, or a file of one of FORMATS; figures/ by default."""
+    """The options of `lqray plot`; see its help. everything: also runs that the plan does not have. out: a folder, or a
+    file of one of FORMATS; figures/ by default."""
 
     kind: str
     figure: Options = field(default_factory=Options)
     only: Sequence[str] = ()
     where: Sequence[str] = ()
     running: bool = False
+    everything: bool = False
     formats: Sequence[str] = FORMATS
     out: Path | None = None
 
@@ -44,19 +47,19 @@ class Drawn:
     remarks: tuple[str, ...]
 
 
-def plot(experiments: Sequence[tuple[str, str]], request: Request) -> Iterator[Drawn]:
-    """Draw and write figures of experiments, (name, absolute store) each, together; of kind `all` what the records
+def plot(experiments: Sequence[Recorded], request: Request) -> Iterator[Drawn]:
+    """Draw and write figures of experiments, together; of kind `all` what the records
     allow.
 
     Raises PlotError, NothingToDrawError, UnknownExperimentError, UnknownKeyError.
     """
     chosen = [load_kind(name) for name in (kinds() if request.kind == ALL else [request.kind])]
     heeded = _heeded(chosen, request)
-    folder, stem, formats = _destination([name for name, _ in experiments], request)
+    folder, stem, formats = _destination([one.name for one in experiments], request)
     recordings = recordings_of(experiments, request)
     drew = False
     for kind in chosen:
-        recordings.remarks = []
+        recordings.remarks = list(recordings.left_out)
         with styled():
             try:
                 figure = kind.draw(recordings, heeded[kind.name])
@@ -72,12 +75,15 @@ def plot(experiments: Sequence[tuple[str, str]], request: Request) -> Iterator[D
         raise PlotError("none of the figures can be drawn from what is recorded")
 
 
-def plot_all(experiments: Sequence[tuple[str, str]], folder: Path) -> list[str]:
+def plot_all(experiments: Sequence[Recorded], folder: Path, everything: bool = False) -> list[str]:
     """Every figure that the records allow, in a folder; what to say of each, a line. For exports."""
     lines = []
-    for drawn in plot(experiments, Request(ALL, out=folder)):
-        names = ", ".join(file.name for file in drawn.files) or "left out"
-        lines.append("; ".join([f"{drawn.kind}: {names}", *drawn.remarks]))
+    try:
+        for drawn in plot(experiments, Request(ALL, everything=everything, out=folder)):
+            names = ", ".join(file.name for file in drawn.files) or "left out"
+            lines.append("; ".join([f"{drawn.kind}: {names}", *drawn.remarks]))
+    except PlotError as error:
+        lines.append(f"none: {error}")
     return lines
 
 
@@ -108,27 +114,20 @@ def _destination(names: Sequence[str], request: Request) -> tuple[Path, str, Seq
     return request.out or _FOLDER, f"{name}-{{kind}}", request.formats
 
 
-def recordings_of(experiments: Sequence[tuple[str, str]], request: Request) -> Recordings:
+def recordings_of(experiments: Sequence[Recorded], request: Request) -> Recordings:
     """The trials that a request is of. Raises PlotError without any, UnknownExperimentError, UnknownKeyError."""
-    uris = sorted({uri for _, uri in experiments})
-    if len(uris) > 1:
-        raise PlotError(
-            f"found experiments in {len(uris)} stores: {', '.join(uris)}; allowed: experiments of one store"
-        )
-    read = {name: read_records(uris[0], name) for name, _ in experiments}
-    everything = sorted((one for records in read.values() for one in records), key=lambda one: one.started)
-    newest = latest_attempts(everything)
+    newest, remarks = planned_records(experiments, request.everything)
     chosen = select(newest, request.only, request.where)
     wanted = {FINISHED, RUNNING} if request.running else {FINISHED}
     usable = {one.run_id for one in chosen if one.status in wanted}
     if not usable:
-        raise PlotError(_why_nothing(", ".join(read), newest, chosen, request))
-    return Recordings(
-        uris[0], {name: [one for one in records if one.run_id in usable] for name, records in read.items()}
-    )
+        raise PlotError(_why_nothing(", ".join(one.name for one in experiments), newest, chosen, request, remarks))
+    return Recordings(experiments[0].uri, [one for one in chosen if one.run_id in usable], remarks)
 
 
-def _why_nothing(names: str, newest: Sequence[Record], chosen: Sequence[Record], request: Request) -> str:
+def _why_nothing(
+    names: str, newest: Sequence[Record], chosen: Sequence[Record], request: Request, remarks: Sequence[str]
+) -> str:
     if not newest:
         return f"{names} has no trials of lqray yet; run its file with `lqray run`"
     if not chosen:
@@ -141,4 +140,4 @@ def _why_nothing(names: str, newest: Sequence[Record], chosen: Sequence[Record],
         advice.append("`lqray failures` says why trials failed")
     if any(one.status == RUNNING for one in chosen):
         advice.append("--running draws those that run")
-    return f"no trial of {names} has finished: {counts}; {'; '.join(advice)}"
+    return f"no trial of {names} has finished: {counts}; {'; '.join([*advice, *remarks])}"

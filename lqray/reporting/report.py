@@ -7,27 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from lqray.experiment.grid import Experiment
+from lqray.experiment.secrets import masked
 from lqray.reporting.comparison import Comparison, compare_groups
 from lqray.reporting.machine import csv_table, json_document
-from lqray.reporting.planned import planned_records
-from lqray.reporting.records import Record, latest_attempts, read_records
-from lqray.reporting.selection import UnknownKeyError, select
+from lqray.reporting.planned import Recorded, planned_records
+from lqray.reporting.records import Record
+from lqray.reporting.selection import select
 from lqray.reporting.tables import latex_table, markdown_table, notes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Format = Literal["terminal", "markdown", "csv", "json", "latex"]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """An experiment of a store. file: as it was read, where it was named by its file."""
-
-    name: str
-    uri: str
-    file: Experiment | None = None
 
 
 @dataclass(frozen=True)
@@ -55,20 +46,8 @@ class Report:
 
 
 def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Report:
-    """Read and compare. Raises UnknownExperimentError, UnknownKeyError."""
-    if len({one.uri for one in experiments}) > 1:
-        stores = ", ".join(sorted({one.uri for one in experiments}))
-        raise UnknownKeyError(f"found experiments of several stores: {stores}; allowed: of one")
-    records: list[Record] = []
-    remarks: list[str] = []
-    for one in experiments:
-        if options.everything:
-            records += latest_attempts(read_records(one.uri, one.name))
-            continue
-        planned, left_out = planned_records(one.uri, one.name, one.file)
-        records += planned
-        if left_out:
-            remarks.append(f"{left_out} runs of {one.name} are not of its file as it stands; --all shows them, too.")
+    """Read and compare. Raises UnknownExperimentError, SeveralStoresError, UnknownKeyError."""
+    records, remarks = planned_records(experiments, options.everything)
     chosen = select(records, options.only, options.where)
     group_by = options.group_by
     comparison = compare_groups(
@@ -77,7 +56,7 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     counts = Counter(one.state for one in chosen)
     if set(counts) - {"finished"}:
         remarks.insert(0, ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + ".")
-    return Report(comparison, chosen, remarks, {one.name: one.uri for one in experiments})
+    return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments})
 
 
 def written(report: Report, shape: Format) -> str:

@@ -21,6 +21,7 @@ from lqray.reporting.figures.seeds import across, smoothed
 from lqray.reporting.figures.style import MOST_IN_LEGEND, styled
 from lqray.reporting.histories import history
 from lqray.reporting.methods import in_order, look, shade
+from lqray.reporting.planned import Recorded
 from lqray.reporting.plot import Request, plot, recordings_of
 from tests.reporting.figure_stores import FigureStore
 
@@ -49,7 +50,7 @@ def store(tmp_path):
 
 def drawn(store, kind, request=None, **options):
     """(figure, remarks) of a kind."""
-    names = [(name, store.uri) for name in store.numbers]
+    names = [Recorded(name, store.uri) for name in store.numbers]
     recordings = recordings_of(names, request or Request(kind))
     with styled():
         return load_kind(kind).draw(recordings, Options(**options)), recordings.remarks
@@ -155,7 +156,7 @@ def test_groups_of_one_method_are_shades_of_its_colour(tmp_path):
     (axes,) = drawn(store, "curves", group_by=("bits",))[0].axes
     assert list(lines(axes)) == ["bits 2", "bits 3", "bits 10"]
     (axes,) = drawn(store, "curves", group_by=("quantizer.method",))[0].axes
-    assert list(lines(axes)) == ["ALQ"]
+    assert list(lines(axes)) == ["ALQ", "AMQ"]
 
 
 def test_one_seed_has_a_line_and_no_band_and_unequal_seeds_are_said(tmp_path):
@@ -179,7 +180,7 @@ def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
     figure, remarks = drawn(store.save(), "curves")
     np.testing.assert_allclose(lines(figure.axes[0])["ALQ"].get_ydata(), [0.2, math.nan, math.nan])
     assert remarks == [f"{name}: gaps where test/accuracy of a run is not finite" for name in ("ALQ", "AMQ")]
-    assert next(plot([("known", store.uri)], Request("curves", out=tmp_path / "nan.png"))).files
+    assert next(plot([Recorded("known", store.uri)], Request("curves", out=tmp_path / "nan.png"))).files
 
 
 def test_running_trials_are_drawn_when_asked_for(store):
@@ -409,7 +410,8 @@ def test_throughput_is_the_phases_side_by_side(tmp_path):
 
 def test_files_are_the_same_bytes_for_the_same_records(store, tmp_path):
     first, second = (
-        next(plot([("known", store.uri)], Request("curves", out=tmp_path / folder))).files for folder in ("a", "b")
+        next(plot([Recorded("known", store.uri)], Request("curves", out=tmp_path / folder))).files
+        for folder in ("a", "b")
     )
     assert [file.name for file in first] == ["known-curves.png", "known-curves.svg", "known-curves.pdf"]
     for one, other in zip(first, second, strict=True):
@@ -427,10 +429,12 @@ def test_files_are_the_same_bytes_for_the_same_records(store, tmp_path):
 def test_the_users_matplotlib_settings_do_not_matter(store, tmp_path):
     import matplotlib
 
-    plain = next(plot([("known", store.uri)], Request("curves", formats=("svg",), out=tmp_path / "a"))).files[0]
+    plain = next(plot([Recorded("known", store.uri)], Request("curves", formats=("svg",), out=tmp_path / "a"))).files[0]
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
-        loud = next(plot([("known", store.uri)], Request("curves", formats=("svg",), out=tmp_path / "b"))).files[0]
+        loud = next(
+            plot([Recorded("known", store.uri)], Request("curves", formats=("svg",), out=tmp_path / "b"))
+        ).files[0]
     assert loud.read_bytes() == plain.read_bytes()
     assert dict(matplotlib.rcParams) == before
 

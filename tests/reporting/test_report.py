@@ -15,8 +15,9 @@ from lqray.cli import main
 from lqray.experiment.grid import experiment_from_text
 from lqray.experiment.plan import plan_tags
 from lqray.reporting.comparison import compare_groups
+from lqray.reporting.planned import Recorded
 from lqray.reporting.records import Record, latest_attempts, read_records
-from lqray.reporting.report import Recorded, ReportOptions, make_report, written
+from lqray.reporting.report import ReportOptions, make_report, written
 from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
 from tests.reporting.stores import Store, many_runs
 

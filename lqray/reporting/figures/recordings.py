@@ -53,15 +53,15 @@ class Group:
 class Recordings:
     """Finished trials, and running ones where these are wanted.
 
-    uri: absolute store. experiments: by name, their records, at most one a trial. remarks: what a reader of the figure
-    should know of what it leaves out; drawing adds to them.
+    uri: absolute store. records: at most one a trial. left_out: what the reader of any figure of them should know.
+    remarks: what a reader of the figure should know of what it leaves out; drawing adds to them.
     """
 
-    def __init__(self, uri: str, experiments: Mapping[str, Sequence[Record]]) -> None:
+    def __init__(self, uri: str, records: Sequence[Record], left_out: Sequence[str] = ()) -> None:
         self._uri = uri
-        self._experiments = experiments
         self._histories: dict[str, dict[str, History]] = {}
-        self.records = [one for records in experiments.values() for one in records]
+        self.records = list(records)
+        self.left_out = tuple(left_out)
         self.remarks: list[str] = []
 
     def remark(self, text: str) -> None:
@@ -81,8 +81,8 @@ class Recordings:
         """By run id; reads a metric once."""
         if key not in self._histories:
             found: dict[str, History] = {}
-            for name, records in self._experiments.items():
-                wanted = [one.run_id for one in records if key in one.metrics]
+            for name in dict.fromkeys(one.experiment for one in self.records):
+                wanted = [one.run_id for one in self.records if one.experiment == name and key in one.metrics]
                 found |= read_histories(self._uri, name, wanted, key) if wanted else {}
             self._histories[key] = found
         return self._histories[key]
