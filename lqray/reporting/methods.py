@@ -67,11 +67,13 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 def shade(own: Look, index: int, count: int) -> Look:
     """Of the `count` groups of one method that a figure tells apart, the one at `index`: the last has the method's own
-    look, those before it are lighter, with other dashes."""
+    look, those before it are lighter, with other dashes and markers."""
     if index == count - 1:
         return own
     lighter = 0.65 * (count - 1 - index) / max(count - 1, 3)
     channels = [int(own.colour[at : at + 2], 16) for at in (1, 3, 5)]
     colour = "#" + "".join(f"{round(one + (255 - one) * lighter):02X}" for one in channels)
     dashes = [one for one in _DASHES if one != own.dashes]
-    return replace(own, colour=colour, dashes=dashes[(count - 2 - index) % len(dashes)])
+    markers = [one for one in _MARKERS if one != own.marker]
+    turn = count - 2 - index
+    return replace(own, colour=colour, dashes=dashes[turn % len(dashes)], marker=markers[turn % len(markers)])

@@ -271,6 +271,8 @@ def test_levels_are_a_panel_for_each_method(tmp_path):
     assert all(same_color(line.get_color(), look("alq").colour) for line in alq.get_lines() if line.get_gid() is None)
     assert len([line for line in ternary.get_lines() if line.get_gid() is None]) == 3
     assert len(marked(alq, "learning-rate drop")) == 1
+    assert len(marked(alq, "run")) == 2 * len(found)
+    assert legend_of(figure)[0] == "mean and each of 2 seeds"
 
 
 SNAPSHOT = {

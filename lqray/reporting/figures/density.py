@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
-from lqray.reporting.figures.style import MOST_PANELS, WIDTHS, legend, panels, styled, wrapped
+from lqray.reporting.figures.style import MOST_PANELS, WIDTHS, even_columns, legend, panels, styled, wrapped
 from lqray.reporting.methods import look
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TAKES = frozenset({"group_by"})
 _ARTIFACT = "density.json"
+_WIDE, _NARROW = 3.2, 1.65
+"""Inches of a panel."""
 _FILL: Mapping[str, Any] = {"color": "0.82", "linewidth": 0}
 
 
@@ -59,11 +61,12 @@ def _draw(snapshots: Sequence[tuple[str, Mapping[str, Any]]], width: str) -> Fig
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    columns = min(len(snapshots), int(WIDTHS[width] // 3.0) if len(snapshots) < 3 else int(WIDTHS[width] // 1.6))
+    wide = len(snapshots) <= WIDTHS[width] // _WIDE
+    columns = even_columns(len(snapshots), int(WIDTHS[width] // (_WIDE if wide else _NARROW)))
     figure, axes = panels(width, len(snapshots), 1.5, columns=columns)
     lowest, highest = _range(snapshots)
     for number, (panel, (title, snapshot)) in enumerate(zip(axes, snapshots, strict=True)):
-        _panel(panel, title, snapshot, narrow=columns > WIDTHS[width] // 3.0)
+        _panel(panel, title, snapshot, narrow=not wide)
         panel.set_ylim(lowest, highest)
         if number % columns:
             panel.tick_params(labelleft=False)
@@ -85,10 +88,13 @@ def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], narrow: bool) -
         panel.axvline(level, color=colour, linewidth=1.0, gid="level")
     panel.set_xscale("symlog", linthresh=1e-6, linscale=0.5)
     panel.set_xlim(-1.3, 1.3)
-    panel.set_xticks([-1, -1e-3, 0, 1e-3, 1] if narrow else [-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1])
+    exponents = (3,) if narrow else (2, 4)
+    ticks = [(1.0, "1"), *((10.0**-one, f"$10^{{-{one}}}$") for one in exponents)]
+    both = [*((-at, f"$-${text}") for at, text in ticks), (0.0, "0"), *ticks]
+    panel.set_xticks([at for at, _ in both], [text for _, text in both])
     panel.set_xticks([], minor=True)
     panel.grid(False)
-    panel.set_title(wrapped(title, 1.5 if narrow else 3.0), fontsize=7)
+    panel.set_title(wrapped(title, (_NARROW if narrow else _WIDE) - 0.2), fontsize=7)
 
 
 def _range(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[float, float]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lqray.reporting.figures.drops import draw_drops
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band, across
-from lqray.reporting.figures.style import MOST_PANELS, legend, panels, wrapped
+from lqray.reporting.figures.style import MOST_PANELS, even_columns, legend, panels, wrapped
+from lqray.reporting.histories import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
 TAKES = frozenset({"group_by"})
 _TITLE_INCHES = 1.5
+_FEW = 10
 _LEVEL = re.compile(r"quantizer/level/(\d+)")
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
-    """Every level over the run, mean and interval over seeds; linear below the smallest level, logarithmic beyond.
+    """Every level over the run: of up to ten runs of a group the mean and, thin, each; of more, mean and interval.
+    Linear below the smallest level, logarithmic beyond.
 
     Raises NothingToDrawError, UnknownKeyError.
     """
@@ -35,11 +38,11 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         left = ", ".join(group.label for group, _ in found[MOST_PANELS:])
         recordings.remark(f"{MOST_PANELS} panels are drawn, not those of {left}; choose with --only or --where")
         found = found[:MOST_PANELS]
-    figure, axes = panels(options.width, len(found), 1.35, columns=2 if options.width == "single" else 4)
+    columns = even_columns(len(found), 2 if options.width == "single" else 4)
+    figure, axes = panels(options.width, len(found), 1.45, columns=columns)
     for panel, (group, bands) in zip(axes, found, strict=True):
         _draw_levels(panel, group, bands)
-    smallest = min(_smallest(bands) for _, bands in found)
-    columns = 2 if options.width == "single" else 4
+    smallest = min(_smallest([band for band, _ in bands]) for _, bands in found)
     for number, panel in enumerate(axes):
         _scale(panel, smallest)
         panel.label_outer()
@@ -52,28 +55,35 @@ def draw(recordings: Recordings, options: Options) -> Figure:
             panel.tick_params(labelleft=False)
     shown = [one for group, _ in found for one in group.records]
     drops = draw_drops(axes, recordings, _last_steps(recordings, {one.run_id for one in shown}))
-    legend(figure, drops, band_note(group for group, _ in found))
+    note = band_note(group for group, _ in found)
+    if max(len(runs) for _, bands in found for _, runs in bands) <= _FEW:
+        note = note.replace("95% interval of", "each of")
+    legend(figure, drops, note)
     return figure
 
 
-def _levels(recordings: Recordings, group: Group) -> list[Band]:
-    """A band for each level, ascending."""
+def _levels(recordings: Recordings, group: Group) -> list[tuple[Band, list[History]]]:
+    """For each level, ascending, the band and the runs that it is of."""
     numbers = {int(match[1]) for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))}
     bands = []
     for number in sorted(numbers):
         histories = recordings.histories(f"quantizer/level/{number}")
         runs = [histories[one.run_id] for one in group.records if one.run_id in histories]
-        bands.append(across(runs))
-    return [one for one in bands if len(one)]
+        bands.append((across(runs), runs))
+    return [one for one in bands if len(one[0])]
 
 
-def _draw_levels(panel: Axes, group: Group, bands: list[Band]) -> None:
-    for band in bands:
+def _draw_levels(panel: Axes, group: Group, bands: list[tuple[Band, list[History]]]) -> None:
+    for band, runs in bands:
         # A level holds from the step that was measured until the next that was.
         panel.plot(band.x, band.mean, color=group.look.colour, drawstyle="steps-post", linewidth=0.9, zorder=3)
-        panel.fill_between(
-            *(band.x, band.low, band.high), step="post", color=group.look.colour, alpha=0.2, linewidth=0, zorder=2
-        )
+        if len(runs) > _FEW:
+            style: dict[str, Any] = {"alpha": 0.2, "linewidth": 0, "zorder": 2}
+            panel.fill_between(band.x, band.low, band.high, step="post", color=group.look.colour, **style)
+        elif len(runs) > 1:
+            for one in runs:
+                style = {"alpha": 0.4, "linewidth": 0.5, "gid": "run"}
+                panel.plot(one.steps, one.values, color=group.look.colour, drawstyle="steps-post", **style)
     panel.set_title(wrapped(group.label, _TITLE_INCHES), fontsize=7)
 
 
@@ -87,13 +97,20 @@ def _scale(panel: Axes, smallest: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     decade = 10.0 ** np.floor(np.log10(smallest))
-    panel.set_yscale("symlog", linthresh=decade, linscale=0.5)
+    panel.set_yscale("symlog", linthresh=decade, linscale=0.8)
     exponents = range(0, int(np.floor(np.log10(smallest))) - 1, -max(1, int(-np.log10(decade)) // 2))
     ticks = [10.0**one for one in exponents if 10.0**one >= decade]
-    panel.set_yticks([*(-one for one in ticks), 0.0, *reversed(ticks)])
+    places = [*(-one for one in ticks), 0.0, *reversed(ticks)]
+    panel.set_yticks(places, [_power(one) for one in places])
     panel.set_yticks([], minor=True)
     panel.set_ylim(-1.4, 1.4)
     panel.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _power(value: float) -> str:
+    if abs(value) in (0.0, 1.0):
+        return f"{value:.0f}".replace("-", "−")
+    return f"${'-' if value < 0 else ''}10^{{{np.log10(abs(value)):.0f}}}$"
 
 
 def _last_steps(recordings: Recordings, run_ids: set[str]) -> dict[str, int]:

@@ -22,6 +22,7 @@ _FEW = 12
 _WIDER = 0.2
 """A band widens the axis by this share of what the means span, no more: of two seeds it may be tens of times that."""
 _MARGIN = 0.02
+_PLAIN_FROM, _PLAIN_TO = 1e-2, 1e3
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,17 @@ def is_accuracy(metric: str) -> bool:
 
 def label_metric(panel: Axes, metric: str, options: Options) -> None:
     """Name and numbers of a y axis that shows the metric; accuracies in percent."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     smoothed = f"\n(mean of {options.smooth} points)" if options.smooth > 1 else ""
     panel.set_ylabel(shown_name(metric) + smoothed)
     if is_accuracy(metric):
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
+    low, high = panel.get_ylim()
+    if panel.get_yscale() == "log" and low > _PLAIN_FROM and high < _PLAIN_TO:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def finish_iterations(panel: Axes, metric: str, options: Options) -> None:

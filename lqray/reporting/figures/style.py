@@ -92,6 +92,11 @@ def panels(width: str, count: int, height: float = 2.1, columns: int = 1) -> tup
     return figure, grid[:count]
 
 
+def even_columns(count: int, most: int) -> int:
+    """Of `count` panels in rows of at most `most`, so that the last row is as full as can be."""
+    return math.ceil(count / math.ceil(count / most))
+
+
 def handle(own: Look, **more: Any) -> Line2D:
     """A legend's entry of a group."""
     from matplotlib.lines import Line2D
@@ -103,7 +108,7 @@ def legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str = "") 
     """Below the panels, in as many columns as the width has place for; of more than 24 entries the rest are counted."""
     from matplotlib.lines import Line2D
 
-    if not entries:
+    if not entries and not title:
         return
     shown = list(entries)
     if len(shown) > MOST_IN_LEGEND:
@@ -114,7 +119,7 @@ def legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str = "") 
     columns = _columns([max(map(len, label.split("\n"))) for _, label in shown], width)
     rows = math.ceil(sum(label.count("\n") + 1 for _, label in shown) / columns)
     figure.set_size_inches(width, height + _INCHES_PER_ROW * (rows + bool(title)) + 0.1)
-    handles, labels = zip(*shown, strict=True)
+    handles, labels = [one for one, _ in shown], [label for _, label in shown]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title or None)
 
 
