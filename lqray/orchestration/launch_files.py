@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +45,8 @@ class LaunchFiles:
         if place is not None:
             _write(place, own)
             if self._links:
-                for name in self._made:
-                    _link(self._links[name], place / below / name)
+                for name, text in self._made.items():
+                    _link(self._links[name], place / below / name, text)
             else:
                 _write(place, shared)
                 self._links = {name: place / below / name for name in self._made}
@@ -95,11 +94,11 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def _link(source: Path, target: Path) -> None:
-    """Falls back to a copy where links cannot be made. Writes nothing where the source was deleted meanwhile."""
+def _link(source: Path, target: Path, text: str) -> None:
+    """A file of its own where no link can be made, or somebody has deleted the first run."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        target.write_text(text, encoding="utf-8")

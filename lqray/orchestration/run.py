@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
@@ -92,6 +92,10 @@ class Ran:
     elsewhere: dict[str, Holder | None] = field(default_factory=dict)
     interrupted: bool = False
 
+    def take(self, result: TrialResult) -> None:
+        """One more result, without its snapshot: of ten thousand trials those would fill the memory."""
+        self.results.append(replace(result, snapshot=None))
+
 
 def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     """Read the store and say what is to be done. Raises ExperimentError for a trial that is not valid."""
@@ -173,7 +177,7 @@ def run_plan(
     with Ledger(launch, experiment.name, experiment.storage, plan.states, options.rerun, keeping) as ledger:
         if options.whole and not experiment.adaptive:
             publish_plan(launch)
-        queue = TrialQueue(source_of_trials, ledger, observer, ran.results.append, Limits(options.max_failures))
+        queue = TrialQueue(source_of_trials, ledger, observer, ran.take, Limits(options.max_failures))
         ledger.watch(queue, None if plan.more else lambda text: _still_wanted(text, experiment.document.file))
         name = options.launcher
         if name == "auto":

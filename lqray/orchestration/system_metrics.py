@@ -20,12 +20,15 @@ class SystemMetrics:
 
     def __init__(self) -> None:
         psutil.cpu_percent()  # it measures from one call to the next
-        self._traffic = psutil.net_io_counters()
+        try:
+            self._traffic = psutil.net_io_counters()
+        except (OSError, RuntimeError):
+            self._traffic = None
         self._nvml, self._gpus = _gpus()
 
     def sample(self) -> dict[str, float]:
         """`system/...`, as of now. A GPU that does not answer is left out."""
-        memory, disk, traffic = psutil.virtual_memory(), psutil.disk_usage(os.sep), psutil.net_io_counters()
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
         found = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / _MEGA,
@@ -34,7 +37,8 @@ class SystemMetrics:
             "disk_usage_megabytes": disk.used / _MEGA,
             "disk_available_megabytes": disk.free / _MEGA,
         }
-        if traffic and self._traffic:
+        if self._traffic:
+            traffic = psutil.net_io_counters()
             found["network_receive_megabytes"] = (traffic.bytes_recv - self._traffic.bytes_recv) / _MEGA
             found["network_transmit_megabytes"] = (traffic.bytes_sent - self._traffic.bytes_sent) / _MEGA
         for number, handle in enumerate(self._gpus):

@@ -241,7 +241,12 @@ class Reporter:
         if self._system is None or (not update.final and time.monotonic() - self._sampled < EVERY_SECONDS):
             return {}
         self._sampled = time.monotonic()
-        return self._system.sample()
+        try:
+            return self._system.sample()
+        except (OSError, RuntimeError) as error:  # what a machine does not show must not cost the trial
+            self._say(f"no more system metrics: {error!r}")
+            self._system = None
+            return {}
 
     def _keep(self, point: Point) -> None:
         self._count += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from lqray.experiment.standing import Standing
@@ -18,21 +17,21 @@ _QUESTION, _VALUES, _NAME, _COMMAND = 900, 100, 60, 300
 
 def sweep_summary(standing: Standing) -> str:
     """In Markdown: what the sweep asks, what it varies, how its trials stand, the best of each method, and how to see
-    more. At most 4,900 characters; what is cut ends in an ellipsis."""
+    more. At most 4,900 characters; what is cut ends in an ellipsis. Lists, no tables: the UI gives cells no space."""
     total = sum(standing.counts.values())
     parts = [_quoted(standing.question)] if standing.question else []
     if standing.axes:
         shown = list(standing.axes)[:_MOST_AXES]
-        parts.append(_table(("axis", "values"), [(f"`{_cut(key, _NAME)}`", _values(standing, key)) for key in shown]))
-        if len(standing.axes) > _MOST_AXES:
-            parts.append(f"… {len(standing.axes) - _MOST_AXES} more axes")
+        lines = [f"- `{_cut(key, _NAME)}`: {_values(standing, key)}" for key in shown]
+        more = len(standing.axes) - _MOST_AXES
+        parts.append("\n".join([*lines, *([f"- … {more} more axes"] if more > 0 else [])]))
     counts = ", ".join(f"{standing.counts[state]} {state}" for state in STATES if standing.counts.get(state))
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(standing.time))
     parts.append(f"**{total} {'trial' if total == 1 else 'trials'}**{f': {counts}' if counts else ''} ({clock})")
     if standing.best:
         chosen = standing.best[:_MOST_METHODS]
-        rows = [(one.method, f"{one.accuracy:.2%}", one.name, str(one.finished)) for one in chosen]
-        parts.append(_table(("method", "best test accuracy", "run", "finished"), rows))
+        lines = [f"- **{one.method}** {one.accuracy:.2%}: `{one.name}`, of {one.finished} finished" for one in chosen]
+        parts.append("Best test accuracy of each method:\n\n" + "\n".join(lines))
     name = _cut(shlex.quote(standing.experiment), _COMMAND)
     parts.append(
         f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by `{_one_line(standing.command)}`"
@@ -48,12 +47,7 @@ def _values(standing: Standing, key: str) -> str:
         return f"{how}, {_text(min(values))} to {_text(max(values))}"
     shown = ", ".join(_text(value) for value in values[:_MOST_VALUES])
     more = f", … {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
-    return _cut(_cell(shown), _VALUES) + more
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return _cut(shown.replace("\n", " "), _VALUES) + more
 
 
 def _quoted(text: str) -> str:
@@ -64,10 +58,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _one_line(text: str) -> str:

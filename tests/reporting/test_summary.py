@@ -18,11 +18,11 @@ def standing(**changes) -> Standing:
 def test_it_says_what_is_asked_how_it_stands_and_what_is_best():
     lines = sweep_summary(standing()).splitlines()
     assert lines[:3] == ["> Which method", ">", "> needs fewest bits?"]
-    assert "| `quantizer.method` | alq, qsgd |" in lines
-    assert "| `optimizer.lr` | 0.1, 1e-05 |" in lines
-    assert "| `exchange.error_feedback` | true |" in lines
+    assert "- `quantizer.method`: alq, qsgd" in lines
+    assert "- `optimizer.lr`: 0.1, 1e-05" in lines
+    assert "- `exchange.error_feedback`: true" in lines
     assert any(line.startswith("**6 trials**: 2 finished, 1 failed, 3 not begun (19") for line in lines)
-    assert "| alq | 98.77% | alq-seed1 | 2 |" in lines
+    assert "- **alq** 98.77%: `alq-seed1`, of 2 finished" in lines
     assert "lqray report grid" in lines
     assert "lqray plot grid --kind curves" in lines
     assert lines[-1] == "launched by `lqray run grid.yaml`"
@@ -31,7 +31,7 @@ def test_it_says_what_is_asked_how_it_stands_and_what_is_best():
 def test_nothing_known_is_nothing_claimed():
     text = sweep_summary(standing(question="", axes={}, counts={}, best=[]))
     assert "**0 trials** (" in text
-    assert "|" not in text
+    assert "- " not in text
     assert ">" not in text
 
 

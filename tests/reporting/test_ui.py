@@ -168,7 +168,7 @@ def test_the_experiment_lists_its_runs_and_says_what_it_asks(browser, address, r
     browser.open(f"{address.partition('#')[0]}#/experiments/{experiment_id}/runs")
     browser.wait(browser.shows(*NAMES, "Do two bits cost accuracy?"), "runs")
     browser.click("[data-component-id='mlflow.experiment.metadata_editor.expand_button']")
-    browser.wait(browser.shows("4 trials: 4 finished", "best test accuracy", "lqray report looked-at"), "description")
+    browser.wait(browser.shows("4 trials: 4 finished", "Best test accuracy", "lqray report looked-at"), "description")
 
 
 def test_charts_have_data_and_sections(browser, address, recorded):
