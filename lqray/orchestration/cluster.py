@@ -27,15 +27,19 @@ _QUIET_SETTINGS = {
 }
 
 
+LIMIT_VARIABLE = "LQRAY_CLUSTER_LIMIT"
+
+
 class ClusterError(ConnectionError):
-    """The Ray that RAY_ADDRESS names cannot be joined."""
+    """The Ray that RAY_ADDRESS names cannot be joined, or what is said of it makes no sense."""
 
 
 @contextmanager
 def ray_cluster(
     need: Mapping[str, float], verbose: bool, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, float]]:
-    """Ray while the context lasts; yields its total resources.
+    """Ray while the context lasts; yields its total resources: those that are there, or, where LQRAY_CLUSTER_LIMIT says
+    so (`CPU=64,GPU=8`), those that an autoscaler may add when trials wait for them.
 
     With RAY_ADDRESS set, or a cluster running on this machine, it is that one (RAY_ADDRESS=local insists on one of our
     own). Our own has at least the CPUs that one trial needs, so that a trial of more workers than cores still runs,
@@ -43,6 +47,7 @@ def ray_cluster(
     ClusterError when RAY_ADDRESS cannot be joined.
     """
     address = os.environ.get("RAY_ADDRESS")
+    limit = _limit(os.environ.get(LIMIT_VARIABLE, ""))
     if address and address != "local":
         offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
@@ -78,7 +83,8 @@ def ray_cluster(
             log_to_driver=verbose,
         )
     try:
-        yield ray.cluster_resources()
+        there = ray.cluster_resources()
+        yield there | {kind: max(there.get(kind, 0.0), amount) for kind, amount in limit.items()}
     finally:
         ray.shutdown()
 
@@ -90,6 +96,16 @@ def running_cluster() -> Iterator[dict[str, float]]:
         os.environ["RAY_ADDRESS"] = "auto"
     with ray_cluster({}, verbose=False) as resources:
         yield resources
+
+
+def _limit(text: str) -> dict[str, float]:
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part.strip()]
+        return {kind.strip(): float(amount) for kind, amount in pairs}
+    except ValueError as error:
+        raise ClusterError(
+            f"{LIMIT_VARIABLE}: found {text!r}; allowed: what the cluster may grow to, such as CPU=64,GPU=8"
+        ) from error
 
 
 def offer_token() -> None:

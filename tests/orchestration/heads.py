@@ -40,16 +40,20 @@ def without(*prefixes: str) -> dict[str, str]:
 
 
 @contextmanager
-def ray_head(folder: Path, dashboard: bool, cpus: int = 2, **environment: str) -> Iterator[Head]:
+def ray_head(
+    folder: Path, dashboard: bool, cpus: int = 2, autoscaling: Path | None = None, **environment: str
+) -> Iterator[Head]:
     """A Ray head that asks for TOKEN, in a process group of its own that ends with the context.
 
-    environment: of its processes, and so of its jobs; the lqray that is installed there is this one.
+    autoscaling: a file of the cluster launcher. environment: of its processes, and so of its jobs; the lqray that is
+    installed there is this one.
     """
     port, dashboard_port = free_port(), free_port()
     arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}", "--block", f"--temp-dir={folder}"]
     arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
     arguments += [f"--dashboard-agent-listen-port={free_port()}"]
     arguments += [f"--include-dashboard={dashboard}".lower(), f"--dashboard-port={dashboard_port}"]
+    arguments += [f"--autoscaling-config={autoscaling}"] if autoscaling else []
     log = folder / "head.log"
     clean = without("RAY_", "MLFLOW_TRACKING", "PYTHONPATH")
     process = subprocess.Popen(

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from tests.orchestration.heads import TOKEN, ray_head
+from tests.orchestration.sweeps import marked
 from tests.training.dataset_files import write_idx
 
 pytestmark = pytest.mark.ray
@@ -69,7 +72,7 @@ def lqray_run(
         env=clean | {"RAY_ADDRESS": address, "LQRAY_DATA": str(folder / "nowhere")} | environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
     )
 
 
@@ -96,3 +99,43 @@ def test_early_stopping_on_a_shared_ray_leaves_no_placement_group(tmp_path, head
     environment = os.environ | {"RAY_ADDRESS": head, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     asked = subprocess.run([sys.executable, "-c", LEFT], env=environment, capture_output=True, text=True, timeout=60)
     assert json.loads(asked.stdout.splitlines()[-1]) == [[], 0], asked.stdout + asked.stderr
+
+
+AUTOSCALING = {
+    **{"cluster_name": "growing", "max_workers": 1, "provider": {"type": "fake_multinode"}, "docker": {}, "auth": {}},
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {
+            "resources": {"CPU": 2, "object_store_memory": 100_000_000},
+            **{"node_config": {}, "min_workers": 0, "max_workers": 1},
+        },
+    },
+    **{"head_node_type": "head", "idle_timeout_minutes": 5, "upscaling_speed": 1.0, "file_mounts": {}},
+    **{f"{kind}_commands": [] for kind in ("initialization", "setup", "head_setup", "worker_setup")},
+    **{"head_start_ray_commands": [], "worker_start_ray_commands": [], "cluster_synced_files": []},
+    **{"file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": []},
+}
+"""A cluster of Ray's launcher that begins as a head without CPUs; its workers are processes of this machine."""
+
+
+@pytest.mark.cluster
+def test_a_cluster_that_has_no_workers_yet_grows_for_the_sweep(tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("a")
+    write_idx(folder / "data")
+    (folder / "growing.json").write_text(json.dumps(AUTOSCALING))
+    environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "LQRAY_TEST_MARK": str(folder)}
+    environment |= {"LQRAY_DATA": str(folder / "data")}
+    with ray_head(folder, dashboard=True, cpus=0, autoscaling=folder / "growing.json", **environment) as running:
+        refused = lqray_run(tmp_path, running.address, RAY_AUTH_TOKEN=TOKEN)
+        assert refused.returncode == 2
+        assert "a trial needs 2 CPU, the cluster has 0" in refused.stderr
+        nonsense = lqray_run(tmp_path, running.address, RAY_AUTH_TOKEN=TOKEN, LQRAY_CLUSTER_LIMIT="many")
+        assert nonsense.returncode == 2
+        assert "LQRAY_CLUSTER_LIMIT: found 'many'" in nonsense.stderr
+        grown = lqray_run(
+            tmp_path, running.address, "--launcher", "warm", RAY_AUTH_TOKEN=TOKEN, LQRAY_CLUSTER_LIMIT="CPU=2"
+        )
+        assert grown.returncode == 0, grown.stdout + grown.stderr
+    for number in marked(folder):  # the worker, which only an autoscaler would end
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)

@@ -2,12 +2,17 @@
 that they run are."""
 
 import os
+import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.orchestration.heads import without
+from tests.orchestration.sweeps import nothing_is_left, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,10 +65,36 @@ def test_the_rayjob_has_what_kuberay_asks_for():
         assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
         assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
         assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
-        assert {one["name"] for one in container["env"]} == {"MLFLOW_TRACKING_URI", "LQRAY_STORAGE", "LQRAY_DATA"}
+        names = {"MLFLOW_TRACKING_URI", "LQRAY_STORAGE", "LQRAY_DATA", "LQRAY_CLUSTER_LIMIT"}
+        assert {one["name"] for one in container["env"]} == names
         assert container["envFrom"] == [{"secretRef": {"name": "lqray"}}]
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_the_service_is_one_for_systemd(tmp_path):
+    text = (ROOT / "deploy/mlflow.service").read_text()
+    (tmp_path / "mlflow.service").write_text(text.replace("/opt/lqray-venv/bin/lqray", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", tmp_path / "mlflow.service"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_compose_file_has_no_password_and_the_mlflow_of_the_lock():
+    text = (ROOT / "deploy/compose.yaml").read_text()
+    (document,) = documents("deploy/compose.yaml")
+    server = document["services"]["mlflow"]
+    for package in ("mlflow", "Flask-WTF"):
+        (line,) = [
+            one for one in (ROOT / "requirements.lock").read_text().splitlines() if one.startswith(f"{package}==")
+        ]
+        assert line in server["build"]["dockerfile_inline"]
+    assert server["depends_on"].keys() <= document["services"].keys()
+    for line in text.splitlines():
+        if "PASSWORD:" in line or "SECRET_KEY:" in line:
+            assert "${" in line
+    assert "--app-name basic-auth" in server["command"]
+    assert "--allowed-hosts ${MLFLOW_NAME:?}" in server["command"]
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -98,3 +129,64 @@ def test_a_node_is_set_up_once_for_the_gpus_it_has(tmp_path):
     ).stdout.splitlines()
     assert {"RAY_AUTH_MODE=token", "LQRAY_STORAGE=/shared/a b"} <= set(told)
     assert (home / ".bashrc").read_text().count("environment.sh") == 1
+
+
+SRUN = """#!/bin/bash
+# Runs a command as often as there are tasks, all on this machine, and passes SIGTERM on.
+while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && tasks=${1#*=}; shift; done
+for ((task = 0; task < tasks; task++)); do SLURM_PROCID=$task "$@" & tasks_started+=($!); done
+trap 'kill -TERM "${tasks_started[@]}"' TERM
+for ((task = 0; task < tasks; task++)); do wait -n || { status=$?; kill -TERM "${tasks_started[@]}"; }; done
+wait
+exit ${status:-0}
+"""
+SWEEP = """
+name: allocation
+base:
+  data: {name: digits}
+  model: {name: mlp, layers: [16]}
+  optimizer: {name: sgd, lr: 0.1}
+  schedule: {iterations: 20, batch_size: 16}
+  workers: 2
+  quantizer: {method: qsgd_inf, bucket_size: 128}
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.cluster
+def test_a_slurm_allocation_runs_a_sweep_over_its_nodes_and_leaves_nothing(tmp_path):
+    """Two nodes of one CPU each, so that the trial's two processes are on both."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "srun").write_text(SRUN)
+    (programs / "srun").chmod(stat.S_IRWXU)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    environment = without("RAY_", "SLURM_", "MLFLOW_TRACKING") | {
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "LQRAY_TEST_MARK": str(tmp_path),
+        "LQRAY_STORAGE": str(tmp_path / "lqray-storage"),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_GPUS_ON_NODE": "0",
+    }
+    done = subprocess.run(
+        ["bash", ROOT / "deploy/slurm.sh", "sweep.yaml", "--launcher", "warm"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Ray on 2 nodes" in said
+    (run,) = recorded(f"sqlite:///{tmp_path}/lqray.db", "allocation").values()
+    assert run.info.status == "FINISHED"
+    nothing_is_left(tmp_path)
+    assert not Path(f"/tmp/lqray-{os.getpid()}").exists()
+
+    usage = subprocess.run(["bash", ROOT / "deploy/slurm.sh"], capture_output=True, text=True)
+    assert usage.returncode == 2
+    assert "usage: sbatch" in usage.stderr

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=lqray
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@120
+# A sweep in a SLURM allocation, in place of `sbatch --array`: one Ray over its nodes, for as long as the sweep runs.
+#   sbatch --nodes=4 --gpus-per-node=4 deploy/slurm.sh experiments/quickstart.yaml [options of lqray run]
+# Run it again, after a time limit or a failure, for what is missing. `python` is that of an environment with lqray, which
+# all nodes see, and so are MLFLOW_TRACKING_URI and LQRAY_STORAGE. Two minutes before the time limit trials are recorded
+# as KILLED; they continue from their checkpoints.
+set -euo pipefail
+[ $# -gt 0 ] || { echo "usage: sbatch [--nodes=N ...] deploy/slurm.sh FILE... [options of lqray run]" >&2; exit 2; }
+: "${SLURM_JOB_ID:?is not set: run this with sbatch}"
+nodes=${SLURM_JOB_NUM_NODES:-1}
+
+# Ports and folders of this job's own: other jobs may have Rays on the same machines. The token is made for this job and
+# reaches its tasks in their environment.
+export lqray_port=$((20000 + SLURM_JOB_ID % 3000 * 4))
+export lqray_head=${LQRAY_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}
+export lqray_folder=/tmp/lqray-$SLURM_JOB_ID  # short: paths of sockets have a limit
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+
+# shellcheck disable=SC2317  # srun calls it
+start_node() {
+  local resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block)
+  if [ "$SLURM_PROCID" = 0 ]; then
+    exec ray start --head --node-ip-address="$lqray_head" --port="$lqray_port" --temp-dir="$lqray_folder" \
+      --dashboard-host=127.0.0.1 --dashboard-port=$((lqray_port + 1)) --ray-client-server-port=$((lqray_port + 2)) \
+      "${resources[@]}"
+  fi
+  for _ in $(seq 300); do
+    (: <"/dev/tcp/$lqray_head/$lqray_port") 2>/dev/null && exec ray start --address="$lqray_head:$lqray_port" "${resources[@]}"
+    sleep 1
+  done
+  echo "no Ray head at $lqray_head:$lqray_port after 300 s" >&2
+  return 1
+}
+srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$(declare -f start_node); start_node" &
+ray_nodes=$!
+trap 'kill -TERM $ray_nodes 2>/dev/null; wait $ray_nodes 2>/dev/null; rm -rf "$lqray_folder"' EXIT
+
+# How many trials run at a time is decided at the start, by the machines that are there then.
+export RAY_ADDRESS=$lqray_head:$lqray_port
+python - "$nodes" "$ray_nodes" <<'PYTHON'
+import os, socket, sys, time
+host, port = os.environ["RAY_ADDRESS"].rsplit(":", 1)
+wanted, starter, deadline = int(sys.argv[1]), int(sys.argv[2]), time.monotonic() + 300
+joined = None
+while joined is None or sum(node["Alive"] for node in joined.nodes()) < wanted:
+    os.kill(starter, 0)  # the error, when there is nothing to wait for
+    if time.monotonic() > deadline:
+        sys.exit(f"not all {wanted} nodes have joined Ray within 300 s")
+    time.sleep(1)
+    if joined is None and socket.socket().connect_ex((host, int(port))) == 0:
+        import ray as joined
+
+        joined.init(logging_level="ERROR")
+print(f"Ray on {wanted} nodes: {joined.cluster_resources()}", flush=True)
+PYTHON
+
+python -m lqray run "$@" &
+sweep=$!
+trap 'kill -TERM $sweep 2>/dev/null' TERM INT
+status=0
+wait $sweep || status=$?
+# A signal ends the first wait, not the sweep, which has to record what it interrupts.
+while kill -0 $sweep 2>/dev/null; do wait $sweep && status=0 || status=$?; done
+exit $status
