@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lqray.orchestration.cluster import on_this_node
 from lqray.orchestration.worker import Heard, News, Outcome
 
 Ended = tuple[str, int, dict[int, Outcome]]
@@ -41,7 +42,7 @@ class Board:
 
 
 def make_board() -> Any:
-    """Its handle; no CPU is taken for it."""
+    """Its handle; no CPU is taken for it. It is on the launcher's node."""
     import ray
 
-    return ray.remote(num_cpus=0)(Board).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Board).remote()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Supported knobs of Ray Train: poll workers ten times as often, which is what a short trial waits for, and do not watch
 # for preemption notices.
@@ -106,6 +107,14 @@ def _limit(text: str) -> dict[str, float]:
         raise ClusterError(
             f"{LIMIT_VARIABLE}: found {text!r}; allowed: what the cluster may grow to, such as CPU=64,GPU=8"
         ) from error
+
+
+def on_this_node() -> Any:
+    """Ray's option for an actor that shall live and die with the process that makes it: no other node's end ends it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def offer_token() -> None:

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from lqray.experiment.schema import Resources
+from lqray.orchestration.cluster import on_this_node
 from lqray.orchestration.failures import Failure, failure_of, lost
 from lqray.orchestration.placement import backend_of
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
@@ -63,7 +64,7 @@ class Group:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         self.processes = processes
-        self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Mailbox).remote()
         self.error: BaseException | None = None
         per_worker: dict[str, float] = {"CPU": resources.cpus_per_process}
         if resources.gpus_per_process:

@@ -29,13 +29,17 @@ base:
 sweep:
   - matrix: {seed: [1]}
 """
-SEARCHED = TEXT.replace("iterations: 5, batch_size: 16", "iterations: 600, batch_size: 16, evaluate_every: 25").replace(
-    "sweep:\n  - matrix: {seed: [1]}\n",
-    """search:
+SEARCHED = (
+    TEXT.replace("{name: mnist}", "{name: digits}")
+    .replace("iterations: 5, batch_size: 16", "iterations: 600, batch_size: 16, evaluate_every: 25")
+    .replace(
+        "sweep:\n  - matrix: {seed: [1]}\n",
+        """search:
   sampler: grid
   space: {optimizer.lr: {choice: [0.05, 1.0e-6, 2.0e-6]}}
   early_stopping: {metric: test/accuracy, grace_period: 50, reduction_factor: 2}
 """,
+    )
 )
 LEFT = """
 import json, time, ray

@@ -54,7 +54,7 @@ def test_eight_launches_at_a_time_on_postgresql(tmp_path, database):
     launches = [start(path, "--launcher", "inline") for _ in range(8)]
     try:
         for launch in launches:
-            assert launch.wait(240) == 0, output(path)
+            assert launch.wait(300) == 0, output(path)
     finally:
         for launch in launches:
             with killing(launch):
@@ -91,7 +91,7 @@ def test_a_server_on_postgresql_restarted_in_the_middle(tmp_path):
     with postgresql() as uri:
         port = free_port()
         server = serve(tmp_path, port, uri)
-        path = write(tmp_path, 1500, f"http://127.0.0.1:{port}", TEXT.replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[1, 2]"))
+        path = write(tmp_path, 400, f"http://127.0.0.1:{port}", TEXT.replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[1, 2]"))
         process = start(path, "--launcher", "inline")
         try:
             with killing(process):
@@ -99,10 +99,10 @@ def test_a_server_on_postgresql_restarted_in_the_middle(tmp_path):
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
                 server = serve(tmp_path, port, uri)
-                assert process.wait(240) == 0, output(path)
+                assert process.wait(300) == 0, output(path)
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
         assert {one.info.status for one in recorded(uri).values()} == {"FINISHED"}
         for of_run in histories(uri).values():
-            assert [step for step, _ in of_run["train/loss"]] == list(range(1, 1501))
+            assert [step for step, _ in of_run["train/loss"]] == list(range(1, 401))
