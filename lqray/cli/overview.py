@@ -1,0 +1,94 @@
+"""Commands that look at running sweeps and steer them: status, stop, logs, failures."""
+
+from __future__ import annotations
+
+import click
+
+from lqray.cli import shared
+
+
+@click.command()
+@click.argument("experiment", required=False)
+@shared.uri
+@click.option("--follow/--once", default=None, help="Keep the table current; by default on a terminal.")
+def status(experiment: str | None, uri: str, follow: bool | None) -> None:
+    """Show how the trials of EXPERIMENT, a name or a file, stand; without it, of all experiments."""
+    import time
+
+    from rich.live import Live
+
+    from lqray.orchestration.overview import UnknownRunError, known_experiments, states_or_error, status_table
+
+    with shared.clear_errors(UnknownRunError):
+        name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
+        if name:
+            states_or_error(store, name)
+        names = [name] if name else known_experiments(store)
+        console = shared.console()
+        if not (console.is_terminal if follow is None else follow):
+            console.print(status_table(store, names))
+            return
+        try:
+            with Live(status_table(store, names), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(2)
+                    live.update(status_table(store, names), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--only", default="*", metavar="PATTERN", help="Only trials of such names (shell pattern) or this id.")
+@shared.uri
+def stop(experiment: str, only: str, uri: str) -> None:
+    """Ask the launches of EXPERIMENT, a name or a file, to stop its trials after a checkpoint, and to begin no others.
+
+    `lqray run` continues them.
+    """
+    from lqray.orchestration.control import ask_to_stop
+    from lqray.reporting.records import UnknownExperimentError, experiment_id
+
+    with shared.clear_errors(UnknownExperimentError):
+        name, store = shared.store_of(experiment, uri)
+        ask_to_stop(store, experiment_id(store, name), only)
+    click.echo(
+        f"Asked: trials of {name} that match {only!r} stop within seconds; `lqray status {experiment}` shows it."
+    )
+
+
+@click.command()
+@click.argument("trial")
+@click.option("--experiment", help="Its experiment, where trials of several have this name.")
+@click.option("--rank", type=int, help="Only this rank's.")
+@shared.uri
+def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None:
+    """Print what the processes of TRIAL, a name or an id, wrote."""
+    from lqray.experiment.store import StorageError
+    from lqray.orchestration.overview import UnknownRunError, find_trial, logs_of
+
+    with shared.clear_errors(UnknownRunError, StorageError):
+        name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
+        for of_rank, address, text in logs_of(find_trial(store, trial, name)):
+            if rank is None or of_rank == rank:
+                click.echo(f"==> {address} <==")
+                click.echo(text)
+
+
+@click.command()
+@click.argument("experiment")
+@shared.uri
+def failures(experiment: str, uri: str) -> None:
+    """Show the failed trials of EXPERIMENT, a name or a file, by cause, and whether a retry makes sense."""
+    from lqray.orchestration.overview import UnknownRunError, advice, failed_trials
+
+    with shared.clear_errors(UnknownRunError):
+        name, store = shared.store_of(experiment, uri)
+        kind = None
+        for failed in failed_trials(store, name):
+            if failed.kind != kind:
+                kind = failed.kind
+                click.secho(f"{kind}: {advice(kind)}", bold=True)
+            click.echo(f"\n{failed.name} ({failed.where}): {failed.error}\n{failed.traceback.strip()}\n")
+        if kind is None:
+            click.echo(f"No failed trials in {name}.")

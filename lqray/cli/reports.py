@@ -1,0 +1,187 @@
+"""Commands that compare what was recorded: report, compare, export, plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from lqray.cli import shared
+
+if TYPE_CHECKING:
+    from lqray.reporting.export import Raw
+    from lqray.reporting.report import Format
+
+
+def _known_kind(_context: click.Context, _parameter: click.Parameter, kind: str) -> str:
+    from lqray.experiment.errors import did_you_mean
+    from lqray.reporting.figures import kinds
+
+    known = (*kinds(), "all")
+    if kind not in known:
+        hint = did_you_mean(kind, known)
+        raise click.BadParameter(f"found {kind!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(known)}")
+    return kind
+
+
+def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    from lqray.reporting.figures.style import FORMATS
+
+    found = tuple(dict.fromkeys(one.strip() for one in text.split(",")))
+    if not set(found) <= set(FORMATS):
+        raise click.BadParameter(f"found {text!r}; allowed: {', '.join(FORMATS)}, several with commas")
+    return found
+
+
+@click.command()
+@shared.experiments
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["terminal", "markdown", "csv", "json", "latex"]),
+    default="terminal",
+    show_default=True,
+    help="json and csv carry run ids and unrounded numbers, latex is a booktabs table.",
+)
+@click.option("--metric", "metrics", multiple=True, help="Final metric to compare [default: test/accuracy].")
+@click.option("--group-by", multiple=True, metavar="KEY", help="Parameter, or trial [default: what varies but seeds].")
+@click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
+@click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
+@click.option(
+    "--last", type=click.IntRange(1), default=5, show_default=True, help="Evaluations in the mean at the end."
+)
+@shared.only
+@shared.where
+@shared.everything
+@shared.uri
+def report(
+    experiments: tuple[str, ...],
+    shape: Format,
+    metrics: tuple[str, ...],
+    group_by: tuple[str, ...],
+    baseline: str | None,
+    target: float | None,
+    last: int,
+    only: tuple[str, ...],
+    where: tuple[str, ...],
+    everything: bool,
+    uri: str,
+) -> None:
+    """Compare the runs of EXPERIMENTs, names or files: means, intervals and tests over seeds, and costs.
+
+    Failed and missing trials are counted. A file says itself where its runs are recorded.
+    """
+    from lqray.reporting.planned import SeveralStoresError
+    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.report import ReportOptions, make_report, show, written
+    from lqray.reporting.selection import UnknownKeyError
+
+    options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything)
+    with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError):
+        made = make_report(shared.recorded(experiments, uri), options)
+    if shape == "terminal":
+        show(shared.console(), made)
+        return
+    click.echo(written(made, shape), nl=False)
+    if shape in ("csv", "latex"):
+        for line in made.remarks:
+            click.echo(line, err=True)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.option("--experiment", help="Their experiment, a name or a file, where trials of several have these names.")
+@click.option(
+    "--format", "shape", type=click.Choice(["terminal", "markdown", "json"]), default="terminal", show_default=True
+)
+@click.option("--all", "everything", is_flag=True, help="Also what is equal.")
+@shared.uri
+def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everything: bool, uri: str) -> None:
+    """Show in what RUNs differ: configuration, code, result. A run is given by its id, or by its trial's name or id."""
+    from lqray.reporting.differences import UnknownRunError, differences, find_run, in_json, in_markdown, shown
+    from lqray.reporting.records import UnknownExperimentError
+
+    if len(runs) < 2:
+        raise click.UsageError("found one run; allowed: two or more")
+    with shared.clear_errors(UnknownRunError, UnknownExperimentError):
+        name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
+        found = differences([find_run(store, run, name) for run in runs])
+    if shape == "terminal":
+        shared.console().print(shown(found, everything), highlight=False)
+    else:
+        click.echo((in_json if shape == "json" else in_markdown)(found, everything), nl=False)
+
+
+@click.command()
+@click.argument("experiment")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--raw", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="All metrics.")
+@shared.everything
+@shared.uri
+def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) -> None:
+    """Write EXPERIMENT, a name or a file, to FOLDER: tables, figures, file, raw metrics, and how to reproduce them."""
+    from lqray.reporting.export import ExportError
+    from lqray.reporting.export import export as export_to
+    from lqray.reporting.plot import plot_all
+    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.report import ReportOptions, make_report
+
+    with shared.clear_errors(UnknownExperimentError, ExportError):
+        (recorded,) = shared.recorded([experiment], uri)
+        made = make_report([recorded], ReportOptions(everything=everything))
+        for file in export_to(recorded, made, folder, raw, lambda target: plot_all([recorded], target, everything)):
+            click.echo(file)
+
+
+@click.command()
+@click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
+@click.option("--kind", required=True, callback=_known_kind, help="Which figure, or all that the records allow.")
+@click.option("--metric", "metrics", multiple=True, help="Default: test/accuracy. Repeat it for panels.")
+@click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
+@shared.only
+@shared.where
+@click.option("--target", type=float, help="With bytes_to_accuracy: mark where each method first is there.")
+@click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
+@click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
+@shared.everything
+@click.option("--width", type=click.Choice(["single", "double"]), default="single", show_default=True, help="Columns.")
+@click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder, or a file; default: figures/EXPERIMENT-KIND.*")
+@shared.uri
+def plot(
+    experiments: tuple[str, ...],
+    kind: str,
+    metrics: tuple[str, ...],
+    group_by: tuple[str, ...],
+    only: tuple[str, ...],
+    where: tuple[str, ...],
+    target: float | None,
+    smooth: int | None,
+    running: bool,
+    everything: bool,
+    width: Literal["single", "double"],
+    formats: tuple[str, ...],
+    out: Path | None,
+    uri: str,
+) -> None:
+    """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
+
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, throughput, variance; all.
+    """
+    from lqray.reporting.figures.recordings import NothingToDrawError, Options
+    from lqray.reporting.planned import SeveralStoresError
+    from lqray.reporting.plot import PlotError, Request
+    from lqray.reporting.plot import plot as draw
+    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.selection import UnknownKeyError
+
+    with shared.clear_errors(
+        UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError
+    ):
+        options = Options(metrics, group_by, target, smooth or 0, width)
+        request = Request(kind, options, only, where, running, everything, formats, out)
+        for drawn in draw(shared.recorded(experiments, uri), request):
+            click.echo(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")
+            for remark in drawn.remarks:
+                click.echo(f"  {remark}")

@@ -1,0 +1,94 @@
+"""Arguments, options and errors that commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lqray.experiment.grid import Experiment
+    from lqray.reporting.planned import Recorded
+
+file = click.argument("file", type=click.Path(path_type=Path))
+files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+experiments = click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
+only = click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern).")
+everything = click.option(
+    "--all", "everything", is_flag=True, help="Also runs that are not of the experiment's file as it stands."
+)
+where = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this parameter.")
+
+uri = click.option(
+    "--uri",
+    default="sqlite:///lqray.db",
+    envvar="MLFLOW_TRACKING_URI",
+    show_default=True,
+    show_envvar=True,
+    help="Where the runs are recorded.",
+)
+
+
+def read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
+    """An experiment file with `--set`'s values in it. Raises ExperimentError."""
+    from lqray.experiment.grid import read_experiment
+
+    return read_experiment(file, overrides)
+
+
+def store_of(experiment: str, uri: str) -> tuple[str, str]:
+    """(name, absolute store) of an experiment given by name, by its file, which names its own store, or by the folder
+    that it was exported to."""
+    if experiment.endswith((".yaml", ".yml")):
+        found = read(Path(experiment))
+        return found.name, absolute(found.tracking.uri)
+    from lqray.reporting.exported import experiment_of, export_folder
+
+    folder = export_folder(experiment)
+    return (experiment_of(folder)[0], str(folder.resolve())) if folder else (experiment, absolute(uri))
+
+
+def recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:
+    """Experiments given by name or by file, and where they are recorded."""
+    from lqray.reporting.planned import Recorded
+
+    found = []
+    for one in experiments:
+        name, store = store_of(one, uri)
+        found.append(Recorded(name, store, read(Path(one)) if one.endswith((".yaml", ".yml")) else None))
+    return found
+
+
+def absolute(uri: str | None) -> str:
+    """A store's address that means the same in every directory."""
+    from lqray.experiment.store import absolute_store
+
+    return absolute_store(uri)
+
+
+def console() -> Console:
+    """The terminal; where there is none, lines wide enough for whole tables."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+@contextmanager
+def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Print errors that are the user's to mend without a traceback, and exit with 2."""
+    from lqray.experiment.errors import ExperimentError
+    from lqray.experiment.secrets import masked
+
+    expected: tuple[type[Exception], ...] = (ExperimentError, ConnectionError, *kinds)
+    try:
+        yield
+    except expected as error:
+        click.echo(f"Error: {masked(str(error))}", err=True)
+        sys.exit(2)

@@ -1,0 +1,221 @@
+"""Commands that run trials: expand, run, train."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lqray.cli import shared
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lqray.experiment.grid import Experiment
+    from lqray.orchestration.run import LauncherName, Plan, RunOptions
+
+
+@click.command()
+@shared.file
+@click.option("--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def expand(file: Path, shape: str) -> None:
+    """Show the trials that FILE describes; runs nothing."""
+    with shared.clear_errors():
+        experiment = shared.read(file)
+        if shape == "json":
+            _print_json(experiment)
+        else:
+            _print_trials(experiment)
+
+
+@click.command()
+@shared.files
+@click.option(
+    "--launcher",
+    type=click.Choice(["auto", "isolated", "warm", "inline"]),
+    default="auto",
+    show_default=True,
+    help="isolated: on Ray, worker processes of its own for each trial. warm: on Ray, processes run one trial after "
+    "the other. inline: one trial after the other on this machine, without Ray. auto: warm for trials expected under a "
+    "minute, else isolated.",
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern) or this id.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of every trial, or a resource.")
+@click.option("--limit", type=click.IntRange(1), help="Run at most so many trials.")
+@click.option("--rerun", is_flag=True, help="A new attempt at every trial, also at finished ones.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, what is done and what it would cost; run nothing.")
+@click.option("--max-failures", type=click.IntRange(1), help="Begin no further trial after so many failed.")
+@click.option(
+    "--stop-on", multiple=True, metavar="RULE", help="Stop a trial early: NaN, or for example accuracy<0.2@1000."
+)
+@click.option("--verbose", is_flag=True, help="Also show Ray's log lines.")
+def run(
+    files: tuple[Path, ...],
+    launcher: LauncherName,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    limit: int | None,
+    rerun: bool,
+    dry_run: bool,
+    max_failures: int | None,
+    stop_on: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Run the trials of each FILE that are not finished yet, record them in MLflow, and print how they compare.
+
+    Running again resumes, retries and adds what is missing: interrupted and failed trials continue from their
+    checkpoints.
+    """
+    from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
+
+    with shared.clear_errors(StopRuleError):
+        rules = tuple(parse_stop_rule(text) for text in stop_on)
+        experiments = [shared.read(file, overrides) for file in files]
+    from lqray.orchestration.run import RunOptions
+
+    options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
+    codes = [_run_one(experiment, file, options, dry_run) for file, experiment in zip(files, experiments, strict=True)]
+    sys.exit(max(codes))
+
+
+def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
+    """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
+    from lqray.experiment.store import StorageError
+    from lqray.orchestration.cluster import ClusterError
+    from lqray.orchestration.lasting import ThrowAwayError, check_lasting, runs_in_a_job
+    from lqray.orchestration.placement import PlacementError
+    from lqray.orchestration.progress import Progress
+    from lqray.orchestration.run import Presentation, make_plan, run_plan
+    from lqray.orchestration.store_access import StoreAwayError
+    from lqray.reporting.comparison import compare_groups
+    from lqray.reporting.figures.density import draw_density
+    from lqray.reporting.records import latest_attempts, read_records
+    from lqray.reporting.summary import sweep_summary
+    from lqray.reporting.tables import terminal_table
+
+    console = shared.console()
+    with shared.clear_errors(PlacementError, ClusterError, StoreAwayError, ThrowAwayError, StorageError):
+        if runs_in_a_job():
+            check_lasting(experiment.tracking, experiment.storage, here=True)
+        plan = make_plan(experiment, options)
+        if dry_run:
+            from lqray.orchestration.dry_run import show_plan
+
+            show_plan(console, plan, experiment)
+            return 0
+        _say_plan(console, experiment.name, plan)
+        with Progress(console, len(plan.due) + plan.more) as progress:
+            shown = Presentation(sweep_summary, draw_density)
+            ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress, shown)
+    ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
+    records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
+    console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
+    for result in ran.results:
+        if result.failure:
+            text = result.failure.traceback.strip()
+            click.echo(f"\n{result.named.name} failed ({result.failure.kind}):\n{text}", err=True)
+    for trial_id, holder in ran.elsewhere.items():
+        where = f"{holder.host}, process {holder.pid}" if holder else "another launch"
+        name = next(one.named.name for one in plan.trials if one.named.trial.id == trial_id)
+        click.echo(f"{name}: left to {where}, which runs it", err=True)
+    view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
+    click.echo(f"Compare them in the MLflow UI:  {view}")
+    if ran.interrupted:
+        click.echo(
+            "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
+            f"({len(plan.due) - len(ran.results)} were not started).",
+            err=True,
+        )
+        sys.exit(130)
+    return int(any(result.status == "FAILED" for result in ran.results))
+
+
+def _say_plan(console: Console, name: str, plan: Plan) -> None:
+    from lqray.experiment.secrets import masked
+
+    counts: dict[str, int] = {}
+    for one in plan.trials:
+        counts[one.what] = counts.get(one.what, 0) + 1
+    words = {
+        "run": "to run",
+        "continue": "to continue",
+        "retry": "to retry",
+        "rerun": "to run again",
+        "done": "finished before",
+        "early": "stopped early before",
+    }
+    parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
+    parts += f", {plan.more} to be suggested" if plan.more else ""
+    limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
+    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {masked(plan.uri)}", highlight=False)
+
+
+@click.command()
+@shared.file
+@click.option("--trial", "chosen", metavar="NAME_OR_ID", help="Which trial of FILE; needed unless there is only one.")
+@click.option("--checkpoints", help="Folder, or s3://BUCKET/PREFIX, to write to, and to continue from.")
+@click.option("--checkpoint-every", type=click.IntRange(1), default=1000, show_default=True, help="In iterations.")
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints kept, beside the best.")
+@click.option("--metrics", type=click.Path(path_type=Path), help="Append every report to this file, as lines of JSON.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Folder for torch profiler traces of five steps.")
+def train(
+    file: Path,
+    chosen: str | None,
+    checkpoints: str | None,
+    checkpoint_every: int,
+    keep: int,
+    metrics: Path | None,
+    profile: Path | None,
+) -> None:
+    """Train one trial of FILE without Ray and MLflow: to debug and to profile.
+
+    Alone, or in several processes: torchrun --nproc-per-node 2 -m lqray train FILE --trial NAME. Folders of checkpoints
+    must be seen by all of them.
+    """
+    from lqray.experiment.errors import UnknownTrialError
+    from lqray.experiment.store import StorageError, storage_address
+
+    with shared.clear_errors(UnknownTrialError, StorageError):
+        experiment = shared.read(file)
+        named = experiment.find(chosen)
+        address = storage_address(checkpoints) if checkpoints else None
+    from lqray.training.checkpoint import CheckpointError, Checkpoints
+    from lqray.training.files import CorruptDataError, MissingDataError
+    from lqray.training.nonfinite import DivergedError
+    from lqray.training.standalone import run_standalone
+
+    folder = Checkpoints(address, checkpoint_every, keep) if address else None
+    with shared.clear_errors(CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError):
+        run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
+
+
+def _print_json(experiment: Experiment) -> None:
+    import json
+
+    separator = "["
+    for named in experiment.trials():
+        item = {"id": named.trial.id, "name": named.name, "config": named.trial.config()}
+        click.echo(separator + "\n  " + json.dumps(item), nl=False)
+        separator = ","
+    click.echo("\n]")
+
+
+def _print_trials(experiment: Experiment) -> None:
+    from rich.table import Table
+
+    console = shared.console()
+    combinations = sum(1 for _ in experiment.combinations())
+    table = Table(header_style="bold")
+    for title in ("id", "name", *experiment.axes):
+        table.add_column(title, no_wrap=title in ("id", "name"))
+    count = 0
+    for named in experiment.trials():
+        flat = named.trial.flat()
+        table.add_row(named.trial.id, named.name, *(str(flat.get(axis, "-")) for axis in experiment.axes))
+        count += 1
+    console.print(table)
+    same = combinations - count
+    note = f"; {same} combinations are the same trial as another one and run once" if same else ""
+    console.print(f"{experiment.name}: {count} trials{note}", highlight=False)
