@@ -102,7 +102,7 @@ def run(
 def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
     """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
     from lqray.orchestration.cluster import ClusterError
-    from lqray.orchestration.lasting import ThrowAwayError, check_lasting, runs_in_a_job
+    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
     from lqray.orchestration.run import make_plan, run_plan
@@ -112,7 +112,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.reporting.tables import sweep_summary, terminal_table
 
     console = _console()
-    with _clear_errors(PlacementError, ClusterError, StoreAwayError, ThrowAwayError):
+    with _clear_errors(PlacementError, ClusterError, StoreAwayError, UnfitForJobsError):
         if runs_in_a_job():
             check_lasting(experiment.tracking, experiment.storage, here=True)
         plan = make_plan(experiment, options)
@@ -197,15 +197,19 @@ def submit(
     run again, for what is missing. Ctrl-C leaves it running. Exit code: 0 when the job succeeded, 1 when it failed or
     was stopped, 130 when left running.
     """
-    from lqray.orchestration.lasting import ThrowAwayError, check_lasting
+    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, check_secret
 
-    with _clear_errors(ThrowAwayError):
+    with _clear_errors(UnfitForJobsError):
         if address and cluster:
             raise click.UsageError("--address and --cluster: only one of them")
         overrides: tuple[str, ...] = options["overrides"]  # type: ignore[assignment]
         experiments = [_read(file, overrides) for file in files]
         for experiment in experiments:
             check_lasting(experiment.tracking, experiment.storage, here=False)
+        for file in files:
+            check_secret(file.read_text(encoding="utf-8"), str(file))
+        for override in overrides:
+            check_secret(override, "--set")
     from lqray.orchestration.submission import Sweep
 
     sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options))
