@@ -25,7 +25,8 @@ RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 
 # shellcheck disable=SC2317  # srun calls it
 start_node() {
-  local resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block)
+  local resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
+  resources+=(--block --disable-usage-stats)
   if [ "$SLURM_PROCID" = 0 ]; then
     exec ray start --head --node-ip-address="$lqray_head" --port="$lqray_port" --temp-dir="$lqray_folder" \
       --dashboard-host=127.0.0.1 --dashboard-port=$((lqray_port + 1)) --ray-client-server-port=$((lqray_port + 2)) \
@@ -40,7 +41,7 @@ start_node() {
 }
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$(declare -f start_node); start_node" &
 ray_nodes=$!
-trap 'kill -TERM $ray_nodes 2>/dev/null; wait $ray_nodes 2>/dev/null; rm -rf "$lqray_folder"' EXIT
+trap 'kill -TERM $ray_nodes 2>/dev/null || true; wait $ray_nodes 2>/dev/null || true; rm -rf "$lqray_folder"' EXIT
 
 # How many trials run at a time is decided at the start, by the machines that are there then.
 export RAY_ADDRESS=$lqray_head:$lqray_port

@@ -44,15 +44,19 @@ def submit(
     run again, for what is missing. Ctrl-C leaves it running. Exit code: 0 when the job succeeded, 1 when it failed or
     was stopped, 130 when left running.
     """
-    from lqray.orchestration.lasting import ThrowAwayError, check_lasting
+    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, check_secret
 
-    with shared.clear_errors(ThrowAwayError):
+    with shared.clear_errors(UnfitForJobsError):
         if address and cluster:
             raise click.UsageError("--address and --cluster: only one of them")
         overrides: tuple[str, ...] = options["overrides"]  # type: ignore[assignment]
         experiments = [shared.read(file, overrides) for file in files]
         for experiment in experiments:
             check_lasting(experiment.tracking, experiment.storage, here=False)
+        for file in files:
+            check_secret(file.read_text(encoding="utf-8"), str(file))
+        for override in overrides:
+            check_secret(override, "--set")
     from lqray.orchestration.submission import Sweep
 
     sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options))

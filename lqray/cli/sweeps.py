@@ -84,7 +84,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
     from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
-    from lqray.orchestration.lasting import ThrowAwayError, check_lasting, runs_in_a_job
+    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
     from lqray.orchestration.run import Presentation, make_plan, run_plan
@@ -96,7 +96,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.reporting.tables import terminal_table
 
     console = shared.console()
-    with shared.clear_errors(PlacementError, ClusterError, StoreAwayError, ThrowAwayError, StorageError):
+    with shared.clear_errors(PlacementError, ClusterError, StoreAwayError, UnfitForJobsError, StorageError):
         if runs_in_a_job():
             check_lasting(experiment.tracking, experiment.storage, here=True)
         plan = make_plan(experiment, options)

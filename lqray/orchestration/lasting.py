@@ -1,8 +1,9 @@
-"""What a sweep writes must outlast it: the folder that a job runs in is Ray's, and goes with the job."""
+"""What must not go into a Ray job: results, since its folder goes with it, and secrets, since everybody can read it."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from lqray.experiment.schema import Storage, Tracking
@@ -10,10 +11,11 @@ from lqray.experiment.store import DEFAULT_FOLDER, DEFAULT_STORE, FOLDER_VARIABL
 
 _SQLITE = "sqlite:///"
 _OF_JOBS = "working_dir_files"
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
-class ThrowAwayError(ValueError):
-    """Results would be written where Ray deletes them."""
+class UnfitForJobsError(ValueError):
+    """Results would be written where Ray deletes them, or a secret where everybody can read it."""
 
 
 def runs_in_a_job() -> bool:
@@ -22,7 +24,7 @@ def runs_in_a_job() -> bool:
 
 
 def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
-    """Raise ThrowAwayError where runs or checkpoints would go to a job's own folder.
+    """Raise UnfitForJobsError where runs or checkpoints would go to a job's own folder.
 
     here: this is the job, and its environment has the last word; otherwise only what the file itself says is known.
     """
@@ -45,9 +47,20 @@ def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
             f"--set storage.folder=..."
         )
     if problems:
-        raise ThrowAwayError(
+        raise UnfitForJobsError(
             "a Ray job runs in a folder that Ray deletes after it: what is written below it is lost.\n"
             + "\n".join(problems)
+        )
+
+
+def check_secret(text: str, where: str) -> None:
+    """Raise UnfitForJobsError for text with a password in a URI: who sees a job sees it."""
+    if _PASSWORD.search(text):
+        raise UnfitForJobsError(
+            f"{where}\n  found:   a URI with a password\n"
+            f"  allowed: none: a job's files and command can be read by everyone who has the cluster's token\n"
+            f"  hint:    set {STORE_VARIABLE}, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the "
+            "machines of the cluster"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -41,19 +42,22 @@ def without(*prefixes: str) -> dict[str, str]:
 
 @contextmanager
 def ray_head(
-    folder: Path, dashboard: bool, cpus: int = 2, autoscaling: Path | None = None, **environment: str
+    folder: Path, dashboard: bool, cpus: int = 2, growing: dict | None = None, **environment: str
 ) -> Iterator[Head]:
     """A Ray head that asks for TOKEN, in a process group of its own that ends with the context.
 
-    autoscaling: a file of the cluster launcher. environment: of its processes, and so of its jobs; the lqray that is
-    installed there is this one.
+    growing: a file of the cluster launcher, whose workers are processes of this machine. environment: of its processes,
+    and so of its jobs; the lqray that is installed there is this one.
     """
     port, dashboard_port = free_port(), free_port()
     arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}", "--block", f"--temp-dir={folder}"]
     arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
     arguments += [f"--dashboard-agent-listen-port={free_port()}"]
     arguments += [f"--include-dashboard={dashboard}".lower(), f"--dashboard-port={dashboard_port}"]
-    arguments += [f"--autoscaling-config={autoscaling}"] if autoscaling else []
+    if growing:
+        config = growing | {"provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"}}
+        (folder / "growing.json").write_text(json.dumps(config))
+        arguments += [f"--autoscaling-config={folder}/growing.json"]
     log = folder / "head.log"
     clean = without("RAY_", "MLFLOW_TRACKING", "PYTHONPATH")
     process = subprocess.Popen(

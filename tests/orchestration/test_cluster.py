@@ -1,6 +1,5 @@
 """Joining a Ray that already runs, of this test's own: its own ports, folder and processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -106,7 +105,7 @@ def test_early_stopping_on_a_shared_ray_leaves_no_placement_group(tmp_path, head
 
 
 AUTOSCALING = {
-    **{"cluster_name": "growing", "max_workers": 1, "provider": {"type": "fake_multinode"}, "docker": {}, "auth": {}},
+    **{"cluster_name": "growing", "max_workers": 1, "docker": {}, "auth": {}},
     "available_node_types": {
         "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
@@ -119,20 +118,16 @@ AUTOSCALING = {
     **{"head_start_ray_commands": [], "worker_start_ray_commands": [], "cluster_synced_files": []},
     **{"file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": []},
 }
-"""A cluster of Ray's launcher that begins as a head without CPUs; its workers are processes of this machine."""
+"""It begins as a head without CPUs."""
 
 
 @pytest.mark.cluster
 def test_a_cluster_that_has_no_workers_yet_grows_for_the_sweep(tmp_path_factory, tmp_path):
     folder = tmp_path_factory.mktemp("a")
     write_idx(folder / "data")
-    (folder / "growing.json").write_text(json.dumps(AUTOSCALING))
     environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "LQRAY_TEST_MARK": str(folder)}
     environment |= {"LQRAY_DATA": str(folder / "data")}
-    with ray_head(folder, dashboard=True, cpus=0, autoscaling=folder / "growing.json", **environment) as running:
-        refused = lqray_run(tmp_path, running.address, RAY_AUTH_TOKEN=TOKEN)
-        assert refused.returncode == 2
-        assert "a trial needs 2 CPU, the cluster has 0" in refused.stderr
+    with ray_head(folder, dashboard=True, cpus=0, growing=AUTOSCALING, **environment) as running:
         nonsense = lqray_run(tmp_path, running.address, RAY_AUTH_TOKEN=TOKEN, LQRAY_CLUSTER_LIMIT="many")
         assert nonsense.returncode == 2
         assert "LQRAY_CLUSTER_LIMIT: found 'many'" in nonsense.stderr

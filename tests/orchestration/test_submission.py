@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
+from lqray.cli import main
 from lqray.experiment.schema import Storage, Tracking
-from lqray.orchestration.lasting import ThrowAwayError, check_lasting
+from lqray.orchestration.lasting import UnfitForJobsError, check_lasting
 from lqray.orchestration.package import PackageError, pack
 from tests.orchestration.heads import TOKEN, free_port, ray_head, without
 from tests.orchestration.sweeps import marked
@@ -113,13 +115,26 @@ def test_a_job_writes_nothing_where_ray_deletes_it(monkeypatch, tracking, storag
     if not lost:
         check_lasting(*sections, here=True)
         return
-    with pytest.raises(ThrowAwayError) as error:
+    with pytest.raises(UnfitForJobsError) as error:
         check_lasting(*sections, here=True)
     for key in lost:
         assert key in str(error.value)
     said = {"uri": "tracking.uri", "folder": "storage.folder"}
     if not any(said[key] in lost for key in {**tracking, **storage}):
         check_lasting(*sections, here=False)  # what the cluster's environment says is not known here
+
+
+@pytest.mark.parametrize("where", ["file", "option"])
+def test_no_password_goes_into_a_job(tmp_path, where):
+    uri = "postgresql://ada:hidden@server/mlflow"
+    path = experiment(tmp_path, 5)
+    if where == "file":
+        path.write_text(path.read_text() + f"tracking: {{uri: '{uri}'}}\n")
+    options = ["--set", f"tracking.uri={uri}"] if where == "option" else []
+    refused = CliRunner().invoke(main, ["submit", str(path), *options])
+    assert refused.exit_code == 2
+    assert "MLFLOW_TRACKING_URI" in refused.stderr
+    assert "hidden" not in refused.output
 
 
 # --- on a cluster ---
