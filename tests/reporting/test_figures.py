@@ -20,7 +20,7 @@ from lqray.reporting.figures.recordings import NothingToDrawError, Options
 from lqray.reporting.figures.seeds import across, smoothed
 from lqray.reporting.figures.style import MOST_IN_LEGEND, styled
 from lqray.reporting.histories import history
-from lqray.reporting.methods import in_order, look, shade
+from lqray.reporting.methods import in_order, look, numbered, shade
 from lqray.reporting.plot import Request, plot, recordings_of
 from tests.reporting.figure_stores import FigureStore
 
@@ -100,6 +100,7 @@ def test_every_kind_is_a_file_with_what_the_command_needs():
         kind = load_kind(name)
         assert kind.about.endswith(".")
         assert "group_by" in kind.takes
+        assert f" {name}" in CliRunner().invoke(main, ["plot", "--help"]).stdout
 
 
 def test_curves_are_means_and_t_intervals_in_the_methods_own_look(store):
@@ -155,7 +156,16 @@ def test_groups_of_one_method_are_shades_of_its_colour(tmp_path):
     (axes,) = drawn(store, "curves", group_by=("bits",))[0].axes
     assert list(lines(axes)) == ["bits 2", "bits 3", "bits 10"]
     (axes,) = drawn(store, "curves", group_by=("quantizer.method",))[0].axes
-    assert list(lines(axes)) == ["ALQ"]
+    assert list(lines(axes)) == ["ALQ", "AMQ"]
+
+
+def test_groups_across_methods_have_no_methods_colour(tmp_path):
+    store = FigureStore(tmp_path)
+    for method, bits in (("alq", 2), ("amq", 2), ("alq", 3)):
+        store.run(method, 1, {"test/accuracy": at_steps((0.1, 0.5, 0.9))}, {"quantizer.bits": bits})
+    (axes,) = drawn(store.save(), "curves", group_by=("bits",))[0].axes
+    colours = [line.get_color() for line in lines(axes).values()]
+    assert colours == [numbered(0).colour, numbered(1).colour]
 
 
 def test_one_seed_has_a_line_and_no_band_and_unequal_seeds_are_said(tmp_path):
