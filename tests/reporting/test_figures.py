@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from lqray.cli import main
+from lqray.experiment.names import methods
 from lqray.reporting.figures import kinds, load_kind
 from lqray.reporting.figures.bytes_to_accuracy import readable
 from lqray.reporting.figures.density import draw_density
@@ -20,7 +21,7 @@ from lqray.reporting.figures.recordings import NothingToDrawError, Options
 from lqray.reporting.figures.seeds import across, smoothed
 from lqray.reporting.figures.style import MOST_IN_LEGEND, styled
 from lqray.reporting.histories import history
-from lqray.reporting.methods import in_order, look, numbered, shade
+from lqray.reporting.methods import in_order, look, shade
 from lqray.reporting.plot import Request, plot, recordings_of
 from tests.reporting.figure_stores import FigureStore
 
@@ -157,15 +158,6 @@ def test_groups_of_one_method_are_shades_of_its_colour(tmp_path):
     assert list(lines(axes)) == ["bits 2", "bits 3", "bits 10"]
     (axes,) = drawn(store, "curves", group_by=("quantizer.method",))[0].axes
     assert list(lines(axes)) == ["ALQ", "AMQ"]
-
-
-def test_groups_across_methods_have_no_methods_colour(tmp_path):
-    store = FigureStore(tmp_path)
-    for method, bits in (("alq", 2), ("amq", 2), ("alq", 3)):
-        store.run(method, 1, {"test/accuracy": at_steps((0.1, 0.5, 0.9))}, {"quantizer.bits": bits})
-    (axes,) = drawn(store.save(), "curves", group_by=("bits",))[0].axes
-    colours = [line.get_color() for line in lines(axes).values()]
-    assert colours == [numbered(0).colour, numbered(1).colour]
 
 
 def test_one_seed_has_a_line_and_no_band_and_unequal_seeds_are_said(tmp_path):
@@ -580,6 +572,16 @@ def test_methods_of_one_colour_differ_in_dashes_or_marker():
     assert shades[-1] == look("alq")
     assert len({one.colour for one in shades}) == 4
     assert all(re.fullmatch(r"#[0-9A-F]{6}", one.colour) for one in shades)
+
+
+def test_groups_across_methods_have_colours_of_no_method(tmp_path):
+    store = FigureStore(tmp_path)
+    for method, bits in (("alq", 2), ("amq", 2), ("alq", 3)):
+        store.run(method, 1, {"test/accuracy": at_steps((0.1, 0.5, 0.9))}, {"quantizer.bits": bits})
+    (axes,) = drawn(store.save(), "curves", group_by=("bits",))[0].axes
+    colours = {line.get_color() for line in lines(axes).values()}
+    assert len(colours) == 2
+    assert not colours & {look(method).colour for method in methods()}
 
 
 def _linear(colour):
