@@ -17,14 +17,15 @@ from lqray.reporting.figures.style import bounds, handle, legend, panels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 _POWERS_FROM = 64
 
 
 def draw_against(recordings: Recordings, options: Options, key: str, example: str) -> Figure:
     """A panel for each metric, test/accuracy by default; the axis, a parameter `key`, in powers of two. A line for each
-    group, error bars over its seeds; a group that does not have the parameter is a horizontal line. Runs whose value is
-    not finite are left out, and said to be.
+    group, a little aside of those of others, error bars over its seeds; a group that does not have the parameter is a
+    horizontal line. Runs whose value is not finite are left out, and said to be.
 
     example: a file of experiments/ that varies it. Raises NothingToDrawError, UnknownKeyError.
     """
@@ -83,19 +84,21 @@ def _band(recordings: Recordings, group: Group, key: str, metric: str) -> Band:
 def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None:
     if is_logarithmic(metric):
         panel.set_yscale("log")
-    for group, band in bands:
+    shifts = _shifts([band.x for _, band in bands])
+    for (group, band), shift in zip(bands, shifts, strict=True):
         own, level = group.look, np.isnan(band.x)
         at = ~level
         if at.any():
             errors = np.nan_to_num(np.stack([band.mean - band.low, band.high - band.mean])[:, at])
             panel.errorbar(
-                *(band.x[at], band.mean[at]),
+                *(band.x[at] * shift, band.mean[at]),
                 yerr=errors,
                 color=own.colour,
                 linestyle=own.dashes,
                 marker=own.marker,
                 capsize=1.5,
-                elinewidth=0.7,
+                elinewidth=0.6,
+                capthick=0.6,
                 label=group.label,
                 zorder=3,
             )
@@ -103,8 +106,16 @@ def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None
             label = "_" if at.any() else group.label
             panel.axhline(band.mean[place], color=own.colour, linestyle=own.dashes, label=label, zorder=2)
             if math.isfinite(band.low[place]):
-                panel.axhspan(band.low[place], band.high[place], color=own.colour, alpha=0.12, linewidth=0, zorder=1)
+                panel.axhspan(band.low[place], band.high[place], color=own.colour, alpha=0.08, linewidth=0, zorder=1)
     limit(panel, metric, [band for _, band in bands])
+
+
+def _shifts(places: Sequence[NDArray[np.float64]]) -> list[float]:
+    """A factor for the places of each group, so that error bars stand side by side: within a quarter of the least
+    distance of two places."""
+    values = np.unique(np.concatenate(places))
+    gap = np.diff(np.log2(values[np.isfinite(values)])).min(initial=1.0)
+    return [float(2 ** (0.25 * gap * ((index + 0.5) / len(places) - 0.5))) for index in range(len(places))]
 
 
 def _axis(panel: Axes, key: str, values: Sequence[float]) -> None:

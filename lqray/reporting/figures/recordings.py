@@ -114,9 +114,15 @@ class Recordings:
 
         names = _short(keys)
         hidden = _hidden(keys, parted)
+        ordered = sorted(parted.items(), key=order)
+        by_method = all(len({one.method for one in members}) == 1 for _, members in ordered)
         groups = [
-            Group(_label(keys, names, values, hidden), _look(members, number), tuple(members))
-            for number, (values, members) in enumerate(sorted(parted.items(), key=order))
+            Group(
+                _label(keys, names, values, hidden),
+                look(members[0].method) if by_method else numbered(number),
+                tuple(members),
+            )
+            for number, (values, members) in enumerate(ordered)
         ]
         return _shaded(groups)
 
@@ -178,11 +184,6 @@ def _label(keys: Sequence[str], names: Sequence[str], values: Sequence[str | Non
         else:
             parts.append(value if key == "trial" else f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts) or "all trials"
-
-
-def _look(members: Sequence[Record], number: int) -> Look:
-    methods = {one.method for one in members}
-    return look(methods.pop()) if len(methods) == 1 else numbered(number)
 
 
 def _shaded(groups: Sequence[Group]) -> list[Group]:

@@ -70,7 +70,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     for tick, one in zip(panel.get_yticklabels(), bars, strict=True):
         tick.set_color(one.group.look.colour if one.group.look.colour != "#B5B5B5" else "#777777")
     panel.set_ylim(len(bars) - 0.45, -0.55)
-    panel.set_xlim(0, None)
+    panel.set_xlim(0, unit * min(1.25 * longest, 1.05 * max(longest, *(np.nan_to_num(one.total[2]) for one in bars))))
     panel.grid(False, axis="y")
     panel.set_xlabel(f"{name} per step")
     order = (*_PHASES, *_WITHIN, "without telemetry")
