@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from lqray.experiment.schema import Storage, Tracking
+from lqray.experiment.secrets import masked
 from lqray.experiment.store import DEFAULT_FOLDER, DEFAULT_STORE, FOLDER_VARIABLE, STORE_VARIABLE
 
 _SQLITE = "sqlite:///"
 _OF_JOBS = "working_dir_files"
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 class UnfitForJobsError(ValueError):
@@ -55,7 +54,7 @@ def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
 
 def check_secret(text: str, where: str) -> None:
     """Raise UnfitForJobsError for text with a password in a URI: who sees a job sees it."""
-    if _PASSWORD.search(text):
+    if masked(text) != text:
         raise UnfitForJobsError(
             f"{where}\n  found:   a URI with a password\n"
             f"  allowed: none: a job's files and command can be read by everyone who has the cluster's token\n"

@@ -1,5 +1,6 @@
 """Joining a Ray that already runs, of this test's own: its own ports, folder and processes."""
 
+import json
 import os
 import signal
 import subprocess
