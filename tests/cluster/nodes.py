@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.orchestration.sweeps import marked
 from tests.shaped_hosts import Hosts, shaped_hosts
 
-PORT = 6399
+PORT, DASHBOARD = 6399, 8299
 TOKEN = "0" * 63 + "2"
 # Ray's own settings, for a cluster that finds out within seconds that a node is gone. By default it takes 5 failed
 # checks, 3 s apart, of 10 s each; and a node that has lost its head gives up after a minute.
@@ -46,15 +46,19 @@ class Nodes:
         self._ray: dict[int, subprocess.Popen[str]] = {}
         self._programs: set[int] = set()
 
-    def start(self, *which: int, environment: Mapping[str, str] = {}) -> None:
-        """Start Ray on hosts where it does not run, the head first, and wait until the cluster has all of them."""
+    def start(self, *which: int, environment: Mapping[str, str] = {}, dashboard: bool = False) -> None:
+        """Start Ray on hosts where it does not run, the head first, and wait until the cluster has all of them.
+
+        dashboard: with the head's dashboard and job server, for all hosts.
+        """
+        shown = ["--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD}"] if dashboard else []
         for host in which:
             if self.runs(host):
                 continue
             log = self.base / f"ray-{host}.log"
             log.write_text("")
             where = (
-                ["--head", f"--port={PORT}", "--include-dashboard=false"]
+                ["--head", f"--port={PORT}", f"--include-dashboard={dashboard}".lower(), *shown]
                 if host == 0
                 else [f"--address={self.address}"]
             )
@@ -86,7 +90,7 @@ class Nodes:
             "LQRAY_TEST_MARK": str(self.base),
         }
         if "ray.scripts.scripts" not in arguments:
-            variables["RAY_ADDRESS"] = self.address
+            variables.setdefault("RAY_ADDRESS", self.address)
         # `ip netns exec` gives every process a view of the mounts of its own: each host sees its own files in t.
         command = ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(own), f"{self.base}/t"]
         assignments = [f"{key}={value}" for key, value in variables.items()]
