@@ -82,7 +82,8 @@ def _from_tables(
             for run_id, key, value in connection.execute(tags, {"name": experiment, "keys": [_TRIAL, _NAME, *wanted]}):
                 found.setdefault(run_id, {})[key] = value
             values: dict[str, dict[str, float]] = {}
-            for run_id, key, value in connection.execute(latest, {"name": experiment, "keys": [*metrics]}):
+            wanted_values = connection.execute(latest, {"name": experiment, "keys": [*metrics]}) if metrics else ()
+            for run_id, key, value in wanted_values:
                 values.setdefault(run_id, {})[key] = value
             for run_id, status, started, ended, name in connection.execute(text(runs), {"name": experiment}):
                 yield from _state(

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
+from lqray.cli import main
 from lqray.orchestration.states import _from_search, _from_tables
 from tests.orchestration.postgresql import postgresql, why_not
 from tests.orchestration.sweeps import checkpointed, histories, killing, output, recorded, run, start, wait_for, write
@@ -100,6 +102,15 @@ def test_a_server_on_postgresql_restarted_in_the_middle(tmp_path):
                 server.wait()
                 server = serve(tmp_path, port, uri)
                 assert process.wait(300) == 0, output(path)
+            # Reports read the tables where they can, and give the same as through the server.
+            reports = [
+                CliRunner()
+                .invoke(main, ["report", "sweep", "--format", "csv", "--target", "0.5", "--uri", store])
+                .stdout
+                for store in (uri, f"http://127.0.0.1:{port}")
+            ]
+            assert reports[0] == reports[1]
+            assert "qsgd_inf,2," in reports[0]
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
