@@ -39,7 +39,7 @@ start_node() {
   echo "no Ray head at $lqray_head:$lqray_port after 300 s" >&2
   return 1
 }
-srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$(declare -f start_node); start_node" &
+srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 bash -c "$(declare -f start_node); start_node" &
 ray_nodes=$!
 trap 'kill -TERM $ray_nodes 2>/dev/null || true; wait $ray_nodes 2>/dev/null || true; rm -rf "$lqray_folder"' EXIT
 

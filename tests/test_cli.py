@@ -60,7 +60,8 @@ def test_a_bad_file_is_exit_code_2_and_no_traceback(tmp_path, command):
 def test_an_unknown_experiment_lists_the_known(tmp_path):
     result = CliRunner().invoke(main, ["report", "nothing", "--uri", f"sqlite:///{tmp_path}/empty.db"])
     assert result.exit_code == 2
-    assert "there are: Default" in result.stderr
+    assert "no MLflow store at" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_project_stands_alone():

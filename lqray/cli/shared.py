@@ -48,10 +48,11 @@ def store_of(experiment: str, uri: str) -> tuple[str, str]:
     that it was exported to."""
     if experiment.endswith((".yaml", ".yml")):
         found = read(Path(experiment))
-        return found.name, absolute(found.tracking.uri)
+        return found.name, absolute(found.tracking.uri or uri)
     from lqray.reporting.exported import experiment_of, export_folder
 
-    folder = export_folder(experiment)
+    # A name is a name, also where a folder is called so: ./NAME is the folder.
+    folder = export_folder(experiment) if "/" in experiment else None
     return (experiment_of(folder)[0], str(folder.resolve())) if folder else (experiment, absolute(uri))
 
 
@@ -89,6 +90,11 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     expected: tuple[type[Exception], ...] = (ExperimentError, ConnectionError, *kinds)
     try:
         yield
-    except expected as error:
-        click.echo(f"Error: {masked(str(error))}", err=True)
+    except Exception as error:
+        # Of the store's packages, which need not be imported to be told by: a server that is away, tables not its own.
+        of_the_store = type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "requests", "urllib3")
+        if not of_the_store and not isinstance(error, expected):
+            raise
+        said = f"the MLflow store: {error}" if of_the_store else str(error)
+        click.echo(f"Error: {masked(said)}", err=True)
         sys.exit(2)

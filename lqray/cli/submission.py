@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,12 +67,13 @@ def submit(
 def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool) -> int:
     from contextlib import closing, nullcontext
 
-    from lqray.orchestration.cluster import ClusterError
+    from lqray.orchestration.cluster import ClusterError, offer_token
     from lqray.orchestration.package import PackageError
     from lqray.orchestration.submission import Cluster, SubmissionError, job_server
     from lqray.orchestration.tunnel import Tunnel
 
-    where = f"--cluster {config}" if config else f"--address {job_server(address)}"
+    offer_token()  # before anything imports Ray, which reads the setting then
+    where = ["--cluster", str(config)] if config else ["--address", job_server(address)]
     with shared.clear_errors(ClusterError, SubmissionError, PackageError):
         tunnel = Tunnel(config) if config else None
         with closing(tunnel) if tunnel else nullcontext():
@@ -79,30 +81,34 @@ def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool
                 tunnel.address if tunnel else lambda: job_server(address), lambda text: click.echo(text, err=True)
             )
             job = cluster.submit(sweep)
-            again = f"lqray submit {' '.join(map(str, sweep.files))} {' '.join([*sweep.options, where])}"
+            again = shlex.join(["lqray", "submit", *map(str, sweep.files), *sweep.options, *where])
             if job.attached:
                 click.echo(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
             else:
                 click.echo(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
             if no_wait:
-                click.echo(_how_to_go_on(again, job.submission_id, sweep), err=True)
+                click.echo(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
                 return 0
             try:
                 ended = cluster.outcome(
                     job.submission_id, (lambda text: click.echo(text, nl=False)) if follow else None
                 )
             except KeyboardInterrupt:
-                click.echo(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep)}", err=True)
+                click.echo(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep, where)}", err=True)
                 return 130
             click.echo(f"{job.submission_id}: {ended}", err=True)
             return 0 if ended == "SUCCEEDED" else 1
 
 
-def _how_to_go_on(again: str, submission_id: str, sweep: Sweep) -> str:
+def _how_to_go_on(again: str, submission_id: str, sweep: Sweep, where: list[str]) -> str:
+    option, value = where
+    stop = f"RAY_AUTH_MODE=token ray job stop --address {value} {submission_id}"
+    if option == "--cluster":
+        stop = shlex.join(["ray", "exec", value, f"RAY_AUTH_MODE=token ray job stop {submission_id}"])
     return (
         f"{submission_id} goes on without you.\n  follow it:   {again}\n"
         f"  stop trials: {'; '.join(f'lqray stop {name} --uri ...' for name in sweep.names)}\n"
-        f"  stop it:     ray job stop {submission_id}"
+        f"  stop it:     {stop}"
     )
 
 

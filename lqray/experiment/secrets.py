@@ -9,6 +9,10 @@ import re
 _PASSWORD = re.compile(r"(?P<before>[A-Za-z][\w+.-]*://[^\s/:@'\"]*:)(?P<password>[^\s'\"]+)@")
 
 
+_IN_QUERY = re.compile(r"(?i)(?P<before>[?&](?:password|sslpassword|token|sig)=)[^&\s'\"]+")
+
+
 def masked(text: str) -> str:
-    """`text` with the password of every address in it, scheme://user:password@host, as `***`."""
-    return _PASSWORD.sub(r"\g<before>***@", text)
+    """`text` with the password of every address in it, scheme://user:password@host or ?password=, as
+    `***`."""
+    return _IN_QUERY.sub(r"\g<before>***", _PASSWORD.sub(r"\g<before>***@", text))

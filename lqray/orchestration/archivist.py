@@ -34,6 +34,7 @@ class Archivist:
         self._uri, self._draw = uri, draw
         self._jobs: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._left = 0
+        self._closed = False
         self._process: Any = None
         self._pipe: Connection | None = None
         self._thread: threading.Thread | None = None
@@ -54,6 +55,8 @@ class Archivist:
         self._jobs.put(None)
         try:
             self._thread.join(patience)
+        except KeyboardInterrupt:
+            pass  # whoever waits has waited enough; what is not made is counted
         finally:
             self._end()
         return self._left
@@ -73,6 +76,8 @@ class Archivist:
                 pipe.send(job)
                 error = pipe.recv()
             except (EOFError, OSError) as lost:
+                if self._closed:
+                    return
                 error, self._pipe = f"its process ended: {lost!r}", None
             if error:
                 _log.error("%s of run %s is not recorded: %s", job[0], job[1], error)
@@ -90,6 +95,7 @@ class Archivist:
         return self._pipe
 
     def _end(self) -> None:
+        self._closed = True
         atexit.unregister(self._end)
         if self._process is not None:
             self._process.kill()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from lqray.experiment.secrets import masked
 from lqray.orchestration.doctor import examine, shown
 from lqray.orchestration.provenance import code_changes
 from lqray.orchestration.store_access import patiently
@@ -63,16 +63,16 @@ class LaunchFiles:
 
 
 def launch_files(uri: str) -> dict[str, str]:
-    """doctor.txt: what `lqray doctor` prints, passwords of addresses left out. requirements.txt: installed packages.
+    """doctor.txt: what `lqray doctor` prints, passwords of addresses masked. requirements.txt: installed packages.
     git.diff: what was changed in lqray's code since the last commit, where anything was; at most 1 MiB, and says so
     where it is cut."""
     findings = "\n".join(shown(finding) for finding in examine(uri))
     packages = {f"{one.metadata['Name']}=={one.version}" for one in importlib.metadata.distributions()}
     files = {
-        "doctor.txt": re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", findings) + "\n",
+        "doctor.txt": masked(findings) + "\n",
         "requirements.txt": "\n".join(sorted(packages, key=str.lower)) + "\n",
     }
-    changes = code_changes()
+    changes = masked(code_changes())
     if len(changes.encode()) > _MOST_CHANGES:
         kept = changes.encode()[:_MOST_CHANGES].decode(errors="ignore")
         changes = f"{kept}\n[cut by lqray after 1 MiB; the whole diff has {len(changes.encode())} bytes]\n"

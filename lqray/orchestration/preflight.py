@@ -111,7 +111,7 @@ def _wait(reference: Any) -> tuple[Any, str]:
     except ray.exceptions.GetTimeoutError:
         return None, _SILENT
     except Exception as error:  # of the node, of what it was asked, or of Ray
-        return None, masked(str(error)).strip().splitlines()[-1][:300]
+        return None, (masked(str(error)).strip() or type(error).__name__).splitlines()[-1][:300]
 
 
 def _storage(nodes: Sequence[NodeReport], probes: Mapping[str, Any], storage: str) -> None:

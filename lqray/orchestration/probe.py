@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lqray.experiment.dataset_options import DataOptions
+from lqray.experiment.secrets import masked
 from lqray.orchestration.doctor import LEAST_FREE_BYTES, Finding, operator_findings
 from lqray.orchestration.provenance import code_version
 from lqray.training.storage import check_folder, open_folder
@@ -206,10 +207,13 @@ def _reachable(store: str) -> Finding:
     if store.startswith("sqlite:"):
         return Finding("MLflow", "ok", "a sqlite file: only the launcher writes to it")
     parts = urlsplit(store)
-    port = parts.port or {"https": 443, "http": 80, "postgresql": 5432, "mysql": 3306}[parts.scheme.partition("+")[0]]
+    known = {"https": 443, "http": 80, "postgresql": 5432, "mysql": 3306}
+    port = parts.port or known.get(parts.scheme.partition("+")[0])
+    if port is None or not parts.hostname:
+        return Finding("MLflow", "ok", f"{masked(store)}: not looked at")
     where = f"{parts.hostname}:{port}"
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         remedy = "trials run here all the same, but `lqray run` cannot be started here: open the way to the store"
         return Finding("MLflow", "slow", f"{where} cannot be reached: {error}", remedy)

@@ -52,8 +52,8 @@ def code_version() -> str:
 
 
 def code_changes() -> str:
-    """What differs from the last commit in the working tree that lqray's code is in, as a diff; files of lqray/ that
-    git does not know are part of it. "" without a difference, or without git."""
+    """What differs from the last commit in lqray's code, as a diff; files that git does not know are part of it. ""
+    without a difference, or without git."""
     if not _git("status", "--porcelain"):
         return ""
     index = Path(_git("rev-parse", "--absolute-git-dir")) / "index"
@@ -63,7 +63,7 @@ def code_changes() -> str:
             shutil.copyfile(index, copy)
         environment = os.environ | {"GIT_INDEX_FILE": str(copy)}
         _git("add", "--intent-to-add", ".", environment=environment)
-        changes = _git("diff", "HEAD", environment=environment)
+        changes = _git("diff", "HEAD", "--", ".", environment=environment)
     return changes + "\n" if changes else ""
 
 

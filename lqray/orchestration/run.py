@@ -26,7 +26,7 @@ from lqray.orchestration.provenance import code_version, provenance
 from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
-from lqray.orchestration.store_access import PATIENCE
+from lqray.orchestration.store_access import PATIENCE, patiently
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, open_launch
 from lqray.orchestration.worker import WorkerTask
@@ -100,7 +100,7 @@ class Ran:
 def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     """Read the store and say what is to be done. Raises ExperimentError for a trial that is not valid."""
     uri = absolute_store(experiment.tracking.uri)
-    states = read_states(uri, experiment.name, TAGS, [ACCURACY])
+    states = patiently(lambda: read_states(uri, experiment.name, TAGS, [ACCURACY]))
     if experiment.adaptive and experiment.search:
         draws = stored_draws(uri, experiment)
         known = [planned(named, states, False) for named, _, _ in draws.values()]
@@ -194,6 +194,9 @@ def run_plan(
         except LaunchInterrupted:
             ran.interrupted = True
             keeping.patience = _HURRIED
+        except BaseException:
+            keeping.patience = _HURRIED
+            raise
         finally:
             queue.interrupt()
         ran.elsewhere = dict(ledger.elsewhere)

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lqray.experiment.secrets import masked
 from lqray.orchestration.cluster import ClusterError, offer_token
 from lqray.orchestration.package import LIMIT, pack
 
 _FIRST_DELAY, _LAST_DELAY = 1.0, 15.0
 PATIENCE = 600.0
+_WITHOUT_LOG = 60.0
 """Seconds without the job server after which following gives up; the job does not."""
 _QUIET_SECONDS, _QUIET_TIMES = 10.0, 6
 _REQUEST_SECONDS = 60.0
@@ -82,7 +84,7 @@ class Cluster:
 
     def __init__(self, find: Callable[[], str], say: Callable[[str], None]) -> None:
         self._find, self._say = find, say
-        self.address = ""
+        self.address = self._told = ""
         self._client = self._reached(self._connect)
 
     def submit(self, sweep: Sweep, limit: int = LIMIT) -> Job:
@@ -122,16 +124,22 @@ class Cluster:
         that fails for PATIENCE seconds, or the job is not known any more.
         """
         log = _Log(show)
-        delay, lost = _FIRST_DELAY, 0.0
+        delay, lost, again = _FIRST_DELAY, 0.0, False
         while True:
+            begun = time.monotonic()
             try:
                 if lost:
                     self._client = self._connect()
-                    self._say(f"connected to {self.address} again")
-                    delay, lost = _FIRST_DELAY, 0.0
+                    ended = self._ended(submission_id)
+                    if ended and time.monotonic() - lost > _WITHOUT_LOG:  # its log cannot be had, its end can
+                        return ended
+                    if not again:
+                        self._say(f"connected to {self.address} again")
+                    again = True
                 if show:
                     asyncio.run(log.follow(self._client, submission_id))
                 ended = self._ended(submission_id)
+                delay, lost, again = _FIRST_DELAY, 0.0, False
                 if ended:
                     return ended
                 time.sleep(_FIRST_DELAY)
@@ -140,6 +148,8 @@ class Cluster:
             except Exception as error:
                 if not _may_pass(error):
                     raise SubmissionError(self._why(error)) from error
+                if time.monotonic() - begun > _WITHOUT_LOG:  # the log came for a while: this is another loss
+                    delay, lost, again = _FIRST_DELAY, 0.0, False
                 if not lost:
                     self._say(f"lost the connection to {self.address} ({_first_line(error)}); trying again")
                 lost = lost or time.monotonic()
@@ -162,6 +172,11 @@ class Cluster:
     def _ended(self, submission_id: str) -> Outcome | None:
         status = self._client.get_job_status(submission_id)
         ended: Outcome | None = status.value if status.is_terminal() else None
+        if ended == "FAILED":
+            why = self._client.get_job_info(submission_id).message
+            if why and why != self._told:
+                self._told = why
+                self._say(masked(why))
         return ended
 
     def _connect(self) -> Any:

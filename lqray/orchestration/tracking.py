@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -23,7 +24,15 @@ from lqray.orchestration.states import TrialState
 from lqray.orchestration.store_access import client_of, patiently
 
 _TRACEBACK = "traceback.txt"
-_OF_THE_END = ("lqray.error", "lqray.failure", "lqray.failed_host", "lqray.failed_rank", "lqray.stopped", "lqray.early")
+_OF_THE_END = (
+    "lqray.error",
+    "lqray.failure",
+    "lqray.failed_host",
+    "lqray.failed_rank",
+    "lqray.stopped",
+    "lqray.early",
+    "lqray.nan_metrics",
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,9 @@ def end_run(uri: str, run_id: str, result: TrialResult, tags: Mapping[str, str] 
         client.log_inputs(run_id, dataset_inputs(result.named.trial.data, result.examples))
     if result.snapshot:
         client.log_text(run_id, json.dumps(result.snapshot), "density.json")
+    lost = sorted(key for key, value in result.metrics.items() if math.isnan(value))
+    if lost:  # MLflow is not told of NaN, and would show the value before it as the last
+        tags = {**tags, "lqray.nan_metrics": ",".join(lost)}
     for key, value in tags.items():
         client.set_tag(run_id, key, value)
     if result.failure:

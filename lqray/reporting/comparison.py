@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,16 @@ from lqray.experiment.errors import did_you_mean
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import in_order
 from lqray.reporting.records import Record
-from lqray.reporting.selection import METHOD, SEED, UnknownKeyError, grouping_keys, metrics_of, natural, resolved
+from lqray.reporting.selection import (
+    METHOD,
+    SEED,
+    UnknownKeyError,
+    grouped,
+    grouping_keys,
+    keys_of,
+    metrics_of,
+    resolved,
+)
 
 BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
 _LAST = 5
@@ -111,7 +119,7 @@ def compare_groups(
     """
     reported = metrics_of(records) or {"test/accuracy"}
     chosen = tuple(resolved(name, reported, "metric") for name in metrics) or ("test/accuracy",)
-    keys = _keys(records, group_by)
+    keys = keys_of(records, group_by)
     methods = in_order(one.method for one in records)
     if baseline is None:
         baseline = "full_precision" if "full_precision" in methods and len(methods) > 1 else None
@@ -119,7 +127,7 @@ def compare_groups(
         hint = did_you_mean(baseline, methods)
         raise UnknownKeyError(f"found baseline {baseline!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(methods)}")
     read = {name: _histories(uri, records, name) for name in chosen} if histories else {}
-    against = _Baseline(records, keys, baseline) if baseline else None
+    against = _Baseline(records, grouping_keys(records), baseline) if baseline else None
     costs = _Progress(uri, records) if target is not None and histories else None
     groups = [
         Group(
@@ -132,7 +140,7 @@ def compare_groups(
             },
             _costs(members),
         )
-        for values, members in _grouped(records, keys, methods)
+        for values, members in grouped(records, keys)
     ]
     return Comparison(keys, chosen, baseline, target, last, tuple(groups))
 
@@ -154,33 +162,6 @@ def spread(values: Mapping[str, float]) -> Spread:
 def higher_is_better(metric: str) -> bool:
     """Accuracies and signal-to-noise ratios; of all else less is better."""
     return metric.endswith(("accuracy", "snr"))
-
-
-def _keys(records: Sequence[Record], group_by: Sequence[str]) -> tuple[str, ...]:
-    if not group_by:
-        return grouping_keys(records)
-    known = {key for one in records for key in one.params} | {"trial"}
-    return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
-
-
-def _grouped(
-    records: Sequence[Record], keys: Sequence[str], methods: Sequence[str]
-) -> list[tuple[tuple[str | None, ...], list[Record]]]:
-    groups: dict[tuple[str | None, ...], list[Record]] = {}
-    for one in records:
-        groups.setdefault(tuple(_value(one, key) for key in keys), []).append(one)
-
-    def order(item: tuple[tuple[str | None, ...], list[Record]]) -> list[tuple[int, float, str]]:
-        return [
-            (1, float(methods.index(value or "?")), "") if key == METHOD and value in methods else natural(value)
-            for key, value in zip(keys, item[0], strict=True)
-        ]
-
-    return sorted(groups.items(), key=order)
-
-
-def _value(record: Record, key: str) -> str | None:
-    return record.name if key == "trial" else record.params.get(key)
 
 
 def _histories(uri: str, records: Sequence[Record], key: str) -> dict[str, History]:
@@ -291,10 +272,11 @@ def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
         return math.nan
     from scipy.stats import ttest_rel
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of differences that are all equal; then there is no p-value
-        first, second = zip(*pairs, strict=True)
-        return float(ttest_rel(first, second).pvalue)
+    first, second = np.transpose(pairs)
+    gaps = first - second
+    if np.ptp(gaps) <= 1e-12 * max(1.0, float(np.abs(gaps).max())):
+        return math.nan  # they do not vary, as far as one can tell: nothing to test against
+    return float(ttest_rel(first, second).pvalue)
 
 
 def _costs(members: Sequence[Record]) -> dict[str, Spread]:

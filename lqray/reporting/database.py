@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_DATABASES = ("sqlite://", "postgresql", "mysql")
+_DATABASES = ("sqlite://", "postgresql")
 _ACTIVE = (
     "FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id "
     "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
@@ -32,10 +32,9 @@ def connected(uri: str) -> Iterator[Any]:
         yield None
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        yield None
-        return
+        raise UnreadableStoreError(f"no MLflow store at {uri}; `lqray run` makes it, --uri names another")
     from sqlalchemy import create_engine, inspect
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import DatabaseError
 
     waiting = {"timeout": _LOCK_SECONDS} if uri.startswith("sqlite://") else {}
     engine = create_engine(uri, connect_args=waiting)
@@ -46,7 +45,7 @@ def connected(uri: str) -> Iterator[Any]:
             return
         with engine.connect() as connection:
             yield connection
-    except OperationalError as error:
+    except DatabaseError as error:
         raise UnreadableStoreError(f"the MLflow store cannot be read now: {error.orig}") from error
     finally:
         engine.dispose()

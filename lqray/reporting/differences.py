@@ -92,17 +92,18 @@ def differences(records: Sequence[Record]) -> Differences:
 def shown(found: Differences, everything: bool) -> RenderableType:
     """On the terminal: what differs; or all."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     table.add_column("")
     for one in found.records:
-        table.add_column(one.name, overflow="fold")
+        table.add_column(escape(one.name), overflow="fold")
     for section, rows in found.sections.items():
         chosen = _chosen(rows, everything)
         table.add_row(f"[bold]{section}[/]" + ("" if chosen else ": no difference"))
         for row in chosen:
-            table.add_row(f"  {row.what}", *row.values)
+            table.add_row(escape(f"  {row.what}"), *map(escape, row.values))
     return table
 
 

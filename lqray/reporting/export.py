@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lqray.experiment.plan import published_plan
+from lqray.experiment.secrets import masked
 from lqray.reporting.artifacts import read_text
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS
 from lqray.reporting.histories import read_histories
@@ -88,7 +88,7 @@ def export(
 def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | None:
     """The file's text: as it was given, launched last, or kept with a run."""
     if experiment.file is not None:
-        return Path(experiment.file.document.file).read_text(encoding="utf-8")
+        return masked(Path(experiment.file.document.file).read_text(encoding="utf-8"))
     plan = published_plan(experiment_tags(experiment.uri, experiment.name))
     if plan:
         return plan[1]
@@ -105,8 +105,7 @@ def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | N
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    metrics = {key: value for key, value in record.metrics.items() if math.isfinite(value)}
-    return {**vars(record), "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
+    return {**vars(record), "params": dict(record.params), "metrics": dict(record.metrics), "tags": dict(record.tags)}
 
 
 def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> None:

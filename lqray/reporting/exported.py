@@ -35,6 +35,7 @@ def runs_in(folder: Path) -> list[Mapping[str, Any]]:
 
 def points_in(folder: Path, key: str) -> Iterator[tuple[str, Any, Any, Any]]:
     """(run id, steps, values, seconds since the epoch), numpy arrays, of a metric; a run may come in several parts."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.csv
@@ -46,9 +47,14 @@ def points_in(folder: Path, key: str) -> Iterator[tuple[str, Any, Any, Any]]:
     else:
         table = pa.csv.read_csv(folder / f"{POINTS}.csv")
         table = table.filter(pc.equal(table["metric"], key))
-    for run_id in pc.unique(table["run_id"]).to_pylist():
-        own = table.filter(pc.equal(table["run_id"], run_id))
-        yield run_id, own["step"].to_numpy(), own["value"].to_numpy(), own["time"].to_numpy()
+    if not len(table):
+        return
+    names = table["run_id"].to_numpy()
+    order = np.argsort(names, kind="stable")
+    steps, values, times = (table[name].to_numpy()[order] for name in ("step", "value", "time"))
+    runs, starts = np.unique(names[order], return_index=True)
+    for run_id, first, end in zip(runs, starts, [*starts[1:], len(names)], strict=True):
+        yield str(run_id), steps[first:end], values[first:end], times[first:end]
 
 
 def artifact_in(folder: Path, run_id: str, name: str) -> str | None:

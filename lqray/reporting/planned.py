@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lqray.experiment.errors import ExperimentError
 from lqray.experiment.grid import Experiment, experiment_from_text
 from lqray.experiment.plan import published_plan
 from lqray.experiment.secrets import masked
@@ -40,16 +41,36 @@ def planned_records(experiments: Sequence[Recorded], everything: bool = False) -
         found, left_out = _of_plan(one, everything)
         records += found
         if left_out:
-            remarks.append(f"{left_out} runs of {one.name} are not of its file as it stands; --all shows them, too.")
-    return records, remarks
+            remarks.append(left_out)
+    unique = _each_once(records)
+    if len(unique) < len(records):
+        remarks.append(
+            f"{len(records) - len(unique)} trials are in several of these experiments; each counts once, by its latest "
+            "finished run."
+        )
+    return unique, remarks
 
 
-def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], int]:
+def _each_once(records: Sequence[Record]) -> list[Record]:
+    """A trial gives the same bits wherever it runs: counted twice, it would look like two seeds."""
+    found: dict[str, Record] = {}
+    for one in records:
+        other = found.get(one.trial_id)
+        if other is None or (one.status == "FINISHED", one.started) > (other.status == "FINISHED", other.started):
+            found[one.trial_id] = one
+    return list(found.values())
+
+
+def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
+    """(records, what is left out of them, in a sentence; "" for nothing)."""
     uri, experiment = recorded.uri, recorded.name
     records = latest_attempts(read_records(uri, experiment))
-    plan = None if everything else recorded.file or _published(uri, experiment)
+    try:
+        plan = None if everything else recorded.file or _published(uri, experiment)
+    except ExperimentError:
+        return records, f"The file of {experiment} is not valid for this version of lqray: all recorded runs are shown."
     if plan is None or plan.adaptive:
-        return records, 0
+        return records, ""
     by_trial = {one.trial_id: one for one in records}
     wanted = []
     for named in plan.trials():
@@ -61,7 +82,9 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], int]:
                 "", named.trial.id, named.name, "MISSING", named.trial.params(), {}, None, experiment=experiment
             )
         )
-    return wanted, len(by_trial)
+    if not by_trial:
+        return wanted, ""
+    return wanted, f"{len(by_trial)} runs of {experiment} are not of its file as it stands; --all shows them, too."
 
 
 def _published(uri: str, experiment: str) -> Experiment | None:

@@ -206,6 +206,9 @@ def _record(
     tags: Mapping[str, str],
 ) -> Record:
     error = tags.get("lqray.error")
+    lost = tags.get("lqray.nan_metrics")  # MLflow has their last value that was a number
+    if lost:
+        metrics = {**metrics, **dict.fromkeys(lost.split(","), math.nan)}
     return Record(
         run_id, tags[_TRIAL], tags.get(_NAME, name), status, params, metrics, error, tags, (started or 0) / 1000
     )

@@ -12,7 +12,7 @@ from lqray.reporting.comparison import Comparison, compare_groups
 from lqray.reporting.machine import csv_table, json_document
 from lqray.reporting.planned import Recorded, planned_records
 from lqray.reporting.records import Record
-from lqray.reporting.selection import select
+from lqray.reporting.selection import UnknownKeyError, select
 from lqray.reporting.tables import latex_table, markdown_table, notes
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     """Read and compare. Raises UnknownExperimentError, SeveralStoresError, UnknownKeyError."""
     records, remarks = planned_records(experiments, options.everything)
     chosen = select(records, options.only, options.where)
+    if records and not chosen:
+        some = ", ".join(one.name for one in records[:8]) + (", ..." if len(records) > 8 else "")
+        raise UnknownKeyError(f"no trial has such a name and such parameters; there are: {some}")
+    if not records:
+        remarks.append("There are no trials of lqray.")
     group_by = options.group_by
     comparison = compare_groups(
         chosen, experiments[0].uri, options.metrics, group_by, options.baseline, options.target, options.last

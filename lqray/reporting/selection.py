@@ -11,9 +11,10 @@ from lqray.experiment import dataset_options
 from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.errors import nearest
 from lqray.experiment.identity import outside_identity
+from lqray.reporting.methods import in_order
 from lqray.reporting.records import Record
 
-METHOD, SEED = "quantizer.method", "seed"
+METHOD, SEED, TRIAL = "quantizer.method", "seed", "trial"
 
 
 class UnknownKeyError(ValueError):
@@ -23,12 +24,13 @@ class UnknownKeyError(ValueError):
 def select(records: Iterable[Record], only: Sequence[str] = (), where: Sequence[str] = ()) -> list[Record]:
     """Records whose name one of `only` matches (shell patterns; all without any) and that have every KEY=VALUE of
     `where`. Raises UnknownKeyError."""
-    chosen = [one for one in records if not only or any(fnmatch.fnmatchcase(one.name, text) for text in only)]
+    everything = list(records)
+    chosen = [one for one in everything if not only or any(fnmatch.fnmatchcase(one.name, text) for text in only)]
     for condition in where:
         key, sign, value = condition.partition("=")
         if not sign:
             raise UnknownKeyError(f"found {condition!r}; allowed: KEY=VALUE, such as quantizer.bits=3")
-        key = resolved(key.strip(), params_of(chosen), "parameter")
+        key = resolved(key.strip(), params_of(everything), "parameter")
         chosen = [one for one in chosen if one.params.get(key) == value.strip()]
     return chosen
 
@@ -75,6 +77,40 @@ def grouping_keys(records: Sequence[Record]) -> tuple[str, ...]:
             keys.append(key)
             groups = _parted(groups, key)
     return tuple(keys)
+
+
+def keys_of(records: Sequence[Record], group_by: Sequence[str]) -> tuple[str, ...]:
+    """The parameters (or `trial`) that `group_by` names; without any, `grouping_keys`. Raises UnknownKeyError."""
+    if not group_by:
+        return grouping_keys(records)
+    known = params_of(records) | {TRIAL}
+    return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
+
+
+def grouped(records: Sequence[Record], keys: Sequence[str]) -> list[tuple[tuple[str | None, ...], list[Record]]]:
+    """Records by their values of `keys`, in the order of methods and of values; by TRIAL, each trial on its own, those
+    of several experiments that have one name told apart by their ids."""
+    ids: dict[str, set[str]] = {}
+    for one in records:
+        ids.setdefault(one.name, set()).add(one.trial_id)
+
+    def value(one: Record, key: str) -> str | None:
+        if key != TRIAL:
+            return one.params.get(key)
+        return one.name if len(ids[one.name]) == 1 else f"{one.name} ({one.trial_id[:6]})"
+
+    groups: dict[tuple[str | None, ...], list[Record]] = {}
+    for one in records:
+        groups.setdefault(tuple(value(one, key) for key in keys), []).append(one)
+    methods = in_order(one.method for one in records)
+
+    def order(item: tuple[tuple[str | None, ...], list[Record]]) -> list[tuple[int, float, str]]:
+        return [
+            (1, float(methods.index(text or "?")), "") if key == METHOD and text in methods else natural(text)
+            for key, text in zip(keys, item[0], strict=True)
+        ]
+
+    return sorted(groups.items(), key=order)
 
 
 def natural(text: str | None) -> tuple[int, float, str]:

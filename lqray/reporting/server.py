@@ -139,7 +139,9 @@ def names_of_this_machine(port: int) -> list[str]:
 def _authentication(folder: Path, temporary: Path) -> dict[str, str]:
     """What MLflow's basic-auth app wants in its environment. Raises ServerError."""
     if importlib.util.find_spec("flask_wtf") is None:
-        raise ServerError("--basic-auth needs Flask-WTF, which is not installed: pip install 'lqray[server]'")
+        raise ServerError(
+            "--basic-auth needs Flask-WTF, which is not installed: pip install -e '.[server]' in lqray's source tree"
+        )
     found = {
         "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(32)
     }

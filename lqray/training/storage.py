@@ -52,7 +52,7 @@ class LocalFolder:
     def write(self, name: str, *parts: bytes) -> None:
         """See `Folder`: written aside, synced and renamed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        aside = self.path / f".{name}.{os.getpid()}.tmp"
+        aside = self.path / f".{name}.{os.urandom(8).hex()}.tmp"
         with aside.open("wb") as stream:
             for part in parts:
                 stream.write(part)
@@ -142,7 +142,7 @@ def open_folder(address: str | Path) -> Folder:
 
 def check_folder(folder: Folder) -> None:
     """Write, read and remove a file. Raises StorageError, which says what to look at."""
-    name, word = f"lqray-check-{os.getpid()}", os.urandom(16)
+    name, word = f"lqray-check-{os.urandom(8).hex()}", os.urandom(16)
     try:
         folder.write(name, word)
         found = folder.read(name)
@@ -161,7 +161,8 @@ def check_folder(folder: Folder) -> None:
 def cached_path(address: str) -> Path:
     """A folder of this machine for files of `address` on their way to it."""
     name = address.replace("://", "/").strip("/").replace("/", "-")
-    return Path(tempfile.gettempdir()) / "lqray-logs" / name
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return Path(tempfile.gettempdir()) / f"lqray-logs-{user}" / name
 
 
 def _opened(address: str) -> tuple[Any, str]:
@@ -176,7 +177,7 @@ def _opened(address: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
         return files, root.rstrip("/")
     except ImportError as error:
-        extra = "; `pip install lqray[s3]`" if package == "s3fs" else ""
+        extra = "; `pip install -e .[s3]` in its source tree" if package == "s3fs" else ""
         raise StorageError(
             f"storage at {protocol}:// needs the package {package}, on every machine: `pip install {package}`{extra} "
             f"({error})"

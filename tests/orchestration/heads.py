@@ -76,11 +76,12 @@ def ray_head(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     try:
         while "Ray runtime started" not in log.read_text() and time.monotonic() < deadline:
             assert process.poll() is None, log.read_text()
             time.sleep(0.2)
+        assert "Ray runtime started" in log.read_text(), log.read_text()
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}" if dashboard else "", log)
     finally:
         process.send_signal(signal.SIGTERM)

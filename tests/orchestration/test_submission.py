@@ -354,8 +354,9 @@ def test_ray_job_submit_runs_the_quickstart_as_it_is(cluster, tmp_path):
     command += ["--set", "schedule.iterations=20", "--set", f"storage.folder={cluster.log.parent}/storage"]
     command += ["--set", "resources.network_interface=lo"]
     process = start(tmp_path, *command, RAY_AUTH_MODE="token")
-    interfaces = set()
+    interfaces, deadline = set(), time.monotonic() + 300
     while process.poll() is None:
+        assert time.monotonic() < deadline, said(tmp_path, "out.txt") + said(tmp_path)
         for number in marked(cluster.log.parent, "TrainWorker"):
             with suppress(OSError):  # it may have ended
                 interfaces |= set(Path(f"/proc/{number}/environ").read_text().split("\0"))

@@ -88,9 +88,21 @@ def test_export_is_whole_and_explains_itself(store, tmp_path, raw):
     for command in (["report", "--format", "csv", "--target", "0.7"], ["report", "--group-by", "trial"]):
         from_store = invoke(*command, "known", "--uri", store.uri)
         assert from_store.exit_code == 0
-        assert invoke(*command, out).output == from_store.output
+        from_folder = invoke(*command, out)
+        assert from_folder.output == from_store.output, from_folder.exception
     both = ["alq-seed1", "alq-seed2", "--format", "json"]
     assert invoke("compare", *both, "--experiment", out).output == invoke("compare", *both, "--uri", store.uri).output
     again = invoke("export", "known", out, "--uri", store.uri)
     assert again.exit_code == 2
     assert "allowed: a folder that is empty or does not exist yet" in again.stderr
+
+
+def test_brackets_in_an_error_are_shown(store):
+    for seed, error in (
+        (7, "[/pytorch/gloo/pair.cc:534] Connection closed"),
+        (8, "[enforce fail at alloc_cpu.cpp:114]"),
+    ):
+        store.run("alq", seed, status="FAILED", tags={"lqray.error": error})
+    shown = invoke("compare", "alq-seed7", "alq-seed8", "--uri", store.uri).stdout
+    assert "[/pytorch/gloo/pair.cc:534]" in shown
+    assert "[enforce fail" in shown

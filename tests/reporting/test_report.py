@@ -295,3 +295,70 @@ def test_ten_thousand_runs(tmp_path):
     alq = groups(made)["alq"].metrics["test/accuracy"]
     assert len(alq.difference.pairs) == 2000
     assert alq.last.mean == pytest.approx(0.5 + alq.final.mean - 0.75)
+
+
+def test_a_trial_in_two_experiments_counts_once(tmp_path):
+    stores = [Store(tmp_path, name) for name in ("one", "two")]
+    for store in stores:
+        for seed in (1, 2):
+            store.run("alq", seed, [0.5 + seed / 10], tags={"lqray.trial_id": f"trial{seed}"})
+    made = make_report([Recorded(store.experiment, store.uri) for store in stores], ReportOptions())
+    (group,) = made.comparison.groups
+    assert group.metrics["test/accuracy"].final.count == 2
+    assert "2 trials are in several of these experiments" in made.remarks[0]
+
+
+def test_pairs_are_of_equal_axes_whatever_groups_are_shown():
+    records = []
+    for seed in (1, 2):
+        for lr, value in (("0.1", 0.9), ("0.01", 0.5)):
+            params = record("alq", seed, optimizer__lr=lr).params
+            records.append(Record(f"a{lr}{seed}", f"a{lr}{seed}", "n", "FINISHED", params, {"m": value}, None))
+        params = record("full_precision", seed, optimizer__lr="0.1").params
+        records.append(Record(f"f{seed}", f"f{seed}", "n", "FINISHED", params, {"m": 0.8 + seed / 100}, None))
+    compared = compare_groups(records, "", ["m"], ["method"], histories=False)
+    (alq,) = [group for group in compared.groups if group.keys["quantizer.method"] == "alq"]
+    assert alq.metrics["m"].difference.pairs == (("a0.11", "f1"), ("a0.12", "f2"))
+
+
+def test_differences_that_are_all_equal_have_no_p_value():
+    records = [
+        Record(f"{method}{seed}", f"{method}{seed}", "n", "FINISHED", record(method, seed).params, {"m": value}, None)
+        for seed, base in ((1, 0.9), (2, 0.7), (3, 0.8))
+        for method, value in (("full_precision", base), ("alq", base + 1 / 360))
+    ]
+    compared = compare_groups(records, "", ["m"], histories=False)
+    difference = compared.groups[1].metrics["m"].difference
+    assert difference.spread.mean == pytest.approx(1 / 360)
+    assert math.isnan(difference.p_value)
+
+
+def test_trials_of_one_name_are_told_apart():
+    records = [
+        Record(lr, f"{lr}-trial", "seed1", "FINISHED", record("alq", 1, optimizer__lr=lr).params, {"m": 1.0}, None)
+        for lr in ("0.1", "0.2")
+    ]
+    compared = compare_groups(records, "", ["m"], ["trial"], histories=False)
+    assert [group.keys["trial"] for group in compared.groups] == ["seed1 (0.1-tr)", "seed1 (0.2-tr)"]
+
+
+def test_a_metric_that_ended_as_nan_has_no_earlier_value_as_its_last(tmp_path):
+    store = Store(tmp_path)
+    store.run("alq", 1, [0.5], metrics={"test/loss": 3.0}, tags={"lqray.nan_metrics": "test/loss"})
+    (group,) = report(store, metrics=["test/loss"]).comparison.groups
+    assert math.isnan(group.metrics["test/loss"].final.mean)
+
+
+def test_nothing_to_report_says_so(store):
+    found = invoke("report", "known", "--uri", store.uri, "--only", "tpyo*")
+    assert found.exit_code == 2
+    assert "there are: full_precision-seed1" in found.stderr
+    assert not (store_folder := invoke("report", "x", "--uri", "sqlite:////nowhere/at/all.db")).stdout, store_folder
+    assert "no MLflow store at" in store_folder.stderr
+
+
+def test_a_store_that_is_away_is_told_without_its_password(tmp_path):
+    done = invoke("report", "x", "--uri", "http://ada:hidden@127.0.0.1:9")
+    assert done.exit_code == 2
+    assert "the MLflow store" in done.stderr
+    assert "hidden" not in done.output

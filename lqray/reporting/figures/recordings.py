@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lqray.reporting.histories import History, read_histories
-from lqray.reporting.methods import Look, in_order, look, numbered, shade
+from lqray.reporting.methods import Look, look, numbered, shade
 from lqray.reporting.records import Record
-from lqray.reporting.selection import METHOD, SEED, grouping_keys, metrics_of, natural, params_of, resolved
+from lqray.reporting.selection import METHOD, SEED, grouped, keys_of, metrics_of, resolved
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 
@@ -100,37 +100,20 @@ class Recordings:
 
         In the order of methods. Raises UnknownKeyError.
         """
-        keys = [key for key in self._keys(group_by) if key not in without]
-        parted: dict[tuple[str | None, ...], list[Record]] = {}
-        for one in self.records:
-            parted.setdefault(tuple(_value(one, key) for key in keys), []).append(one)
-        methods = in_order(one.method for one in self.records)
-
-        def order(item: tuple[tuple[str | None, ...], list[Record]]) -> list[tuple[int, float, str]]:
-            return [
-                (1, float(methods.index(value or "?")), "") if key == METHOD and value in methods else natural(value)
-                for key, value in zip(keys, item[0], strict=True)
-            ]
-
+        keys = [key for key in keys_of(self.records, group_by) if key not in without]
+        parted = grouped(self.records, keys)
         names = _short(keys)
-        hidden = _hidden(keys, parted)
-        ordered = sorted(parted.items(), key=order)
-        by_method = all(len({one.method for one in members}) == 1 for _, members in ordered)
+        hidden = _hidden(keys, [values for values, _ in parted])
+        by_method = all(len({one.method for one in members}) == 1 for _, members in parted)
         groups = [
             Group(
                 _label(keys, names, values, hidden),
                 look(members[0].method) if by_method else numbered(number),
                 tuple(members),
             )
-            for number, (values, members) in enumerate(ordered)
+            for number, (values, members) in enumerate(parted)
         ]
         return _shaded(groups)
-
-    def _keys(self, group_by: Sequence[str]) -> tuple[str, ...]:
-        if not group_by:
-            return grouping_keys(self.records)
-        known = params_of(self.records) | {"trial"}
-        return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
 
 
 def band_note(groups: Iterable[Group], logarithmic: Iterable[bool] = ()) -> str:
@@ -146,10 +129,6 @@ def band_note(groups: Iterable[Group], logarithmic: Iterable[bool] = ()) -> str:
     mean = "geometric mean" if scales == {True} else "mean"
     mean += " (geometric where logarithmic)" if len(scales) == 2 else ""
     return f"{mean} and 95% interval of {many} {'seeds' if seeds else 'runs'}"
-
-
-def _value(record: Record, key: str) -> str | None:
-    return record.name if key == "trial" else record.params.get(key)
 
 
 def _short(keys: Sequence[str]) -> list[str]:
