@@ -136,7 +136,10 @@ def run_plan(
         processes_of(trial, resources)
     if due or plan.more:
         check_folder(open_folder(f"{storage_address(experiment.storage.folder)}/{experiment.name}"))
-    launch = open_launch(plan.uri, experiment.name, experiment.document.file, source, provenance(), experiment.axes)
+    storage = storage_address(experiment.storage.folder)
+    launch = open_launch(
+        plan.uri, experiment.name, experiment.document.file, source, provenance(), experiment.axes, storage
+    )
     ran = Ran(launch)
     tracking = experiment.tracking
     trials = [one.named for one in plan.trials]

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -54,16 +55,19 @@ class Launch:
 
 
 def open_launch(
-    uri: str, experiment: str, file: str, source: str, tags: Mapping[str, str], axes: tuple[str, ...] = ()
+    uri: str, experiment: str, file: str, source: str, tags: Mapping[str, str], axes: tuple[str, ...], storage: str
 ) -> Launch:
     """Find or make the MLflow experiment. `uri` is absolute (`lqray.experiment.store.absolute_store`).
 
-    Artifacts of a new experiment in a sqlite store are kept beside it, in lqray-artifacts/.
+    A server decides where artifacts of a new experiment are kept. Those of a sqlite store are beside it, in
+    lqray-artifacts/; those of another database, which says nothing of files, in the folder `storage`, where it is one.
     """
     client = client_of(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         folder = store_folder(uri)
+        if folder is None and not uri.startswith(("http://", "https://")) and "://" not in storage:
+            folder = Path(storage)
         location = (folder / "lqray-artifacts" / experiment).as_uri() if folder else None
         experiment_id = _created(client, experiment, location)
     else:

@@ -55,7 +55,7 @@ print(json.dumps([groups, total["CPU"] - free.get("CPU", 0)]))
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """Address of a Ray head that asks for TOKEN, on a machine that has MNIST in a place of its own."""
     folder = tmp_path_factory.mktemp("r")
@@ -122,6 +122,10 @@ AUTOSCALING = {
 """It begins as a head without CPUs."""
 
 
+@pytest.mark.skipif(
+    "LQRAY_TEST_SLOW" not in os.environ,
+    reason="a minute and a half for an option of autoscaled clusters: LQRAY_TEST_SLOW=1",
+)
 @pytest.mark.cluster
 def test_a_cluster_that_has_no_workers_yet_grows_for_the_sweep(tmp_path_factory, tmp_path):
     folder = tmp_path_factory.mktemp("a")

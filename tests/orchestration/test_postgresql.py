@@ -81,6 +81,7 @@ def test_eight_launches_at_a_time_on_postgresql(tmp_path, database):
     shown = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True)
     assert "8 finished" in shown.stdout, shown.stderr
     client = MlflowClient(database)
+    assert (tmp_path / "storage/lqray-artifacts/sweep").is_dir()
     for one in runs.values():
         kept = client.download_artifacts(one.info.run_id, "experiment.yaml")
         assert "lqray:***@127" in Path(kept).read_text()
