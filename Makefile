@@ -21,8 +21,13 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py $(wildcard csrc/*)
 run: $(INSTALLED)  ## install into .venv, run experiments/quickstart.yaml, print the comparison
 	$(BIN)/lqray run experiments/quickstart.yaml
 
+# Those that start Ray wait more than they compute, and must not meet each other's: they run one after the other, and
+# beside them all others.
 test: $(INSTALLED)  ## install into .venv, run every test
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not (ray or cluster)" -p no:cacheprovider >.tests-without-ray.txt 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m "ray or cluster"; status=$$?; \
+	wait $$others || status=1; cat .tests-without-ray.txt; \
+	[ $$status = 0 ] || echo "There are failures: look at both summaries above."; exit $$status
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
