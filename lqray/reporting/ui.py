@@ -37,7 +37,7 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
 
     arguments = ["--host", "127.0.0.1", "--port", str(free), "--workers", "1"]
     # By environment: everyone on the machine sees a command line, and the store's address may hold a password.
-    # MLflow's job runners are for its evaluations of language models: seven processes that a look at runs does not need.
+    # MLflow's job runners evaluate language models: seven processes that a look at runs does not need.
     jobs = os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": jobs}
     return serve(arguments, environment, "127.0.0.1", free, ready, logged=False)
