@@ -6,7 +6,19 @@ os.environ["RAY_ADDRESS"] = "local"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "1"
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("lqray", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("lqray")
+
+
+@pytest.fixture(autouse=True)
+def _no_store_of_another_test():
+    """mlflow.set_tracking_uri sets the environment, too, of which lqray takes its default store."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before

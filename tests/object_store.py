@@ -29,6 +29,9 @@ def free_port() -> int:
 @contextmanager
 def object_store(folder: Path, bucket: str = "bucket", host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """An S3 with one empty bucket; yields the environment that clients need."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # of clients of another test's server, which is no more
     address = f"http://{host}:{free_port()}"
     environment = {
         "AWS_ENDPOINT_URL": address,
