@@ -10,6 +10,7 @@ alternation.
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import record
+from record import RESULTS, record
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """
@@ -288,14 +289,15 @@ def logging() -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure all parts, or those named, and record them when it was all."""
+    """Measure all parts, or those named, and record them with those that were measured before."""
     parts = {part.__name__: part for part in (expansion, dry_run, trials, hundred, logging)}
     chosen = sys.argv[1:] or list(parts)
-    figures = {}
+    kept = RESULTS / "sweep.json"
+    figures = json.loads(kept.read_text())["figures"] if kept.exists() and chosen != list(parts) else {}
     for name in chosen:
-        figures[name] = parts[name]()
+        figures[name] = parts[name]() | {"measured": datetime.date.today().isoformat()}
         print(name, json.dumps(figures[name], indent=1), flush=True)
-    if chosen != list(parts):
+    if set(figures) != set(parts):
         return
     record(
         "sweep",

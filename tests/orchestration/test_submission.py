@@ -311,7 +311,7 @@ def test_ctrl_c_leaves_the_job_and_ray_job_stop_ends_it_recorded(cluster, tmp_pa
         assert process.wait(30) == 130
     assert jobs(cluster, "long")[job_id]["status"] == "RUNNING"
     assert f"lqray submit {path.name}" in said(tmp_path)
-    assert f"ray job stop {job_id}" in said(tmp_path)
+    assert f"RAY_AUTH_MODE=token ray job stop --address {cluster.dashboard} {job_id}" in said(tmp_path)
     with submitting(tmp_path, *arguments, "--no-follow") as process:
         wait_for(lambda: "runs already" in said(tmp_path), tmp_path)
         headers = {"Authorization": f"Bearer {TOKEN}"}
