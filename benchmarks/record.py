@@ -38,15 +38,17 @@ def median_ratio(call: Callable[[], object], yardstick: Callable[[], object], re
     )
 
 
+def cpu() -> str:
+    """The processor's name."""
+    names = (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def record(name: str, figures: Mapping[str, Any], targets: Mapping[str, bool]) -> None:
     """Write benchmarks/results/<name>.json and print it. targets: statement -> whether it was met."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
     document = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import RESULTS, record
+from record import RESULTS, cpu, record
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """
@@ -85,17 +85,10 @@ def torchrun() -> float:
     """Seconds of torchrun with the same two workers on the same trial."""
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), 1, 1)
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lqray", "train"]
         started = time.perf_counter()
-        subprocess.run(
-            [
-                sys.executable,
-                *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lqray", "train"],
-                path.name,
-            ],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
+        done = subprocess.run([sys.executable, *command, path.name], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         return time.perf_counter() - started
 
 
@@ -295,7 +288,7 @@ def main() -> None:
     kept = RESULTS / "sweep.json"
     figures = json.loads(kept.read_text())["figures"] if kept.exists() and chosen != list(parts) else {}
     for name in chosen:
-        figures[name] = parts[name]() | {"measured": datetime.date.today().isoformat()}
+        figures[name] = parts[name]() | {"measured": datetime.date.today().isoformat(), "cpu": cpu()}
         print(name, json.dumps(figures[name], indent=1), flush=True)
     if set(figures) != set(parts):
         return
