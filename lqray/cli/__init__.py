@@ -5,14 +5,31 @@ from __future__ import annotations
 import click
 
 from lqray.cli import overview, reports, services, submission, sweeps
+from lqray.orchestration.output import outlive_readers
 
 __all__ = ["main"]
 
+_TO_BE_READ = ("expand", "status", "logs", "failures", "report", "compare", "doctor")
+"""Commands that do nothing but print: when nobody reads on, they end. The others go on."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+class _Commands(click.Group):
+    """Ctrl-C ends every command with a word and exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="lqray")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Learning to quantize: sweeps of data-parallel training whose gradients travel in a few bits."""
+    outlive_readers(needed=context.invoked_subcommand in _TO_BE_READ)
 
 
 for _command in (

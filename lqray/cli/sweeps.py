@@ -68,8 +68,10 @@ def run(
     Running again resumes, retries and adds what is missing: interrupted and failed trials continue from their
     checkpoints.
     """
+    from lqray.orchestration import signals
     from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
 
+    click.get_current_context().with_resource(signals.heeded("leave"))
     with shared.clear_errors(StopRuleError):
         rules = tuple(parse_stop_rule(text) for text in stop_on)
         experiments = [shared.read(file, overrides) for file in files]
@@ -81,7 +83,10 @@ def run(
 
 
 def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
-    """Run one experiment; returns the exit code. Leaves with 130 when interrupted."""
+    """Run one experiment; returns the exit code. Leaves with that of the signal when interrupted."""
+    from lqray.orchestration import signals
+
+    signals.from_here("leave")
     from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
@@ -122,14 +127,20 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         click.echo(f"{name}: left to {where}, which runs it", err=True)
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")
+    if ran.halted:
+        left = len(plan.due) - len(ran.results)
+        click.echo(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
     if ran.interrupted:
         click.echo(
             "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
             f"({len(plan.due) - len(ran.results)} were not started).",
             err=True,
         )
-        sys.exit(130)
-    return int(any(result.status == "FAILED" for result in ran.results))
+    elif signals.heard():
+        click.echo("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
+    if ran.interrupted or signals.heard():
+        sys.exit(signals.exit_code())
+    return int(bool(ran.halted) or any(result.status == "FAILED" for result in ran.results))
 
 
 def _say_plan(console: Console, name: str, plan: Plan) -> None:
@@ -184,10 +195,11 @@ def train(
     from lqray.training.checkpoint import CheckpointError, Checkpoints
     from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
-    from lqray.training.standalone import run_standalone
+    from lqray.training.standalone import LaunchVariablesError, run_standalone
 
     folder = Checkpoints(address, checkpoint_every, keep) if address else None
-    with shared.clear_errors(CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError):
+    expected = (CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError, LaunchVariablesError)
+    with shared.clear_errors(*expected):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 
 

@@ -8,13 +8,15 @@ import logging
 import multiprocessing
 import os
 import queue
-import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from lqray.orchestration.signals import heard, leave_to_launcher, starting_processes
 
 Draw = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Any]
 """(title, snapshot) of runs to a matplotlib Figure."""
@@ -53,10 +55,10 @@ class Archivist:
         if self._thread is None:
             return 0
         self._jobs.put(None)
+        deadline, before = time.monotonic() + patience, heard()
         try:
-            self._thread.join(patience)
-        except KeyboardInterrupt:
-            pass  # whoever waits has waited enough; what is not made is counted
+            while self._thread.is_alive() and time.monotonic() < deadline and heard() == before:
+                self._thread.join(0.1)  # at a signal whoever waits has waited enough; what is not made is counted
         finally:
             self._end()
         return self._left
@@ -90,7 +92,8 @@ class Archivist:
             self._process = context.Process(
                 target=_serve, args=(self._uri, self._draw, theirs), daemon=True, name="lqray-archivist"
             )
-            self._process.start()
+            with starting_processes():
+                self._process.start()
             theirs.close()
         return self._pipe
 
@@ -103,9 +106,8 @@ class Archivist:
 
 
 def _serve(uri: str, draw: Draw | None, pipe: Connection) -> None:
+    leave_to_launcher()
     os.nice(19)
-    # As the scribe's: what Ctrl-C means is the launcher's to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:
             kind, run_id, *details = pipe.recv()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lqray.experiment.secrets import masked
 
-Kind = Literal["out_of_memory", "non_finite", "infrastructure", "user_error"]
+Kind = Literal["out_of_memory", "non_finite", "infrastructure", "user_error", "code_changed"]
 
 ADVICE: dict[Kind, str] = {
     "out_of_memory": "a retry runs out of memory again: take a smaller batch_size or model, a larger "
@@ -19,21 +19,44 @@ ADVICE: dict[Kind, str] = {
     "schedule.on_nonfinite: skip",
     "infrastructure": "a retry makes sense: `lqray run` continues from the last checkpoint",
     "user_error": "a retry fails again until the cause is mended: see the traceback",
+    "code_changed": "run the same command again: a launch is of one version of lqray's code",
 }
 
 _OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError", "MemoryLimitError"}
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
 _NON_FINITE = {"DivergedError"}
+_CODE_CHANGED = {"CodeChangedError"}
 _INFRASTRUCTURE = {
     "RankLostError",
     "ProcessLostError",
+    "ProcessEndedError",
+    "DistBackendError",
     "DistNetworkError",
+    "DistStoreError",
     "StoreAwayError",
     "StorageAwayError",
     "CheckpointStorageAwayError",
 }
+# What gloo, NCCL and their store say of another rank that does not answer: plain RuntimeErrors, told by their text.
+_COLLECTIVE = {"RuntimeError", "DistError"}
+_COLLECTIVE_TEXTS = (
+    "gloo/transport",
+    "gloo/rendezvous",
+    "Timed out waiting",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Application timeout caused pair closure",
+    "Socket Timeout",
+    "wait timeout after",
+    "Watchdog caught collective operation timeout",
+    "ncclRemoteError",
+    "ncclSystemError",
+    "ncclInternalError",
+    "NCCL communicator was aborted",
+)
 _OF_RAY = "an error of Ray's own: an actor, a worker or a node that died, a group that could not start"
-_SYMPTOMS = {"RankLostError"}  # of another rank's failure
+_SYMPTOMS = {"RankLostError", "ProcessEndedError"}  # of another rank's failure
+_BLAMELESS = {"ProcessEndedError"}
 
 
 class MemoryLimitError(MemoryError):
@@ -44,11 +67,20 @@ class ProcessLostError(RuntimeError):
     """A process of a trial, its driver or its worker group ended without a word."""
 
 
+class ProcessEndedError(RuntimeError):
+    """A process of a trial was ended by its launch, after another one had failed."""
+
+
+class CodeChangedError(RuntimeError):
+    """A worker has other code than the launch."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What made a trial fail, as seen where it happened.
 
-    error: last line of the traceback. host, rank: None where that is not known (a driver that died).
+    error: in one line. host, rank: None where that is not known (a driver that died). symptom: of another rank's
+    failure. blameless: not even a symptom, an end that the launch brought about.
     """
 
     kind: Kind
@@ -57,6 +89,7 @@ class Failure:
     host: str | None = None
     rank: int | None = None
     symptom: bool = False
+    blameless: bool = False
 
     @property
     def retry(self) -> bool:
@@ -74,7 +107,13 @@ def failure_of(error: BaseException, rank: int | None = None, text: str | None =
     if type(raised).__module__.startswith("ray."):
         names.add(_OF_RAY)
     return Failure(
-        _kind(names, str(error)), _last_line(whole), whole, socket.gethostname(), rank, bool(names & _SYMPTOMS)
+        _kind(names, str(error)),
+        masked(_headline(raised)),
+        whole,
+        socket.gethostname(),
+        rank,
+        bool(names & _SYMPTOMS),
+        bool(names & _BLAMELESS),
     )
 
 
@@ -86,14 +125,16 @@ def lost(what: str) -> Failure:
 
 def root_cause(failures: Mapping[int, Failure]) -> Failure:
     """Of the failures of a trial's ranks the one to blame: ranks that only missed another one are symptoms. Its
-    traceback shows all that are no symptoms, once for the ranks that agree."""
-    causes = {rank: one for rank, one in sorted(failures.items()) if not one.symptom} or dict(sorted(failures.items()))
+    traceback shows all that are no symptoms, once for the ranks that agree, and those that the launch ended."""
+    known = dict(sorted(failures.items()))
+    guilty = {rank: one for rank, one in known.items() if not one.blameless} or known
+    causes = {rank: one for rank, one in guilty.items() if not one.symptom} or guilty
     first = next(iter(causes.values()))
     ranks: dict[str, list[int]] = {}
-    for rank, one in causes.items():
+    for rank, one in {**causes, **{rank: one for rank, one in known.items() if one.blameless}}.items():
         ranks.setdefault(one.traceback, []).append(rank)
     text = "\n".join(f"rank {', '.join(map(str, of))}:\n{trace}" for trace, of in ranks.items())
-    return Failure(first.kind, first.error, text, first.host, first.rank, first.symptom)
+    return replace(first, traceback=text)
 
 
 def _kind(names: set[str], message: str) -> Kind:
@@ -101,7 +142,20 @@ def _kind(names: set[str], message: str) -> Kind:
         return "out_of_memory"
     if names & _NON_FINITE:
         return "non_finite"
-    return "infrastructure" if names & {*_INFRASTRUCTURE, _OF_RAY} else "user_error"
+    if names & _CODE_CHANGED:
+        return "code_changed"
+    of_a_collective = names & _COLLECTIVE and any(text in message for text in _COLLECTIVE_TEXTS)
+    return "infrastructure" if of_a_collective or names & {*_INFRASTRUCTURE, _OF_RAY} else "user_error"
+
+
+def _headline(error: BaseException) -> str:
+    """The error in one line. Of a message of several lines the first: what follows is detail, in the messages of
+    torch's futures a list of places in files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (f"{name}: {text}" if text else name)[:500]
 
 
 def _last_line(text: str) -> str:

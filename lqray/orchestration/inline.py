@@ -1,6 +1,6 @@
 """The inline launcher: trials one after the other on this machine, without Ray.
 
-A trial of one process trains in this one; one of several starts processes with torchrun's environment variables.
+A trial of one process trains in this one; one of several starts processes of its own.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, cast
 
 from lqray.experiment.schema import Resources
-from lqray.orchestration.failures import ProcessLostError, failure_of
-from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work, sigterm_as_interrupt
+from lqray.orchestration.failures import ProcessEndedError, ProcessLostError, failure_of
+from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import device_of, processes_of
 from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.signals import leave_to_launcher, noting, raise_if_heard, raising, starting_processes
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
+from lqray.training.worker import Place
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
@@ -38,13 +41,19 @@ class InlineLauncher:
     def launch(self, queue: TrialQueue) -> None:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
         try:
-            with sigterm_as_interrupt():
+            with raising():
                 while not queue.over:
-                    work = queue.take()
+                    raise_if_heard()
+                    with noting():
+                        work = queue.take()
                     if work is None:
                         time.sleep(_POLL_SECONDS)
                         continue
-                    queue.ended(self._run(work, queue))
+                    result = self._run(work, queue)
+                    if result.failure:
+                        raise_if_heard()  # torch may have made an error of its own of it
+                    with noting():
+                        queue.ended(result)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
 
@@ -53,7 +62,8 @@ class InlineLauncher:
         trial_id = work.named.trial.id
 
         def heard(news: News) -> Heard:
-            self._ledger.heard(news)
+            with noting():  # half a message would be the end of the process that it is for
+                self._ledger.heard(news)
             if news.report:
                 queue.observer.progressed(trial_id, news.report)
             return self._ledger.answer(trial_id, queue.stop_reason(trial_id) is not None)
@@ -159,11 +169,13 @@ def _run_processes(
     ]
     listener = _Listener([receiver for receiver, _ in pipes], answers, heard)
     outcomes = listener.outcomes
+    ended_here: set[BaseProcess] = set()
     try:
-        for process, (_, sender) in zip(processes, pipes, strict=True):
-            process.start()
-            sender.close()
-        deadline = None
+        with starting_processes():
+            for process, (_, sender) in zip(processes, pipes, strict=True):
+                process.start()
+                sender.close()
+        deadline: float | None = None
         while any(process.is_alive() for process in processes) and len(outcomes) < world:
             time.sleep(0.05)
             # Stop wishes reach the worker with the answer to its next message; it sends one twice a second.
@@ -174,36 +186,38 @@ def _run_processes(
             if deadline is not None and time.monotonic() > deadline:
                 break
     finally:
-        for process in processes:
-            if process.is_alive() and len(outcomes) == world:
-                process.join(_GRACE_SECONDS)
-            if process.is_alive():
-                process.kill()
-            if process.pid is not None:
-                process.join()
-        listener.close()
+        with noting():
+            for process in processes:
+                if process.is_alive() and len(outcomes) == world:
+                    process.join(_GRACE_SECONDS)
+                if process.is_alive():
+                    ended_here.add(process)
+                    process.kill()
+                if process.pid is not None:
+                    process.join()
+            listener.close()
     for rank, process in enumerate(processes):
         if rank not in outcomes:
-            gone = ProcessLostError(
-                f"the process of rank {rank} ended with exit code {process.exitcode}, without a word"
-            )
-            outcomes[rank] = Outcome(failure=failure_of(gone, rank))
+            outcomes[rank] = Outcome(failure=failure_of(_gone(rank, process, process in ended_here), rank))
     return outcomes
 
 
+def _gone(rank: int, process: BaseProcess, ended_here: bool) -> Exception:
+    if ended_here:
+        return ProcessEndedError(
+            f"lqray ended the process of rank {rank}, which had not ended by itself {_GRACE_SECONDS:g} s after another "
+            "one failed"
+        )
+    code = process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+    return ProcessLostError(f"the process of rank {rank} {how}, without a word")
+
+
 def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, pipe: Connection, answers: Any) -> None:
-    # Ctrl-C reaches every process of the terminal; the launcher alone decides what it means.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    leave_to_launcher()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    pipe.send(run_task(task, rank, device, _Piped(pipe, answers) if rank == 0 else None))
+    link = _Piped(pipe, answers) if rank == 0 else None
+    pipe.send(run_task(task, rank, device, link, place=Place(rank, world, port)))
     _leave()
 
 

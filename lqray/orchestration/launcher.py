@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -40,6 +36,7 @@ class TrialResult:
 
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
     or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
+    halts: of KILLED, why no other trial may begin.
     snapshot, examples: of rank 0's reports (`lqray.training.loop.Report`), None where it made none.
     """
 
@@ -50,6 +47,7 @@ class TrialResult:
     failure: Failure | None = None
     stopped: str | None = None
     early: bool = False
+    halts: str | None = None
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
 
@@ -76,24 +74,12 @@ class Launcher(Protocol):
     def launch(self, queue: TrialQueue) -> None:
         """Run what the queue gives until it has nothing more to give, and tell it how each trial ended.
 
-        A trial that fails does not stop the others. On Ctrl-C (or SIGTERM) LaunchInterrupted is raised, with no process
-        of any trial left; what then becomes of the trials that were running is the queue's affair.
+        A trial that fails does not stop the others. At a signal (`lqray.orchestration.signals`) LaunchInterrupted is
+        raised, with no process of any trial left; what then becomes of the trials that were running is the queue's
+        affair.
         """
         ...
 
 
 class LaunchInterrupted(Exception):
-    """The launch was stopped by Ctrl-C or SIGTERM."""
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM is Ctrl-C (in the main thread; elsewhere signal handlers are not ours to set)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    """The launch was stopped by Ctrl-C, SIGTERM or SIGHUP."""

@@ -16,6 +16,11 @@ def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) ->
     first = outcomes.get(0, Outcome())
     seen: dict[str, Any] = {"snapshot": first.snapshot, "examples": first.examples}
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
+    changed = [failure for failure in failures.values() if failure.kind == "code_changed"]
+    if changed:  # no fault of the trial's, nor of any to come: all wait for a launch of one version
+        halts = changed[0].error.partition(": ")[2]
+        stopped = "lqray's code has changed"
+        return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=stopped, halts=halts, **seen)
     if failures:
         return TrialResult(work.named, "FAILED", run_id=work.run_id, failure=root_cause(failures), **seen)
     if first.stopped is None:

@@ -13,12 +13,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import lqray
 from lqray.experiment.secrets import masked
+from lqray.orchestration.signals import starting_processes
+
+_TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training")
+_WORKER_PARTS = ("failures", "group", "rank_logs", "stop_rules", "system_metrics", "worker")
 
 
 def provenance() -> dict[str, str]:
@@ -43,11 +48,29 @@ def provenance() -> dict[str, str]:
 @cache
 def code_version() -> str:
     """12 hexadecimal digits of the SHA-256 of lqray's own Python files, as this process found them."""
-    digest = hashlib.sha256()
     folder = Path(lqray.__file__).resolve().parent
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(f"{file.relative_to(folder)}\0".encode())
-        digest.update(file.read_bytes())
+    return _digest(folder, sorted(folder.rglob("*.py")))
+
+
+@cache
+def training_code() -> str:
+    """As `code_version`, of the files that training runs: what a launch and its workers must have in common."""
+    folder = Path(lqray.__file__).resolve().parent
+    files = [file for room in _TRAINING_ROOMS for file in (folder / room).rglob("*.py")]
+    files += [folder / "orchestration" / f"{part}.py" for part in _WORKER_PARTS]
+    return _digest(folder, sorted(files))
+
+
+def _digest(folder: Path, files: Sequence[Path]) -> str:
+    """Hidden files are an editor's, and no code; one that is gone meanwhile is a difference of its own."""
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        digest.update(f"{name}\0".encode())
+        with suppress(FileNotFoundError):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -71,9 +94,10 @@ def _git(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     folder = Path(lqray.__file__).resolve().parent
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=10, env=environment, check=False
-        )
+        with starting_processes():
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=10, env=environment, check=False
+            )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

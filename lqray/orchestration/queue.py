@@ -99,6 +99,8 @@ class TrialQueue:
     ) -> None:
         self.observer = observer
         self.failed = 0
+        self.halted: str | None = None
+        """Why a trial's end ended the launch; None otherwise."""
         self._source, self._books, self._on_result, self._limits = source, books, on_result, limits
         self._lock = threading.RLock()
         self._running: dict[str, Work] = {}
@@ -159,6 +161,8 @@ class TrialQueue:
                 heapq.heappush(self._again, (time.monotonic() + seconds, next(self._ties), result.named))
                 self.observer.retrying(result.named, result.failure, seconds)
                 return
+            if result.halts:
+                self._closed, self.halted = True, self.halted or result.halts
             self._books.end(work, result)
             self._source.told(result)
             if result.status == "FAILED":

@@ -22,8 +22,9 @@ from lqray.orchestration.ledger import TAGS, Keeping, Ledger, Planned, planned
 from lqray.orchestration.narrator import ACCURACY, Narrator
 from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of, processes_of
-from lqray.orchestration.provenance import code_version, provenance
+from lqray.orchestration.provenance import provenance, training_code
 from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
+from lqray.orchestration.signals import from_here
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.store_access import PATIENCE, patiently
@@ -85,12 +86,13 @@ class Plan:
 
 @dataclass
 class Ran:
-    """What came of a launch. elsewhere: trials that another launch holds, by id."""
+    """What came of a launch. elsewhere: trials that another launch holds, by id. halted: why it began no more."""
 
     launch: Launch
     results: list[TrialResult] = field(default_factory=list)
     elsewhere: dict[str, Holder | None] = field(default_factory=dict)
     interrupted: bool = False
+    halted: str | None = None
 
     def take(self, result: TrialResult) -> None:
         """One more result, without its snapshot: of ten thousand trials those would fill the memory."""
@@ -126,6 +128,7 @@ def run_plan(
 ) -> Ran:
     """Run what is due. source: text of the experiment file. Raises PlacementError, StorageError,
     ClusterError, StoreAwayError."""
+    from_here("note")  # from now on there is something to record
     due, resources = plan.due, experiment.resources
     if options.launcher == "inline" and experiment.search and experiment.search.early_stopping:
         raise PlacementError(
@@ -155,7 +158,7 @@ def run_plan(
         source_of_trials = OptunaSource(
             experiment, due, plan.observed, {one.named.trial.id for one in plan.trials}, plan.more
         )
-    code, backend = code_version(), backend_of(resources)
+    code, backend = training_code(), backend_of(resources)
     stopping = experiment.search.early_stopping if experiment.search else None
 
     def make_task(work: Work) -> WorkerTask:
@@ -202,7 +205,7 @@ def run_plan(
             raise
         finally:
             queue.interrupt()
-        ran.elsewhere = dict(ledger.elsewhere)
+        ran.elsewhere, ran.halted = dict(ledger.elsewhere), queue.halted
     _describe(narrator, plan, ran)
     return ran
 

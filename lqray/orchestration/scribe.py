@@ -10,7 +10,6 @@ import atexit
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lqray.experiment.secrets import masked
+from lqray.orchestration.signals import leave_to_launcher, starting_processes
 from lqray.orchestration.store_access import client_of, is_away
 from lqray.orchestration.worker import Point
 
@@ -39,7 +39,8 @@ class Scribe:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(uri, theirs), daemon=True, name="lqray-scribe")
-        self._process.start()
+        with starting_processes():
+            self._process.start()
         theirs.close()
         self._sending = threading.Lock()
         self._changed = threading.Condition()
@@ -117,10 +118,8 @@ class _Run:
 
 
 def _serve(uri: str, pipe: Connection) -> None:
+    leave_to_launcher()
     os.nice(19)
-    # Ctrl-C reaches every process of the terminal; the launcher decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     client = client_of(uri)
     runs: dict[str, _Run] = {}
     try:

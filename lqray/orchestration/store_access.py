@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lqray.experiment.secrets import masked
+from lqray.orchestration.signals import heard_seconds_ago
 
 T = TypeVar("T")
 
 _FIRST_DELAY, _LAST_DELAY = 0.5, 15.0
+_HURRIED = 20.0  # seconds for all that is still to be recorded after Ctrl-C
 PATIENCE = 600.0
 """Seconds that a launch waits for a store that is away before it gives up."""
 
@@ -65,6 +67,9 @@ def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
         except Exception as error:
             if not is_away(error):
                 raise
+            since = heard_seconds_ago()
+            if since is not None:  # whoever ends a launch does not wait ten minutes more
+                deadline = min(deadline, time.monotonic() - since + _HURRIED)
             if time.monotonic() + delay > deadline:
                 raise StoreAwayError(masked(f"the MLflow store cannot be reached: {error}")) from error
         time.sleep(delay)

@@ -15,11 +15,12 @@ from typing import Any
 from lqray.experiment.options import EarlyStopping
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.cluster import ray_cluster
-from lqray.orchestration.launcher import LaunchInterrupted, Work, sigterm_as_interrupt
+from lqray.orchestration.launcher import LaunchInterrupted, Work
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import concurrent_trials, needed, processes_of
 from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.signals import raising
 from lqray.orchestration.worker import News, Outcome, WorkerTask
 from lqray.training.worker import interface_variables
 
@@ -54,7 +55,7 @@ class RayLauncher:
         environment = interface_variables(self._resources.network_interface)
         storage = tempfile.mkdtemp(prefix="lqray-")
         try:
-            with sigterm_as_interrupt(), ray_cluster(need, self._verbose, environment) as available:
+            with raising(), ray_cluster(need, self._verbose, environment) as available, raising():
                 self._tune(queue, concurrent_trials(need, available, self._resources), storage)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None

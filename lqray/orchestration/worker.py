@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import socket
 import sys
 import threading
 import time
@@ -16,13 +17,14 @@ from typing import Any, Protocol
 
 from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
-from lqray.orchestration.failures import Failure, MemoryLimitError, failure_of
-from lqray.orchestration.provenance import code_version
+from lqray.orchestration.failures import CodeChangedError, Failure, MemoryLimitError, failure_of
+from lqray.orchestration.provenance import training_code
 from lqray.orchestration.rank_logs import host_and_process, output_to_log
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.system_metrics import EVERY_SECONDS, SystemMetrics
 from lqray.training.loop import Report, StoppedError
 from lqray.training.storage import Folder, open_folder
+from lqray.training.worker import Place
 
 _SEND_SECONDS = 0.5
 _SPOOL = "undelivered.jsonl"
@@ -31,9 +33,9 @@ _SPOOL = "undelivered.jsonl"
 @dataclass(frozen=True)
 class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
-    logs. start: counts how often the launch started the trial. backend: of the process group. code: `code_version()` of
-    the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records how
-    busy its machine is."""
+    logs. start: counts how often the launch started the trial. backend: of the process group. code: `training_code()`
+    of the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records
+    how busy its machine is."""
 
     trial_id: str
     name: str
@@ -103,11 +105,13 @@ class Outcome:
     examples: tuple[int, int] | None = None
 
 
-def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged: bool = True) -> Outcome:
+def run_task(
+    task: WorkerTask, rank: int, device: str, link: Link | None, logged: bool = True, place: Place | None = None
+) -> Outcome:
     """Train the task's trial on this rank, from its last checkpoint where it has one. Raises only KeyboardInterrupt.
 
     link: on rank 0. logged: whether this process's output goes to the trial's log while it trains; not for a process
-    that talks to the user.
+    that talks to the user. place: of this process among those of the trial, where nobody has made their group.
     """
     say = (lambda line: sys.stdout.write(line + "\n")) if logged else (lambda line: None)
     try:
@@ -115,29 +119,34 @@ def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged
     except Exception as error:  # the trial's folder cannot be read
         return Outcome(failure=failure_of(error, rank))
     try:
-        return replace(_outcome(task, rank, device, reporter, logged), **reporter.seen if reporter else {})
+        return replace(_outcome(task, rank, device, reporter, logged, place), **reporter.seen if reporter else {})
     finally:
         if reporter:
             reporter.close()
 
 
-def _outcome(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, logged: bool) -> Outcome:
+def _outcome(
+    task: WorkerTask, rank: int, device: str, reporter: Reporter | None, logged: bool, place: Place | None
+) -> Outcome:
     try:
         with ExitStack() as stack:
             if logged:
                 stack.enter_context(output_to_log(task, rank))
-            return Outcome(metrics=_train(task, rank, device, reporter, stack))
+            return Outcome(metrics=_train(task, rank, device, reporter, stack, place))
     except StoppedError:
         return Outcome(stopped=reporter.broken_rule or "" if reporter else "")
     except Exception as error:
         return Outcome(failure=failure_of(error, rank))
 
 
-def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, stack: ExitStack) -> dict[str, float]:
-    if code_version() != task.code:
-        raise RuntimeError(
-            f"lqray's code here is {code_version()}, the launch's {task.code}: it was edited while the sweep runs, or "
-            "this machine has another version. Start `lqray run` again, or install the same version everywhere"
+def _train(
+    task: WorkerTask, rank: int, device: str, reporter: Reporter | None, stack: ExitStack, place: Place | None
+) -> dict[str, float]:
+    if training_code() != task.code:
+        raise CodeChangedError(
+            f"lqray's code for training is {training_code()} on {socket.gethostname()} and was {task.code} when this "
+            "launch began: it was edited meanwhile, or this machine has another version. Run the same command again, "
+            "with the same version everywhere"
         )
     import torch
 
@@ -160,6 +169,7 @@ def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, 
         stop=reporter.stop if reporter else _never,
         backend=task.backend,
         network_interface=resources.network_interface,
+        place=place,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +17,21 @@ from lqray.training.checkpoint import Checkpoints
 from lqray.training.loop import Report
 from lqray.training.worker import run_worker
 
+_TOGETHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PROFILE_WAIT, _PROFILE_WARM_UP, _PROFILE_STEPS = 3, 2, 5
+
+
+class LaunchVariablesError(ValueError):
+    """The environment says only in part, or not in numbers, which of several processes this one is."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    """rank, local_rank: of this process, 0 and 0 where it is alone. together: with others, as torchrun starts them."""
+
+    rank: int = 0
+    local_rank: int = 0
+    together: bool = False
 
 
 def run_standalone(
@@ -31,10 +46,12 @@ def run_standalone(
 
     Alone, all workers of the trial share this process; under torchrun, its processes share them evenly. metrics_file:
     rank 0 appends every report to it, a line of JSON each. profile: a folder for torch profiler traces of five steps, a
-    file for each rank. Raises what `lqray.training.loop.train` raises, OSError where a file cannot be written.
+    file for each rank. Raises what `lqray.training.loop.train` raises, OSError where a file cannot be written,
+    LaunchVariablesError.
     """
-    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device(f"cuda:{local_rank}" if resources.gpus_per_process else "cpu")
+    started = _started(on_gpus=resources.gpus_per_process > 0)
+    rank = started.rank
+    device = torch.device(f"cuda:{started.local_rank}" if resources.gpus_per_process else "cpu")
     with ExitStack() as stack:
         out = None
         if metrics_file and rank == 0:
@@ -70,7 +87,33 @@ def run_standalone(
             checkpoints,
             after_step,
             network_interface=resources.network_interface,
+            place="environment" if started.together else None,
         )
+
+
+def _started(on_gpus: bool) -> _Started:
+    """How torchrun's variables, or the lack of them, say that this process was started."""
+    found = os.environ
+    if not {"RANK", "WORLD_SIZE"} & set(found):
+        return _Started()
+    missing = [name for name in _TOGETHER if not found.get(name)]
+    if on_gpus and not found.get("LOCAL_RANK"):
+        missing.append("LOCAL_RANK")
+    there = ", ".join(f"{name}={found[name]}" for name in (*_TOGETHER, "LOCAL_RANK") if name in found)
+    remedy = (
+        "Start several processes with torchrun --nproc-per-node N -m lqray train ..., which sets them all; to train "
+        "alone, start it with env -u RANK -u WORLD_SIZE"
+    )
+    if missing:
+        raise LaunchVariablesError(f"environment: found {there}; missing: {', '.join(missing)}. {remedy}")
+    try:
+        rank, world, local_rank = (int(found.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        int(found["MASTER_PORT"])
+    except ValueError:
+        raise LaunchVariablesError(f"environment: found {there}; allowed: whole numbers. {remedy}") from None
+    if not 0 <= rank < world:
+        raise LaunchVariablesError(f"environment: found {there}; allowed: RANK from 0 to WORLD_SIZE - 1. {remedy}")
+    return _Started(rank, local_rank, together=True)
 
 
 def _line(report: Report) -> str:

@@ -1,7 +1,7 @@
 """One worker process: its threads, device and process group around the training loop.
 
-Runs under anything that sets torchrun's environment variables, inside a process group that somebody else made (Ray
-Train), or alone.
+Runs inside a process group that somebody else made (Ray Train), in one of a given place, or alone. What the environment
+says of ranks counts only where the caller says so: a login inside torchrun, SLURM or Kubeflow inherits it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.loop import Report, train
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of a process among `world` of this machine, which meet at a port that rank 0 opens."""
+
+    rank: int
+    world: int
+    port: int
 
 
 def run_worker(
@@ -31,16 +42,18 @@ def run_worker(
     stop: Callable[[], bool] | None = None,
     backend: str | None = None,
     network_interface: str | None = None,
+    place: Place | Literal["environment"] | None = None,
 ) -> dict[str, float]:
     """Train `trial` on this process's rank and return the final metrics; see `lqray.training.loop.train`.
 
     threads: torch's CPU threads; part of what makes results equal to the bit from one launcher to another.
     timeout_seconds, backend, network_interface: of a process group made here; by default nccl on GPUs, gloo elsewhere,
-    over the interface that torch chooses. checkpoints, after_step, stop: as of `train`.
+    over the interface that torch chooses. place: of this process in that group; "environment" for torchrun's variables,
+    None for one of this process alone. checkpoints, after_step, stop: as of `train`.
     """
     torch.set_num_threads(threads)
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
-    with _process_group(backend, timedelta(seconds=timeout_seconds), network_interface) as group:
+    with _process_group(backend, timedelta(seconds=timeout_seconds), network_interface, place) as group:
         return train(trial, group, device, report, checkpoints, after_step, stop)
 
 
@@ -51,16 +64,22 @@ def interface_variables(network_interface: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def _process_group(backend: str, timeout: timedelta, network_interface: str | None) -> Iterator[dist.ProcessGroup]:
-    """The process group that exists, or one made from torchrun's variables, or one of this process alone."""
+def _process_group(
+    backend: str, timeout: timedelta, network_interface: str | None, place: Place | Literal["environment"] | None
+) -> Iterator[dist.ProcessGroup]:
+    """The process group that exists, or one made for this process's place."""
     if dist.is_initialized():
         yield _world()
         return
-    if "RANK" in os.environ:
-        os.environ.update(interface_variables(network_interface))
-        dist.init_process_group(backend, timeout=timeout)
-    else:
+    if place is None:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    else:
+        os.environ.update(interface_variables(network_interface))
+        if place == "environment":
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            store = TCPStore("127.0.0.1", place.port, place.world, place.rank == 0, timeout)
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=timeout)
     try:
         yield _world()
     finally:

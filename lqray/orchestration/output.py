@@ -1,0 +1,97 @@
+"""Standard output and error that outlive their reader: a closed pipe, a full disk or a terminal that is gone ends the
+printing, not what is printed about."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def outlive_readers(needed: bool = False) -> None:
+    """From now on drop what cannot be written to standard output or error any more.
+
+    needed: the output is all that the command is for. Once standard output cannot be written, the process ends with
+    SystemExit(1): without a word where nobody reads on, as is usual behind `| head`, else with the reason.
+    """
+    _open_closed()
+    sys.stdout, sys.stderr = _lasting(sys.stdout, needed), _lasting(sys.stderr, False)
+
+
+def _open_closed() -> None:
+    """Give the standard descriptors that are closed (`lqray run ... >&-`) to the null device: the next file that is
+    opened would take their numbers, and what is printed would go there."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _lasting(stream: TextIO, needed: bool) -> TextIO:
+    """A stream like that one; the same where it is not a file of the system's, as in tests."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    raw = getattr(stream.buffer, "raw", stream.buffer)
+    if not isinstance(raw, io.FileIO):
+        return stream
+    with suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_LastingFile(raw, needed)),  # type: ignore[type-var]
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _LastingFile(io.RawIOBase):
+    """A file that takes everything; see `outlive_readers`."""
+
+    def __init__(self, file: io.FileIO, needed: bool) -> None:
+        self._file, self._needed = file, needed
+        self._lost = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
+    @property
+    def name(self) -> str:
+        return str(self._file.name)
+
+    @property
+    def mode(self) -> str:
+        return "wb"
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        """Raises SystemExit where the output is needed and cannot be written."""
+        if self._lost:
+            return len(data)
+        try:
+            while (written := self._file.write(data)) is None:  # a pipe that does not block, and is full
+                select.select([], [self._file], [])
+        except (OSError, ValueError) as error:
+            self._lost = True
+            if self._needed:
+                self._end(error)
+            return len(data)
+        return written
+
+    def _end(self, error: Exception) -> None:
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"Error: standard output cannot be written: {error}\n")
+        raise SystemExit(1) from None
