@@ -28,6 +28,7 @@ _NON_FINITE = {"DivergedError"}
 _CODE_CHANGED = {"CodeChangedError"}
 _INFRASTRUCTURE = {
     "RankLostError",
+    "RankStalledError",
     "ProcessLostError",
     "ProcessEndedError",
     "DistBackendError",
@@ -55,7 +56,7 @@ _COLLECTIVE_TEXTS = (
     "NCCL communicator was aborted",
 )
 _OF_RAY = "an error of Ray's own: an actor, a worker or a node that died, a group that could not start"
-_SYMPTOMS = {"RankLostError", "ProcessEndedError"}  # of another rank's failure
+_SYMPTOMS = {"RankLostError", "RankStalledError", "ProcessEndedError"}  # of another rank's failure
 _BLAMELESS = {"ProcessEndedError"}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication import check_replicas, naming_lost_ranks
+from lqray.communication import check_replicas, naming_lost_ranks, naming_stalled_ranks
 from lqray.experiment.schema import Trial
 from lqray.training.batches import Batches
 from lqray.training.checkpoint import Checkpoints
@@ -93,13 +93,14 @@ def train(
     ranks or to none, and asked on rank 0 now and then; once it says True, all ranks stop after the same step.
 
     Raises DivergedError for a gradient or loss that is not finite, ReplicasDivergedError when ranks no longer hold
-    equal weights, RankLostError when another rank ends, CheckpointError for checkpoints of another trial, ValueError
-    for workers that do not divide evenly, StoppedError when asked to stop.
+    equal weights, RankLostError when another rank ends, RankStalledError when one does not come to a collective,
+    CheckpointError for checkpoints of another trial, ValueError for workers that do not divide evenly, StoppedError
+    when asked to stop.
     """
     torch.manual_seed(derive_seed(trial.seed, "model"))
     dataset = load_dataset(trial.data).to(device)
     network = prepared(build_model(trial.model, dataset.shape, dataset.classes).to(device), trial.model)
-    with naming_lost_ranks(group), connect(trial, network, group) as wires:
+    with naming_lost_ranks(group), naming_stalled_ranks(group), connect(trial, network, group) as wires:
         run = _Run(trial, wires, device, dataset, report)
         first = run.resume(checkpoints) if checkpoints else 0
         return run.steps(first, checkpoints, after_step, stop)
