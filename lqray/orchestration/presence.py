@@ -1,0 +1,149 @@
+"""A launch's presence on its machine: a folder of its own for temporary files, and the cores it has taken.
+
+All launches of a user have theirs in one folder. Each holds a lock on its own as long as it lives, however it ends, so
+that another one can tell: what a launch that was killed left is removed, and its cores are free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_LONGEST_ROOT = 32
+"""Characters. Ray makes sockets below it, whose whole path Linux limits to 107."""
+_CLAIM = "claim"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of a machine's cores: how many a launch has taken, of how many, and what others hold: (process, cores)."""
+
+    cores: int
+    total: int
+    others: tuple[tuple[int, int], ...] = ()
+
+    def __str__(self) -> str:
+        """For people, when there are others."""
+        held = ", ".join(f"process {pid} has {cores}" for pid, cores in self.others)
+        free = self.total - sum(cores for _, cores in self.others)
+        less = "" if self.cores <= free else f", though only {max(0, free)} are free: all of them will be slower"
+        return (
+            f"another lqray shares this machine's {self.total} core{'s' * (self.total != 1)} ({held}); "
+            f"this launch takes {self.cores}{less}"
+        )
+
+
+class Presence:
+    """Use as a context; `folder` is there, for this user alone, until its end.
+
+    root: where all launches of this user have theirs; by default beside other temporary files.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root or _root()
+        self._held = -1
+        self.folder = self._root
+
+    def __enter__(self) -> Presence:
+        with _locked(self._root):
+            _remove_dead(self._root)
+            self.folder = Path(tempfile.mkdtemp(prefix="", dir=self._root))
+            self._held = os.open(self.folder / _CLAIM, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+            self._write(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _locked(self._root):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._held)
+            with suppress(OSError):  # another launch is there
+                self._root.rmdir()
+
+    def take(self, need: int, most: int | None = None, total: int | None = None) -> Share:
+        """Take cores: what other launches leave, at most `most`, and never less than `need`. total: of the machine."""
+        total = total or available_cores()
+        with _locked(self._root):
+            others = tuple(sorted((pid, cores) for pid, cores in self._others() if cores))
+            free = total - sum(cores for _, cores in others)
+            cores = max(need, free if most is None else min(free, most))
+            self._write(cores)
+        return Share(cores, total, others)
+
+    def _write(self, cores: int) -> None:
+        content = json.dumps({"pid": os.getpid(), "cores": cores}).encode()
+        os.ftruncate(self._held, 0)
+        os.pwrite(self._held, content, 0)
+
+    def _others(self) -> Iterator[tuple[int, int]]:
+        for folder in self._root.iterdir():
+            if folder != self.folder and _lives(folder):
+                with suppress(OSError, ValueError, KeyError):  # it ends just now
+                    claim = json.loads((folder / _CLAIM).read_bytes())
+                    yield int(claim["pid"]), int(claim["cores"])
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _root() -> Path:
+    """Of this user. /tmp where the temporary folder's name is too long for Ray."""
+    name = f"lqray-{os.getuid()}"
+    chosen = Path(tempfile.gettempdir()) / name
+    return chosen if len(str(chosen)) <= _LONGEST_ROOT else Path("/tmp") / name
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """While no other launch comes, goes or counts. Raises PermissionError when the folder is not this user's alone."""
+    while True:
+        root.mkdir(mode=0o700, exist_ok=True)
+        found = root.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(
+                f"{root} has to be a folder that only this user writes to, for temporary files of launches; found "
+                f"owner {found.st_uid} and mode {stat.filemode(found.st_mode)}: remove it, or set TMPDIR to another place"
+            )
+        try:
+            held = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held), root.stat()):
+                break
+        os.close(held)  # its last launch has just removed it
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def _remove_dead(root: Path) -> None:
+    for folder in root.iterdir():
+        if not _lives(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(folder: Path) -> bool:
+    try:
+        held = os.open(folder / _CLAIM, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(held)
+    return False

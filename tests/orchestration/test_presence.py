@@ -1,0 +1,67 @@
+"""Launches on one machine: whose cores are whose, and what is left of them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lqray.orchestration.presence import Presence
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from lqray.orchestration.presence import Presence
+with Presence(Path(sys.argv[1])) as presence:
+    presence.take(2, 6, 8)
+    print(presence.folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "launches"
+
+
+def test_the_first_takes_what_it_can_use_and_the_next_what_is_free(root):
+    with Presence(root) as first, Presence(root) as second, Presence(root) as third:
+        assert first.take(2, 6, 8).cores == 6
+        share = second.take(2, 100, 8)
+        assert (share.cores, [cores for _, cores in share.others]) == (2, [6])
+        crowded = third.take(4, None, 8)
+        assert crowded.cores == 4
+        assert "only 0 are free" in str(crowded)
+    assert not root.exists()
+
+
+def test_a_launch_alone_takes_all_cores_and_at_least_what_it_needs(root):
+    with Presence(root) as presence:
+        assert presence.take(2, None, 8).cores == 8
+        assert presence.take(16, None, 8).cores == 16
+        assert presence.take(1, None, 8).others == ()
+
+
+@pytest.mark.processes
+def test_what_a_killed_launch_left_is_removed_and_its_cores_are_free(root):
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)
+    try:
+        left = child.stdout.readline().strip()
+        with Presence(root) as presence:
+            assert presence.take(1, None, 8).others == ((child.pid, 6),)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert os.path.exists(left)
+    with Presence(root) as presence:
+        assert not os.path.exists(left)
+        assert presence.take(1, None, 8).cores == 8
+    assert not root.exists()
+
+
+def test_a_folder_that_others_can_write_to_is_refused(root):
+    root.mkdir(mode=0o700)
+    root.chmod(0o777)
+    with pytest.raises(PermissionError, match="only this user"), Presence(root):
+        pass
