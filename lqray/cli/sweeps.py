@@ -122,6 +122,9 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         click.echo(f"{name}: left to {where}, which runs it", err=True)
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")
+    if ran.lost:
+        click.echo(f"{ran.lost} ({len(plan.due) - len(ran.results)} were not started or not finished).", err=True)
+        sys.exit(1)
     if ran.interrupted:
         click.echo(
             "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "

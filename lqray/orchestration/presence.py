@@ -16,10 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _LONGEST_ROOT = 32
 """Characters. Ray makes sockets below it, whose whole path Linux limits to 107."""
 _CLAIM = "claim"
+MARK_VARIABLE = "LQRAY_LAUNCH_FOLDER"
+"""In the environment of the processes that belong to a launch's own Ray, and of theirs: its folder."""
+_END_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _locked(root: Path) -> Iterator[None]:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise PermissionError(
                 f"{root} has to be a folder that only this user writes to, for temporary files of launches; found "
-                f"owner {found.st_uid} and mode {stat.filemode(found.st_mode)}: remove it, or set TMPDIR to another place"
+                f"owner {found.st_uid} and mode {stat.filemode(found.st_mode)}: remove it, or set TMPDIR elsewhere"
             )
         try:
             held = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
@@ -129,9 +133,32 @@ def _locked(root: Path) -> Iterator[None]:
         os.close(held)
 
 
+def end_processes_of(folder: Path, patience: float = _END_SECONDS) -> None:
+    """End the processes of the Ray that a launch has had in its folder; those that are ending have `patience` seconds.
+    No other process has its mark."""
+    import psutil
+
+    left = [process for process in psutil.process_iter() if _marked(process, folder)]
+    _, alive = psutil.wait_procs(left, timeout=patience)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_END_SECONDS)
+
+
+def _marked(process: Any, folder: Path) -> bool:
+    import psutil
+
+    try:
+        return bool(process.pid != os.getpid() and process.environ().get(MARK_VARIABLE) == str(folder))
+    except (psutil.Error, OSError):  # it has just ended, or is another user's
+        return False
+
+
 def _remove_dead(root: Path) -> None:
     for folder in root.iterdir():
         if not _lives(folder):
+            end_processes_of(folder, patience=0.0)
             shutil.rmtree(folder, ignore_errors=True)
 
 

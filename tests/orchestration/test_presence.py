@@ -1,9 +1,9 @@
 """Launches on one machine: whose cores are whose, and what is left of them."""
 
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,15 +47,15 @@ def test_a_launch_alone_takes_all_cores_and_at_least_what_it_needs(root):
 def test_what_a_killed_launch_left_is_removed_and_its_cores_are_free(root):
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)
     try:
-        left = child.stdout.readline().strip()
+        left = Path(child.stdout.readline().strip())
         with Presence(root) as presence:
             assert presence.take(1, None, 8).others == ((child.pid, 6),)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert os.path.exists(left)
+    assert left.exists()
     with Presence(root) as presence:
-        assert not os.path.exists(left)
+        assert not left.exists()
         assert presence.take(1, None, 8).cores == 8
     assert not root.exists()
 
