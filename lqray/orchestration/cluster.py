@@ -22,6 +22,8 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+# On a busy machine Ray's processes take longer to start than the half minute it gives them.
+_PATIENT_SETTINGS = {"RAY_raylet_start_wait_time_s": "120", "RAY_gcs_server_port_wait_time_s": "120"}
 _QUIET_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -81,7 +83,7 @@ def ray_cluster(
     if address:
         offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
-    for key, value in settings.items():
+    for key, value in {**settings, **_PATIENT_SETTINGS}.items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -182,7 +184,7 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
     try:
         with _same_handlers():
             return ray.init(address="local", num_cpus=cores, include_dashboard=True, _temp_dir=str(folder), **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
         reason = " ".join(str(error).split())[:500]
         raise ClusterError(
             f"Ray did not start on this machine: {reason}. Its files are in {folder}: is there space, and memory? "

@@ -31,7 +31,7 @@ class Remote:
         return Reference(lambda: asyncio.run(self.mailbox.exchange(answers, taken)) if not self.dead else self.die())
 
     def die(self):
-        raise channel.ray.exceptions.ActorDiedError("killed")
+        raise channel.ray.exceptions.RayError("killed")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_one_that_never_ran_is_named_by_what_it_was():
 
 def test_a_rank_that_died_is_named_and_its_own_errors_stay():
     ray = pytest.importorskip("ray")
-    failure = failure_of_rank(ray.exceptions.ActorDiedError(DIED.replace("TrialDriver", "RayTrainWorker")), 1)
+    failure = failure_of_rank(ray.exceptions.RayActorError(error_msg=DIED.replace("TrialDriver", "RayTrainWorker")), 1)
     assert failure.rank == 1
     assert failure.host == "192.0.2.2"
     assert failure.error.startswith("a worker of the trial (process 10088 on 192.0.2.2) ")
