@@ -22,8 +22,6 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-# On a busy machine Ray's processes take longer to start than the half minute it gives them.
-_PATIENT_SETTINGS = {"RAY_raylet_start_wait_time_s": "120", "RAY_gcs_server_port_wait_time_s": "120"}
 _QUIET_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -83,7 +81,7 @@ def ray_cluster(
     if address:
         offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
-    for key, value in {**settings, **_PATIENT_SETTINGS}.items():
+    for key, value in settings.items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -178,18 +176,28 @@ def _join(address: str, **options: Any) -> Any:
 
 
 def _start(folder: Path, cores: int, **options: Any) -> Any:
+    """A Ray of our own. On a busy machine its processes may not be up within the half minute that Ray gives them: then
+    it is tried again, twice."""
     import ray
 
     os.environ[MARK_VARIABLE] = str(folder)
     try:
-        with _same_handlers():
-            return ray.init(address="local", num_cpus=cores, include_dashboard=True, _temp_dir=str(folder), **options)
-    except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
-        reason = " ".join(str(error).split())[:500]
-        raise ClusterError(
-            f"Ray did not start on this machine: {reason}. Its files are in {folder}: is there space, and memory? "
-            "`lqray run --launcher inline` does without Ray"
-        ) from error
+        for left in (2, 1, 0):
+            try:
+                with _same_handlers():
+                    return ray.init(
+                        address="local", num_cpus=cores, include_dashboard=True, _temp_dir=str(folder), **options
+                    )
+            except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
+                reason = " ".join(str(error).split())[:300]
+                if not left or "timed out" not in reason:
+                    raise ClusterError(
+                        f"Ray did not start on this machine: {reason} (its files are in {folder}: is there space, and "
+                        "memory?); run again, or with --launcher inline, which does without Ray"
+                    ) from error
+                _log.warning("Ray did not start in time on this busy machine; it is tried again")
+                ray.shutdown()
+                end_processes_of(folder, patience=0.0)
     finally:
         del os.environ[MARK_VARIABLE]
 

@@ -22,6 +22,7 @@ from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work, s
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import device_of, processes_of
+from lqray.orchestration.presence import Presence
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
 
@@ -38,12 +39,13 @@ class InlineLauncher:
     def launch(self, queue: TrialQueue) -> None:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
         try:
-            with sigterm_as_interrupt():
+            with sigterm_as_interrupt(), Presence() as presence:
                 while not queue.over:
                     work = queue.take()
                     if work is None:
                         time.sleep(_POLL_SECONDS)
                         continue
+                    presence.use(processes_of(work.named.trial, self._resources) * self._resources.cpus_per_process)
                     queue.ended(self._run(work, queue))
         except KeyboardInterrupt:
             raise LaunchInterrupted from None

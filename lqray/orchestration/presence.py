@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import stat
@@ -24,6 +25,7 @@ _CLAIM = "claim"
 MARK_VARIABLE = "LQRAY_LAUNCH_FOLDER"
 """In the environment of the processes that belong to a launch's own Ray, and of theirs: its folder."""
 _END_SECONDS = 5.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,15 @@ class Share:
     total: int
     others: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def free(self) -> int:
+        """Cores that no other launch holds."""
+        return max(0, self.total - sum(cores for _, cores in self.others))
+
     def __str__(self) -> str:
         """For people, when there are others."""
         held = ", ".join(f"process {pid} has {cores}" for pid, cores in self.others)
-        free = self.total - sum(cores for _, cores in self.others)
-        less = "" if self.cores <= free else f", though only {max(0, free)} are free: all of them will be slower"
+        less = "" if self.cores <= self.free else f", though only {self.free} are free: all of them will be slower"
         return (
             f"another lqray shares this machine's {self.total} core{'s' * (self.total != 1)} ({held}); "
             f"this launch takes {self.cores}{less}"
@@ -54,6 +60,7 @@ class Presence:
     def __init__(self, root: Path | None = None) -> None:
         self._root = root or _root()
         self._held = -1
+        self._used = 0
         self.folder = self._root
 
     def __enter__(self) -> Presence:
@@ -81,6 +88,14 @@ class Presence:
             cores = max(need, free if most is None else min(free, most))
             self._write(cores)
         return Share(cores, total, others)
+
+    def use(self, cores: int) -> None:
+        """As `take` of just so many; says it once when the machine has less to give."""
+        if cores != self._used:
+            self._used = cores
+            share = self.take(cores, cores)
+            if share.others and cores > share.free:
+                _log.warning("%s", share)
 
     def _write(self, cores: int) -> None:
         content = json.dumps({"pid": os.getpid(), "cores": cores}).encode()

@@ -7,6 +7,7 @@ import pytest
 
 from lqray.orchestration import cluster
 from lqray.orchestration.cluster import ClusterError, cluster_address, ray_cluster
+from lqray.orchestration.presence import Presence
 
 
 @pytest.fixture
@@ -64,3 +65,23 @@ def test_handlers_of_signals_are_as_before(monkeypatch):
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert {number: signal.getsignal(number) for number in mine} == mine
+
+
+def test_a_ray_that_is_too_slow_to_start_is_tried_again_and_its_end_is_told_in_a_line(places, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    tried = []
+
+    def init(**options):
+        tried.append(options["_temp_dir"])
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with (
+        pytest.raises(ClusterError, match="Ray did not start on this machine: .* --launcher inline"),
+        Presence(tmp_path / "launches") as presence,
+        ray_cluster({"CPU": 1}, False, presence=presence),
+    ):
+        pass
+    assert tried == [str(presence.folder)] * 3
+    assert not presence.folder.exists()

@@ -1,5 +1,6 @@
 """Launches on one machine: whose cores are whose, and what is left of them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,18 @@ def test_the_first_takes_what_it_can_use_and_the_next_what_is_free(root):
         assert crowded.cores == 4
         assert "only 0 are free" in str(crowded)
     assert not root.exists()
+
+
+def test_a_launch_without_ray_says_once_that_the_machine_is_crowded(root, monkeypatch, caplog):
+    monkeypatch.setattr("lqray.orchestration.presence.available_cores", lambda: 4)
+    with Presence(root) as first, Presence(root) as second:
+        first.take(2, 2)
+        for cores in (1, 1, 3, 3):
+            second.use(cores)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"another lqray shares this machine's 4 cores (process {os.getpid()} has 2); this launch takes 3, though only "
+        "2 are free: all of them will be slower"
+    ]
 
 
 def test_a_launch_alone_takes_all_cores_and_at_least_what_it_needs(root):
