@@ -130,6 +130,9 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     if ran.halted:
         left = len(plan.due) - len(ran.results)
         click.echo(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
+    if ran.lost:
+        click.echo(f"{ran.lost} ({len(plan.due) - len(ran.results)} were not started or not finished).", err=True)
+        sys.exit(1)
     if ran.interrupted:
         click.echo(
             "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "

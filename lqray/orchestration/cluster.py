@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lqray.orchestration.presence import MARK_VARIABLE, Presence, end_processes_of
 
 # Supported knobs of Ray Train: poll workers ten times as often, which is what a short trial waits for, and do not watch
 # for preemption notices.
@@ -29,27 +35,50 @@ _QUIET_SETTINGS = {
 
 
 LIMIT_VARIABLE = "LQRAY_CLUSTER_LIMIT"
+_ANSWER_SECONDS = 5.0
+_log = logging.getLogger(__name__)
 
 
 class ClusterError(ConnectionError):
-    """The Ray that RAY_ADDRESS names cannot be joined, or what is said of it makes no sense."""
+    """The Ray that RAY_ADDRESS names cannot be joined, none can be started, or what is said of it makes no sense."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that this process is part of. resources: its total, by kind. gcs_address: of its head. session: its folder,
+    which names all its processes on this machine. raylet_socket: of this machine's raylet. folder: of a Ray of our own,
+    see `Presence`; None of one that was joined."""
+
+    resources: dict[str, float]
+    gcs_address: str
+    session: str
+    raylet_socket: str
+    folder: Path | None = None
 
 
 @contextmanager
 def ray_cluster(
-    need: Mapping[str, float], verbose: bool, environment: Mapping[str, str] | None = None
-) -> Iterator[dict[str, float]]:
-    """Ray while the context lasts; yields its total resources: those that are there, or, where LQRAY_CLUSTER_LIMIT says
+    need: Mapping[str, float],
+    verbose: bool,
+    environment: Mapping[str, str] | None = None,
+    presence: Presence | None = None,
+    most: int | None = None,
+) -> Iterator[Cluster]:
+    """Ray while the context lasts. Its total resources are those that are there, or, where LQRAY_CLUSTER_LIMIT says
     so (`CPU=64,GPU=8`), those that an autoscaler may add when trials wait for them.
 
-    With RAY_ADDRESS set, or a cluster running on this machine, it is that one (RAY_ADDRESS=local insists on one of our
-    own). Our own has at least the CPUs that one trial needs, so that a trial of more workers than cores still runs,
-    slowly; it ends with the context, with all its processes. environment: of worker processes, from their start. Raises
-    ClusterError when RAY_ADDRESS cannot be joined.
+    It is the one at RAY_ADDRESS, or that of a `ray start` on this machine, or else (always with RAY_ADDRESS=local) one
+    of our own, in the folder of `presence`; never that of another launch, which ends with it. Our own has the cores
+    that other launches leave, at most `most`, and at least the CPUs that one trial needs, so that a trial of more
+    workers than cores still runs, slowly; it ends with the context, with all its processes. environment: of worker
+    processes, from their start. Handlers of signals stay as they are. Raises ClusterError when RAY_ADDRESS cannot be
+    joined or Ray not be started.
     """
-    address = os.environ.get("RAY_ADDRESS")
     limit = _limit(os.environ.get(LIMIT_VARIABLE, ""))
-    if address and address != "local":
+    address = cluster_address()
+    if presence is None and address is None:
+        raise ClusterError("no Ray runs here: set RAY_ADDRESS to the cluster's, or start one with `ray start --head`")
+    if address:
         offer_token()
     settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
     for key, value in settings.items():
@@ -59,44 +88,134 @@ def ray_cluster(
     if not verbose:
         # Tune logs what the launcher already tells in its own words.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    level = "INFO" if verbose else "ERROR"
-    joined = False
-    if address != "local":
-        try:
-            ray.init(
-                address=address or "auto",
-                logging_level=level,
-                log_to_driver=verbose,
-                runtime_env={"env_vars": {**{key: os.environ[key] for key in settings}, **(environment or {})}},
-            )
-            joined = True
-        except ConnectionError as error:
-            if address:
-                raise ClusterError(_why(address, error)) from error
-    if not joined:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        ray.init(
-            address="local",
-            num_cpus=max(cores, int(need["CPU"])),
-            runtime_env={"env_vars": dict(environment)} if environment else None,
-            include_dashboard=True,
-            logging_level=level,
-            log_to_driver=verbose,
-        )
+    options = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+    folder = None
     try:
+        if address:
+            variables = {**{key: os.environ[key] for key in settings}, **(environment or {})}
+            context = _join(address, runtime_env={"env_vars": variables}, **options)
+        else:
+            assert presence is not None
+            folder = presence.folder
+            share = presence.take(int(need["CPU"]), most)
+            if share.others:
+                _log.warning("%s", share)
+            runtime = {"env_vars": dict(environment)} if environment else None
+            context = _start(folder, share.cores, runtime_env=runtime, **options)
         there = ray.cluster_resources()
-        yield there | {kind: max(there.get(kind, 0.0), amount) for kind, amount in limit.items()}
+        known = context.address_info
+        yield Cluster(
+            there | {kind: max(there.get(kind, 0.0), amount) for kind, amount in limit.items()},
+            known["gcs_address"],
+            known["session_dir"],
+            known["raylet_socket_name"],
+            folder,
+        )
     finally:
         ray.shutdown()
+        if folder:
+            end_processes_of(folder)
 
 
 @contextmanager
 def running_cluster() -> Iterator[dict[str, float]]:
-    """As `ray_cluster`, but only one that runs already. Raises ClusterError when there is none."""
-    if os.environ.get("RAY_ADDRESS") in (None, "", "local"):
-        os.environ["RAY_ADDRESS"] = "auto"
-    with ray_cluster({}, verbose=False) as resources:
-        yield resources
+    """As `ray_cluster`, but only one that runs already: its resources. Raises ClusterError when there is none."""
+    with ray_cluster({}, verbose=False) as cluster:
+        yield cluster.resources
+
+
+def cluster_address() -> str | None:
+    """Of the Ray to join: what RAY_ADDRESS says, or of the last `ray start` on this machine, if it still answers. None:
+    there is none, or RAY_ADDRESS=local. `ray start` alone writes its address down; a Ray of another launch is never
+    found. Raises ClusterError where RAY_ADDRESS=auto insists on a Ray that is not there."""
+    chosen = os.environ.get("RAY_ADDRESS", "")
+    if chosen == "local":
+        return None
+    if chosen not in ("", "auto"):
+        return chosen
+    for file in _address_files():
+        try:
+            address = file.read_text().strip()
+        except OSError:
+            continue
+        if address and answers(address):
+            return address
+        _log.warning("%s names a Ray at %s, where nothing answers: it is passed over", file, address or "no address")
+    if chosen == "auto":
+        raise ClusterError(
+            "RAY_ADDRESS=auto, and no Ray of `ray start` runs on this machine (another launch's own is not joined); "
+            "allowed: HOST:PORT of a cluster, local for a Ray of this launch's own, or leave it out"
+        )
+    return None
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _address_files() -> list[Path]:
+    """Where `ray start` writes its address, if it was not given another --temp-dir; that of the environment first."""
+    places = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"]
+    return list(dict.fromkeys(Path(place) / "ray" / "ray_current_cluster" for place in places if place))
+
+
+def _join(address: str, **options: Any) -> Any:
+    import ray
+
+    try:
+        with _same_handlers():
+            return ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ClusterError(_why(address, error)) from error
+
+
+def _start(folder: Path, cores: int, **options: Any) -> Any:
+    """A Ray of our own. On a busy machine its processes may not be up within the half minute that Ray gives them: then
+    it is tried again, twice."""
+    import ray
+
+    os.environ[MARK_VARIABLE] = str(folder)
+    try:
+        for left in (2, 1, 0):
+            try:
+                with _same_handlers():
+                    return ray.init(
+                        address="local", num_cpus=cores, include_dashboard=True, _temp_dir=str(folder), **options
+                    )
+            except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
+                reason = " ".join(str(error).split())[:300]
+                if not left or "timed out" not in reason:
+                    raise ClusterError(
+                        f"Ray did not start on this machine: {reason} (its files are in {folder}: is there space, and "
+                        "memory?); run again, or with --launcher inline, which does without Ray"
+                    ) from error
+                _log.warning("Ray did not start in time on this busy machine; it is tried again")
+                ray.shutdown()
+                end_processes_of(folder, patience=0.0)
+    finally:
+        del os.environ[MARK_VARIABLE]
+
+
+@contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, in Python and below it (native stacks and exit code 134): give it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    chosen = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in chosen}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
 
 
 def _limit(text: str) -> dict[str, float]:

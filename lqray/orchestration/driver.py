@@ -6,11 +6,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import ray
 from ray import tune
+from ray.exceptions import RayError
 
+from lqray.orchestration.channel import ENDED, Ended
 from lqray.orchestration.failures import failure_of
-from lqray.orchestration.group import Group, wait_for_event
+from lqray.orchestration.group import Group
+from lqray.orchestration.ray_deaths import failure_of_rank
 from lqray.orchestration.worker import Outcome, WorkerTask
 
 _STOP_SECONDS = 60.0
@@ -21,21 +23,21 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
 
     Tune gives it the next trial when one is over. warm: the worker group stays, as long as the next trial is of as many
     processes and none failed; otherwise each trial has one of its own. A result is an evaluation, with all metrics by
-    name and "iteration", and {"done": True} at the end; how the trial ended goes to the board.
+    name and "iteration"; the last one has how the trial ended as well (ENDED), and {"done": True}.
     """
 
-    def setup(self, config: dict[str, Any], warm: bool, groups_folder: str, board: Any) -> None:
+    def setup(self, config: dict[str, Any], warm: bool, groups_folder: str) -> None:
         """Tune's hook."""
-        self._warm, self._folder, self._board = warm, groups_folder, board
+        self._warm, self._folder = warm, groups_folder
         self._group: Group | None = None
         self._count = 0
+        self._stuck = False
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Tune's hook: the next trial. False, and Tune takes a new actor, when the last one cannot be stopped."""
-        try:
-            self._stop()
-        except TimeoutError:
+        self._stop()
+        if self._stuck:
             return False
         self._begin(new_config)
         return True
@@ -48,30 +50,29 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
                 self._give()
             except Exception as error:
                 return self._ended({0: Outcome(failure=failure_of(error))})
-        group = self._group
-        assert group is not None
-        while len(outcomes) < group.processes:
-            event = wait_for_event(group)
-            if event is None:
-                failed = any(outcome.failure for outcome in outcomes.values())
-                for rank, failure in ({} if failed else group.failures()).items():
-                    outcomes[rank] = Outcome(failure=failure)
-                break
-            number, rank, what = event
-            if number != self._number:
-                continue
-            if isinstance(what, Outcome):
-                outcomes[rank] = what
-            elif not outcomes:
-                return {"iteration": what.iteration, **what.metrics}
+        assert self._group is not None
+        try:
+            while len(outcomes) < self._group.processes:
+                event = self._group.hear()
+                if event is None:
+                    failed = any(outcome.failure for outcome in outcomes.values())
+                    for rank, failure in ({} if failed else self._group.failures()).items():
+                        outcomes[rank] = Outcome(failure=failure)
+                    break
+                number, rank, what = event
+                if number != self._number:
+                    continue
+                if isinstance(what, Outcome):
+                    outcomes[rank] = what
+                elif not outcomes:
+                    return {"iteration": what.iteration, **what.metrics}
+        except RayError as error:  # the mailbox died, and with it the group
+            outcomes.setdefault(0, Outcome(failure=failure_of_rank(error, None)))
         return self._ended(outcomes)
 
     def cleanup(self) -> None:
         """Tune's hook: no trial follows."""
-        try:
-            self._stop()
-        except TimeoutError:
-            return
+        self._stop()
         self._end_group()
 
     def _begin(self, config: dict[str, Any]) -> None:
@@ -86,36 +87,44 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
         if self._group is None:
             self._count += 1
             name = f"{self._task.trial_id}-{self._task.start}-{self.trial_id}-{self._count}"
-            self._group = Group(self._processes, self._task.resources, name, self._folder, self._board)
-        self._number = ray.get(self._group.mailbox.put.remote(self._task))
+            self._group = Group(self._processes, self._task.resources, name, self._folder)
+        self._number = self._group.give(self._task)
 
     def _ended(self, outcomes: dict[int, Outcome]) -> dict[str, Any]:
+        news = self._group.rest(self._task) if self._group else []
         if self._group and (not self._warm or not self._group.alive or _out_of_step(outcomes)):
             self._end_group()
         self._number = None
-        ray.get(self._board.ended.remote(self._task.trial_id, self._task.start, outcomes))
         first = outcomes.get(0, Outcome())
-        return {**first.metrics, "done": True}
+        return {**first.metrics, ENDED: Ended(outcomes, news), "done": True}
 
     def _stop(self) -> None:
-        """If a trial is on the way, let it stop: Tune does not want more of it. Raises TimeoutError."""
+        """If a trial is on the way, let it stop: Tune does not want more of it."""
         if self._number is None or self._group is None:
             return
-        self._board.halt.remote(self._task.trial_id, self._task.start)
+        self._group.halt(self._task)
         heard: set[int] = set()
         deadline = time.monotonic() + _STOP_SECONDS
-        while len(heard) < self._group.processes and (event := wait_for_event(self._group)) is not None:
-            if event[0] == self._number and isinstance(event[2], Outcome):
-                heard.add(event[1])
-            if time.monotonic() > deadline:
-                raise TimeoutError
+        try:
+            while len(heard) < self._group.processes and (event := self._group.hear()) is not None:
+                if event[0] == self._number and isinstance(event[2], Outcome):
+                    heard.add(event[1])
+                if time.monotonic() > deadline:
+                    self._stuck = True
+                    return
+        except RayError:  # the mailbox died, and with it the group
+            self._end_group()
         self._number = None
         if not self._warm:
             self._end_group()
 
     def _end_group(self) -> None:
+        """Its workers have done what they had to: that they do not leave costs this driver its life, but no trial."""
         if self._group:
-            self._group.end()
+            try:
+                self._group.end()
+            except TimeoutError:
+                self._stuck = True
         self._group = None
 
 

@@ -23,6 +23,7 @@ from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import device_of, processes_of
+from lqray.orchestration.presence import Presence
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.signals import leave_to_launcher, noting, raise_if_heard, raising, starting_processes
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
@@ -41,7 +42,7 @@ class InlineLauncher:
     def launch(self, queue: TrialQueue) -> None:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
         try:
-            with raising():
+            with raising(), Presence() as presence:
                 while not queue.over:
                     raise_if_heard()
                     with noting():
@@ -49,6 +50,7 @@ class InlineLauncher:
                     if work is None:
                         time.sleep(_POLL_SECONDS)
                         continue
+                    presence.use(processes_of(work.named.trial, self._resources) * self._resources.cpus_per_process)
                     result = self._run(work, queue)
                     if result.failure:
                         raise_if_heard()  # torch may have made an error of its own of it

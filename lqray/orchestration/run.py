@@ -24,6 +24,7 @@ from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of, processes_of
 from lqray.orchestration.provenance import provenance, training_code
 from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
+from lqray.orchestration.ray_watch import RayLostError
 from lqray.orchestration.signals import from_here
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
@@ -93,6 +94,8 @@ class Ran:
     elsewhere: dict[str, Holder | None] = field(default_factory=dict)
     interrupted: bool = False
     halted: str | None = None
+    lost: str | None = None
+    """What it was interrupted by, when that was the end of the Ray that it ran on."""
 
     def take(self, result: TrialResult) -> None:
         """One more result, without its snapshot: of ten thousand trials those would fill the memory."""
@@ -193,12 +196,20 @@ def run_plan(
             launcher = InlineLauncher(ledger, resources, make_task)
         else:
             launcher = RayLauncher(
-                ledger, resources, make_task, shapes(examples), name == "warm", stopping, options.verbose
+                ledger,
+                resources,
+                make_task,
+                shapes(examples),
+                name == "warm",
+                stopping,
+                options.verbose,
+                trials=len(due) + plan.more,
             )
         try:
             launcher.launch(queue)
-        except LaunchInterrupted:
+        except LaunchInterrupted as error:
             ran.interrupted = True
+            ran.lost = str(error) if isinstance(error, RayLostError) else None
             keeping.patience = _HURRIED
         except BaseException:
             keeping.patience = _HURRIED

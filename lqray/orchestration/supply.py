@@ -9,9 +9,9 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
-from lqray.orchestration.failures import lost
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.ray_deaths import failure_of_death
 from lqray.orchestration.worker import Outcome
 
 
@@ -79,5 +79,5 @@ class Results(Callback):  # type: ignore[misc]
             self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))
             return
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial's driver died"
-        failure = lost(f"the driver of the trial ended without a word:\n{text}")
+        failure = failure_of_death(text, "the driver of the trial")
         self._queue.ended(TrialResult(work.named, "FAILED", run_id=work.run_id, failure=failure))

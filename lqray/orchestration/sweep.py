@@ -6,32 +6,30 @@ start. Both give the same bits.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
 from lqray.experiment.options import EarlyStopping
 from lqray.experiment.schema import Resources, Trial
-from lqray.orchestration.cluster import ray_cluster
+from lqray.orchestration.cluster import Cluster, ray_cluster
 from lqray.orchestration.launcher import LaunchInterrupted, Work
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import concurrent_trials, needed, processes_of
+from lqray.orchestration.presence import Presence
 from lqray.orchestration.queue import TrialQueue
+from lqray.orchestration.ray_watch import Guarded, RayLostError, RayWatch
 from lqray.orchestration.signals import raising
-from lqray.orchestration.worker import News, Outcome, WorkerTask
+from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask
 from lqray.training.worker import interface_variables
-
-_POLL_SECONDS = 0.5
 
 
 class RayLauncher:
     """See `lqray.orchestration.launcher.Launcher`.
 
     make_task: what workers need to know of a trial. shapes: trials that need as much as any of those to come. verbose:
-    show Ray's own log lines.
+    show Ray's own log lines. trials: at most so many are to come, where that is known: a Ray of the launch's own takes
+    no more cores than they use.
     """
 
     def __init__(
@@ -43,7 +41,9 @@ class RayLauncher:
         warm: bool,
         early_stopping: EarlyStopping | None = None,
         verbose: bool = False,
+        trials: int | None = None,
     ) -> None:
+        self._trials = trials
         self._ledger, self._resources, self._make_task = ledger, resources, make_task
         self._shapes, self._warm, self._early_stopping, self._verbose = shapes, warm, early_stopping, verbose
 
@@ -53,36 +53,58 @@ class RayLauncher:
             return
         need = needed(self._shapes, self._resources)
         environment = interface_variables(self._resources.network_interface)
-        storage = tempfile.mkdtemp(prefix="lqray-")
+        lost: RayLostError | None = None
         try:
-            with raising(), ray_cluster(need, self._verbose, environment) as available, raising():
-                self._tune(queue, concurrent_trials(need, available, self._resources), storage)
+            with (
+                raising(),
+                Presence() as presence,
+                ray_cluster(need, self._verbose, environment, presence, self._most_cores(need)) as cluster,
+                raising(),  # Ray and what it imports have set handlers of their own
+            ):
+                concurrent = concurrent_trials(need, cluster.resources, self._resources)
+                try:
+                    self._tune(queue, concurrent, str(presence.folder / "tune"), cluster)
+                except RayLostError as error:  # the contexts have to end as ever
+                    lost = error
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
-        finally:
-            shutil.rmtree(storage, ignore_errors=True)
+        if lost:
+            raise lost
         if not queue.over:  # Tune takes Ctrl-C for itself
             raise LaunchInterrupted
 
-    def _tune(self, queue: TrialQueue, concurrent: int, storage: str) -> None:
+    def _most_cores(self, need: dict[str, float]) -> int | None:
+        """What all trials that may run at a time can use."""
+        counts = [count for count in (self._trials, self._resources.concurrent_trials) if isinstance(count, int)]
+        return int(need["CPU"]) * max(1, min(counts)) if counts else None
+
+    def _tune(self, queue: TrialQueue, concurrent: int, storage: str, cluster: Cluster) -> None:
         from ray import tune
 
-        from lqray.orchestration.board import make_board
+        from lqray.orchestration.channel import Ends, Updates
         from lqray.orchestration.driver import TrialDriver
         from lqray.orchestration.supply import Results, Supply
 
-        board = make_board()
-        news = _NewsDesk(board, self._ledger, queue)
+        updates = Updates(self._hear(queue), lambda: self._answers(queue))
+        watch = RayWatch(cluster)
+        guarded: Any = Guarded(queue, watch)
 
         def config(work: Work) -> dict[str, Any]:
             return {"task": self._make_task(work), "processes": processes_of(work.named.trial, self._resources)}
 
         def outcomes(work: Work) -> dict[int, Outcome] | None:
-            news.fetch()
-            return news.ended.pop((work.named.trial.id, work.start), None)
+            start = (work.named.trial.id, work.start)
+            if start not in updates.ended:  # stopped, or its driver died: what it said so far comes first
+                updates.fetch_now()
+            return updates.ended.pop(start, None)
 
-        supply = Supply(queue, config)
-        driver = tune.with_parameters(TrialDriver, warm=self._warm, groups_folder=storage, board=board)
+        supply = Supply(guarded, config)
+
+        def start_of(tune_trial: str) -> tuple[str, int]:
+            work = supply.works[tune_trial]
+            return work.named.trial.id, work.start
+
+        driver = tune.with_parameters(TrialDriver, warm=self._warm, groups_folder=storage)
         # A place on the head node and no CPU: a driver only waits, and CPUs are what its workers wait for.
         place = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
         tuner = tune.Tuner(
@@ -98,12 +120,24 @@ class RayLauncher:
                 name="tune",
                 storage_path=storage,
                 verbose=0,
-                callbacks=[Results(queue, supply, outcomes, result_of)],
+                callbacks=[Ends(updates, start_of), Results(guarded, supply, outcomes, result_of)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
         )
-        with news:
+        with watch.watching(), updates:
             tuner.fit()
+
+    def _hear(self, queue: TrialQueue) -> Callable[[News], None]:
+        def hear(news: News) -> None:
+            self._ledger.heard(news)
+            if news.report:
+                queue.observer.progressed(news.trial_id, news.report)
+
+        return hear
+
+    def _answers(self, queue: TrialQueue) -> dict[str, Heard]:
+        running = queue.running_ids
+        return {one: self._ledger.answer(one, queue.stop_reason(one) is not None) for one in running}
 
     def _scheduler(self) -> Any:
         """ASHA, where early stopping is wanted. Its rungs have no end: how long a trial is, is the trial's affair."""
@@ -121,49 +155,3 @@ class RayLauncher:
             reduction_factor=stopping.reduction_factor,
             brackets=stopping.brackets,
         )
-
-
-class _NewsDesk:
-    """Fetches what stands on the board and passes it on, from a thread of its own while the context lasts, and whenever
-    the end of a trial is to be recorded: everything said before it comes first. ended: by (trial, start)."""
-
-    def __init__(self, board: Any, ledger: Ledger, queue: TrialQueue) -> None:
-        self._board, self._ledger, self._queue = board, ledger, queue
-        self.ended: dict[tuple[str, int], dict[int, Outcome]] = {}
-        self._fetching = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._asked: Any = None
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=30.0)
-
-    def fetch(self) -> None:
-        """Pass on what stands there now. A slow answer, on a busy machine, is waited for: the board has forgotten what
-        it holds."""
-        import ray
-
-        with self._fetching:
-            running = self._queue.running_ids
-            answers = {one: self._ledger.answer(one, self._queue.stop_reason(one) is not None) for one in running}
-            for item in ray.get(self._board.exchange.remote(answers)):
-                if isinstance(item, News):
-                    self._ledger.heard(item)
-                    if item.report:
-                        self._queue.observer.progressed(item.trial_id, item.report)
-                else:
-                    trial_id, start, outcomes = item
-                    self.ended[trial_id, start] = outcomes
-
-    def _run(self) -> None:
-        import ray
-
-        while not self._stop.wait(_POLL_SECONDS):
-            try:
-                self.fetch()
-            except ray.exceptions.RayError:
-                return

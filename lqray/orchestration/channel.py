@@ -1,0 +1,252 @@
+"""Between the ranks of a trial, its driver and the launcher: a mailbox for each worker group, and no other actor.
+
+Rank 0 posts its news there, numbered; the launcher fetches them, and they are kept until it has said that it has them.
+What it has not when the trial ends goes with the end itself, through the driver. So a mailbox that dies costs its
+group's trial a retry, and no other trial anything. Imports Ray at once: import it where Ray is needed anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.tune import Callback
+
+from lqray.orchestration.cluster import on_this_node
+from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask
+from lqray.training.loop import Report
+
+Event = tuple[int, int, Outcome | Report]
+"""Number of the task, rank, and how it ended there or an evaluation on the way."""
+
+Start = tuple[str, int]
+"""A trial's id, and which start of it by this launch."""
+
+ENDED = "lqray/ended"
+"""Key of a Tune result's `Ended`."""
+
+_PREFIX = "lqray-mailbox-"
+_POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 5.0
+_QUIET_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start of a trial ended, by rank, and the news of it that the launcher may not have: (number, news)."""
+
+    outcomes: dict[int, Outcome]
+    news: Sequence[tuple[int, News]] = ()
+
+
+class Mailbox:
+    """Tasks on their way to a group, in order, and what its ranks say of them; an asyncio actor."""
+
+    def __init__(self) -> None:
+        self._tasks: list[WorkerTask | None] = []
+        self._more = asyncio.Condition()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._news: dict[Start, dict[int, News]] = {}
+        self._answers: dict[str, Heard] = {}
+        self._halted: set[Start] = set()
+
+    async def put(self, task: WorkerTask | None) -> int:
+        """A task for the group, or None: it shall end. Returns the task's number."""
+        async with self._more:
+            self._tasks.append(task)
+            self._more.notify_all()
+            return len(self._tasks) - 1
+
+    async def task(self, number: int) -> WorkerTask | None:
+        """Task of a number, as soon as there is one."""
+        async with self._more:
+            await self._more.wait_for(lambda: len(self._tasks) > number)
+            return self._tasks[number]
+
+    async def tell(self, event: Event) -> None:
+        """From a rank."""
+        await self._events.put(event)
+
+    async def hear(self, seconds: float) -> Event | None:
+        """The next event; None after so many seconds."""
+        if not self._events.empty():
+            return self._events.get_nowait()
+        try:
+            return await asyncio.wait_for(self._events.get(), seconds)
+        except TimeoutError:
+            return None
+
+    async def post(self, number: int, news: News) -> Heard:
+        """From rank 0 of a trial: its news, numbered from 1."""
+        start = (news.trial_id, news.start)
+        self._news.setdefault(start, {})[number] = news
+        heard = self._answers.get(news.trial_id, Heard())
+        return Heard(heard.delivered, True) if start in self._halted else heard
+
+    async def halt(self, trial_id: str, start: int) -> None:
+        """From the driver of a trial that Tune has stopped."""
+        self._halted.add((trial_id, start))
+
+    async def exchange(self, answers: Mapping[str, Heard], taken: Mapping[Start, int]) -> list[tuple[int, News]]:
+        """From the launcher: its answers to trials that run, and the number of the last news of each start that it
+        has; for all news that it has not."""
+        self._answers = dict(answers)
+        for start, last in taken.items():
+            kept = self._news.get(start, {})
+            for number in [number for number in kept if number <= last]:
+                del kept[number]
+        self._news = {start: kept for start, kept in self._news.items() if kept}
+        return [one for kept in self._news.values() for one in sorted(kept.items())]
+
+    async def rest(self, trial_id: str, start: int) -> list[tuple[int, News]]:
+        """From the driver of a trial that ended: the news that the launcher may not have. They are forgotten here."""
+        return sorted(self._news.pop((trial_id, start), {}).items())
+
+
+def make_mailbox() -> Any:
+    """Its handle, which the launcher finds by name; no CPU is taken for it. It is on the node of its driver."""
+    name = f"{_PREFIX}{uuid.uuid4().hex}"
+    return ray.remote(num_cpus=0, scheduling_strategy=on_this_node(), name=name)(Mailbox).remote()
+
+
+class RayLink:
+    """Link of rank 0, see `lqray.orchestration.worker.Link`; an evaluation goes to the driver as well. number: of the
+    task."""
+
+    def __init__(self, mailbox: Any, number: int) -> None:
+        self._mailbox, self._number = mailbox, number
+        self._sent = 0
+        self._answers: list[Any] = []
+        self._heard = Heard()
+
+    def send(self, news: News) -> None:
+        """See `Link`."""
+        self._sent += 1
+        self._answers.append(self._mailbox.post.remote(self._sent, news))
+        if news.report and news.report.evaluated and not news.report.final:
+            self._mailbox.tell.remote((self._number, 0, news.report))
+
+    def heard(self) -> Heard:
+        """See `Link`."""
+        while self._answers:
+            ready, _ = ray.wait(self._answers[:1], timeout=0)
+            if not ready:
+                break
+            self._heard = ray.get(self._answers.pop(0))
+        return self._heard
+
+    def close(self) -> None:
+        """See `Link`."""
+        if self._answers:
+            ray.get(self._answers)
+
+
+class Updates:
+    """The launcher's side: hands on the news of every trial in order, each once, from a thread of its own while the
+    context lasts, and whenever a trial ends: everything said before it comes first.
+
+    hear: takes news. answers: to the trials that run, by id. ended: by (trial, start).
+    """
+
+    def __init__(self, hear: Callable[[News], None], answers: Callable[[], dict[str, Heard]]) -> None:
+        self._hear, self._answers = hear, answers
+        self.ended: dict[Start, dict[int, Outcome]] = {}
+        self._taken: dict[Start, int] = {}
+        self._asked: dict[str, tuple[Any, Any]] = {}
+        self._fetching = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._complained = -_QUIET_SECONDS
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=30.0)
+
+    def fetch(self) -> None:
+        """Pass on what is in the mailboxes. One that does not answer in time is asked no more until it has; one that
+        died is passed over: its driver tells of that."""
+        with self._fetching:
+            answers, taken = self._answers(), dict(self._taken)
+            for name in self._names():
+                if name not in self._asked:
+                    mailbox = self._find(name)
+                    if mailbox is not None:
+                        self._asked[name] = (mailbox, mailbox.exchange.remote(answers, taken))
+            pending = [reference for _, reference in self._asked.values()]
+            ready: Sequence[Any] = ()
+            if pending:
+                ready, _ = ray.wait(pending, num_returns=len(pending), timeout=_ANSWER_SECONDS)
+            for name, (_, reference) in list(self._asked.items()):
+                if reference in ready:
+                    del self._asked[name]
+                    self._take_answer(reference)
+
+    def take(self, news: Sequence[tuple[int, News]]) -> None:
+        """Hand on what is next of each start; what came before, or comes too early, is passed over."""
+        for number, one in news:
+            start = (one.trial_id, one.start)
+            if number == self._taken.get(start, 0) + 1:
+                self._hear(one)
+                self._taken[start] = number
+
+    def close(self, trial_id: str, start: int, ended: Ended) -> None:
+        """A start of a trial ended so."""
+        with self._fetching:
+            self.take(ended.news)
+            self.ended[trial_id, start] = ended.outcomes
+
+    def _take_answer(self, reference: Any) -> None:
+        try:
+            news = ray.get(reference)
+        except ray.exceptions.RayError:
+            return
+        self.take(news)
+
+    def _names(self) -> list[str]:
+        return [name for name in ray.util.list_named_actors() if name.startswith(_PREFIX)]
+
+    def _find(self, name: str) -> Any:
+        try:
+            return ray.get_actor(name)
+        except ValueError:  # it has ended since
+            return None
+
+    def fetch_now(self) -> None:
+        """As `fetch`; says it when that is not possible, and goes on: what was said is kept."""
+        try:
+            self.fetch()
+        except Exception as error:
+            if not self._stop.is_set() and time.monotonic() - self._complained > _QUIET_SECONDS:
+                self._complained = time.monotonic()
+                _log.warning("news of trials wait: %s", " ".join(str(error).split())[:300])
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            self.fetch_now()
+
+
+class Ends(Callback):  # type: ignore[misc]
+    """Takes the ends of trials out of Tune's results, before Tune keeps them. start_of: a Tune trial's."""
+
+    def __init__(self, updates: Updates, start_of: Callable[[str], Start]) -> None:
+        self._updates, self._start_of = updates, start_of
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Tune's hook, before `on_trial_complete`."""
+        ended: Ended | None = result.pop(ENDED, None)
+        if ended is not None:
+            self._updates.close(*self._start_of(trial.trial_id), ended)

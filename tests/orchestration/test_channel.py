@@ -1,0 +1,153 @@
+"""Mailboxes and the launcher's side of them, in one process: news arrive in order, each once, whatever dies between."""
+
+import asyncio
+
+import pytest
+
+from lqray.orchestration.worker import Heard, News, Outcome
+
+pytest.importorskip("ray")
+from lqray.orchestration import channel
+from lqray.orchestration.channel import ENDED, Ended, Ends, Mailbox, Updates
+
+
+def news(trial: str = "a", start: int = 1) -> News:
+    return News(trial, start, [])
+
+
+class Reference:
+    def __init__(self, call):
+        self.call = call
+
+
+class Remote:
+    """A mailbox's handle; `dead` or `silent` as a killed or a stopped process is."""
+
+    def __init__(self, mailbox: Mailbox):
+        self.mailbox, self.dead, self.silent = mailbox, False, False
+        self.exchange = self
+
+    def remote(self, answers, taken):
+        return Reference(lambda: asyncio.run(self.mailbox.exchange(answers, taken)) if not self.dead else self.die())
+
+    def die(self):
+        raise channel.ray.exceptions.RayError("killed")
+
+
+@pytest.fixture
+def mailboxes(monkeypatch):
+    """By name; what Ray's functions see."""
+    found: dict[str, Remote] = {}
+
+    def wait(references, num_returns, timeout):
+        silent = [one for one in references if any(box.silent for box in found.values())]
+        return [one for one in references if one not in silent], silent
+
+    monkeypatch.setattr(channel.ray, "wait", wait)
+    monkeypatch.setattr(channel.ray, "get", lambda reference: reference.call())
+    monkeypatch.setattr(channel.ray, "get_actor", lambda name: found[name])
+    monkeypatch.setattr(channel.ray.util, "list_named_actors", lambda: list(found))
+    return found
+
+
+def post(box: Remote, number: int, what: News) -> Heard:
+    return asyncio.run(box.mailbox.post(number, what))
+
+
+def test_news_arrive_in_order_and_once_and_are_answered(mailboxes):
+    box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
+    heard = []
+    updates = Updates(heard.append, lambda: {"a": Heard(7, False)})
+    first, second, third = news(), news(), news()
+    assert post(box, 2, second) == Heard()
+    updates.fetch()
+    assert heard == []  # the first is on its way
+    post(box, 1, first)
+    updates.fetch()
+    updates.fetch()
+    assert [id(one) for one in heard] == [id(first), id(second)]
+    assert post(box, 3, third) == Heard(7, False)
+    assert len(asyncio.run(box.mailbox.rest("a", 1))) == 1  # what was taken is forgotten there
+    asyncio.run(box.mailbox.halt("a", 1))
+    assert post(box, 4, news()).stop
+    assert not post(box, 1, news(start=2)).stop
+
+
+def test_what_was_not_fetched_comes_with_the_end(mailboxes):
+    box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
+    heard = []
+    updates = Updates(heard.append, dict)
+    post(box, 1, news())
+    updates.fetch()
+    post(box, 2, news())
+    post(box, 3, news())
+    rest = asyncio.run(box.mailbox.rest("a", 1))
+    result = {ENDED: Ended({0: Outcome({"loss": 1.0})}, [(1, news()), *rest]), "done": True}
+
+    class Tunes:
+        trial_id = "x"
+
+    Ends(updates, lambda tune_trial: ("a", 1)).on_trial_result(1, [], Tunes(), result)
+    assert len(heard) == 3
+    assert result == {"done": True}  # Tune keeps results for as long as the sweep lasts
+    assert updates.ended == {("a", 1): {0: Outcome({"loss": 1.0})}}
+
+
+def test_news_that_could_not_be_taken_are_not_lost(mailboxes):
+    box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
+    heard = []
+    failing = [True]
+
+    def hear(one):
+        if failing:
+            failing.pop()
+            raise OSError("no space")
+        heard.append(one)
+
+    updates = Updates(hear, dict)
+    post(box, 1, news())
+    updates.fetch_now()
+    assert heard == []
+    updates.fetch_now()
+    assert len(heard) == 1
+
+
+def test_a_mailbox_that_died_or_is_silent_holds_nothing_up(mailboxes):
+    dead = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
+    lives = mailboxes["lqray-mailbox-2"] = Remote(Mailbox())
+    mailboxes["somebody-else"] = Remote(Mailbox())
+    dead.dead = True
+    heard = []
+    updates = Updates(heard.append, dict)
+    post(lives, 1, news("b"))
+    updates.fetch()
+    assert len(heard) == 1
+    lives.silent = True
+    updates.fetch()
+    lives.silent = False
+    post(lives, 2, news("b"))
+    updates.fetch()
+    updates.fetch()
+    assert len(heard) == 2
+
+
+def test_the_thread_survives_every_error(mailboxes, monkeypatch):
+    box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
+    monkeypatch.setattr(channel, "_POLL_SECONDS", 0.01)
+    errors = [channel.ray.exceptions.GetTimeoutError("no"), RuntimeError("never"), ValueError("what")]
+
+    def names():
+        if errors:
+            raise errors.pop()
+        return list(mailboxes)
+
+    monkeypatch.setattr(channel.ray.util, "list_named_actors", names)
+    heard = []
+    updates = Updates(heard.append, dict)
+    post(box, 1, news())
+    with updates:
+        for _ in range(1000):
+            if heard:
+                break
+            updates._stop.wait(0.01)
+    assert len(heard) == 1

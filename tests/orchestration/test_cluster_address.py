@@ -1,0 +1,87 @@
+"""Which Ray a launch joins: what RAY_ADDRESS names, or what `ray start` wrote down and still answers, and no other."""
+
+import signal
+import socket
+
+import pytest
+
+from lqray.orchestration import cluster
+from lqray.orchestration.cluster import ClusterError, cluster_address, ray_cluster
+from lqray.orchestration.presence import Presence
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.parent.mkdir()
+    monkeypatch.setattr(cluster, "_address_files", lambda: [file])
+    return file
+
+
+@pytest.fixture
+def listening():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_without_an_address_or_a_ray_start_it_is_one_of_our_own(places):
+    assert cluster_address() is None
+
+
+def test_what_ray_start_wrote_down_is_joined(places, listening, monkeypatch):
+    places.write_text(listening + "\n")
+    assert cluster_address() == listening
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster_address() == listening
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster_address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster_address() == "10.0.0.1:6379"
+
+
+def test_what_no_longer_answers_is_passed_over_with_a_word(places, listening, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    places.write_text(f"127.0.0.1:{port}")
+    assert cluster_address() is None
+    assert f"127.0.0.1:{port}, where nothing answers" in caplog.text
+
+
+def test_auto_insists_but_never_finds_the_ray_of_another_launch(places, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("no Ray is to be looked for by its processes"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ClusterError, match="RAY_ADDRESS=auto"), ray_cluster({"CPU": 1}, False):
+        pass
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ClusterError, match="no Ray runs here"), cluster.running_cluster():
+        pass
+
+
+def test_handlers_of_signals_are_as_before(monkeypatch):
+    mine = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with cluster._same_handlers():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert {number: signal.getsignal(number) for number in mine} == mine
+
+
+def test_a_ray_that_is_too_slow_to_start_is_tried_again_and_its_end_is_told_in_a_line(places, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    tried = []
+
+    def init(**options):
+        tried.append(options["_temp_dir"])
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with (
+        pytest.raises(ClusterError, match="Ray did not start on this machine: .* --launcher inline"),
+        Presence(tmp_path / "launches") as presence,
+        ray_cluster({"CPU": 1}, False, presence=presence),
+    ):
+        pass
+    assert tried == [str(presence.folder)] * 3
+    assert not presence.folder.exists()

@@ -1,0 +1,121 @@
+"""Ray's own processes end: the launch says so and leaves, wherever it is, but not in the middle of a record."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lqray.orchestration import ray_watch
+from lqray.orchestration.cluster import Cluster
+from lqray.orchestration.launcher import LaunchInterrupted
+from lqray.orchestration.presence import MARK_VARIABLE
+from lqray.orchestration.ray_watch import Guarded, RayLostError, RayWatch
+
+pytestmark = pytest.mark.processes
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def children(tmp_path):
+    """A raylet that can be killed, and a worker of its, which carries the launch's mark."""
+    found = [subprocess.Popen(SLEEP, env=os.environ | {MARK_VARIABLE: str(tmp_path)}) for _ in range(2)]
+    yield found
+    for child in found:
+        child.kill()
+        child.wait()
+
+
+def watch_of(raylet: subprocess.Popen, folder: Path | None, monkeypatch) -> RayWatch:
+    needed = [("the head, the gcs_server,", psutil.Process(raylet.pid))]
+    monkeypatch.setattr(ray_watch, "needed_processes", lambda cluster: needed)
+    return RayWatch(Cluster({}, "127.0.0.1:1", "session", "socket", folder))
+
+
+def test_a_launch_that_waits_leaves_and_what_is_left_of_its_ray_is_ended(tmp_path, children, monkeypatch, caplog):
+    raylet, worker = children
+    watch = watch_of(raylet, tmp_path, monkeypatch)
+    before = signal.getsignal(signal.SIGUSR2)
+    raylet.kill()
+    with pytest.raises(RayLostError, match="gcs_server.*run the same command again") as raised, watch.watching():
+        time.sleep(300)
+    assert isinstance(raised.value, LaunchInterrupted)
+    assert worker.wait(60) is not None  # psutil has taken its exit code
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_nothing_of_a_ray_that_was_joined_is_ended(children, monkeypatch):
+    raylet, worker = children
+    watch = watch_of(raylet, None, monkeypatch)
+    raylet.kill()
+    with pytest.raises(RayLostError), watch.watching():
+        time.sleep(300)
+    assert worker.poll() is None
+
+
+def test_what_is_being_recorded_is_recorded_whole(children, monkeypatch):
+    raylet, _ = children
+    watch = watch_of(raylet, None, monkeypatch)
+    done = []
+
+    class Queue:
+        over = False
+
+        def ended(self, result):
+            raylet.kill()
+            while watch.lost is None:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            done.append(result)
+
+        def take(self):
+            done.append("one more")
+
+    queue = Guarded(Queue(), watch)
+    with pytest.raises(RayLostError), watch.watching():
+        queue.ended("result")
+        pytest.fail("it should have left")
+    assert done == ["result"]
+    assert not queue.over
+
+
+def test_errors_that_come_of_the_loss_are_not_what_is_said(children, monkeypatch):
+    raylet, _ = children
+    watch = watch_of(raylet, None, monkeypatch)
+    with pytest.raises(RayLostError), watch.watching():
+        raylet.kill()
+        with watch.recording():
+            while watch.lost is None:
+                time.sleep(0.01)
+            raise RuntimeError("TuneError: trials did not complete")
+
+
+def test_other_errors_are_as_ever(children, monkeypatch):
+    watch = watch_of(children[0], None, monkeypatch)
+    with pytest.raises(RuntimeError, match="mine"), watch.watching():
+        raise RuntimeError("mine")
+
+
+def test_the_head_of_a_cluster_may_be_away_for_a_while(monkeypatch, caplog):
+    monkeypatch.setattr(ray_watch, "needed_processes", lambda cluster: [])
+    clock = [0.0]
+    there = [False]
+    monkeypatch.setattr(ray_watch, "answers", lambda address: there[0])
+    monkeypatch.setattr(ray_watch.time, "monotonic", lambda: clock[0])
+    watch = RayWatch(Cluster({}, "10.0.0.1:6379", "session", "socket"))
+    assert watch.look() is None
+    clock[0] = 10.0
+    assert watch.look() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    there[0] = True
+    assert watch.look() is None
+    there[0] = False
+    clock[0] = 25.0
+    assert watch.look() is None
+    clock[0] = 50.0
+    assert watch.look() == "the head at 10.0.0.1:6379 is gone"
