@@ -29,6 +29,7 @@ _INFRASTRUCTURE = {
     "ProcessLostError",
     "DistNetworkError",
     "StoreAwayError",
+    "UndeliveredError",
     "StorageAwayError",
     "CheckpointStorageAwayError",
 }

@@ -31,6 +31,12 @@ class Books:
     def retry(self, work, result):
         self.retried.append(work.named.name)
 
+    def gone(self, work):
+        return False
+
+    def settled(self, work, result):
+        return result
+
     def end(self, work, result):
         self.ended.append((work.named.name, result.status))
 
@@ -83,7 +89,7 @@ class Threads:
             with self.lock:
                 self.running += 1
                 self.most = max(self.most, self.running)
-            time.sleep(0.001)
+            time.sleep(0.01)
             with self.lock:
                 self.running -= 1
             queue.ended(self.outcome(work))
