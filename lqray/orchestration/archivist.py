@@ -121,6 +121,7 @@ class Archivist:
 
 def _serve(uri: str, draw: Draw | None, pipe: Connection) -> None:
     background_process.settle_in()
+    background_process.step_back()
     try:
         while True:
             kind, run_id, *details = pipe.recv()

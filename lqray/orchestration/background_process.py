@@ -25,8 +25,13 @@ def start(process: Any) -> None:
 
 
 def settle_in() -> None:
-    """In the process: take the lowest priority, and leave to the launcher what Ctrl-C, SIGTERM and SIGHUP mean."""
-    os.nice(19)
+    """In the process: leave to the launcher what Ctrl-C, SIGTERM and SIGHUP mean."""
     for number in _SHELTERED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHELTERED)
+
+
+def step_back() -> None:
+    """In the process, once it can work: take the lowest priority. Before, on a machine that has much to do, its imports
+    would take minutes, for which the end of a trial may have to wait."""
+    os.nice(19)

@@ -86,6 +86,9 @@ def _show_life(tell: Tell) -> None:
 
 
 def _work(uri: str, pipe: Connection, tell: Tell) -> None:
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (a client would import it later)
+
+    background_process.step_back()
     client = None
     runs: dict[str, Run] = {}
     while True:

@@ -131,7 +131,7 @@ def _later(folder: Folder, recorded: int) -> list[str]:
 
 
 def _is_there(folder: Folder) -> bool:
-    return SPOOL in folder.names(SPOOL)
+    return SPOOL in folder.names("undelivered*")
 
 
 def _set_aside(folder: Folder, name: str) -> str:
