@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from lqray.experiment.secrets import masked
 from lqray.orchestration.signals import heard, leave_to_launcher, starting_processes
 
 Draw = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], Any]
@@ -26,6 +27,7 @@ MODEL_TAG = "lqray.model"
 """Of a run whose model is wanted: pending, model (its name, once it is there) or failed: why."""
 
 _DPI = 110
+_TRIES = 2  # of a job whose process is killed
 _log = logging.getLogger(__name__)
 
 
@@ -73,17 +75,30 @@ class Archivist:
 
     def _hand_over(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                pipe = self._connected()
-                pipe.send(job)
-                error = pipe.recv()
-            except (EOFError, OSError) as lost:
-                if self._closed:
-                    return
-                error, self._pipe = f"its process ended: {lost!r}", None
+            error = ""
+            for _ in range(_TRIES):
+                try:
+                    pipe = self._connected()
+                    pipe.send(job)
+                    error = pipe.recv()
+                    break
+                except (EOFError, OSError) as lost:
+                    if self._closed:
+                        return
+                    self._disconnect()
+                    error = f"its process ended {_TRIES} times: {lost!r}"
             if error:
-                _log.error("%s of run %s is not recorded: %s", job[0], job[1], error)
+                _log.error("%s of run %s is not recorded: %s", job[0], job[1], masked(error))
             self._left -= 1
+
+    def _disconnect(self) -> None:
+        """The next job gets a new process."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._process is not None and self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
 
     def _connected(self) -> Connection:
         if self._pipe is None:
@@ -92,15 +107,17 @@ class Archivist:
             self._process = context.Process(
                 target=_serve, args=(self._uri, self._draw, theirs), daemon=True, name="lqray-archivist"
             )
-            with starting_processes():
-                self._process.start()
-            theirs.close()
+            try:
+                with starting_processes():
+                    self._process.start()
+            finally:
+                theirs.close()
         return self._pipe
 
     def _end(self) -> None:
         self._closed = True
         atexit.unregister(self._end)
-        if self._process is not None:
+        if self._process is not None and self._process.pid is not None:
             self._process.kill()
             self._process.join()
 

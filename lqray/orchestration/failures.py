@@ -35,6 +35,7 @@ _INFRASTRUCTURE = {
     "DistNetworkError",
     "DistStoreError",
     "StoreAwayError",
+    "UndeliveredError",
     "StorageAwayError",
     "CheckpointStorageAwayError",
 }

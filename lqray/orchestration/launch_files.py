@@ -19,7 +19,6 @@ from urllib.request import url2pathname
 from lqray.experiment.secrets import masked
 from lqray.orchestration.doctor import examine, shown
 from lqray.orchestration.provenance import code_changes
-from lqray.orchestration.store_access import patiently
 
 TAG = "lqray.launch_files"
 _MOST_CHANGES = 1 << 20
@@ -55,11 +54,11 @@ class LaunchFiles:
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder), {**own, **(shared if first else {})})
             if own or first:
-                patiently(lambda: client.log_artifacts(run_id, folder))
+                client.log_artifacts(run_id, folder)
         if first:
             self._holder = run_id
         else:
-            patiently(lambda: client.set_tag(run_id, TAG, self._holder))
+            client.set_tag(run_id, TAG, self._holder)
 
 
 def launch_files(uri: str) -> dict[str, str]:
@@ -91,7 +90,15 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(file, text)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    try:
         file.write_text(text, encoding="utf-8")
+    except OSError:  # no room: half a file would look like all of it
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _link(source: Path, target: Path, text: str) -> None:
@@ -101,4 +108,4 @@ def _link(source: Path, target: Path, text: str) -> None:
     try:
         os.link(source, target)
     except OSError:
-        target.write_text(text, encoding="utf-8")
+        _write_whole(target, text)

@@ -20,7 +20,8 @@ class Work:
     """A trial to be run now.
 
     run_id: of its MLflow run. folder: of its checkpoints and logs, an absolute path or a URI. start: counts how often
-    this launch started it. continued: it was started before, by this launch or another.
+    this launch started it. continued: it was started before, by this launch or another. recorded: the last step that
+    the store has of the run.
     """
 
     named: NamedTrial
@@ -28,6 +29,7 @@ class Work:
     folder: str
     start: int = 1
     continued: bool = False
+    recorded: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class TrialResult:
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
     or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
     halts: of KILLED, why no other trial may begin.
-    snapshot, examples: of rank 0's reports (`lqray.training.loop.Report`), None where it made none.
+    snapshot, examples: of rank 0's reports (`lqray.training.loop.Report`), None where it made none. points: how many
+    points of metrics rank 0 sent, None where that is not known.
     """
 
     named: NamedTrial
@@ -50,6 +53,7 @@ class TrialResult:
     halts: str | None = None
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
+    points: int | None = None
 
 
 class Observer(Protocol):

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Storage
@@ -15,21 +15,35 @@ from lqray.experiment.secrets import masked
 from lqray.experiment.store import storage_address
 from lqray.orchestration import control
 from lqray.orchestration.archivist import MODEL_TAG, Archivist
+from lqray.orchestration.artifacts import ArtifactWriter
+from lqray.orchestration.deleted_runs import DELETED, is_deleted, is_refusal
 from lqray.orchestration.description import run_colour
-from lqray.orchestration.launch_files import LaunchFiles
+from lqray.orchestration.failures import failure_of
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.leases import HEARTBEAT_SECONDS, Holder, Leases
 from lqray.orchestration.narrator import Narrator
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.scribe import Scribe
 from lqray.orchestration.states import TrialState
-from lqray.orchestration.store_access import PATIENCE, patiently
+from lqray.orchestration.store_access import PATIENCE, StoreAwayError, client_of, patiently
 from lqray.orchestration.tracking import Launch, continue_run, end_run, start_run, state_of
 from lqray.orchestration.worker import Heard, News
 
 TAGS = ("lqray.attempt", "lqray.early", "lqray.failure", "lqray.folder", "lqray.holder", MODEL_TAG)
+FIGURE_SECONDS = 60.0
+"""Trials that took as long have a figure of their own at once: drawing it takes .3 s."""
+
 _POLL_SECONDS = 2.0
+_SECONDS_TO_SETTLE = 5.0  # of a trial that goes on another time
 _log = logging.getLogger(__name__)
+
+
+class UndeliveredError(ConnectionError):
+    """What a trial measured did not reach the store."""
+
+
+class RefusedMetricError(ValueError):
+    """The store does not take a metric."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +106,13 @@ class Ledger:
         self._states = dict(states)
         self._leases = Leases(launch.uri, launch.experiment_id, launch.launch_id)
         self._scribe = Scribe(launch.uri)
-        self._files = LaunchFiles(launch.uri)
+        self._files = ArtifactWriter(launch.uri)
         self._keeping = keeping or Keeping(Archivist(launch.uri))
         self._narrator = self._keeping.narrator
         self._starts: dict[str, int] = {}
         self._runs: dict[str, str] = {}
+        self._begun: dict[str, float] = {}
+        self._patience = PATIENCE
         self._first: dict[tuple[str, int], tuple[float, int]] = {}
         self._lock = threading.RLock()
         self._over = threading.Event()
@@ -118,6 +134,7 @@ class Ledger:
         if self._watcher:
             self._watcher.join(timeout=30)
         self._scribe.close()
+        self._files.close(self._keeping.patience)
         left = self._keeping.archivist.close(self._keeping.patience)
         if left:
             _log.warning("%d figures and models were not made; the next `lqray run` makes the models", left)
@@ -143,22 +160,25 @@ class Ledger:
             attempt += 1
         folder = f"{self._folder}/{trial_id if attempt == 1 else f'{trial_id}-{attempt}'}"
         tags = {"lqray.attempt": str(attempt), "lqray.folder": folder, "lqray.holder": str(self._leases.me)}
+        recorded = 0
         if again:
             run_id = self._runs[trial_id]
-            patiently(lambda: continue_run(self._launch, run_id, tags, self._files))
+            recorded = continue_run(self._launch, run_id, tags, self._files)
         elif state and not fresh:
             run_id = state.run_id
-            patiently(lambda: continue_run(self._launch, run_id, tags, self._files))
+            recorded = continue_run(self._launch, run_id, tags, self._files)
         else:
             tags["mlflow.runColor"] = run_colour(len(self._states) + len(self._runs))
             run_id = start_run(self._launch, named, tags, self._files)
         with self._lock:
             self._starts[trial_id] = self._starts.get(trial_id, 0) + 1
             self._runs[trial_id] = run_id
+            self._begun.setdefault(trial_id, time.monotonic())
             self._scribe.reopen(run_id)
         if self._narrator:
             self._narrator.began(named)
-        return Work(named, run_id, folder, self._starts[trial_id], (state is not None and not fresh) or again)
+        continued = (state is not None and not fresh) or again
+        return Work(named, run_id, folder, self._starts[trial_id], continued, recorded)
 
     def heard(self, news: News) -> None:
         """Take what a trial's rank 0 tells. What an earlier start of the trial still had to say is dropped: it goes on
@@ -183,27 +203,88 @@ class Ledger:
                 self._scribe.write(self._runs[news.trial_id], news.points, progress)
 
     def answer(self, trial_id: str, stop: bool) -> Heard:
-        """What a trial's rank 0 is told."""
+        """What a trial's rank 0 is told. One whose run was deleted has to stop."""
         with self._lock:
-            return Heard(self._scribe.delivered(self._runs.get(trial_id, "")), stop)
+            run_id = self._runs.get(trial_id)
+        return Heard(self._scribe.delivered(run_id), stop or self._scribe.gone(run_id)) if run_id else Heard(0, stop)
 
     def retry(self, work: Work, result: TrialResult) -> None:
         """See `Books`: the run stays RUNNING and claimed."""
 
+    def gone(self, work: Work) -> bool:
+        """See `Books`."""
+        return self._scribe.gone(work.run_id)
+
+    def settled(self, work: Work, result: TrialResult) -> TrialResult:
+        """See `Books`. Of a trial that goes on another time, what is not delivered is beside its checkpoint, or will be
+        computed again. Raises StoreAwayError when the store stays away."""
+        final = result.status == "FINISHED" or result.early
+        delivered = self._scribe.settle(work.run_id, self._patience if final else _SECONDS_TO_SETTLE)
+        if self._scribe.gone(work.run_id):
+            return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=DELETED)
+        if not final:
+            return result
+        error = self._undelivered(work, result, delivered)
+        if error is None:
+            return result
+        failure = failure_of(error, text=f"{type(error).__name__}: {error}")
+        return replace(result, status="FAILED", metrics={}, failure=failure, stopped=None, early=False)
+
+    def _undelivered(self, work: Work, result: TrialResult, delivered: bool) -> Exception | None:
+        """Why not all that a trial measured is in the store."""
+        name, run_id = work.named.name, work.run_id
+        refused = self._scribe.refused(run_id)
+        if refused:
+            why = "; ".join(f"{key!r}: {one}" for key, one in refused.items())
+            return RefusedMetricError(f"{name} was trained, but MLflow refuses to record of it {why}")
+        if delivered and result.points is not None and self._scribe.written(run_id) < result.points:
+            return UndeliveredError(
+                f"{name} was trained, but of {result.points} points that it measured only "
+                f"{self._scribe.written(run_id)} reached this launch"
+            )
+        if delivered:
+            return None
+        why, away = self._scribe.trouble(run_id)
+        if away:
+            self._patience = _SECONDS_TO_SETTLE  # nobody waits as long once more
+            raise StoreAwayError(f"the MLflow store cannot be reached: metrics of {name} are not delivered: {why}")
+        return UndeliveredError(
+            f"{name} was trained, but its metrics could not be delivered ({why or 'no answer'}); they are when it is "
+            "run again"
+        )
+
     def end(self, work: Work, result: TrialResult) -> None:
         """See `Books`. Raises StoreAwayError when the store stays away."""
-        self._scribe.settle(work.run_id, PATIENCE if result.status == "FINISHED" else 5.0)
+        trial_id = work.named.trial.id
         wanted = self._keeping.log_model and result.status == "FINISHED"
-        tags = {MODEL_TAG: "pending"} if wanted else {}
-        patiently(lambda: end_run(self._launch.uri, work.run_id, result, tags))
-        if result.snapshot:
-            self._keeping.archivist.density(work.run_id, work.named.name, result.snapshot)
-        if wanted:
+        recorded = result.stopped != DELETED and self._recorded(work, result, {MODEL_TAG: "pending"} if wanted else {})
+        if not recorded:
+            _log.warning("%s is not recorded any further: %s", work.named.name, DELETED)
+        elif wanted:
             self._keeping.archivist.model(work.run_id, work.folder, work.named.trial.config())
-        self._leases.release(work.named.trial.id)
-        self._starts.pop(work.named.trial.id, None)
+        self._leases.release(trial_id)
+        with self._lock:
+            self._starts.pop(trial_id, None)
+            begun = self._begun.pop(trial_id, time.monotonic())
+        if recorded and result.snapshot and time.monotonic() - begun >= FIGURE_SECONDS:
+            self._keeping.archivist.density(work.run_id, work.named.name, result.snapshot)
+        self._scribe.forget(work.run_id)
         if self._narrator:
             self._narrator.ended(result)
+
+    def _recorded(self, work: Work, result: TrialResult, tags: Mapping[str, str]) -> bool:
+        """Record an end; False where the run was deleted."""
+        try:
+            end_run(self._launch.uri, work.run_id, result, tags, self._files, self._patience)
+        except StoreAwayError:
+            self._patience = _SECONDS_TO_SETTLE
+            raise
+        except Exception as error:
+            client = client_of(self._launch.uri)
+            if is_refusal(error) and patiently(lambda: is_deleted(client, work.run_id), self._patience):
+                return False
+            raise
+        return True
 
     def _watch(self, queue: TrialQueue, on_plan: Callable[[str], Callable[[NamedTrial], bool]] | None) -> None:
         wishes = control.Wishes(self._launch)

@@ -6,8 +6,10 @@ import heapq
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Protocol
 
 from lqray.experiment.grid import NamedTrial
@@ -25,6 +27,13 @@ class Books(Protocol):
 
     def retry(self, work: Work, result: TrialResult) -> None:
         """A failed trial is kept, to be tried again."""
+
+    def gone(self, work: Work) -> bool:
+        """Whether its run was deleted: nothing more can be recorded of it. Never waits."""
+
+    def settled(self, work: Work, result: TrialResult) -> TrialResult:
+        """Wait until all that the trial measured is in the store; the result that can be recorded: where that is not
+        possible, no trial is FINISHED. Several trials may be settled and ended at a time."""
 
     def end(self, work: Work, result: TrialResult) -> None:
         """Record how a trial ended, and give it back."""
@@ -86,7 +95,10 @@ class Limits:
 class TrialQueue:
     """Gives trials to a launcher, in order; those that failed through no fault of their own again, after a while.
 
-    Thread-safe. `wanted`, `stop` and `close` may be called by whoever watches the store.
+    Thread-safe. `want`, `stop` and `interrupt` may be called by whoever watches the store. What waits for the store
+    happens on threads of its own: trials are begun by one, one after the other, and the end of each is recorded by
+    another; the lock is never held meanwhile, and Ctrl-C, which Python raises in the main thread, cuts none of it
+    short.
     """
 
     def __init__(
@@ -102,104 +114,266 @@ class TrialQueue:
         self.halted: str | None = None
         """Why a trial's end ended the launch; None otherwise."""
         self._source, self._books, self._on_result, self._limits = source, books, on_result, limits
-        self._lock = threading.RLock()
+        self._changed = threading.Condition(threading.RLock())
+        self._asked = False  # for a trial to be begun
+        self._nothing = False  # was there to begin, when it was last asked for
+        self._begun: deque[Work] = deque()  # and not taken yet
         self._running: dict[str, Work] = {}
+        self._recording: dict[str, Work] = {}
         self._tries: dict[str, int] = {}
-        self._again: list[tuple[float, int, NamedTrial]] = []
+        self._again: list[_Again] = []
         self._ties = itertools.count()
         self._stops: dict[str, str] = {}
+        self._stopped: list[Callable[[NamedTrial], bool]] = []
         self._wanted: Callable[[NamedTrial], bool] = lambda named: True
         self._closed = False
+        self._error: BaseException | None = None
+        self._jobs: SimpleQueue[tuple[Callable[[], None], threading.Event]] = SimpleQueue()
+        for work in (self._begin_trials, self._do_jobs):
+            threading.Thread(target=work, daemon=True).start()
 
-    def take(self) -> Work | None:
-        """A trial to be run now, or None: nothing is left (`over`), or has to wait."""
-        with self._lock:
-            while not self._closed:
-                named = self._next()
-                if named is None:
+    def take(self, patience: float | None = None) -> Work | None:
+        """A trial to be run now, or None: nothing is left (`over`), or has to wait, or is still being begun after
+        `patience` seconds. Raises what a beginning or an end, of any trial, could not be recorded for."""
+        deadline = None if patience is None else time.monotonic() + patience
+        with self._changed:
+            while True:
+                if self._error:
+                    raise self._error
+                if self._closed:
                     return None
-                if not self._wanted(named):
-                    continue
-                work = self._books.begin(named)
-                if work:
-                    self._running[named.trial.id] = work
-                    self.observer.started(named, work.continued)
-                    return work
-            return None
+                if self._begun:
+                    return self._begun.popleft()
+                if not self._asked:
+                    self._asked, self._nothing = True, False
+                    self._changed.notify_all()
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                ready = self._changed.wait_for(lambda: self._begun or self._closed or not self._asked, left)
+                if not ready or (self._nothing and not self._asked):
+                    return None
 
     @property
     def over(self) -> bool:
         """Whether `take` will give nothing more, whatever becomes of the trials that run."""
-        with self._lock:
-            if self._running and not self._closed:
+        with self._changed:
+            if self._closed:
+                return True
+            if self._running or self._recording or self._asked:
                 return False  # one of them may have to be tried again
-            return self._closed or (not self._again and self._source.over)
+            return not self._again and self._source.over
 
     @property
     def running(self) -> dict[str, Work]:
         """Trials that were taken and have not ended, by id."""
-        with self._lock:
+        with self._changed:
             return dict(self._running)
 
     @property
     def running_ids(self) -> list[str]:
-        """Of trials that were taken and have not ended. Never waits: `ended` may hold the lock for long."""
+        """Of trials that were taken and have not ended."""
         return list(self._running)
 
     def ended(self, result: TrialResult) -> None:
-        """Say how a trial that was taken ended. Ends that come twice are passed over."""
-        trial_id = result.named.trial.id
-        with self._lock:
-            work = self._running.pop(trial_id, None)
-            if work is None:
-                return
-            self._stops.pop(trial_id, None)
-            tries = self._tries[trial_id] = self._tries.get(trial_id, 0) + 1
-            if result.failure and result.failure.retry and tries <= self._limits.retries and not self._closed:
-                seconds = self._limits.backoff * 4 ** (tries - 1)
-                self._books.retry(work, result)
-                heapq.heappush(self._again, (time.monotonic() + seconds, next(self._ties), result.named))
-                self.observer.retrying(result.named, result.failure, seconds)
-                return
-            if result.halts:
-                self._closed, self.halted = True, self.halted or result.halts
-            self._books.end(work, result)
-            self._source.told(result)
-            if result.status == "FAILED":
-                self.failed += 1
-                if self._limits.max_failures is not None and self.failed >= self._limits.max_failures:
-                    self._closed = True
-            self.observer.ended(result)
-            self._on_result(result)
+        """Say how a trial that was taken ended; it is recorded soon. Ends that come twice are passed over."""
+        self._do(lambda: self._note(result))
 
     def interrupt(self) -> None:
-        """The launch ends: trials that run, or wait for another try, are KILLED. They continue with the next launch."""
-        with self._lock:
-            self._closed = True
-            for work in list(self._running.values()):
-                self.ended(TrialResult(work.named, "KILLED", run_id=work.run_id))
+        """The launch ends: trials that run, or wait for another try, are KILLED. They continue with the next launch.
+
+        Returns when every end is recorded. Raises what one could not be recorded for.
+        """
+        self._do(self._end_all)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running and not self._recording and not self._asked)
+        if self._error:
+            raise self._error
 
     def stop(self, chosen: Callable[[NamedTrial], bool], why: str) -> None:
-        """Running trials among the chosen stop after a checkpoint; those to come are not begun."""
-        with self._lock:
+        """Running trials among the chosen stop after a checkpoint; those that wait for another try end now, those to
+        come are not begun."""
+        with self._changed:
             for trial_id, work in self._running.items():
                 if chosen(work.named):
                     self._stops.setdefault(trial_id, why)
-            self._again = [entry for entry in self._again if not chosen(entry[2])]
-            heapq.heapify(self._again)
-            before = self._wanted
-            self._wanted = lambda named: before(named) and not chosen(named)
+            self._stopped.append(chosen)
+            self._end_waiting(lambda one: _stopped(one, why), chosen)
 
     def want(self, chosen: Callable[[NamedTrial], bool]) -> None:
-        """From now on begin only the chosen; those that run are left alone."""
-        with self._lock:
+        """From now on begin only the chosen; those that run are left alone, those that wait for another try end."""
+        with self._changed:
             self._wanted = chosen
+            self._end_waiting(
+                lambda one: _stopped(one, "a newer experiment file is without it"), lambda named: not chosen(named)
+            )
 
     def stop_reason(self, trial_id: str) -> str | None:
-        """Why a running trial has to stop, if it has to. Never waits, as `running_ids`."""
+        """Why a running trial has to stop, if it has to."""
         return self._stops.get(trial_id)
 
-    def _next(self) -> NamedTrial | None:
-        if self._again and self._again[0][0] <= time.monotonic():
-            return heapq.heappop(self._again)[2]
-        return self._source.next()
+    def _end_waiting(
+        self, result: Callable[[_Again], TrialResult], chosen: Callable[[NamedTrial], bool] = lambda named: True
+    ) -> None:
+        """Record an end for the chosen among the trials that wait for another try."""
+        with self._changed:
+            for one in [one for one in self._again if chosen(one.named)]:
+                self._again.remove(one)
+                self._record(one.work, result(one))
+            heapq.heapify(self._again)
+
+    def _begin_trials(self) -> None:
+        """A thread: begins a trial whenever one is asked for."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked)
+            try:
+                self._begin_one()
+            except BaseException as error:
+                self._fail(error)
+            with self._changed:
+                self._asked = False
+                self._changed.notify_all()
+
+    def _begin_one(self) -> None:
+        while True:
+            with self._changed:
+                again = heapq.heappop(self._again) if self._again and self._again[0].due <= time.monotonic() else None
+                named = again.named if again else None if self._closed else self._source.next()
+                if named is None:
+                    self._nothing = True
+                    return
+                if not again and (not self._wanted(named) or any(chosen(named) for chosen in self._stopped)):
+                    continue
+            try:
+                work = self._books.begin(named)
+            except BaseException:
+                if again:
+                    with self._changed:
+                        heapq.heappush(self._again, again)
+                raise
+            if work is None:
+                continue
+            with self._changed:
+                self._running[named.trial.id] = work
+                if self._closed:
+                    self._note(TrialResult(named, "KILLED", run_id=work.run_id))
+                    return
+                self._begun.append(work)
+                self.observer.started(named, work.continued)
+                return
+
+    def _do(self, job: Callable[[], None]) -> None:
+        """Have something done that Ctrl-C must not cut short, and wait for it."""
+        done = threading.Event()
+        self._jobs.put((job, done))
+        done.wait()
+
+    def _do_jobs(self) -> None:
+        """A thread: see `_do`."""
+        while True:
+            job, done = self._jobs.get()
+            try:
+                job()
+            except BaseException as error:
+                self._fail(error)
+            finally:
+                done.set()
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self._closed = True
+            for work in list(self._running.values()):
+                self._note(TrialResult(work.named, "KILLED", run_id=work.run_id))
+            self._end_waiting(lambda one: TrialResult(one.named, "KILLED", run_id=one.work.run_id))
+            self._changed.notify_all()
+
+    def _note(self, result: TrialResult) -> None:
+        trial_id = result.named.trial.id
+        with self._changed:
+            work = self._running.pop(trial_id, None)
+            if work is None:
+                return
+            if work in self._begun:
+                self._begun.remove(work)
+            self._stops.pop(trial_id, None)
+            if result.halts:
+                self._closed, self.halted = True, self.halted or result.halts
+                self._end_waiting(lambda one: one.result)
+            self._tries[trial_id] = self._tries.get(trial_id, 0) + 1
+            if not self._tried_again(work, result):
+                self._count(result)
+                self._record(work, result)
+            self._changed.notify_all()
+
+    def _tried_again(self, work: Work, result: TrialResult) -> bool:
+        """Keep a trial for another try, if it is to have one. With the lock."""
+        tries = self._tries[result.named.trial.id]
+        failure = result.failure
+        if self._closed or failure is None or not failure.retry or tries > self._limits.retries:
+            return False
+        if any(chosen(result.named) for chosen in self._stopped) or self._books.gone(work):
+            return False
+        seconds = self._limits.backoff * 4 ** (tries - 1)
+        self._books.retry(work, result)
+        heapq.heappush(self._again, _Again(time.monotonic() + seconds, next(self._ties), work, result))
+        self.observer.retrying(result.named, failure, seconds)
+        return True
+
+    def _count(self, result: TrialResult) -> None:
+        """With the lock."""
+        if result.status != "FAILED":
+            return
+        self.failed += 1
+        if self._limits.max_failures is not None and self.failed >= self._limits.max_failures and not self._closed:
+            self._closed = True
+            self._end_waiting(lambda one: one.result)
+
+    def _record(self, work: Work, result: TrialResult) -> None:
+        """Have an end recorded by a thread of its own. With the lock."""
+        self._recording[result.named.trial.id] = work
+        threading.Thread(target=self._record_now, args=(work, result), daemon=True).start()
+
+    def _record_now(self, work: Work, said: TrialResult) -> None:
+        try:
+            result = self._books.settled(work, said)
+            with self._changed:
+                if result.failure and not said.failure:
+                    if self._tried_again(work, result):
+                        return
+                    self._count(result)
+            self._books.end(work, result)
+            with self._changed:
+                self._source.told(result)
+                self.observer.ended(result)
+                self._on_result(result)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            with self._changed:
+                self._recording.pop(work.named.trial.id, None)
+                self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing more is begun; whoever asks for more, or ends the launch, is told why."""
+        with self._changed:
+            self._error = self._error or error
+            self._closed = True
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, order=True)
+class _Again:
+    """A trial that waits for another try until `due`. tie: the order of those due at the same moment. result: how the
+    last try failed."""
+
+    due: float
+    tie: int
+    work: Work = field(compare=False)
+    result: TrialResult = field(compare=False)
+
+    @property
+    def named(self) -> NamedTrial:
+        return self.result.named
+
+
+def _stopped(one: _Again, why: str) -> TrialResult:
+    return TrialResult(one.named, "KILLED", run_id=one.work.run_id, stopped=why)

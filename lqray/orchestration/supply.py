@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
@@ -13,6 +14,8 @@ from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.ray_deaths import failure_of_death
 from lqray.orchestration.worker import Outcome
+
+_BEGIN_SECONDS = 1.0
 
 
 class Supply(Searcher):  # type: ignore[misc]
@@ -24,8 +27,8 @@ class Supply(Searcher):  # type: ignore[misc]
         self.works: dict[str, Work] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Tune's hook. None: ask again later."""
-        work = self._queue.take()
+        """Tune's hook. None: ask again later. Never waits for long: Tune's loop stands still meanwhile."""
+        work = self._queue.take(_BEGIN_SECONDS)
         if work is None:
             return Searcher.FINISHED if self._queue.over else None
         self.works[trial_id] = work
@@ -46,7 +49,7 @@ class Supply(Searcher):  # type: ignore[misc]
 
 class Results(Callback):  # type: ignore[misc]
     """Tells the queue how every start of a trial ended. outcomes: what the board says of it, None when nothing: then
-    Tune has stopped it early, or its driver died."""
+    Tune has stopped it early, or its driver died, or the board did."""
 
     def __init__(
         self,
@@ -62,22 +65,32 @@ class Results(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
-        work = self._supply.works.pop(trial.trial_id)
-        outcomes = self._outcomes(work)
-        if outcomes is None:
-            at = (trial.last_result or {}).get("iteration", "?")
-            why = f"early stopping after {at} iterations"
-            self._queue.ended(TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=why, early=True))
-        else:
-            self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))
+        # An evaluation names its iteration, and the last result does not: after that one, Tune stopped nothing.
+        at = (trial.last_result or {}).get("iteration")
+        why = "how the trial ended did not reach this launch: the actor that had the word died" if at is None else ""
+        self._end(trial, why, f"early stopping after {at} iterations")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook: the driver died; Tune has written down why."""
-        work = self._supply.works.pop(trial.trial_id)
-        outcomes = self._outcomes(work)
+        text = Path(trial.error_file).read_text() if trial.error_file else "the trial's driver died"
+        self._end(trial, f"the driver of the trial ended without a word:\n{text}")
+
+    def _end(self, trial: Any, why: str, early: str = "") -> None:
+        """why: it failed, where no outcome says otherwise. early: else why Tune stopped it."""
+        work = self._supply.works.pop(trial.trial_id, None)
+        if work is None:
+            return  # told before
+        try:
+            outcomes = self._outcomes(work)
+        except RayError as error:  # of this trial nothing will be heard any more
+            outcomes, why = None, f"how the trial ended did not reach this launch: {error}\n{why or early}"
         if outcomes is not None:
             self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))
-            return
-        text = Path(trial.error_file).read_text() if trial.error_file else "the trial's driver died"
-        failure = failure_of_death(text, "the driver of the trial")
-        self._queue.ended(TrialResult(work.named, "FAILED", run_id=work.run_id, failure=failure))
+        elif why:
+            self._queue.ended(
+                TrialResult(
+                    work.named, "FAILED", run_id=work.run_id, failure=failure_of_death(why, "the driver of the trial")
+                )
+            )
+        else:
+            self._queue.ended(TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=early, early=True))

@@ -1,4 +1,4 @@
-"""Writing to MLflow: one flat run per attempt at a trial. Metrics are the scribe's."""
+"""Writing to MLflow: one flat run per attempt at a trial. Metrics are the scribe's, files the artifact writer's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ import yaml
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.secrets import masked
 from lqray.experiment.store import store_folder
-from lqray.orchestration.datasets import dataset_inputs
+from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.description import axis_metrics, trial_description
-from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.states import TrialState
-from lqray.orchestration.store_access import client_of, patiently
+from lqray.orchestration.store_access import PATIENCE, client_of, patiently
 
-_TRACEBACK = "traceback.txt"
 _OF_THE_END = (
     "lqray.error",
     "lqray.failure",
@@ -95,7 +93,7 @@ def describe_experiment(launch: Launch, markdown: str) -> None:
     patiently(lambda: client.set_experiment_tag(launch.experiment_id, "mlflow.note.content", markdown))
 
 
-def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files: LaunchFiles) -> str:
+def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files: ArtifactWriter) -> str:
     """A RUNNING run with all resolved parameters, numeric axes as metrics at step 0, tags, a description, and as
     artifacts the YAML, the resolved trial and the launch's files."""
     from mlflow.entities import Metric, Param
@@ -135,49 +133,77 @@ def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files:
     return run_id
 
 
-def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str], files: LaunchFiles) -> None:
+def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str], files: ArtifactWriter) -> int:
     """Make an ended or abandoned run RUNNING again; what is said of its end is forgotten. The launch's files go to
-    launches/LAUNCH, if it is not the launch that made the run. May be called twice."""
+    launches/LAUNCH, if it is not the launch that made the run. Returns the last step of its metrics. May be called
+    twice.
+
+    Each call waits by itself for a store that is away: one that loses every fourth answer would never let all of them
+    through in a row.
+    """
     from mlflow.entities import RunTag
 
     client = client_of(launch.uri)
-    client.update_run(run_id, status="RUNNING")
-    run = client.get_run(run_id)
+    patiently(lambda: client.update_run(run_id, status="RUNNING"))
+    run = patiently(lambda: client.get_run(run_id))
     old = run.data.tags
     for key in _OF_THE_END:
         if key in old:
-            client.delete_tag(run_id, key)
+            patiently(lambda key=key: _forget_tag(client, run_id, key))  # type: ignore[misc]
     if old.get("lqray.launch") != launch.launch_id:
         files.give(client, run, {}, f"launches/{launch.launch_id}")
     every = {**launch.tags, **tags, "lqray.launch": launch.launch_id}
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()])
+    patiently(lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()]))
+    return max((metric.step for metric in run.data.to_proto().metrics), default=0)
 
 
-def end_run(uri: str, run_id: str, result: TrialResult, tags: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Set the final status, and tags; keep what the trial saw of its dataset and its gradients; of a failure, the
-    traceback as an artifact and what is known of it as tags. May be called twice."""
+def _forget_tag(client: Any, run_id: str, key: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_tag(run_id, key)
+    except MlflowException as error:  # deleted before, and only the answer was lost
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST" or key in client.get_run(run_id).data.tags:
+            raise
+
+
+def end_run(
+    uri: str,
+    run_id: str,
+    result: TrialResult,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    files: ArtifactWriter | None = None,
+    patience: float = PATIENCE,
+) -> None:
+    """Set tags and the final status; then, with time, keep what the trial saw of its dataset and its gradients, and the
+    traceback of a failure. May be called twice. patience: seconds that each call waits for a store that is away."""
+    from mlflow.entities import RunTag
+
     client = client_of(uri)
-    if result.examples:
-        client.log_inputs(run_id, dataset_inputs(result.named.trial.data, result.examples))
-    if result.snapshot:
-        client.log_text(run_id, json.dumps(result.snapshot), "density.json")
+    every = {**tags, **_tags_of_the_end(result)}
+    if every:
+        batch = [RunTag(key, value) for key, value in every.items()]
+        patiently(lambda: client.log_batch(run_id, tags=batch), patience)
+    patiently(lambda: client.set_terminated(run_id, result.status), patience)
+    if files and (result.examples or result.snapshot or result.failure):
+        files.end(client, patiently(lambda: client.get_run(run_id), patience), result)
+
+
+def _tags_of_the_end(result: TrialResult) -> dict[str, str]:
+    tags = {}
     lost = sorted(key for key, value in result.metrics.items() if math.isnan(value))
     if lost:  # MLflow is not told of NaN, and would show the value before it as the last
-        tags = {**tags, "lqray.nan_metrics": ",".join(lost)}
-    for key, value in tags.items():
-        client.set_tag(run_id, key, value)
+        tags["lqray.nan_metrics"] = ",".join(lost)
     if result.failure:
         failure = result.failure
-        client.log_text(run_id, failure.traceback, _TRACEBACK)
-        client.set_tag(run_id, "lqray.error", failure.error)
-        client.set_tag(run_id, "lqray.failure", failure.kind)
+        tags |= {"lqray.error": failure.error, "lqray.failure": failure.kind}
         if failure.host:
-            client.set_tag(run_id, "lqray.failed_host", failure.host)
+            tags["lqray.failed_host"] = failure.host
         if failure.rank is not None:
-            client.set_tag(run_id, "lqray.failed_rank", str(failure.rank))
+            tags["lqray.failed_rank"] = str(failure.rank)
     if result.stopped:
-        client.set_tag(run_id, "lqray.early" if result.early else "lqray.stopped", result.stopped)
-    client.set_terminated(run_id, result.status)
+        tags["lqray.early" if result.early else "lqray.stopped"] = result.stopped
+    return tags
 
 
 def state_of(launch: Launch, trial_id: str, wanted_tags: Collection[str]) -> TrialState | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import socket
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,16 +18,17 @@ from typing import Any, Protocol
 from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.failures import CodeChangedError, Failure, MemoryLimitError, failure_of
+from lqray.orchestration.points import Point
 from lqray.orchestration.provenance import training_code
 from lqray.orchestration.rank_logs import host_and_process, output_to_log
+from lqray.orchestration.spool import read_spool, write_spool
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.system_metrics import EVERY_SECONDS, SystemMetrics
 from lqray.training.loop import Report, StoppedError
-from lqray.training.storage import Folder, open_folder
+from lqray.training.storage import open_folder
 from lqray.training.worker import Place
 
 _SEND_SECONDS = 0.5
-_SPOOL = "undelivered.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `training_code()`
     of the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records
-    how busy its machine is."""
+    how busy its machine is. recorded: the last step that the store has of the run."""
 
     trial_id: str
     name: str
@@ -50,15 +51,7 @@ class WorkerTask:
     stop_rules: tuple[StopRule, ...] = ()
     needed_metric: str | None = None
     system_metrics: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """Metrics of one step; time in milliseconds since the epoch."""
-
-    step: int
-    time: int
-    metrics: dict[str, float]
+    recorded: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,13 +89,15 @@ class Link(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended on one rank: with metrics, a failure, or stopped (by which rule; "" for the launcher's wish).
-    snapshot, examples: of rank 0, the last that it reported (`lqray.training.loop.Report`)."""
+    snapshot, examples: of rank 0, the last that it reported (`lqray.training.loop.Report`). points: how many rank 0
+    sent."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
     stopped: str | None = None
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
+    points: int | None = None
 
 
 def run_task(
@@ -118,11 +113,13 @@ def run_task(
         reporter = Reporter(task, link, say) if link else None
     except Exception as error:  # the trial's folder cannot be read
         return Outcome(failure=failure_of(error, rank))
+    if reporter is None:
+        return _outcome(task, rank, device, None, logged, place)
     try:
-        return replace(_outcome(task, rank, device, reporter, logged, place), **reporter.seen if reporter else {})
+        outcome = _outcome(task, rank, device, reporter, logged, place)
+        return replace(outcome, points=reporter.count, **reporter.seen)
     finally:
-        if reporter:
-            reporter.close()
+        reporter.close()
 
 
 def _outcome(
@@ -193,7 +190,7 @@ class Reporter:
         self._task, self._link, self._say = task, link, say
         self._folder = open_folder(task.folder)
         self._kept: deque[tuple[int, Point]] = deque()
-        self._count = self._sent = 0
+        self.count = self._sent = 0
         self._shown = 0.0
         self._latest: dict[str, float] = {}
         self._last: Report | None = None
@@ -202,7 +199,11 @@ class Reporter:
         """What its reports told beside metrics: for the trial's end."""
         self._system = SystemMetrics() if task.system_metrics else None
         self._sampled = time.monotonic()
-        for point in _read_spool(self._folder):
+        points, word = read_spool(self._folder, task.trial_id, task.run_id, task.recorded)
+        if word:
+            warnings.warn(word, stacklevel=3)
+            say(word)
+        for point in points:
             self._keep(point)
 
     def report(self, update: Report) -> None:
@@ -236,10 +237,7 @@ class Reporter:
     def secure(self) -> None:
         """Write what MLflow does not have yet beside the checkpoint that is about to be written."""
         self._forget_delivered()
-        if not self._kept:
-            self._folder.remove(_SPOOL)
-            return
-        self._folder.write(_SPOOL, *((json.dumps(vars(point)) + "\n").encode() for _, point in self._kept))
+        write_spool(self._folder, self._task.trial_id, self._task.run_id, [point for _, point in self._kept])
 
     def close(self) -> None:
         """Send the rest, and wait until the launcher has it."""
@@ -259,14 +257,14 @@ class Reporter:
             return {}
 
     def _keep(self, point: Point) -> None:
-        self._count += 1
-        self._kept.append((self._count, point))
+        self.count += 1
+        self._kept.append((self.count, point))
 
     def _send(self) -> None:
         self._shown = time.monotonic()
         self._forget_delivered()
         points = [point for number, point in self._kept if number > self._sent]
-        self._sent = self._count
+        self._sent = self.count
         self._link.send(News(self._task.trial_id, self._task.start, points, self._last, host_and_process()))
         self._last = None
 
@@ -274,15 +272,6 @@ class Reporter:
         delivered = self._link.heard().delivered
         while self._kept and self._kept[0][0] <= delivered:
             self._kept.popleft()
-
-
-def _read_spool(folder: Folder) -> Iterator[Point]:
-    try:
-        content = folder.read(_SPOOL)
-    except FileNotFoundError:
-        return
-    for line in content.decode().splitlines():
-        yield Point(**json.loads(line))
 
 
 @contextmanager

@@ -33,6 +33,9 @@ class Folder(Protocol):
     def names(self, pattern: str) -> list[str]:
         """Names that match a shell pattern, sorted; [] where the folder does not exist."""
 
+    def rename(self, name: str, other: str) -> None:
+        """Give something another name, which nothing has."""
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
@@ -72,6 +75,10 @@ class LocalFolder:
     def names(self, pattern: str) -> list[str]:
         """See `Folder`."""
         return sorted(file.name for file in self.path.glob(pattern))
+
+    def rename(self, name: str, other: str) -> None:
+        """See `Folder`."""
+        (self.path / name).rename(self.path / other)
 
     def remove(self, name: str) -> None:
         """See `Folder`."""
@@ -113,6 +120,14 @@ class ObjectFolder:
         except FileNotFoundError:
             return []
         return sorted(fnmatch.filter((path.rstrip("/").rpartition("/")[2] for path in found), pattern))
+
+    def rename(self, name: str, other: str) -> None:
+        """See `Folder`: copied by the store, then removed; all that is below it, where it is a prefix."""
+        self._files.invalidate_cache()
+        whole = f"{self._root}/{name}"
+        for path in self._try(lambda: self._files.find(whole)):
+            self._try(lambda path=path: self._files.cp_file(path, f"{self._root}/{other}{path[len(whole) :]}"))
+            self._try(lambda path=path: self._files.rm_file(path))
 
     def remove(self, name: str) -> None:
         """See `Folder`."""

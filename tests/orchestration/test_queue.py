@@ -1,5 +1,6 @@
 """The queue of trials, with a launcher of threads and books in memory."""
 
+import signal
 import threading
 import time
 
@@ -30,6 +31,12 @@ class Books:
 
     def retry(self, work, result):
         self.retried.append(work.named.name)
+
+    def gone(self, work):
+        return False
+
+    def settled(self, work, result):
+        return result
 
     def end(self, work, result):
         self.ended.append((work.named.name, result.status))
@@ -83,7 +90,7 @@ class Threads:
             with self.lock:
                 self.running += 1
                 self.most = max(self.most, self.running)
-            time.sleep(0.001)
+            time.sleep(0.01)
             with self.lock:
                 self.running -= 1
             queue.ended(self.outcome(work))
@@ -161,3 +168,149 @@ def test_stop_and_want():
 def test_over(count):
     queue = queue_of(trials(count), Books())
     assert queue.over == (count == 0)
+
+
+def drained(queue: TrialQueue) -> None:
+    deadline = time.monotonic() + 60
+    while queue._recording:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def waiting_for_a_retry(books, results, **limits) -> TrialQueue:
+    """Of three trials the first waits, the second runs."""
+    queue = queue_of(trials(3), books, results, backoff=600, **limits)
+    queue.ended(failed(queue.take(), "infrastructure"))
+    assert queue.take().named.name == "1"
+    return queue
+
+
+def test_trials_that_wait_for_a_retry_end_with_the_launch():
+    """Before, they stayed RUNNING and claimed."""
+    books, results = Books(), []
+    waiting_for_a_retry(books, results).interrupt()
+    assert sorted(books.ended) == [("0", "KILLED"), ("1", "KILLED")]
+    assert sorted(result.named.name for result in results) == ["0", "1"]
+
+
+def test_trials_that_wait_for_a_retry_are_stopped():
+    books, results = Books(), []
+    queue = waiting_for_a_retry(books, results)
+    queue.stop(lambda named: named.name in "01", "lqray stop")
+    drained(queue)
+    assert books.ended == [("0", "KILLED")]
+    assert results[0].stopped == "lqray stop"
+    queue.ended(failed(Work(trials(2)[1], "run", "folder"), "infrastructure"))  # as it stopped: no second try
+    drained(queue)
+    assert books.ended == [("0", "KILLED"), ("1", "FAILED")]
+    queue.want(lambda named: True)
+    assert queue.take().named.name == "2"
+
+
+def test_a_stop_outlives_a_newer_plan():
+    queue = queue_of(trials(2), Books())
+    queue.stop(lambda named: named.name == "0", "lqray stop")
+    queue.want(lambda named: True)
+    assert queue.take().named.name == "1"
+
+
+def test_trials_that_wait_for_a_retry_fail_with_max_failures():
+    books, results = Books(), []
+    queue = waiting_for_a_retry(books, results, max_failures=1)
+    queue.ended(failed(Work(trials(2)[1], "run", "folder"), "user_error"))
+    drained(queue)
+    assert sorted(books.ended) == [("0", "FAILED"), ("1", "FAILED")]
+    assert {result.failure.kind for result in results} == {"infrastructure", "user_error"}
+    assert queue.over
+
+
+class SlowBooks(Books):
+    """Waits for the store with everything, until `there` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.there = threading.Event()
+
+    def end(self, work, result):
+        assert self.there.wait(60)
+        super().end(work, result)
+
+    def begin(self, named):
+        if named.name == "2":
+            assert self.there.wait(60)
+        return super().begin(named)
+
+
+def test_nothing_waits_for_a_store_that_is_away():
+    """Before, all of it did, under one lock."""
+    books = SlowBooks()
+    queue = queue_of(trials(3), books)
+    queue.ended(finished(queue.take()))
+    assert queue.take().named.name == "1"
+    assert queue.running_ids == ["0001"]
+    assert queue.stop_reason("0001") is None
+    assert queue.take(patience=0.01) is None
+    assert not queue.over
+    queue.ended(finished(Work(trials(2)[1], "run", "folder")))
+    assert books.ended == []
+    books.there.set()
+    assert queue.take().named.name == "2"
+    drained(queue)
+    assert sorted(books.ended) == [("0", "FINISHED"), ("1", "FINISHED")]
+
+
+def test_a_trial_whose_metrics_are_not_stored_is_not_finished():
+    class Unsettled(Books):
+        def settled(self, work, result):
+            if result.status == "FINISHED" and len(self.begun) < 2:
+                return failed(work, "infrastructure")
+            return result
+
+    books, results = Unsettled(), []
+    Threads(1).launch(queue_of(trials(1), books, results, backoff=0.001))
+    assert books.begun == ["0", "0"]
+    assert books.retried == ["0"]
+    assert [result.status for result in results] == ["FINISHED"]
+
+
+@pytest.mark.parametrize("where", ["begin", "settled", "end"])
+def test_an_error_of_the_store_ends_the_launch_once_and_is_said(where):
+    books, results = Books(), []
+    queue = queue_of(trials(3), books, results)
+    first = queue.take()
+
+    def fails(*_):
+        raise ConnectionError("away")
+
+    setattr(books, where, fails)
+    if where == "begin":
+        with pytest.raises(ConnectionError, match="away"):
+            queue.take()
+        assert queue.running_ids == ["0000"]
+    else:
+        queue.ended(finished(first))
+        drained(queue)
+        with pytest.raises(ConnectionError, match="away"):
+            queue.take()
+    assert queue.over
+    with pytest.raises(ConnectionError, match="away"):
+        queue.interrupt()
+    assert books.ended == ([("0", "KILLED")] if where == "begin" else [])
+
+
+def test_ctrl_c_cuts_no_record_short():
+    """Before, a trial whose end was being recorded, or that was being begun, stayed RUNNING."""
+    books = SlowBooks()
+    queue = queue_of(trials(1), books)
+    work = queue.take()
+    timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.6, books.there.set).start()
+    timer.start()
+    try:
+        queue.ended(finished(work))
+        with pytest.raises(KeyboardInterrupt):
+            queue.interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert books.ended == [("0", "FINISHED")]

@@ -1,27 +1,45 @@
 """What reaches MLflow, and what a worker keeps for it."""
 
 import math
+import os
+import shutil
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from lqray.experiment.options import Resources, Storage
+from lqray.orchestration import metric_writer
 from lqray.orchestration import scribe as scribe_module
 from lqray.orchestration.failures import Failure, failure_of, lost, root_cause
-from lqray.orchestration.scribe import Scribe, _deliver, _Run
+from lqray.orchestration.points import Point
+from lqray.orchestration.scribe import Scribe
 from lqray.orchestration.states import _from_search, _from_tables, read_states
 from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
-from lqray.orchestration.worker import Heard, Point, Reporter, WorkerTask
+from lqray.orchestration.worker import Heard, Reporter, WorkerTask
+from lqray.training.checkpoint import CheckpointError
 from lqray.training.loop import Report
 
 
+@pytest.fixture(scope="module")
+def new_store(tmp_path_factory):
+    """Made once: MLflow takes seconds for it."""
+    file = tmp_path_factory.mktemp("store") / "runs.db"
+    MlflowClient(f"sqlite:///{file}").create_experiment("e")
+    return file
+
+
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, new_store):
+    shutil.copy(new_store, tmp_path / "runs.db")
     uri = f"sqlite:///{tmp_path}/runs.db"
     client = MlflowClient(uri)
-    return uri, client, client.create_run(client.create_experiment("e")).info.run_id
+    return uri, client, client.create_run("1").info.run_id
 
 
 def test_points_arrive_in_order_and_once(store):
@@ -32,10 +50,10 @@ def test_points_arrive_in_order_and_once(store):
         points = [Point(step, 0, {"a": float(step), f"b{step % 7}": 1.0}) for step in range(1, 1501)]
         scribe.write(run_id, points[:700], '{"iteration": 1}')
         scribe.write(run_id, points[700:])
-        assert scribe.settle(run_id, 60)
+        assert scribe.settle(run_id, 300)
         assert scribe.delivered(run_id) == 1500
         scribe.write(run_id, points[-10:])  # a worker that continued says again what it said
-        assert scribe.settle(run_id, 60)
+        assert scribe.settle(run_id, 300)
     finally:
         scribe.close()
     history = client.get_metric_history(run_id, "a")
@@ -63,18 +81,137 @@ class FlakyClient:
 
 def test_a_batch_whose_answer_was_lost_is_not_written_twice(store, monkeypatch):
     _, client, run_id = store
-    monkeypatch.setattr(scribe_module, "_BATCH", 10)
-    run, sent = _Run(), []
+    monkeypatch.setattr(metric_writer, "_BATCH", 10)
+    run, told = metric_writer.Run(), []
     run.points.extend(Point(step, 0, {"a": float(step)}) for step in range(1, 96))
-
-    class Pipe:
-        send = staticmethod(lambda message: sent.append(message[1]))
-
     flaky = FlakyClient(client)
     while run.points:
-        _deliver(flaky, run_id, run, Pipe)
-    assert sum(sent) == 95
+        metric_writer.deliver(flaky, run_id, run, told.append)
+    assert sum(message[3] for message in told if message[0] == "delivered") == 95
     assert sorted(metric.step for metric in client.get_metric_history(run_id, "a")) == list(range(1, 96))
+
+
+class FaultyClient:
+    """Fails the k-th call and, where it fails them all, every later one; before it is done, or after."""
+
+    def __init__(self, client, k, done, always=False):
+        self.client, self.k, self.done, self.always, self.calls = client, k, done, always, 0
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls += 1
+            fails = self.calls == self.k or (self.always and self.calls > self.k)
+            if fails and not self.done:
+                raise ConnectionError("away")
+            result = getattr(self.client, name)(*args, **kwargs)
+            if fails:
+                raise ConnectionError("the answer was lost")
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_every_call_of_a_delivery_may_fail(store, monkeypatch, done):
+    _, client, _ = store
+    monkeypatch.setattr(metric_writer, "_BATCH", 10)
+    reached, k = True, 0
+    while reached:
+        k += 1
+        run_id = client.create_run("1").info.run_id
+        faulty, run, told = FaultyClient(client, k, done), metric_writer.Run(), []
+        run.points.extend(Point(step, 0, {"a": float(step), "b c": 1.0}) for step in range(1, 26))
+        while run.points:
+            metric_writer.deliver(faulty, run_id, run, told.append)
+        reached = faulty.calls >= k
+        for key in ("a", "b c"):
+            steps = sorted(metric.step for metric in client.get_metric_history(run_id, key))
+            assert steps == list(range(1, 26)), (k, key)
+    assert k > 4
+
+
+@pytest.mark.parametrize("how", ["missing", "deleted", "deleted on the way"])
+def test_a_run_that_is_gone_is_not_asked_for_ever(store, how):
+    """Before, an error that came before anything was sent popped nothing: it was met again, for ever."""
+    _, client, run_id = store
+    run, told = metric_writer.Run(7), []
+    if how == "missing":
+        run_id = "0" * 32
+    elif how == "deleted":
+        client.delete_run(run_id)
+    else:
+        run.points.append(Point(1, 0, {"a": 1.0}))
+        metric_writer.deliver(client, run_id, run, told.append)
+        client.delete_run(run_id)
+        told.clear()
+    run.points += [Point(2, 0, {"a": 1.0}), Point(3, 0, {"a": 1.0})]
+    metric_writer.deliver(client, run_id, run, told.append)
+    run.points.append(Point(4, 0, {"a": 1.0}))
+    metric_writer.deliver(client, run_id, run, told.append)
+    assert told == [("gone", run_id, 7), ("delivered", run_id, 7, 2), ("delivered", run_id, 7, 1)]
+
+
+def test_a_proxy_without_its_server_is_no_deleted_run(store):
+    _, _, run_id = store
+
+    class Proxy:
+        def get_run(self, run_id):
+            raise MlflowException("404 page not found", error_code=RESOURCE_DOES_NOT_EXIST)
+
+    run, told = metric_writer.Run(), []
+    run.points.append(Point(1, 0, {"a": 1.0}))
+    metric_writer.deliver(Proxy(), run_id, run, told.append)
+    assert len(run.points) == 1
+    assert [message[0] for message in told] == ["trouble"]
+
+
+def test_a_metric_that_mlflow_refuses_costs_no_other(store):
+    """Before, the whole batch was dropped."""
+    _, client, run_id = store
+    run, told = metric_writer.Run(), []
+    run.points += [Point(step, 0, {"a": 1.0, "b\nc": 1.0, "d": 2.0}) for step in range(1, 21)]
+    metric_writer.deliver(client, run_id, run, told.append)
+    run.points.append(Point(21, 0, {"d": "two", "a": 3.0, "b\nc": 1.0}))
+    metric_writer.deliver(client, run_id, run, told.append)
+    assert [metric.step for metric in client.get_metric_history(run_id, "a")] == list(range(1, 22))
+    assert [metric.step for metric in client.get_metric_history(run_id, "d")] == list(range(1, 21))
+    refused = [message[3] for message in told if message[0] == "refused"]
+    assert refused == ["b\nc"] * 3 + ["d"]
+    assert sum(message[3] for message in told if message[0] == "delivered") == 21
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_points_survive_the_process_that_delivers_them(store, monkeypatch, how):
+    """Before, they were lost with it, and the trial was recorded as FINISHED without them."""
+    uri, client, run_id = store
+    monkeypatch.setattr(scribe_module, "_SILENT_SECONDS", 5.0)
+    scribe = Scribe(uri)
+    try:
+        points = [Point(step, step, {"a": float(step)}) for step in range(1, 3001)]
+        scribe.write(run_id, points[:1500])
+        assert scribe.settle(run_id, 300)
+        scribe.write(run_id, points[1500:])
+        os.kill(scribe._process.pid, how)
+        assert scribe.settle(run_id, 300)
+        assert scribe.delivered(run_id) == 3000
+    finally:
+        scribe.close()
+    assert sorted(metric.step for metric in client.get_metric_history(run_id, "a")) == list(range(1, 3001))
+
+
+@pytest.mark.processes
+def test_a_process_that_dies_again_and_again_is_not_waited_for(store, monkeypatch):
+    uri, _, run_id = store
+    monkeypatch.setattr(scribe_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(metric_writer, "serve", time.sleep)  # raises at once: two arguments
+    scribe = Scribe(uri)
+    try:
+        scribe.write(run_id, [Point(1, 0, {"a": 1.0})])
+        assert not scribe.settle(run_id, 600)
+        assert scribe.trouble(run_id)[0].startswith("the process that delivers metrics ended")
+    finally:
+        scribe.close()
 
 
 class Link:
@@ -113,6 +250,81 @@ def test_what_mlflow_does_not_have_is_kept_beside_the_checkpoint(tmp_path):
     again = Reporter(task(tmp_path), other, lambda line: None)
     again.secure()
     assert not (tmp_path / "undelivered.jsonl").exists()
+
+
+def spooled(folder: Path) -> bytes:
+    """A spool with steps 1 to 3."""
+    reporter = Reporter(task(folder), Link(), lambda line: None)
+    for step in range(1, 4):
+        reporter.report(Report(step, 100, {"a": float(step)}))
+    reporter.secure()
+    return (folder / "undelivered.jsonl").read_bytes()
+
+
+def taken_up(folder: Path, **changes) -> list[int]:
+    link = Link()
+    Reporter(replace(task(folder), **changes), link, lambda line: None).close()
+    return [point.step for point in link.sent]
+
+
+def test_a_spool_of_an_earlier_version_is_read(tmp_path):
+    (tmp_path / "undelivered.jsonl").write_bytes(spooled(tmp_path).partition(b"\n")[2])
+    assert taken_up(tmp_path) == [1, 2, 3]
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (half, "its checksum differs"),
+        (lambda content: content.replace(b"2.0", b"3.0"), "its checksum differs"),
+        (lambda content: half(content.partition(b"\n")[2]), "its last line is cut off"),  # of an earlier version
+        (lambda content: content.partition(b"\n")[2].replace(b'"step"', b'"stop"'), "no point of metrics"),
+        (lambda content: b"\xff\xfe\n", "cut off or damaged"),
+        (lambda content: content.replace(b'"t"', b'"u"', 1), "it is of trial u"),
+        (lambda content: content.replace(b'"r"', b'"s"', 1), "run s; this is trial t, run r"),
+        (lambda content: content.replace(b"points 1", b"points 2", 1), "its format is 'undelivered points 2'"),
+    ],
+)
+def test_a_spool_that_is_not_its_own_or_not_whole_is_set_aside(tmp_path, damage, said):
+    """Before, another trial's was recorded, and half a line failed the trial as its user's error. Checkpoints that lead
+    past what the store has go with it: what was measured on the way to them might never be recorded."""
+    spool = tmp_path / "undelivered.jsonl"
+    spool.write_bytes(damage(spooled(tmp_path)))
+    damaged = spool.read_bytes()
+    for step in (10, 20, 30):
+        (tmp_path / f"step-{step:010d}.pt").touch()
+    with pytest.warns(UserWarning, match="undelivered.jsonl is not used: ") as warned:
+        assert taken_up(tmp_path, recorded=20) == []
+    assert said in str(warned[0].message)
+    assert sorted(file.name for file in tmp_path.glob("[!u]*")) == ["step-0000000010.pt", "step-0000000020.pt"]
+    aside = sorted(file.name.partition("-")[2][9:] for file in tmp_path.glob("unused-*"))
+    assert aside == ["step-0000000030.pt", "undelivered.jsonl"]
+    assert next(tmp_path.glob("unused-*-undelivered.jsonl")).read_bytes() == damaged
+    assert taken_up(tmp_path, recorded=20) == []
+
+
+@pytest.mark.parametrize("what", ["folder", "loop", "link to nothing"])
+def test_a_spool_that_is_no_file_is_set_aside(tmp_path, what):
+    spool = tmp_path / "undelivered.jsonl"
+    if what == "folder":
+        spool.mkdir()
+    else:
+        spool.symlink_to("undelivered.jsonl" if what == "loop" else "nothing")
+    with pytest.warns(UserWarning, match="is not used"):
+        assert taken_up(tmp_path) == []
+    assert list(tmp_path.glob("unused-*"))
+
+
+def test_a_spool_that_cannot_be_written_says_where(tmp_path):
+    reporter = Reporter(task(tmp_path / "file" / "below"), Link(), lambda line: None)
+    (tmp_path / "file").write_text("")
+    reporter.report(Report(1, 100, {"a": 1.0}))
+    with pytest.raises(CheckpointError, match=f"cannot be kept in {tmp_path}/file/below: .*free space there"):
+        reporter.secure()
 
 
 def test_stop_rules(tmp_path):

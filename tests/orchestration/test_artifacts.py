@@ -1,0 +1,58 @@
+"""Artifacts are secondary: what cannot be written is tried again, then said, and costs nothing else."""
+
+import threading
+from types import SimpleNamespace
+
+from lqray.orchestration.artifacts import ArtifactWriter
+from lqray.orchestration.failures import Failure
+from lqray.orchestration.launcher import TrialResult
+
+
+class Client:
+    """Fails so many times first."""
+
+    def __init__(self, failures: int, error: Exception):
+        self.left, self.error, self.texts = failures, error, {}
+
+    def log_text(self, run_id, text, name):
+        if self.left:
+            self.left -= 1
+            raise self.error
+        self.texts[run_id, name] = text
+
+
+def run(number: int):
+    return SimpleNamespace(info=SimpleNamespace(run_id=f"r{number}", artifact_uri=f"/store/r{number}/artifacts"))
+
+
+def failed() -> TrialResult:
+    return TrialResult(None, "FAILED", failure=Failure("user_error", "it", "whole"))
+
+
+def test_what_fails_for_a_while_is_written(caplog):
+    client, writer = Client(2, OSError(28, "No space left on device")), ArtifactWriter("sqlite://")
+    writer.end(client, run(1), failed())
+    writer.end(client, run(2), failed())
+    writer.close(60)
+    assert set(client.texts) == {("r1", "traceback.txt"), ("r2", "traceback.txt")}
+    assert caplog.records == []
+
+
+def test_what_cannot_be_written_is_said_once_with_its_place(caplog):
+    client, writer = Client(10**6, OSError(28, "No space left on device")), ArtifactWriter("sqlite://", patience=0.0)
+    for number in range(100):
+        writer.end(client, run(number), failed())
+    writer.close(60)
+    first, last = (record.message for record in caplog.records)
+    assert first.startswith("traceback.txt of run r0 cannot be written to /store/r0/artifacts: OSError: [Errno 28]")
+    assert last.startswith("100 artifacts are missing in /store;")
+
+
+def test_the_end_waits_no_longer_than_it_may(caplog):
+    hold, writer = threading.Event(), ArtifactWriter("sqlite://")
+    client = SimpleNamespace(log_text=lambda *_: hold.wait(60))
+    writer.end(client, run(1), failed())
+    writer.end(client, run(2), failed())
+    writer.close(0.05)
+    hold.set()
+    assert "2 artifacts are missing" in caplog.text
