@@ -108,7 +108,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         _say_plan(console, experiment.name, plan)
         with Progress(console, len(plan.due) + plan.more) as progress:
             shown = Presentation(sweep_summary, draw_density)
-            ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress, shown)
+            ran = run_plan(experiment, experiment.document.text, plan, options, progress, shown)
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
     console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
