@@ -63,7 +63,7 @@ def test_no_experiment_is_called_as_the_one_that_holds_claims(tmp_path, name):
     path.write_text(QUICKSTART.read_text().replace("name: quickstart", f"name: {name}"))
     result = CliRunner().invoke(main, ["run", str(path)])
     assert result.exit_code == 2
-    assert "which launch runs which trial; allowed: any other name" in result.stderr
+    assert "where lqray keeps which launch runs which trial" in result.stderr
     assert list(tmp_path.iterdir()) == [path]
 
 

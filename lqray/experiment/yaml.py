@@ -31,8 +31,8 @@ _MAX_NODES = 1_000_000
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file: plain Python data, the line (from 1) where each value, named by its path, begins, and the text
-    that all of it was read from."""
+    """A parsed YAML file: plain Python data, the line (from 1) where each value, named by its path, begins, and the
+    text that all of it was read from."""
 
     file: str
     data: Any

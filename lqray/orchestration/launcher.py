@@ -24,7 +24,8 @@ class Work:
     """A trial to be run now.
 
     run_id: of its MLflow run. folder: of its checkpoints and logs, an absolute path or a URI. start: counts how often
-    this launch started it. continued: it was started before, by this launch or another.
+    this launch started it. continued: it was started before, by this launch or another. claim: what its workers write
+    to the folder by (`lqray.orchestration.fencing`).
     """
 
     named: NamedTrial
@@ -32,6 +33,7 @@ class Work:
     folder: str
     start: int = 1
     continued: bool = False
+    claim: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lqray.experiment.secrets import masked
+from lqray.orchestration.leases import now
 from lqray.orchestration.store_access import client_of, is_away
 from lqray.orchestration.worker import Point
 
@@ -67,6 +69,11 @@ class Scribe:
             self._written.pop(run_id, None)
             self._delivered.pop(run_id, None)
         self._send(("reopen", run_id))
+
+    def lease(self, until: float) -> None:
+        """Deliver until then, by `lqray.orchestration.leases.now`, and after that only when told again; without a word,
+        for ever. What was said before comes first: of a run that was lost, and reopened, nothing more is delivered."""
+        self._send(("lease", until))
 
     def settle(self, run_id: str, patience: float) -> bool:
         """Deliver what is left of a run now; whether that was possible within `patience` seconds."""
@@ -123,6 +130,7 @@ def _serve(uri: str, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     client = client_of(uri)
     runs: dict[str, _Run] = {}
+    lease = math.inf
     try:
         while True:
             waiting = [run.due for run in runs.values() if run.points or run.progress]
@@ -133,6 +141,9 @@ def _serve(uri: str, pipe: Connection) -> None:
                     return
                 if message[0] == "reopen":
                     runs.pop(message[1], None)
+                    continue
+                if message[0] == "lease":
+                    lease = message[1]
                     continue
                 run = runs.setdefault(message[1], _Run())
                 if message[0] == "flush":
@@ -145,17 +156,20 @@ def _serve(uri: str, pipe: Connection) -> None:
                 pause = 0.0
             for run_id, run in list(runs.items()):
                 if (run.points or run.progress) and run.due <= time.monotonic():
-                    _deliver(client, run_id, run, pipe)
+                    _deliver(client, run_id, run, pipe, lease)
     except (EOFError, OSError):
         return  # the launcher is gone: what is not delivered is in its checkpoints, or will be computed again
 
 
-def _deliver(client: Any, run_id: str, run: _Run, pipe: Connection) -> None:
-    """One batch of one run, or more while they are full."""
+def _deliver(client: Any, run_id: str, run: _Run, pipe: Connection, lease: float = math.inf) -> None:
+    """One batch of one run, or more while they are full; none after the launch's lease."""
     from mlflow.entities import Metric, RunTag
 
     batch: list[Metric]
     while run.points or run.progress:
+        if now() >= lease:
+            run.due = time.monotonic() + _FIRST_DELAY
+            return
         count, batch = 0, []
         try:
             if run.steps is None:

@@ -62,7 +62,9 @@ class Results(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
-        work = self._supply.works.pop(trial.trial_id)
+        work = self._supply.works.pop(trial.trial_id, None)
+        if work is None:
+            return  # told before
         outcomes = self._outcomes(work)
         if outcomes is None:
             at = (trial.last_result or {}).get("iteration", "?")
@@ -73,7 +75,9 @@ class Results(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook: the driver died; Tune has written down why."""
-        work = self._supply.works.pop(trial.trial_id)
+        work = self._supply.works.pop(trial.trial_id, None)
+        if work is None:
+            return  # told before
         outcomes = self._outcomes(work)
         if outcomes is not None:
             self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))

@@ -15,6 +15,7 @@ from typing import Any
 from lqray.experiment.options import EarlyStopping
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.cluster import ray_cluster
+from lqray.orchestration.evaluations import Evaluation
 from lqray.orchestration.launcher import LaunchInterrupted, Work, sigterm_as_interrupt
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
@@ -30,7 +31,7 @@ class RayLauncher:
     """See `lqray.orchestration.launcher.Launcher`.
 
     make_task: what workers need to know of a trial. shapes: trials that need as much as any of those to come. verbose:
-    show Ray's own log lines.
+    show Ray's own log lines. evaluations: of earlier launches, for early stopping.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class RayLauncher:
         warm: bool,
         early_stopping: EarlyStopping | None = None,
         verbose: bool = False,
+        evaluations: Collection[Evaluation] = (),
     ) -> None:
+        self._evaluations = evaluations
         self._ledger, self._resources, self._make_task = ledger, resources, make_task
         self._shapes, self._warm, self._early_stopping, self._verbose = shapes, warm, early_stopping, verbose
 
@@ -105,21 +108,13 @@ class RayLauncher:
             tuner.fit()
 
     def _scheduler(self) -> Any:
-        """ASHA, where early stopping is wanted. Its rungs have no end: how long a trial is, is the trial's affair."""
+        """ASHA, where early stopping is wanted."""
         stopping = self._early_stopping
         if stopping is None:
             return None
-        from ray.tune.schedulers import AsyncHyperBandScheduler
+        from lqray.orchestration.early_stopping import RememberingHalving
 
-        return AsyncHyperBandScheduler(
-            time_attr="iteration",
-            metric=stopping.metric,
-            mode=stopping.mode,
-            max_t=10**9,
-            grace_period=stopping.grace_period,
-            reduction_factor=stopping.reduction_factor,
-            brackets=stopping.brackets,
-        )
+        return RememberingHalving(stopping, self._evaluations)
 
 
 class _NewsDesk:

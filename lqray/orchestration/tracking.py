@@ -21,7 +21,7 @@ from lqray.orchestration.datasets import dataset_inputs
 from lqray.orchestration.description import axis_metrics, trial_description
 from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.states import TrialState
+from lqray.orchestration.states import TrialState, attempt_of
 from lqray.orchestration.store_access import client_of, patiently
 
 _TRACEBACK = "traceback.txt"
@@ -182,24 +182,23 @@ def end_run(uri: str, run_id: str, result: TrialResult, tags: Mapping[str, str] 
 
 def state_of(launch: Launch, trial_id: str, wanted_tags: Collection[str]) -> TrialState | None:
     """How one trial stands now: as `lqray.orchestration.states.read_states` says of all."""
-    runs = client_of(launch.uri).search_runs(
-        [launch.experiment_id],
-        f"tags.`lqray.trial_id` = '{trial_id}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    if not runs:
-        return None
-    info, tags = runs[0].info, runs[0].data.tags
-    return TrialState(
-        trial_id,
-        info.run_id,
-        tags.get("lqray.trial_name", info.run_name),
-        info.status,
-        info.start_time / 1000,
-        info.end_time / 1000 if info.end_time else None,
-        {key: tags[key] for key in wanted_tags if key in tags},
-    )
+    runs = client_of(launch.uri).search_runs([launch.experiment_id], f"tags.`lqray.trial_id` = '{trial_id}'")
+    states = []
+    for run in runs:
+        info, tags = run.info, run.data.tags
+        states.append(
+            TrialState(
+                trial_id,
+                info.run_id,
+                tags.get("lqray.trial_name", info.run_name),
+                info.status,
+                info.start_time / 1000,
+                info.end_time / 1000 if info.end_time else None,
+                {key: tags[key] for key in wanted_tags if key in tags},
+                attempt=attempt_of(tags),
+            )
+        )
+    return max(states, key=lambda one: one.order, default=None)
 
 
 def _text(value: Any) -> str:

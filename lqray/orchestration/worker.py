@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.failures import Failure, MemoryLimitError, failure_of
+from lqray.orchestration.fencing import Fence
 from lqray.orchestration.provenance import code_version
 from lqray.orchestration.rank_logs import host_and_process, output_to_log
 from lqray.orchestration.stop_rules import StopRule
@@ -33,7 +34,7 @@ class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `code_version()` of
     the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records how
-    busy its machine is."""
+    busy its machine is. claim: by which it writes to the folder (`lqray.orchestration.fencing`)."""
 
     trial_id: str
     name: str
@@ -48,6 +49,7 @@ class WorkerTask:
     stop_rules: tuple[StopRule, ...] = ()
     needed_metric: str | None = None
     system_metrics: bool = False
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class Reporter:
     def __init__(self, task: WorkerTask, link: Link, say: Callable[[str], object]) -> None:
         self._task, self._link, self._say = task, link, say
         self._folder = open_folder(task.folder)
+        self._fence = Fence(self._folder, task.claim)
+        self._fence.take()
         self._kept: deque[tuple[int, Point]] = deque()
         self._count = self._sent = 0
         self._shown = 0.0
@@ -224,7 +228,9 @@ class Reporter:
         return self.broken_rule is not None or self._link.heard().stop
 
     def secure(self) -> None:
-        """Write what MLflow does not have yet beside the checkpoint that is about to be written."""
+        """Write what MLflow does not have yet beside the checkpoint that is about to be written. Raises LostClaimError
+        where this worker must not write any more."""
+        self._fence.check()
         self._forget_delivered()
         if not self._kept:
             self._folder.remove(_SPOOL)

@@ -1,8 +1,12 @@
-"""The smallest sweep that has everything: checkpoints, level updates, evaluations; a trial takes a tenth of a second."""
+"""The smallest sweep that has everything: checkpoints, level updates, evaluations; a trial takes moments."""
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
+
+from mlflow import MlflowClient
 
 from lqray.experiment.grid import Experiment, read_experiment
 from lqray.orchestration.run import Plan, Ran, RunOptions, make_plan, run_plan
@@ -41,7 +45,24 @@ class Quiet:
         self.results[result.named.name] = result.status
 
 
+@cache
+def _empty_store() -> bytes:
+    """MLflow's tables, which take it seconds to make, once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/empty.db").search_experiments()
+        return Path(folder, "empty.db").read_bytes()
+
+
+def empty_store(file: Path) -> str:
+    """A new store in this file; its address."""
+    file.write_bytes(_empty_store())
+    return f"sqlite:///{file}"
+
+
 def write(folder: Path, name: str = "small", text: str = TEXT) -> Path:
+    """An experiment file, beside a store."""
+    if not (folder / "lqray.db").exists():
+        empty_store(folder / "lqray.db")
     path = folder / f"{name}.yaml"
     path.write_text(text.replace("NAME", name).replace("FOLDER", str(folder)))
     return path
