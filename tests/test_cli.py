@@ -57,6 +57,16 @@ def test_a_bad_file_is_exit_code_2_and_no_traceback(tmp_path, command):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["lqray-leases", "LQRay-Leases"])
+def test_no_experiment_is_called_as_the_one_that_holds_claims(tmp_path, name):
+    path = tmp_path / "claims.yaml"
+    path.write_text(QUICKSTART.read_text().replace("name: quickstart", f"name: {name}"))
+    result = CliRunner().invoke(main, ["run", str(path)])
+    assert result.exit_code == 2
+    assert "where lqray keeps which launch runs which trial" in result.stderr
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_an_unknown_experiment_lists_the_known(tmp_path):
     result = CliRunner().invoke(main, ["report", "nothing", "--uri", f"sqlite:///{tmp_path}/empty.db"])
     assert result.exit_code == 2

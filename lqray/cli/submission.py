@@ -54,8 +54,8 @@ def submit(
         experiments = [shared.read(file, overrides) for file in files]
         for experiment in experiments:
             check_lasting(experiment.tracking, experiment.storage, here=False)
-        for file in files:
-            check_secret(file.read_text(encoding="utf-8"), str(file))
+        for file, experiment in zip(files, experiments, strict=True):
+            check_secret(experiment.document.text, str(file))
         for override in overrides:
             check_secret(override, "--set")
     from lqray.orchestration.submission import Sweep

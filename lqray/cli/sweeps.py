@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lqray.experiment.grid import Experiment
-    from lqray.orchestration.run import LauncherName, Plan, RunOptions
+    from lqray.orchestration.run import LauncherName, Plan, Ran, RunOptions
+
+_LEFT = 3
+_MOST_NAMED = 40
 
 
 @click.command()
@@ -67,6 +70,9 @@ def run(
 
     Running again resumes, retries and adds what is missing: interrupted and failed trials continue from their
     checkpoints.
+
+    Exit code: 0 when nothing is left to do, 1 when a trial failed, 2 when something has to be put right first, 3 when
+    trials are left to another launch that runs them, 130 when interrupted.
     """
     from lqray.orchestration import signals
     from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
@@ -87,6 +93,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration import signals
 
     signals.from_here("leave")
+    from lqray.experiment.secrets import masked
     from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
@@ -96,7 +103,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration.store_access import StoreAwayError
     from lqray.reporting.comparison import compare_groups
     from lqray.reporting.figures.density import draw_density
-    from lqray.reporting.records import latest_attempts, read_records
+    from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
     from lqray.reporting.summary import sweep_summary
     from lqray.reporting.tables import terminal_table
 
@@ -113,18 +120,19 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         _say_plan(console, experiment.name, plan)
         with Progress(console, len(plan.due) + plan.more) as progress:
             shown = Presentation(sweep_summary, draw_density)
-            ran = run_plan(experiment, file.read_text(encoding="utf-8"), plan, options, progress, shown)
+            ran = run_plan(experiment, experiment.document.text, plan, options, progress, shown)
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
-    records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
-    console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
+    try:
+        records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
+    except UnknownExperimentError:
+        click.echo(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
+    else:
+        console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
     for result in ran.results:
         if result.failure:
             text = result.failure.traceback.strip()
             click.echo(f"\n{result.named.name} failed ({result.failure.kind}):\n{text}", err=True)
-    for trial_id, holder in ran.elsewhere.items():
-        where = f"{holder.host}, process {holder.pid}" if holder else "another launch"
-        name = next(one.named.name for one in plan.trials if one.named.trial.id == trial_id)
-        click.echo(f"{name}: left to {where}, which runs it", err=True)
+    _say_what_is_left(ran)
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")
     if ran.halted:
@@ -143,7 +151,23 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         click.echo("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
     if ran.interrupted or signals.heard():
         sys.exit(signals.exit_code())
-    return int(bool(ran.halted) or any(result.status == "FAILED" for result in ran.results))
+    if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
+        return 1
+    return _LEFT if ran.elsewhere else 0
+
+
+def _say_what_is_left(ran: Ran) -> None:
+    """Name the trials of the plan that this launch has not run, and say why."""
+    lines = [f"{named.name}: left to {held}, which runs it" for named, held in ran.elsewhere]
+    lines += [
+        f"{named.name}: failed in another launch; `lqray failures {ran.launch.experiment}` shows how"
+        for named in ran.failed_elsewhere
+    ]
+    lines += [f"{named.name}: not begun ({why})" for named, why in ran.left_out]
+    for line in lines[:_MOST_NAMED]:
+        click.echo(line, err=True)
+    if len(lines) > _MOST_NAMED:
+        click.echo(f"... and {len(lines) - _MOST_NAMED} more such trials", err=True)
 
 
 def _say_plan(console: Console, name: str, plan: Plan) -> None:

@@ -17,6 +17,8 @@ from lqray.experiment.yaml import Document, Path_, dotted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
 _SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage", "search")
+CLAIMS = "lqray-leases"
+"""The MLflow experiment that holds claims on trials; no experiment of trials is called so."""
 _BLOCK_KEYS = ("matrix", "include", "exclude")
 
 
@@ -175,6 +177,8 @@ def read_layout(document: Document) -> Layout:
         found = describe(name) if "name" in data else "no name"
         reader.problem(("name",), found, "up to 100 letters, digits, '_', '.', '-', the first a letter or digit")
         name = "?"
+    elif name.lower() == CLAIMS:
+        reader.problem(("name",), f"{name!r}, where lqray keeps which launch runs which trial", "any other name")
     base = reader.mapping(data.get("base", {}), ("base",), f"a mapping with {', '.join(Trial.model_fields)}")
     blocks: tuple[Block, ...] = ()
     if "sweep" in data:

@@ -1,29 +1,75 @@
-"""The text of an experiment file as tags of its MLflow experiment: what it said when it was last launched whole."""
+"""The text of an experiment file as tags of its MLflow experiment: what it said when it was last launched whole.
+
+Launches may publish at the same moment, and tags are written one by one. A text of usual size is hence in one tag; the
+parts of a longer one are called by its digest, so that those of two texts never mix, and the tag that names them comes
+last.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 PLAN = "lqray.plan"
 _PART = 4000  # MLflow's limit for a tag of an experiment is 5,000 characters
+_log = logging.getLogger(__name__)
 
 
-def plan_tags(launch_id: str, text: str) -> dict[str, str]:
-    """Tags that hold the text; the one that says so comes last."""
+class PublishedPlan(NamedTuple):
+    """What a launch published. file: where it read the text, HOST:PATH; "" where that was not said."""
+
+    launch: str
+    text: str
+    file: str = ""
+
+
+def plan_tags(launch_id: str, text: str, file: str = "") -> dict[str, str]:
+    """Tags that hold the text; the one that says so comes last. file: see `PublishedPlan`."""
     packed = base64.b85encode(zlib.compress(text.encode())).decode()
+    digest = _digest(text)
+    head = {"launch": launch_id, "file": file[-400:], "digest": digest}
+    if len(packed) <= _PART:
+        return {PLAN: json.dumps({**head, "text": packed})}
     parts = [packed[start : start + _PART] for start in range(0, len(packed), _PART)]
-    tags = {f"{PLAN}.{number}": part for number, part in enumerate(parts)}
-    return tags | {PLAN: json.dumps({"launch": launch_id, "parts": len(parts)})}
+    tags = {f"{PLAN}.{digest}.{number}": part for number, part in enumerate(parts)}
+    return tags | {PLAN: json.dumps({**head, "parts": len(parts)})}
 
 
-def published_plan(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """(launch id, text) of what `plan_tags` made; None where an experiment has none."""
+def published_plan(tags: Mapping[str, str]) -> PublishedPlan | None:
+    """What `plan_tags` made, also in its earlier form; None where an experiment has none, and, with a warning, where
+    its tags are damaged."""
     plan = tags.get(PLAN)
     if plan is None:
         return None
-    told = json.loads(plan)
-    packed = "".join(tags[f"{PLAN}.{number}"] for number in range(told["parts"]))
-    return told["launch"], zlib.decompress(base64.b85decode(packed)).decode()
+    try:
+        told = json.loads(plan)
+        text = zlib.decompress(base64.b85decode(_packed(told, tags))).decode()
+        if told.get("digest", _digest(text)) != _digest(text):
+            raise ValueError("its digest is not that of its text")
+        return PublishedPlan(str(told["launch"]), text, str(told.get("file", "")))
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        _log.warning(
+            "the tags %s* of the MLflow experiment, which hold its file as it was launched last, are damaged (%s: %s) "
+            "and are passed over; the next `lqray run FILE` writes them again",
+            PLAN,
+            type(error).__name__,
+            error,
+        )
+        return None
+
+
+def _packed(told: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    if "text" in told:
+        return str(told["text"])
+    # Before there were digests, parts had numbers only.
+    prefix = f"{PLAN}.{told['digest']}" if "digest" in told else PLAN
+    return "".join(tags[f"{prefix}.{number}"] for number in range(int(str(told["parts"]))))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -31,11 +31,13 @@ _MAX_NODES = 1_000_000
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file: plain Python data and the line (from 1) where each value, named by its path, begins."""
+    """A parsed YAML file: plain Python data, the line (from 1) where each value, named by its path, begins, and the
+    text that all of it was read from."""
 
     file: str
     data: Any
     lines: dict[Path_, int]
+    text: str
 
     def line_of(self, path: Path_) -> int | None:
         """Line of the value at `path`, or of its nearest enclosing value; None for an empty document."""
@@ -71,7 +73,7 @@ def parse(text: str, file: str = "<string>") -> Document:
         raise ExperimentError([Problem(file, line, "", found, "well-formed YAML, one document")]) from error
     builder = _Builder(file)
     data = builder.build(root, ()) if root is not None else None
-    return Document(file, data, builder.lines)
+    return Document(file, data, builder.lines, text)
 
 
 class _Builder:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import logging
 import secrets
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from lqray.experiment.grid import NamedTrial
-from lqray.experiment.plan import PLAN, plan_tags, published_plan
+from lqray.experiment.plan import PLAN, PublishedPlan, plan_tags, published_plan
+from lqray.orchestration.deleted_runs import why_deleted
 from lqray.orchestration.store_access import client_of, patiently
 from lqray.orchestration.tracking import Launch
 
 _STOP = "lqray.stop"
+_log = logging.getLogger(__name__)
 
 
 def matching(pattern: str) -> Callable[[NamedTrial], bool]:
@@ -23,47 +28,66 @@ def matching(pattern: str) -> Callable[[NamedTrial], bool]:
 
 
 def ask_to_stop(uri: str, experiment_id: str, pattern: str) -> None:
-    """Ask every launch of the experiment to stop the trials that `pattern` matches."""
-    wish = json.dumps({"id": secrets.token_hex(8), "pattern": pattern})
-    patiently(lambda: client_of(uri).set_experiment_tag(experiment_id, _STOP, wish), 30.0)
+    """Ask every launch of the experiment to stop the trials that `pattern` matches. Each request has a tag of its own:
+    none takes the place of another that no launch has seen yet."""
+    key = f"{_STOP}.{secrets.token_hex(8)}"
+    request = json.dumps({"pattern": pattern})
+    patiently(lambda: client_of(uri).set_experiment_tag(experiment_id, key, request), 30.0)
 
 
 def publish_plan(launch: Launch) -> None:
     """Tell older launches of the experiment what its file says now: what they have not begun and is no longer in it,
-    they drop."""
+    they drop, if it is their file."""
     client = client_of(launch.uri)
-    for key, value in plan_tags(launch.launch_id, launch.source).items():
+    for key, value in plan_tags(launch.launch_id, launch.source, file_of(launch)).items():
         patiently(lambda key=key, value=value: client.set_experiment_tag(launch.experiment_id, key, value))  # type: ignore[misc]
 
 
+def file_of(launch: Launch) -> str:
+    """Where a launch read its experiment file: HOST:PATH, the end of it where that is very long."""
+    return f"{socket.gethostname()}:{Path(launch.file).absolute()}"[-400:]
+
+
 class Wishes:
-    """New wishes of others, as seen from one launch: those made before it began are not its own."""
+    """New wishes of others, as seen from one launch: those made before this was made are not its own."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._client = client_of(launch.uri)
-        tags = self._tags()
-        self._stop, self._plan = tags.get(_STOP), tags.get(PLAN)
-        self._seen = tags
+        self._seen: dict[str, str] = patiently(lambda: self._client.get_experiment(launch.experiment_id).tags)
+        self._heeded = {item for item in self._seen.items() if _asks_to_stop(item[0])}
+        self._plan = self._seen.get(PLAN)
+        self._gone = False
 
     def stops(self) -> Iterator[tuple[Callable[[NamedTrial], bool], str]]:
-        """(which trials, why), as they come. Reads the store."""
-        self._seen = self._tags()
-        wish = self._seen.get(_STOP)
-        if wish and wish != self._stop:
-            self._stop = wish
-            pattern = json.loads(wish)["pattern"]
+        """(which trials, why), as they come. Reads the store. Whoever deletes the experiment wishes to stop all."""
+        gone = why_deleted(self._client, self._launch.experiment_id, None)
+        if gone:
+            if not self._gone:
+                self._gone = True
+                yield matching("*"), gone
+            return
+        self._seen = self._client.get_experiment(self._launch.experiment_id).tags
+        for item in sorted(self._seen.items()):
+            if not _asks_to_stop(item[0]) or item in self._heeded:
+                continue
+            self._heeded.add(item)
+            try:
+                pattern = str(json.loads(item[1])["pattern"])
+            except (ValueError, KeyError, TypeError):
+                _log.warning("the tag %s of the MLflow experiment is no request of `lqray stop`: %.80s", *item)
+                continue
             yield matching(pattern), "lqray stop"
 
-    def newer_plan(self) -> str | None:
-        """The text of the experiment file that a newer launch uses, when there is one; as of the last `stops`."""
+    def newer_plan(self) -> PublishedPlan | None:
+        """The experiment file that a newer launch uses, when there is one; as of the last `stops`."""
         plan = self._seen.get(PLAN)
         if plan is None or plan == self._plan:
             return None
         self._plan = plan
         found = published_plan(self._seen)
-        return found[1] if found and found[0] != self._launch.launch_id else None
+        return found if found and found.launch != self._launch.launch_id else None
 
-    def _tags(self) -> dict[str, str]:
-        tags: dict[str, str] = self._client.get_experiment(self._launch.experiment_id).tags
-        return tags
+
+def _asks_to_stop(key: str) -> bool:
+    return key == _STOP or key.startswith(f"{_STOP}.")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 DELETED = "its run was deleted"
@@ -23,12 +24,24 @@ def is_refusal(error: BaseException) -> bool:
 
 def is_deleted(client: Any, run_id: str) -> bool:
     """Whether the store has the run no more, or among the deleted ones. Raises what the store raises."""
+    return _is_deleted(lambda: client.get_run(run_id).info, run_id)
+
+
+def why_deleted(client: Any, experiment_id: str, run_id: str | None) -> str | None:
+    """In words, what of a trial's record was deleted; None where nothing was. run_id: None before it has a run. Raises
+    what the store raises."""
+    if _is_deleted(lambda: client.get_experiment(experiment_id), experiment_id):
+        return "its experiment was deleted"
+    return DELETED if run_id and is_deleted(client, run_id) else None
+
+
+def _is_deleted(look: Callable[[], Any], name: str) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(client.get_run(run_id).info.lifecycle_stage) == "deleted"
+        return str(look().lifecycle_stage) == "deleted"
     except MlflowException as error:
-        # A proxy's own "not found" names no run: its server is away.
-        if error.error_code not in _MISSING or run_id not in str(error):
+        # A proxy's own "not found" names nothing of ours: its server is away.
+        if error.error_code not in _MISSING or name not in str(error):
             raise
         return True

@@ -21,7 +21,7 @@ class Work:
 
     run_id: of its MLflow run. folder: of its checkpoints and logs, an absolute path or a URI. start: counts how often
     this launch started it. continued: it was started before, by this launch or another. recorded: the last step that
-    the store has of the run.
+    the store has of the run. claim: what its workers write to the folder by (`lqray.orchestration.fencing`).
     """
 
     named: NamedTrial
@@ -30,6 +30,7 @@ class Work:
     start: int = 1
     continued: bool = False
     recorded: int = 0
+    claim: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,19 @@ through the interpreter's lock; at low priority in another process it uses what 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 from lqray.experiment.secrets import masked
 from lqray.orchestration.deleted_runs import is_deleted, is_refusal
+from lqray.orchestration.leases import now
 from lqray.orchestration.points import Point
 from lqray.orchestration.signals import leave_to_launcher
 from lqray.orchestration.store_access import client_of, is_away
@@ -59,6 +62,14 @@ class Run:
         self.delay = min(2 * self.delay, _LAST_DELAY)
 
 
+@dataclass
+class Desk:
+    """What is to be delivered, by run. until: deliver until then (`lqray.orchestration.leases.now`)."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    until: float = math.inf
+
+
 def serve(uri: str, pipe: Connection) -> None:
     """The process. It ends when told to, or with the launcher: what is not delivered then is beside the checkpoints, or
     will be computed again."""
@@ -91,11 +102,11 @@ def _work(uri: str, pipe: Connection, tell: Tell) -> None:
 
     os.nice(19)  # before, on a machine that has much to do, the imports would take minutes
     client = None
-    runs: dict[str, Run] = {}
+    desk = Desk()
     while True:
-        if not _take(pipe, runs):
+        if not _take(pipe, desk):
             return
-        for run_id, run in list(runs.items()):
+        for run_id, run in list(desk.runs.items()):
             if run.waits and run.due <= time.monotonic():
                 try:
                     client = client or client_of(uri)
@@ -103,17 +114,21 @@ def _work(uri: str, pipe: Connection, tell: Tell) -> None:
                     _tell_trouble(tell, run_id, run, error)
                     run.postpone()
                     continue
-                deliver(client, run_id, run, tell)
+                deliver(client, run_id, run, tell, desk.until)
 
 
-def _take(pipe: Connection, runs: dict[str, Run]) -> bool:
+def _take(pipe: Connection, desk: Desk) -> bool:
     """Wait for messages, or until something is due; False: the end."""
+    runs = desk.runs
     waiting = [run.due for run in runs.values() if run.waits]
     pause = max(0.0, min(waiting) - time.monotonic()) if waiting else None
     while pipe.poll(pause):
         what, *content = pipe.recv()
         if what == "close":
             return False
+        if what == "lease":
+            desk.until = content[0]
+            continue
         run_id, number = content[:2]
         if what == "open":
             runs[run_id] = Run(number)
@@ -131,10 +146,14 @@ def _take(pipe: Connection, runs: dict[str, Run]) -> bool:
     return True
 
 
-def deliver(client: Any, run_id: str, run: Run, tell: Tell) -> None:
-    """One batch of one run, or more while they are full. Points of a run that is gone are dropped, and a metric that
-    MLflow refuses costs no other; everything else that goes wrong is tried again, in order, however long it takes."""
+def deliver(client: Any, run_id: str, run: Run, tell: Tell, until: float = math.inf) -> None:
+    """One batch of one run, or more while they are full; none after `until`. Points of a run that is gone are dropped,
+    and a metric that MLflow refuses costs no other; everything else that goes wrong is tried again, in order, however
+    long it takes."""
     while run.waits:
+        if now() >= until:
+            run.due = time.monotonic() + _FIRST_DELAY
+            return
         count = len(run.points)
         if not run.gone:
             try:

@@ -11,6 +11,7 @@ from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.options import Domain
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.placement import PlacementError
+from lqray.orchestration.states import attempt_of
 from lqray.orchestration.store_access import client_of
 from lqray.training.seeding import derive_seed
 
@@ -27,6 +28,7 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
     client = client_of(uri)
     found = client.get_experiment_by_name(experiment.name)
     draws: dict[str, tuple[NamedTrial, dict[str, Any], float | None]] = {}
+    latest: dict[str, int] = {}
     token = None
     while found is not None:
         page = client.search_runs(
@@ -37,12 +39,14 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
             order_by=["attributes.start_time ASC"],
         )
         for run in page:
+            attempt = attempt_of(run.data.tags)
             params: Mapping[str, str] = run.data.params
             if not all(key in params for key in search.space):
                 continue
             values = {key: _value(params[key], domain) for key, domain in search.space.items()}
             named = experiment.suggested(values)
-            if named.trial.id == run.data.tags["lqray.trial_id"]:
+            if named.trial.id == run.data.tags["lqray.trial_id"] and attempt >= latest.get(named.trial.id, 0):
+                latest[named.trial.id] = attempt
                 ended = run.data.metrics.get(search.metric) if run.info.status == "FINISHED" else None
                 draws[named.trial.id] = (named, values, ended)
         token = page.token

@@ -8,22 +8,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.launcher import Observer, TrialResult, Work
 
+if TYPE_CHECKING:
+    from lqray.orchestration.leases import Holder
+
 MOST_RETRIES = 3
 _FIRST_DELAY = 2.0
+_HELD_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """Another launch has a trial. holder: which, where that is known. works: it was seen to be at work just now; else
+    it may be dead, which shows after a while."""
+
+    holder: Holder | None = None
+    works: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.holder.host}, process {self.holder.pid}" if self.holder else "another launch"
 
 
 class Books(Protocol):
     """Where it is written down who runs a trial and how it ended; see `lqray.orchestration.ledger.Ledger`."""
 
-    def begin(self, named: NamedTrial) -> Work | None:
-        """Claim a trial and make its run; None where it must not be run here and now."""
+    def begin(self, named: NamedTrial) -> Work | Held | None:
+        """Claim a trial and make its run; None where it need not be run any more."""
 
     def retry(self, work: Work, result: TrialResult) -> None:
         """A failed trial is kept, to be tried again."""
@@ -35,8 +51,9 @@ class Books(Protocol):
         """Wait until all that the trial measured is in the store; the result that can be recorded: where that is not
         possible, no trial is FINISHED. Several trials may be settled and ended at a time."""
 
-    def end(self, work: Work, result: TrialResult) -> None:
-        """Record how a trial ended, and give it back."""
+    def end(self, work: Work, result: TrialResult) -> TrialResult | Held | None:
+        """Record how a trial ended, and give it back. Gives what was recorded, where that is not the result, and the
+        new holder, where another launch has taken the trial over: then nothing is recorded."""
 
 
 class Source(Protocol):
@@ -85,11 +102,13 @@ class Given(Source):
 @dataclass(frozen=True)
 class Limits:
     """max_failures: after so many no further trial is begun. backoff: seconds before the first of `retries`; each
-    further one waits four times as long."""
+    further one waits four times as long. held: seconds that trials of other launches are waited for when nothing else
+    is left to do; then those are left whose launch is surely at work."""
 
     max_failures: int | None = None
     backoff: float = _FIRST_DELAY
     retries: int = MOST_RETRIES
+    held: float = 40.0
 
 
 class TrialQueue:
@@ -124,8 +143,15 @@ class TrialQueue:
         self._again: list[_Again] = []
         self._ties = itertools.count()
         self._stops: dict[str, str] = {}
-        self._stopped: list[Callable[[NamedTrial], bool]] = []
+        self._stopped: list[tuple[Callable[[NamedTrial], bool], str]] = []
         self._wanted: Callable[[NamedTrial], bool] = lambda named: True
+        self._unwanted = ""
+        self._waiting: list[tuple[float, int, NamedTrial]] = []
+        self._idle: float | None = None
+        self.elsewhere: dict[str, tuple[NamedTrial, Held]] = {}
+        """Trials left to other launches, by id."""
+        self.left_out: dict[str, tuple[NamedTrial, str]] = {}
+        """Trials that were not begun, by id, and why: somebody does not want them any more."""
         self._closed = False
         self._error: BaseException | None = None
         self._jobs: SimpleQueue[tuple[Callable[[], None], threading.Event]] = SimpleQueue()
@@ -160,7 +186,7 @@ class TrialQueue:
                 return True
             if self._running or self._recording or self._asked:
                 return False  # one of them may have to be tried again
-            return not self._again and self._source.over
+            return not self._again and not self._waiting and self._source.over
 
     @property
     def running(self) -> dict[str, Work]:
@@ -195,16 +221,20 @@ class TrialQueue:
             for trial_id, work in self._running.items():
                 if chosen(work.named):
                     self._stops.setdefault(trial_id, why)
-            self._stopped.append(chosen)
+            self._stopped.append((chosen, why))
             self._end_waiting(lambda one: _stopped(one, why), chosen)
 
-    def want(self, chosen: Callable[[NamedTrial], bool]) -> None:
-        """From now on begin only the chosen; those that run are left alone, those that wait for another try end."""
+    def want(self, chosen: Callable[[NamedTrial], bool], why_not: str = "not wanted any more") -> None:
+        """From now on begin only the chosen, but for those that were to be stopped; those that run are left alone,
+        those that wait for another try end. why_not: what is said of the others."""
         with self._changed:
-            self._wanted = chosen
-            self._end_waiting(
-                lambda one: _stopped(one, "a newer experiment file is without it"), lambda named: not chosen(named)
-            )
+            self._wanted, self._unwanted = chosen, why_not
+            self._end_waiting(lambda one: _stopped(one, why_not), lambda named: not chosen(named))
+
+    def lose(self, trial_id: str) -> None:
+        """Another launch has taken a trial over: it stops here. Never waits, as `running_ids`."""
+        if trial_id in self._running:
+            self._stops[trial_id] = "taken over by another launch"
 
     def stop_reason(self, trial_id: str) -> str | None:
         """Why a running trial has to stop, if it has to."""
@@ -237,11 +267,13 @@ class TrialQueue:
         while True:
             with self._changed:
                 again = heapq.heappop(self._again) if self._again and self._again[0].due <= time.monotonic() else None
-                named = again.named if again else None if self._closed else self._source.next()
+                named = again.named if again else None if self._closed else self._next()
                 if named is None:
                     self._nothing = True
                     return
-                if not again and (not self._wanted(named) or any(chosen(named) for chosen in self._stopped)):
+                why = None if again else self._why_not(named)
+                if why:
+                    self.left_out[named.trial.id] = (named, why)
                     continue
             try:
                 work = self._books.begin(named)
@@ -253,6 +285,10 @@ class TrialQueue:
             if work is None:
                 continue
             with self._changed:
+                if isinstance(work, Held):
+                    self._wait_for(named, work)
+                    continue
+                self._idle = None
                 self._running[named.trial.id] = work
                 if self._closed:
                     self._note(TrialResult(named, "KILLED", run_id=work.run_id))
@@ -260,6 +296,39 @@ class TrialQueue:
                 self._begun.append(work)
                 self.observer.started(named, work.continued)
                 return
+
+    def _next(self) -> NamedTrial | None:
+        """The next trial that is new, or was another launch's when it was last offered. With the lock."""
+        named = self._source.next()
+        if named is None and self._waiting and self._waiting[0][0] <= time.monotonic():
+            return heapq.heappop(self._waiting)[2]
+        return named
+
+    def _why_not(self, named: NamedTrial) -> str | None:
+        """Why somebody does not want a trial to be begun."""
+        for chosen, why in self._stopped:
+            if chosen(named):
+                return why
+        return None if self._wanted(named) else self._unwanted
+
+    def _wait_for(self, named: NamedTrial, held: Held) -> None:
+        """Offer a trial of another launch again in a while: that may end, or die. Once nothing else is left to do, and
+        that for as long as it takes a dead launch to be known for dead, it is left to one that is at work. With the
+        lock."""
+        now = time.monotonic()
+        busy = self._running or self._recording or self._again or not self._source.over
+        self._idle = None if busy else now if self._idle is None else self._idle
+        if self._closed or (held.works and self._idle is not None and now - self._idle >= self._limits.held):
+            self.elsewhere[named.trial.id] = (named, held)
+            return
+        heapq.heappush(self._waiting, (now + min(_HELD_SECONDS, self._limits.held / 4), next(self._ties), named))
+
+    def _taken_over(self, work: Work, result: TrialResult, held: Held) -> None:
+        """Nothing was recorded. With the lock."""
+        self.failed -= result.status == "FAILED"
+        self.observer.ended(replace(result, status="KILLED", failure=None, stopped=f"taken over by {held}"))
+        self._recording.pop(work.named.trial.id, None)
+        self._wait_for(work.named, held)
 
     def _do(self, job: Callable[[], None]) -> None:
         """Have something done that Ctrl-C must not cut short, and wait for it."""
@@ -310,7 +379,7 @@ class TrialQueue:
         failure = result.failure
         if self._closed or failure is None or not failure.retry or tries > self._limits.retries:
             return False
-        if any(chosen(result.named) for chosen in self._stopped) or self._books.gone(work):
+        if any(chosen(result.named) for chosen, _ in self._stopped) or self._books.gone(work):
             return False
         seconds = self._limits.backoff * 4 ** (tries - 1)
         self._books.retry(work, result)
@@ -340,8 +409,12 @@ class TrialQueue:
                     if self._tried_again(work, result):
                         return
                     self._count(result)
-            self._books.end(work, result)
+            recorded = self._books.end(work, result)
             with self._changed:
+                if isinstance(recorded, Held):
+                    self._taken_over(work, result, recorded)
+                    return
+                result = recorded or result
                 self._source.told(result)
                 self.observer.ended(result)
                 self._on_result(result)

@@ -8,27 +8,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
+from lqray.experiment.options import EarlyStopping
+from lqray.experiment.plan import PublishedPlan
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.standing import Standing
 from lqray.experiment.store import absolute_store, storage_address
 from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
-from lqray.orchestration.control import matching, publish_plan
+from lqray.orchestration.control import file_of, matching, publish_plan
+from lqray.orchestration.evaluations import Evaluation, stored_evaluations
 from lqray.orchestration.history import History, expected
 from lqray.orchestration.inline import InlineLauncher
 from lqray.orchestration.launcher import Launcher, LaunchInterrupted, Observer, TrialResult, Work
-from lqray.orchestration.leases import Holder
+from lqray.orchestration.leases import HEARTBEAT_SECONDS, HOLDER_PATIENCE
 from lqray.orchestration.ledger import TAGS, Keeping, Ledger, Planned, planned
 from lqray.orchestration.narrator import ACCURACY, Narrator
 from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of, processes_of
 from lqray.orchestration.provenance import provenance, training_code
-from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
+from lqray.orchestration.queue import Given, Held, Limits, Source, TrialQueue
 from lqray.orchestration.ray_watch import RayLostError
 from lqray.orchestration.signals import from_here
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
-from lqray.orchestration.store_access import PATIENCE, patiently
+from lqray.orchestration.store_access import PATIENCE, client_of, patiently
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, open_launch
 from lqray.orchestration.worker import WorkerTask
@@ -87,11 +90,15 @@ class Plan:
 
 @dataclass
 class Ran:
-    """What came of a launch. elsewhere: trials that another launch holds, by id. halted: why it began no more."""
+    """What came of a launch. elsewhere: trials left to another launch. left_out: trials that were not begun because
+    somebody did not want them any more, and why. failed_elsewhere: trials that another launch could not finish.
+    halted: why it began no more."""
 
     launch: Launch
     results: list[TrialResult] = field(default_factory=list)
-    elsewhere: dict[str, Holder | None] = field(default_factory=dict)
+    elsewhere: list[tuple[NamedTrial, Held]] = field(default_factory=list)
+    left_out: list[tuple[NamedTrial, str]] = field(default_factory=list)
+    failed_elsewhere: list[NamedTrial] = field(default_factory=list)
     interrupted: bool = False
     halted: str | None = None
     lost: str | None = None
@@ -180,6 +187,7 @@ def run_plan(
             options.stop_rules,
             stopping.metric if stopping else experiment.search.metric if plan.more and experiment.search else None,
             tracking.system_metrics,
+            claim=work.claim,
             recorded=work.recorded,
         )
 
@@ -187,12 +195,14 @@ def run_plan(
     with Ledger(launch, experiment.name, experiment.storage, plan.states, options.rerun, keeping) as ledger:
         if options.whole and not experiment.adaptive:
             publish_plan(launch)
-        queue = TrialQueue(source_of_trials, ledger, observer, ran.take, Limits(options.max_failures))
-        ledger.watch(queue, None if plan.more else lambda text: _still_wanted(text, experiment.document.file))
+        limits = Limits(options.max_failures, held=HOLDER_PATIENCE + 2 * HEARTBEAT_SECONDS)
+        queue = TrialQueue(source_of_trials, ledger, observer, ran.take, limits)
+        ledger.watch(queue, None if plan.more else lambda newer: _still_wanted(newer, launch))
         name = options.launcher
         if name == "auto":
             name = "warm" if quick(experiment, plan) else "isolated"
         launcher: Launcher
+        earlier = _earlier(plan, stopping) if stopping else []
         if name == "inline":
             launcher = InlineLauncher(ledger, resources, make_task)
         else:
@@ -205,6 +215,7 @@ def run_plan(
                 stopping,
                 options.verbose,
                 trials=len(due) + plan.more,
+                evaluations=earlier,
             )
         try:
             launcher.launch(queue)
@@ -217,9 +228,26 @@ def run_plan(
             raise
         finally:
             queue.interrupt()
-        ran.elsewhere, ran.halted = dict(ledger.elsewhere), queue.halted
+        ran.halted = queue.halted
+        ran.elsewhere = list(queue.elsewhere.values())
+        ran.left_out = list(queue.left_out.values())
+        ran.left_out += [
+            (named, ledger.left_out[named.trial.id]) for named in trials if named.trial.id in ledger.left_out
+        ]
+        ran.failed_elsewhere = list(ledger.failed_elsewhere.values())
     _describe(narrator, plan, ran)
     return ran
+
+
+def _earlier(plan: Plan, stopping: EarlyStopping) -> list[Evaluation]:
+    """What trials of earlier launches had reached, and when: by that, too, early stopping judges those that run now. Of
+    a trial that is run again from the start, nothing."""
+    runs = {
+        one.named.trial.id: plan.states[one.named.trial.id].run_id
+        for one in plan.trials
+        if one.named.trial.id in plan.states and one.what != "rerun"
+    }
+    return stored_evaluations(client_of(plan.uri), runs, stopping.metric)
 
 
 def _finish_models(plan: Plan, archivist: Archivist) -> None:
@@ -276,7 +304,17 @@ def shapes(trials: Sequence[NamedTrial]) -> list[Trial]:
     return list(found.values())
 
 
-def _still_wanted(text: str, file: str) -> Callable[[NamedTrial], bool]:
-    """Which trials a newer version of the experiment file has."""
-    ids = {named.trial.id for named in experiment_from_text(text, file).trials()}
-    return lambda named: named.trial.id in ids
+def _still_wanted(newer: PublishedPlan, launch: Launch) -> tuple[Callable[[NamedTrial], bool], str] | None:
+    """Which trials a newer version of the launch's experiment file has, and why the others are not begun. Another file
+    that happens to have the same `name:` says nothing of this one's trials: None."""
+    if newer.file != file_of(launch):
+        if newer.text != launch.source:
+            _log.warning(
+                "another launch runs another file of the name %s (%s): this one goes on with all trials of %s",
+                launch.experiment,
+                newer.file or "it does not say which",
+                launch.file,
+            )
+        return None
+    ids = {named.trial.id for named in experiment_from_text(newer.text, launch.file).trials()}
+    return (lambda named: named.trial.id in ids), f"{launch.file} was launched again without it"

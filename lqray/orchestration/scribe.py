@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import multiprocessing
 import queue
 import threading
@@ -59,6 +60,7 @@ class Scribe:
         self._runs: dict[str, _Run] = {}
         self._numbers = 0
         self._deaths = 0
+        self._until = math.inf
         self._closing = threading.Event()
         self._outbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._process: Any = None
@@ -122,6 +124,13 @@ class Scribe:
                 self._outbox.put(("forget", run_id, run.number))
                 del self._runs[run_id]
 
+    def lease(self, until: float) -> None:
+        """Deliver until then, by `lqray.orchestration.leases.now`, and after that only when told again; without a word,
+        for ever. What was said before comes first: of a run that was lost, and reopened, nothing more is delivered."""
+        with self._changed:
+            self._until = until
+            self._outbox.put(("lease", until))
+
     def settle(self, run_id: str, patience: float) -> bool:
         """Deliver what is left of a run now; whether that was possible within `patience` seconds. Waits less where
         waiting does not help: see `trouble`."""
@@ -129,7 +138,7 @@ class Scribe:
         with self._changed:
             run = self._run(run_id)
             self._outbox.put(("flush", run_id, run.number))
-            while run.delivered < run.written and not self._hopeless(run):
+            while run.delivered < run.written and not self._hopeless(run) and self._runs.get(run_id) is run:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._closing.is_set():
                     break
@@ -215,6 +224,7 @@ class Scribe:
         """A new outbox with all that is not acknowledged."""
         with self._changed:
             outbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+            outbox.put(("lease", self._until))
             for run_id, run in self._runs.items():
                 if run.points or run.progress:
                     outbox.put(("open", run_id, run.number))

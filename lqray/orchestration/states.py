@@ -8,14 +8,14 @@ from pathlib import Path
 
 from lqray.orchestration.store_access import client_of
 
-_TRIAL, _NAME = "lqray.trial_id", "lqray.trial_name"
+_TRIAL, _NAME, _ATTEMPT = "lqray.trial_id", "lqray.trial_name", "lqray.attempt"
 _DATABASES = ("sqlite://", "postgresql", "mysql")
 
 
 @dataclass(frozen=True)
 class TrialState:
     """The latest run of one trial. status: MLflow's. started, ended: seconds since the epoch. tags, metrics (the last
-    values): those asked for."""
+    values): those asked for. attempt: counts the trial's runs, from 1."""
 
     trial_id: str
     run_id: str
@@ -25,6 +25,19 @@ class TrialState:
     ended: float | None
     tags: Mapping[str, str]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    attempt: int = 1
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Of a trial's runs the latest is that of the last attempt. Clocks of machines differ, and are set back: when a
+        run began decides only between runs of one attempt, as earlier versions of lqray could make them."""
+        return self.attempt, self.started, self.run_id
+
+
+def attempt_of(tags: Mapping[str, str]) -> int:
+    """Which attempt at its trial a run is, from 1, by its tags."""
+    text = tags.get(_ATTEMPT, "1")
+    return int(text) if text.isdecimal() else 1
 
 
 def read_states(
@@ -38,7 +51,7 @@ def read_states(
     states: dict[str, TrialState] = {}
     for state in _states(uri, experiment, wanted_tags, wanted_metrics):
         known = states.get(state.trial_id)
-        if known is None or (known.started, known.run_id) < (state.started, state.run_id):
+        if known is None or known.order < state.order:
             states[state.trial_id] = state
     return states
 
@@ -79,7 +92,9 @@ def _from_tables(
     try:
         with engine.connect() as connection:
             found: dict[str, dict[str, str]] = {}
-            for run_id, key, value in connection.execute(tags, {"name": experiment, "keys": [_TRIAL, _NAME, *wanted]}):
+            for run_id, key, value in connection.execute(
+                tags, {"name": experiment, "keys": [_TRIAL, _NAME, _ATTEMPT, *wanted]}
+            ):
                 found.setdefault(run_id, {})[key] = value
             values: dict[str, dict[str, float]] = {}
             wanted_values = connection.execute(latest, {"name": experiment, "keys": [*metrics]}) if metrics else ()
@@ -125,4 +140,6 @@ def _state(
         return
     chosen = {key: tags[key] for key in wanted if key in tags}
     begun, over = started / 1000, ended / 1000 if ended else None
-    yield TrialState(tags[_TRIAL], run_id, tags.get(_NAME, name), status, begun, over, chosen, metrics)
+    yield TrialState(
+        tags[_TRIAL], run_id, tags.get(_NAME, name), status, begun, over, chosen, metrics, attempt_of(tags)
+    )

@@ -12,6 +12,7 @@ from typing import Any
 from lqray.experiment.options import EarlyStopping
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.cluster import Cluster, ray_cluster
+from lqray.orchestration.evaluations import Evaluation
 from lqray.orchestration.launcher import LaunchInterrupted, Work
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
@@ -29,7 +30,7 @@ class RayLauncher:
 
     make_task: what workers need to know of a trial. shapes: trials that need as much as any of those to come. verbose:
     show Ray's own log lines. trials: at most so many are to come, where that is known: a Ray of the launch's own takes
-    no more cores than they use.
+    no more cores than they use. evaluations: of earlier launches, for early stopping.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class RayLauncher:
         early_stopping: EarlyStopping | None = None,
         verbose: bool = False,
         trials: int | None = None,
+        evaluations: Collection[Evaluation] = (),
     ) -> None:
-        self._trials = trials
+        self._trials, self._evaluations = trials, evaluations
         self._ledger, self._resources, self._make_task = ledger, resources, make_task
         self._shapes, self._warm, self._early_stopping, self._verbose = shapes, warm, early_stopping, verbose
 
@@ -140,18 +142,10 @@ class RayLauncher:
         return {one: self._ledger.answer(one, queue.stop_reason(one) is not None) for one in running}
 
     def _scheduler(self) -> Any:
-        """ASHA, where early stopping is wanted. Its rungs have no end: how long a trial is, is the trial's affair."""
+        """ASHA, where early stopping is wanted."""
         stopping = self._early_stopping
         if stopping is None:
             return None
-        from ray.tune.schedulers import AsyncHyperBandScheduler
+        from lqray.orchestration.early_stopping import RememberingHalving
 
-        return AsyncHyperBandScheduler(
-            time_attr="iteration",
-            metric=stopping.metric,
-            mode=stopping.mode,
-            max_t=10**9,
-            grace_period=stopping.grace_period,
-            reduction_factor=stopping.reduction_factor,
-            brackets=stopping.brackets,
-        )
+        return RememberingHalving(stopping, self._evaluations)

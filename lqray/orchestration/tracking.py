@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from lqray.experiment.store import store_folder
 from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.description import axis_metrics, trial_description
 from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.states import TrialState
+from lqray.orchestration.states import TrialState, attempt_of
 from lqray.orchestration.store_access import PATIENCE, client_of, patiently
 
 _OF_THE_END = (
@@ -133,10 +133,16 @@ def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files:
     return run_id
 
 
-def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str], files: ArtifactWriter) -> int:
+def continue_run(
+    launch: Launch,
+    run_id: str,
+    tags: Mapping[str, str],
+    files: ArtifactWriter,
+    check: Callable[[], None] = lambda: None,
+) -> int:
     """Make an ended or abandoned run RUNNING again; what is said of its end is forgotten. The launch's files go to
     launches/LAUNCH, if it is not the launch that made the run. Returns the last step of its metrics. May be called
-    twice.
+    twice. check: called before each write, and raises where it is not to be made any more.
 
     Each call waits by itself for a store that is away: one that loses every fourth answer would never let all of them
     through in a row.
@@ -144,7 +150,7 @@ def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str], files: Ar
     from mlflow.entities import RunTag
 
     client = client_of(launch.uri)
-    patiently(lambda: client.update_run(run_id, status="RUNNING"))
+    patiently(_checked(check, lambda: client.update_run(run_id, status="RUNNING")))
     run = patiently(lambda: client.get_run(run_id))
     old = run.data.tags
     for key in _OF_THE_END:
@@ -153,7 +159,8 @@ def continue_run(launch: Launch, run_id: str, tags: Mapping[str, str], files: Ar
     if old.get("lqray.launch") != launch.launch_id:
         files.give(client, run, {}, f"launches/{launch.launch_id}")
     every = {**launch.tags, **tags, "lqray.launch": launch.launch_id}
-    patiently(lambda: client.log_batch(run_id, tags=[RunTag(key, value) for key, value in every.items()]))
+    batch = [RunTag(key, value) for key, value in every.items()]
+    patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)))
     return max((metric.step for metric in run.data.to_proto().metrics), default=0)
 
 
@@ -174,19 +181,29 @@ def end_run(
     tags: Mapping[str, str] = MappingProxyType({}),
     files: ArtifactWriter | None = None,
     patience: float = PATIENCE,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Set tags and the final status; then, with time, keep what the trial saw of its dataset and its gradients, and the
-    traceback of a failure. May be called twice. patience: seconds that each call waits for a store that is away."""
+    traceback of a failure. May be called twice. patience: seconds that each call waits for a store that is away. check:
+    as of `continue_run`."""
     from mlflow.entities import RunTag
 
     client = client_of(uri)
     every = {**tags, **_tags_of_the_end(result)}
     if every:
         batch = [RunTag(key, value) for key, value in every.items()]
-        patiently(lambda: client.log_batch(run_id, tags=batch), patience)
-    patiently(lambda: client.set_terminated(run_id, result.status), patience)
+        patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)), patience)
+    patiently(_checked(check, lambda: client.set_terminated(run_id, result.status)), patience)
     if files and (result.examples or result.snapshot or result.failure):
         files.end(client, patiently(lambda: client.get_run(run_id), patience), result)
+
+
+def _checked(check: Callable[[], None], call: Callable[[], Any]) -> Callable[[], Any]:
+    def both() -> Any:
+        check()
+        return call()
+
+    return both
 
 
 def _tags_of_the_end(result: TrialResult) -> dict[str, str]:
@@ -208,24 +225,23 @@ def _tags_of_the_end(result: TrialResult) -> dict[str, str]:
 
 def state_of(launch: Launch, trial_id: str, wanted_tags: Collection[str]) -> TrialState | None:
     """How one trial stands now: as `lqray.orchestration.states.read_states` says of all."""
-    runs = client_of(launch.uri).search_runs(
-        [launch.experiment_id],
-        f"tags.`lqray.trial_id` = '{trial_id}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    if not runs:
-        return None
-    info, tags = runs[0].info, runs[0].data.tags
-    return TrialState(
-        trial_id,
-        info.run_id,
-        tags.get("lqray.trial_name", info.run_name),
-        info.status,
-        info.start_time / 1000,
-        info.end_time / 1000 if info.end_time else None,
-        {key: tags[key] for key in wanted_tags if key in tags},
-    )
+    runs = client_of(launch.uri).search_runs([launch.experiment_id], f"tags.`lqray.trial_id` = '{trial_id}'")
+    states = []
+    for run in runs:
+        info, tags = run.info, run.data.tags
+        states.append(
+            TrialState(
+                trial_id,
+                info.run_id,
+                tags.get("lqray.trial_name", info.run_name),
+                info.status,
+                info.start_time / 1000,
+                info.end_time / 1000 if info.end_time else None,
+                {key: tags[key] for key in wanted_tags if key in tags},
+                attempt=attempt_of(tags),
+            )
+        )
+    return max(states, key=lambda one: one.order, default=None)
 
 
 def _text(value: Any) -> str:

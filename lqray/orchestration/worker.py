@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.failures import CodeChangedError, Failure, MemoryLimitError, failure_of
+from lqray.orchestration.fencing import Fence
 from lqray.orchestration.points import Point
 from lqray.orchestration.provenance import training_code
 from lqray.orchestration.rank_logs import host_and_process, output_to_log
@@ -36,7 +37,8 @@ class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `training_code()`
     of the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records
-    how busy its machine is. recorded: the last step that the store has of the run."""
+    how busy its machine is. recorded: the last step that the store has of the run. claim: by which it writes to the
+    folder (`lqray.orchestration.fencing`)."""
 
     trial_id: str
     name: str
@@ -52,6 +54,7 @@ class WorkerTask:
     needed_metric: str | None = None
     system_metrics: bool = False
     recorded: int = 0
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ class Reporter:
     def __init__(self, task: WorkerTask, link: Link, say: Callable[[str], object]) -> None:
         self._task, self._link, self._say = task, link, say
         self._folder = open_folder(task.folder)
+        self._fence = Fence(self._folder, task.claim)
+        self._fence.take()
         self._kept: deque[tuple[int, Point]] = deque()
         self.count = self._sent = 0
         self._shown = 0.0
@@ -235,7 +240,9 @@ class Reporter:
         return self.broken_rule is not None or self._link.heard().stop
 
     def secure(self) -> None:
-        """Write what MLflow does not have yet beside the checkpoint that is about to be written."""
+        """Write what MLflow does not have yet beside the checkpoint that is about to be written. Raises LostClaimError
+        where this worker must not write any more."""
+        self._fence.check()
         self._forget_delivered()
         write_spool(self._folder, self._task.trial_id, self._task.run_id, [point for _, point in self._kept])
 

@@ -58,7 +58,9 @@ def find_run(uri: str, run: str, experiment: str | None = None) -> Record:
     """The run of an id, or the latest of the trial of a name, an id or its beginning (from four letters). Raises
     UnknownRunError unless it is exactly one trial's."""
     found = find_runs(uri, run, experiment)
-    trials = {(one.experiment, one.trial_id): one for one in found}
+    trials: dict[tuple[str, str], Record] = {}
+    for one in sorted(found, key=lambda one: one.attempt):
+        trials[one.experiment, one.trial_id] = one
     if len(trials) == 1:
         return next(iter(trials.values()))
     if not trials:

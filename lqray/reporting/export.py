@@ -88,7 +88,7 @@ def export(
 def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | None:
     """The file's text: as it was given, launched last, or kept with a run."""
     if experiment.file is not None:
-        return masked(Path(experiment.file.document.file).read_text(encoding="utf-8"))
+        return masked(experiment.file.document.text)
     plan = published_plan(experiment_tags(experiment.uri, experiment.name))
     if plan:
         return plan[1]

@@ -43,6 +43,12 @@ class Record:
         return self.params.get("quantizer.method", "?")
 
     @property
+    def attempt(self) -> int:
+        """Counts the trial's runs in its experiment, from 1."""
+        text = self.tags.get("lqray.attempt", "1")
+        return int(text) if text.isdecimal() else 1
+
+    @property
     def state(self) -> str:
         """As people say it: finished, running, failed, killed, stopped early, missing."""
         if self.status == "KILLED" and "lqray.early" in self.tags:
@@ -65,10 +71,12 @@ def read_records(uri: str, experiment: str) -> list[Record]:
 
 
 def latest_attempts(records: Iterable[Record]) -> list[Record]:
-    """Of the runs of each trial the latest, in the order of the first ones. records: oldest first."""
+    """Of the runs of each trial the last attempt, in the order of the first ones. records: of one experiment, oldest
+    first by their clocks, which decide only between runs of one attempt."""
     latest: dict[str, Record] = {}
     for record in records:
-        latest[record.trial_id] = record
+        if record.trial_id not in latest or record.attempt >= latest[record.trial_id].attempt:
+            latest[record.trial_id] = record
     return list(latest.values())
 
 

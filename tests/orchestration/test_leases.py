@@ -3,17 +3,19 @@
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
 from lqray.orchestration import leases
 from lqray.orchestration.leases import Holder, Leases
+from tests.orchestration.small import empty_store
 
 
 @pytest.fixture
 def store(tmp_path):
-    uri = f"sqlite:///{tmp_path}/runs.db"
+    uri = empty_store(tmp_path / "runs.db")
     return uri, MlflowClient(uri).create_experiment("e")
 
 
@@ -61,24 +63,153 @@ def test_claims_of_a_process_that_died_are_void_at_once(store):
     assert Leases(*store, "here").claim("a") == 2
 
 
-def test_claims_of_another_machine_last_as_long_as_its_counter_moves(store, monkeypatch):
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(leases, "_space", lambda: "another-machine")
-        there = Leases(*store, "there")
-        there.claim("a")
-    monkeypatch.setattr(leases, "HOLDER_PATIENCE", 10.0)
-    now = 0.0
-    monkeypatch.setattr(leases.time, "monotonic", lambda: now)
-    here = Leases(*store, "here")
-    for moment in (1.0, 9.0, 18.0):
-        now = moment
-        there.beat()
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of claims, to be set."""
+    time = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(leases, "now", lambda: time.now)
+    return time
+
+
+def elsewhere(store, monkeypatch, name):
+    """Another machine's launch."""
+    with monkeypatch.context() as there:
+        there.setattr(leases, "_space", lambda: "another-machine")
+        return Leases(*store, name)
+
+
+def watched(here, clock, seconds, there=None):
+    """Time goes by, with heartbeats."""
+    for _ in range(int(seconds / leases.HEARTBEAT_SECONDS)):
+        clock.now += leases.HEARTBEAT_SECONDS
+        if there:
+            there.prove()
+        here.prove()
         here.look()
-        assert here.claim("a") == 0
-    now = 27.0
+
+
+def test_claims_of_another_machine_last_as_long_as_its_counter_moves(store, monkeypatch, clock):
+    there = elsewhere(store, monkeypatch, "there")
+    there.claim("a")
+    here = Leases(*store, "here")
     assert here.claim("a") == 0
-    now = 28.5
+    assert not here.moved(there.me)  # not yet known
+    watched(here, clock, 120, there)
+    assert here.claim("a") == 0
+    assert here.moved(there.me)
+    assert here.holder("a") == there.me
+    watched(here, clock, 25)
+    assert here.claim("a") == 0
+    watched(here, clock, 10)
     assert here.claim("a") == 2
+    assert here.ours("a")
+
+
+def test_a_store_that_was_away_is_held_against_nobody(store, monkeypatch, clock):
+    there = elsewhere(store, monkeypatch, "there")
+    there.claim("a")
+    here = Leases(*store, "here")
+    clock.now += 300  # nobody could reach the store
+    here.look()
+    assert here.claim("a") == 0
+    there.prove()
+    watched(here, clock, 25)
+    assert here.claim("a") == 0
+    assert there.ours("a")
+
+
+def test_a_process_of_this_machine_that_stands_still_is_taken_over_and_notices(store, clock):
+    stalled, here = Leases(*store, "stalled"), Leases(*store, "here")
+    assert stalled.claim("a") == stalled.claim("b") == 1
+    watched(here, clock, 35)
+    assert here.claim("a") == 2
+    # It wakes up: what it writes from now on, it first asks for.
+    assert clock.now > stalled.valid_until
+    assert stalled.ours("b")
+    assert not stalled.ours("a")
+    assert stalled.lost() == ["a"]
+    assert here.ours("a")
+
+
+def test_before_anybody_may_take_it_over_a_holder_no_longer_writes_without_asking(store, clock):
+    mine = Leases(*store, "mine")
+    mine.claim("a")
+    asked = []
+    mine.prove = lambda: asked.append(clock.now)
+    clock.now += leases.HOLDER_PATIENCE - leases._MARGIN - 1
+    assert mine.ours("a")
+    assert not asked
+    clock.now += 1
+    mine.ours("a")
+    assert asked
+
+
+def test_a_late_release_does_not_make_a_later_claim_look_held(store, clock):
+    stalled, here = Leases(*store, "stalled"), Leases(*store, "here")
+    assert stalled.claim("a") == 1
+    watched(here, clock, 35)
+    assert here.claim("a") == 2
+    here.release("a")
+    stalled.release("a")
+    third = Leases(*store, "third")
+    assert third.holder("a") is None
+    assert third.claim("a") == 3
+
+
+def test_a_holder_that_wakes_while_its_trial_is_taken_has_time_to_stop(store, clock):
+    stalled, here = Leases(*store, "stalled"), Leases(*store, "here")
+    assert stalled.claim("a") == 1
+    watched(here, clock, 35)
+    write = here._write_once
+
+    def wakes(key):
+        stalled.prove()  # and finds the trial still its own
+        assert stalled.ours("a")
+        return write(key)
+
+    here._write_once = wakes
+    assert here.claim("a") == 0  # taken, but not to be begun yet
+    clock.now += 1
+    assert here.claim("a") == 0
+    assert stalled.valid_until < clock.now + leases.HOLDER_PATIENCE
+    clock.now += leases.HOLDER_PATIENCE
+    assert not stalled.ours("a")
+    assert here.claim("a") == 2
+
+
+def test_claims_that_an_earlier_version_released_are_free(store):
+    client, first = MlflowClient(store[0]), Leases(*store, "first")
+    client.log_param(first.board, "claim.a.1", str(first.me))
+    client.log_param(first.board, "claim.a.2", str(first.me))
+    client.set_tag(first.board, "released.a", "2")
+    assert Leases(*store, "second").claim("a") == 3
+
+
+@pytest.mark.parametrize("what", ["board", "first", "experiment", "all, for good"])
+def test_deleted_boards_block_nobody_and_lose_no_claim(store, what):
+    client, mine = MlflowClient(store[0]), Leases(*store, "mine")
+    assert mine.claim("a") == 1
+    home = client.get_experiment_by_name("lqray-leases").experiment_id
+    runs = client.search_runs([home])
+    if what == "experiment":
+        client.delete_experiment(home)
+    else:
+        for run in runs:
+            if what.startswith("all") or (run.info.run_id == mine.board) == (what == "board"):
+                client.delete_run(run.info.run_id)
+    if what.startswith("all"):
+        for run in runs:
+            client._tracking_client.store._hard_delete_run(run.info.run_id)
+    mine.prove()
+    other = Leases(*store, "other")
+    assert other.claim("a") == 0
+    assert other.claim("b") == 1
+    assert mine.ours("a")
+    mine.look()
+    assert mine.claim("b") == 0
+    mine.release("a")
+    other.look()
+    assert other.claim("a") == 2
 
 
 def test_a_process_number_used_again_is_another_process():

@@ -9,7 +9,7 @@ import pytest
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launcher import TrialResult, Work
-from lqray.orchestration.queue import Given, Limits, TrialQueue
+from lqray.orchestration.queue import Given, Held, Limits, TrialQueue
 
 
 class FakeTrial:
@@ -22,10 +22,12 @@ class Books:
 
     def __init__(self, held=()):
         self.begun, self.ended, self.retried, self.held = [], [], [], set(held)
+        self.answers: dict[str, Held] = {}
+        self.lost: set[str] = set()
 
     def begin(self, named):
         if named.name in self.held:
-            return None
+            return self.answers.get(named.name)
         self.begun.append(named.name)
         return Work(named, "run", "folder")
 
@@ -39,7 +41,10 @@ class Books:
         return result
 
     def end(self, work, result):
+        if work.named.name in self.lost:
+            return Held()
         self.ended.append((work.named.name, result.status))
+        return None
 
 
 class Quiet:
@@ -162,6 +167,77 @@ def test_stop_and_want():
     assert queue.stop_reason("0002") is None
     queue.want(lambda named: named.name != "3")
     assert queue.take() is None
+
+
+def test_a_newer_plan_does_not_undo_a_stop():
+    books = Books()
+    queue = queue_of(trials(4), books)
+    queue.stop(lambda named: named.name in "13", "lqray stop")
+    queue.want(lambda named: named.name != "0", "the file was launched again without it")
+    queue.stop(lambda named: named.name == "none", "lqray stop")
+    assert [work.named.name for work in iter(queue.take, None)] == ["2"]
+    assert {named.name: why for named, why in queue.left_out.values()} == {
+        "0": "the file was launched again without it",
+        "1": "lqray stop",
+        "3": "lqray stop",
+    }
+
+
+def taken(queue, seconds=0.5) -> list[str]:
+    """What the queue gives within a while, or until it is over."""
+    found, deadline = [], time.monotonic() + seconds
+    while not queue.over and time.monotonic() < deadline:
+        work = queue.take()
+        if work:
+            found.append(work.named.name)
+            queue.ended(finished(work))
+        time.sleep(0.001)
+    return found
+
+
+def test_trials_of_other_launches_are_offered_again_after_the_others():
+    books = Books(held="02")
+    books.answers = {"0": Held(), "2": Held()}
+    queue = queue_of(trials(4), books, held=0.04)
+    assert taken(queue, 0.2) == ["1", "3"]
+    assert not queue.over  # whether their launch lives is not known: they are waited for
+    books.held.remove("2")
+    assert taken(queue, 0.2) == ["2"]
+    books.answers = {}  # its launch has finished it
+    assert taken(queue, 60) == []
+    assert queue.over
+    assert not queue.elsewhere
+
+
+def test_trials_are_left_to_a_launch_that_works_once_nothing_else_is_to_do():
+    books = Books(held="0")
+    books.answers = {"0": Held(works=True)}
+    queue = queue_of(trials(2), books, held=0.1)
+    work = queue.take()
+    assert work.named.name == "1"
+    time.sleep(0.2)
+    assert queue.take() is None
+    assert not queue.elsewhere  # one of its own trials still runs
+    queue.ended(finished(work))
+    assert not queue.over
+    assert taken(queue, 60) == []
+    assert [named.name for named, _ in queue.elsewhere.values()] == ["0"]
+
+
+def test_a_trial_that_was_taken_over_is_not_recorded_and_offered_again():
+    books, results = Books(), []
+    queue = queue_of(trials(1), books, results, held=0.04)
+    work = queue.take()
+    queue.lose("0000")
+    assert queue.stop_reason("0000")
+    books.lost.add("0")
+    queue.ended(finished(work))
+    assert not books.ended
+    assert not results
+    assert not queue.over
+    books.lost.clear()
+    assert taken(queue, 60) == ["0"]
+    assert [result.status for result in results] == ["FINISHED"]
 
 
 @pytest.mark.parametrize("count", [0, 1])

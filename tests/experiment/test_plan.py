@@ -1,0 +1,62 @@
+"""The text of an experiment file in tags of its MLflow experiment."""
+
+import base64
+import itertools
+import json
+import random
+import zlib
+
+import pytest
+
+from lqray.experiment.plan import PLAN, plan_tags, published_plan
+
+SHORT = "name: short\n" + "# a comment\n" * 100
+LONG = "name: long\n# " + "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9000))
+OTHER = LONG.replace("name: long", "name: other")
+
+
+@pytest.mark.parametrize("text", [SHORT, LONG, ""])
+def test_what_is_published_is_read(text):
+    tags = plan_tags("launch", text, "host:/a.yaml")
+    assert list(tags)[-1] == PLAN
+    assert all(len(value) <= 5000 for value in tags.values())
+    assert published_plan(tags) == ("launch", text, "host:/a.yaml")
+    assert published_plan({}) is None
+
+
+@pytest.mark.parametrize(("one", "other"), [(SHORT, LONG), (LONG, OTHER), (OTHER, LONG)])
+def test_two_launches_that_publish_at_the_same_moment_leave_a_whole_plan_at_every_moment(one, other):
+    writes = [list(plan_tags("1", one).items()), list(plan_tags("2", other).items())]
+    total = sum(map(len, writes))
+    for first in itertools.combinations(range(total), len(writes[0])):
+        tags: dict[str, str] = {}
+        queues = [iter(writes[0]), iter(writes[1])]
+        for moment in range(total):
+            key, value = next(queues[moment not in first])
+            tags[key] = value
+            found = published_plan(tags)
+            assert found is None if PLAN not in tags else found in (("1", one, ""), ("2", other, ""))
+
+
+def test_what_an_earlier_version_published_is_read():
+    packed = base64.b85encode(zlib.compress(LONG.encode())).decode()
+    tags = {f"{PLAN}.0": packed[:4000], f"{PLAN}.1": packed[4000:], PLAN: json.dumps({"launch": "old", "parts": 2})}
+    assert published_plan(tags) == ("old", LONG, "")
+
+
+def test_damaged_tags_are_passed_over_with_a_word(caplog):
+    whole = plan_tags("launch", LONG)
+    part = next(key for key in whole if key != PLAN)
+    head = json.loads(whole[PLAN])
+    for damaged in (
+        {key: value for key, value in whole.items() if key != part},
+        {**whole, part: "AAAA" + whole[part][4:]},
+        {**whole, PLAN: "no json"},
+        {**whole, PLAN: "[]"},
+        {**whole, PLAN: json.dumps({**head, "digest": "0" * 16})},
+        {**whole, PLAN: json.dumps({key: value for key, value in head.items() if key != "launch"})},
+    ):
+        caplog.clear()
+        assert published_plan(damaged) is None
+        assert "are damaged" in caplog.text
+        assert "`lqray run FILE` writes them again" in caplog.text
