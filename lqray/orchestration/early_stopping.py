@@ -105,6 +105,4 @@ class _Rungs(_Bracket):  # type: ignore[misc]
         position = (1 - 1 / self.rf) * (len(values) - 1)
         low, high = values[math.floor(position)], values[math.ceil(position)]
         share = float(position - math.floor(position))
-        if share == 0 or low == -math.inf:
-            return low
-        return low + share * (high - low)
+        return float(low if share == 0 or low == -math.inf else low + share * (high - low))

@@ -252,7 +252,8 @@ class Ledger:
         holder = self._leases.holder(trial_id)
         with self._lock:
             self._met.add(trial_id)
-            self._starts.pop(trial_id, None)
+            if self._starts.pop(trial_id, None):
+                self._scribe.reopen(self._runs[trial_id])  # what it was told and has not delivered is no longer ours
             self._lost.discard(trial_id)
         if trial_id in self._leases.lost():
             self._leases.forget(trial_id)
@@ -427,8 +428,9 @@ class Ledger:
     def _stop_deleted(self, queue: TrialQueue) -> None:
         """Whoever deletes the run of a trial wishes that it stops."""
         client = client_of(self._launch.uri)
-        for trial_id, work in queue.running.items():
-            if queue.stop_reason(trial_id) is None and is_deleted(client, work.run_id):
+        for trial_id in queue.running_ids:
+            run_id = self._runs.get(trial_id)
+            if run_id and not queue.stop_reason(trial_id) and is_deleted(client, run_id):
                 queue.stop(lambda named, trial_id=trial_id: named.trial.id == trial_id, DELETED)  # type: ignore[misc]
 
     def _watch(self, queue: TrialQueue, on_plan: OnPlan | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -47,7 +48,9 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
             named = experiment.suggested(values)
             if named.trial.id == run.data.tags["lqray.trial_id"] and attempt >= latest.get(named.trial.id, 0):
                 latest[named.trial.id] = attempt
-                ended = run.data.metrics.get(search.metric) if run.info.status == "FINISHED" else None
+                # MLflow has the last value that was a number; NaN teaches nothing.
+                known = search.metric not in run.data.tags.get("lqray.nan_metrics", "").split(",")
+                ended = run.data.metrics.get(search.metric) if known and run.info.status == "FINISHED" else None
                 draws[named.trial.id] = (named, values, ended)
         token = page.token
         if not token:
@@ -117,7 +120,7 @@ class OptunaSource:
     def told(self, result: TrialResult) -> None:
         """See `Source`."""
         name = self._names.get(result.named.trial.id)
-        if name and self._metric in result.metrics:
+        if name and not math.isnan(result.metrics.get(self._metric, math.nan)):
             self._search.on_trial_complete(name, {self._metric: result.metrics[self._metric]})
         elif name:
             self._search.on_trial_complete(name, error=True)

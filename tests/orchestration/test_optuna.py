@@ -1,7 +1,12 @@
 """A search by Optuna: it learns from results, those of earlier launches too, and ends after so many samples."""
 
+import math
+
 from mlflow import MlflowClient
 
+from lqray.experiment.grid import read_experiment
+from lqray.orchestration.launcher import TrialResult
+from lqray.orchestration.optuna_source import OptunaSource
 from tests.orchestration.sweeps import recorded, run, write
 
 TEXT = """
@@ -35,3 +40,10 @@ def test_an_optuna_search_continues_where_it_was(tmp_path):
     assert "5 finished before" in run(path, "--launcher", "inline")
     client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")
     assert len(client.search_runs([client.get_experiment_by_name("sweep").experiment_id])) == 5
+
+
+def test_a_result_that_is_not_a_number_teaches_nothing_and_ends_nothing(tmp_path):
+    source = OptunaSource(read_experiment(write(tmp_path, text=TEXT)), [], [], (), 2)
+    named = source.next()
+    source.told(TrialResult(named, "FINISHED", {"test/loss": math.nan}))
+    assert source.next().trial.id != named.trial.id
