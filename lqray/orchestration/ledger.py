@@ -235,7 +235,7 @@ class Ledger:
         name, run_id = work.named.name, work.run_id
         refused = self._scribe.refused(run_id)
         if refused:
-            why = "; ".join(f"{key!r}: {one}" for key, one in refused.items())
+            why = "; ".join(f"{key!r}: {' '.join(one.split())}" for key, one in refused.items())
             return RefusedMetricError(f"{name} was trained, but MLflow refuses to record of it {why}")
         if delivered and result.points is not None and self._scribe.written(run_id) < result.points:
             return UndeliveredError(
