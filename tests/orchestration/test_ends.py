@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from lqray.experiment.grid import read_experiment
 from lqray.orchestration import ledger as ledger_module
+from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.run import RunOptions, make_plan, run_plan
 from lqray.orchestration.scribe import Scribe
 
@@ -22,6 +23,7 @@ base:
   telemetry: {every: 1}
 sweep:
   - matrix: {seed: [1, 2]}
+resources: {processes: 1}
 """
 
 
@@ -73,7 +75,7 @@ def steps(client: MlflowClient, run, key: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def test_a_run_that_is_deleted_stops_its_trial_and_no_other(sweep, monkeypatch, caplog):
+def test_a_run_that_is_deleted_stops_its_trial_and_no_other(sweep, caplog):
     """Before, the others' metrics were never delivered, or the sweep ended with a traceback."""
     client, run = sweep
     results = run(lambda: client.delete_run(next(iter(runs(client).values())).info.run_id))
@@ -89,8 +91,7 @@ def test_artifacts_that_cannot_be_written_end_nothing(sweep, tmp_path, monkeypat
     """Before, a sweep ended at the first of them, with its trial RUNNING."""
     client, run = sweep
     (tmp_path / "lqray-artifacts").write_text("in the way")
-    monkeypatch.setattr("lqray.orchestration.artifacts._PATIENCE", 0.0)
-    monkeypatch.setattr("lqray.orchestration.artifacts.ArtifactWriter.__init__.__defaults__", (0.0,))
+    monkeypatch.setattr(ledger_module, "ArtifactWriter", lambda uri: ArtifactWriter(uri, patience=0.0))
     assert {result.status for result in run().values()} == {"FINISHED"}
     assert {one.info.status for one in runs(client).values()} == {"FINISHED"}
     assert f"cannot be written to file://{tmp_path}/lqray-artifacts/ends/" in caplog.text
