@@ -405,7 +405,8 @@ class Tracking(Section):
     """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from. By
     default MLFLOW_TRACKING_URI of its environment, else sqlite:///lqray.db."""
     figures: bool = True
-    """Draw the levels of each quantized trial against the density of its last gradient, when it ends."""
+    """Draw the levels of each quantized trial of a minute or more against the density of its last gradient, when it
+    ends."""
     log_model: bool = False
     """Keep the weights at the end of each trial as an MLflow model."""
     system_metrics: bool = True

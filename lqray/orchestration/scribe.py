@@ -245,7 +245,8 @@ class Scribe:
                     process.kill()
                     return
                 self._take(pipe.recv())
-                patience = _SILENT_SECONDS
+                # A machine that has too much to do starves it; the next one is given more time.
+                patience = _SILENT_SECONDS * 2 ** min(self._deaths, 3)
         except (EOFError, OSError):
             return
         finally:

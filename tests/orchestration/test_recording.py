@@ -185,7 +185,7 @@ def test_a_metric_that_mlflow_refuses_costs_no_other(store):
 def test_points_survive_the_process_that_delivers_them(store, monkeypatch, how):
     """Before, they were lost with it, and the trial was recorded as FINISHED without them."""
     uri, client, run_id = store
-    monkeypatch.setattr(scribe_module, "_SILENT_SECONDS", 5.0)
+    monkeypatch.setattr(scribe_module, "_SILENT_SECONDS", 10.0)
     scribe = Scribe(uri)
     try:
         points = [Point(step, step, {"a": float(step)}) for step in range(1, 3001)]
