@@ -40,7 +40,7 @@ class TrialResult:
 
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
     or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
-    snapshot, examples: of rank 0's reports (`lqray.training.loop.Report`), None where it made none.
+    snapshot, examples, lost: of rank 0's reports (`lqray.training.loop.Report`), None or empty where it made none.
     """
 
     named: NamedTrial
@@ -52,6 +52,7 @@ class TrialResult:
     early: bool = False
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
+    lost: tuple[str, ...] = ()
 
 
 class Observer(Protocol):

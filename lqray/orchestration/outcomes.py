@@ -14,7 +14,7 @@ def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) ->
     """The trial's result: failed if any rank failed, else what rank 0 says. asked: why the launcher wanted it to
     stop, if it did."""
     first = outcomes.get(0, Outcome())
-    seen: dict[str, Any] = {"snapshot": first.snapshot, "examples": first.examples}
+    seen: dict[str, Any] = {"snapshot": first.snapshot, "examples": first.examples, "lost": first.lost}
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
     if failures:
         return TrialResult(work.named, "FAILED", run_id=work.run_id, failure=root_cause(failures), **seen)

@@ -174,6 +174,7 @@ def run_plan(
             options.stop_rules,
             stopping.metric if stopping else experiment.search.metric if plan.more and experiment.search else None,
             tracking.system_metrics,
+            work.continued,
         )
 
     keeping = Keeping(archivist, tracking.log_model, narrator)

@@ -161,7 +161,7 @@ def end_run(uri: str, run_id: str, result: TrialResult, tags: Mapping[str, str] 
         client.log_inputs(run_id, dataset_inputs(result.named.trial.data, result.examples))
     if result.snapshot:
         client.log_text(run_id, json.dumps(result.snapshot), "density.json")
-    lost = sorted(key for key, value in result.metrics.items() if math.isnan(value))
+    lost = sorted({key for key, value in result.metrics.items() if math.isnan(value)}.union(result.lost))
     if lost:  # MLflow is not told of NaN, and would show the value before it as the last
         tags = {**tags, "lqray.nan_metrics": ",".join(lost)}
     for key, value in tags.items():

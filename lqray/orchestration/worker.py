@@ -33,7 +33,7 @@ class WorkerTask:
     """Everything that a worker needs, as plain data. config: `Trial.config()`. folder: of the trial's checkpoints and
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `code_version()` of
     the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records how
-    busy its machine is."""
+    busy its machine is. continued: whether the run was begun before."""
 
     trial_id: str
     name: str
@@ -48,6 +48,7 @@ class WorkerTask:
     stop_rules: tuple[StopRule, ...] = ()
     needed_metric: str | None = None
     system_metrics: bool = False
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,14 @@ class Link(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended on one rank: with metrics, a failure, or stopped (by which rule; "" for the launcher's wish).
-    snapshot, examples: of rank 0, the last that it reported (`lqray.training.loop.Report`)."""
+    snapshot, examples, lost: of rank 0, the last that it reported (`lqray.training.loop.Report`)."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
     stopped: str | None = None
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
+    lost: tuple[str, ...] = ()
 
 
 def run_task(task: WorkerTask, rank: int, device: str, link: Link | None, logged: bool = True) -> Outcome:
@@ -148,7 +150,12 @@ def _train(task: WorkerTask, rank: int, device: str, reporter: Reporter | None, 
     if resources.memory_gib_per_process:
         stack.enter_context(_memory_limit(resources.memory_gib_per_process, task, rank))
     checkpoints = Checkpoints(
-        task.folder, storage.checkpoint_every, storage.keep, reporter.secure if reporter else None
+        task.folder,
+        storage.checkpoint_every,
+        storage.keep,
+        reporter.secure if reporter else None,
+        run=task.run_id,
+        continued=task.continued,
     )
     return run_worker(
         Trial.model_validate(task.config),
@@ -187,6 +194,7 @@ class Reporter:
         self._shown = 0.0
         self._latest: dict[str, float] = {}
         self._last: Report | None = None
+        self._remarks: tuple[str, ...] = ()
         self.broken_rule: str | None = None
         self.seen: dict[str, Any] = {}
         """What its reports told beside metrics: for the trial's end."""
@@ -201,8 +209,9 @@ class Reporter:
         finite = {key: float(value) for key, value in update.metrics.items() if not math.isnan(value)}
         self._keep(Point(update.iteration, int(time.time() * 1000), finite | self._busy(update)))
         self._latest |= update.metrics
-        self._last = replace(update, metrics=dict(self._latest), snapshot=None)
-        self.seen = {"snapshot": update.snapshot, "examples": update.examples}
+        self._remarks += update.remarks
+        self._last = replace(update, metrics=dict(self._latest), snapshot=None, remarks=self._remarks)
+        self.seen = {"snapshot": update.snapshot, "examples": update.examples, "lost": update.lost}
         for rule in self._task.stop_rules:
             if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
                 self.broken_rule = str(rule)
@@ -258,7 +267,8 @@ class Reporter:
         points = [point for number, point in self._kept if number > self._sent]
         self._sent = self._count
         self._link.send(News(self._task.trial_id, self._task.start, points, self._last, host_and_process()))
-        self._last = None
+        if self._last:
+            self._last, self._remarks = None, ()
 
     def _forget_delivered(self) -> None:
         delivered = self._link.heard().delivered
