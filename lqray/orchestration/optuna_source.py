@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.options import Domain
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.placement import PlacementError
+from lqray.orchestration.states import last_values
 from lqray.orchestration.store_access import client_of
 from lqray.training.seeding import derive_seed
 
@@ -18,7 +20,8 @@ _MOST_REPEATED = 100
 
 
 def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial, dict[str, Any], float | None]]:
-    """By trial id, what was suggested before: the trial, its values of the space, and its metric if it is FINISHED.
+    """By trial id, what was suggested before: the trial, its values of the space, and its metric if it is FINISHED with
+    one that is finite.
 
     Trials of another version of the experiment file are left out.
     """
@@ -43,8 +46,9 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
             values = {key: _value(params[key], domain) for key, domain in search.space.items()}
             named = experiment.suggested(values)
             if named.trial.id == run.data.tags["lqray.trial_id"]:
-                ended = run.data.metrics.get(search.metric) if run.info.status == "FINISHED" else None
-                draws[named.trial.id] = (named, values, ended)
+                ended = last_values(run.data.metrics, run.data.tags).get(search.metric)
+                usable = ended is not None and math.isfinite(ended) and run.info.status == "FINISHED"
+                draws[named.trial.id] = (named, values, ended if usable else None)
         token = page.token
         if not token:
             break
@@ -113,7 +117,7 @@ class OptunaSource:
     def told(self, result: TrialResult) -> None:
         """See `Source`."""
         name = self._names.get(result.named.trial.id)
-        if name and self._metric in result.metrics:
+        if name and math.isfinite(result.metrics.get(self._metric, math.nan)):
             self._search.on_trial_complete(name, {self._metric: result.metrics[self._metric]})
         elif name:
             self._search.on_trial_complete(name, error=True)

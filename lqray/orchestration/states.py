@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lqray.orchestration.store_access import client_of
 
-_TRIAL, _NAME = "lqray.trial_id", "lqray.trial_name"
+_TRIAL, _NAME, _NAN = "lqray.trial_id", "lqray.trial_name", "lqray.nan_metrics"
 _DATABASES = ("sqlite://", "postgresql", "mysql")
 
 
@@ -41,6 +42,13 @@ def read_states(
         if known is None or (known.started, known.run_id) < (state.started, state.run_id):
             states[state.trial_id] = state
     return states
+
+
+def last_values(metrics: Mapping[str, float], tags: Mapping[str, str]) -> dict[str, float]:
+    """A run's metrics, as MLflow has them, with NaN for those that ended so: MLflow is not told of NaN, and has the
+    value before it as the last."""
+    lost = tags.get(_NAN, "").split(",")
+    return {key: math.nan if key in lost else value for key, value in metrics.items()}
 
 
 def _states(uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str]) -> Iterator[TrialState]:
@@ -79,7 +87,9 @@ def _from_tables(
     try:
         with engine.connect() as connection:
             found: dict[str, dict[str, str]] = {}
-            for run_id, key, value in connection.execute(tags, {"name": experiment, "keys": [_TRIAL, _NAME, *wanted]}):
+            for run_id, key, value in connection.execute(
+                tags, {"name": experiment, "keys": [_TRIAL, _NAME, _NAN, *wanted]}
+            ):
                 found.setdefault(run_id, {})[key] = value
             values: dict[str, dict[str, float]] = {}
             wanted_values = connection.execute(latest, {"name": experiment, "keys": [*metrics]}) if metrics else ()
@@ -124,5 +134,6 @@ def _state(
     if _TRIAL not in tags:
         return
     chosen = {key: tags[key] for key in wanted if key in tags}
+    metrics = last_values(metrics, tags)
     begun, over = started / 1000, ended / 1000 if ended else None
     yield TrialState(tags[_TRIAL], run_id, tags.get(_NAME, name), status, begun, over, chosen, metrics)
