@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -20,6 +21,8 @@ from lqray.training.checkpoint import (
     read_checkpoint,
 )
 from lqray.training.checkpoint_file import written_form
+from lqray.training.export import trained_network
+from lqray.training.models import build_model
 from lqray.training.storage import LocalFolder, open_folder
 from tests.object_store import object_store, why_not
 
@@ -337,3 +340,28 @@ def test_a_pipe_in_the_place_of_any_file_is_an_error_at_once(tmp_path):
     os.mkfifo(tmp_path / "undelivered.jsonl")
     with pytest.raises(OSError, match="Not a file"):
         LocalFolder(tmp_path).read("undelivered.jsonl")
+
+
+def test_a_model_is_never_another_runs_or_an_older_one(tmp_path):
+    chosen = Trial.model_validate(
+        {
+            "data": {"name": "gaussian_mixture"},
+            "model": {"name": "mlp", "layers": [8]},
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "schedule": {"iterations": 9, "batch_size": 16},
+            "quantizer": {"method": "full_precision"},
+        }
+    )
+    inputs = {"shape": [1, 1, 8], "classes": 2}
+    network = build_model(chosen.model, (1, 1, 8), 2)
+    shared = {"network": network.state_dict(), "inputs": inputs}
+    for iteration in (8, 9):
+        checkpoints(tmp_path, run="r").save(chosen.id, iteration, shared, {}, dist.group.WORLD)
+    assert trained_network(chosen, str(tmp_path), "r")[1] == 9
+    with pytest.raises(CheckpointError, match="is of run r, wanted is another"):
+        trained_network(chosen, str(tmp_path), "another")
+    (tmp_path / "step-final.pt").write_bytes(b"somebody's own")
+    assert trained_network(chosen, str(tmp_path))[1] == 9
+    truncate(tmp_path, step(9))
+    with pytest.raises(CheckpointError, match="truncated"):
+        trained_network(chosen, str(tmp_path))
