@@ -216,7 +216,8 @@ class Reporter:
             if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
                 self.broken_rule = str(rule)
         needed = self._task.needed_metric
-        if update.evaluated and needed and needed not in self._latest:
+        begun = self._task.continued or self._task.start > 1  # it may have been measured before the checkpoint
+        if update.evaluated and needed and needed not in self._latest and not begun:
             raise ValueError(
                 f"no metric {needed!r} is reported, by which `search` goes; there are: "
                 f"{', '.join(sorted(self._latest))}"

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from rich.console import Console
@@ -90,6 +92,16 @@ def test_remarks_reach_the_launch_once_though_reports_are_many(tmp_path):
     reporter.report(Report(3, 9, {"a": 1.0}, evaluated=True))
     reporter.report(Report(4, 9, {"a": 1.0}, evaluated=True))
     assert [news.report.remarks for news in link.news] == [("one", "two"), ()]
+
+
+def test_a_metric_that_was_measured_before_the_checkpoint_is_not_missed(tmp_path):
+    """Early stopping goes by train/loss, which is measured less often than the trial is evaluated."""
+    wanted = replace(task(tmp_path), needed_metric="train/loss")
+    evaluation = Report(70, 90, {"test/loss": 1.0}, evaluated=True)
+    for again in (replace(wanted, continued=True), replace(wanted, start=2)):
+        Reporter(again, Link(), lambda line: None).report(evaluation)
+    with pytest.raises(ValueError, match="no metric 'train/loss' is reported"):
+        Reporter(wanted, Link(), lambda line: None).report(evaluation)
 
 
 TRIAL = Trial.model_validate(
