@@ -177,7 +177,7 @@ def _log_model(uri: str, run_id: str, folder: str, config: Mapping[str, Any]) ->
     from lqray.training.export import trained_network
 
     trial = Trial.model_validate(config)
-    network, step = trained_network(trial, folder)
+    network, step = trained_network(trial, folder, run_id)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(
         experiment_id=client_of(uri).get_run(run_id).info.experiment_id

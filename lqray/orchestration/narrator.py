@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -87,7 +88,7 @@ class Narrator:
     def _standing(self) -> Standing:
         methods: dict[str, list[tuple[str, float]]] = {}
         for method, name, accuracy in self._finished.values():
-            if accuracy is not None:
+            if accuracy is not None and math.isfinite(accuracy):
                 methods.setdefault(method, []).append((name, accuracy))
         best = []
         for method, own in methods.items():

@@ -12,7 +12,7 @@ from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.options import Domain
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.placement import PlacementError
-from lqray.orchestration.states import attempt_of
+from lqray.orchestration.states import attempt_of, last_values
 from lqray.orchestration.store_access import client_of
 from lqray.training.seeding import derive_seed
 
@@ -20,7 +20,8 @@ _MOST_REPEATED = 100
 
 
 def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial, dict[str, Any], float | None]]:
-    """By trial id, what was suggested before: the trial, its values of the space, and its metric if it is FINISHED.
+    """By trial id, what was suggested before: the trial, its values of the space, and its metric if it is FINISHED with
+    one that is finite.
 
     Trials of another version of the experiment file are left out.
     """
@@ -48,10 +49,9 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
             named = experiment.suggested(values)
             if named.trial.id == run.data.tags["lqray.trial_id"] and attempt >= latest.get(named.trial.id, 0):
                 latest[named.trial.id] = attempt
-                # MLflow has the last value that was a number; NaN teaches nothing.
-                known = search.metric not in run.data.tags.get("lqray.nan_metrics", "").split(",")
-                ended = run.data.metrics.get(search.metric) if known and run.info.status == "FINISHED" else None
-                draws[named.trial.id] = (named, values, ended)
+                ended = last_values(run.data.metrics, run.data.tags).get(search.metric)
+                usable = ended is not None and math.isfinite(ended) and run.info.status == "FINISHED"
+                draws[named.trial.id] = (named, values, ended if usable else None)
         token = page.token
         if not token:
             break
@@ -120,7 +120,7 @@ class OptunaSource:
     def told(self, result: TrialResult) -> None:
         """See `Source`."""
         name = self._names.get(result.named.trial.id)
-        if name and not math.isnan(result.metrics.get(self._metric, math.nan)):
+        if name and math.isfinite(result.metrics.get(self._metric, math.nan)):
             self._search.on_trial_complete(name, {self._metric: result.metrics[self._metric]})
         elif name:
             self._search.on_trial_complete(name, error=True)

@@ -14,7 +14,12 @@ def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) ->
     """The trial's result: failed if any rank failed, else what rank 0 says. asked: why the launcher wanted it to
     stop, if it did."""
     first = outcomes.get(0, Outcome())
-    seen: dict[str, Any] = {"snapshot": first.snapshot, "examples": first.examples, "points": first.points}
+    seen: dict[str, Any] = {
+        "snapshot": first.snapshot,
+        "examples": first.examples,
+        "lost": first.lost,
+        "points": first.points,
+    }
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
     changed = [failure for failure in failures.values() if failure.kind == "code_changed"]
     if changed:  # no fault of the trial's, nor of any to come: all wait for a launch of one version

@@ -89,6 +89,9 @@ class Progress:
             running = self._running.get(trial_id)
             if running is None:
                 return
+            for remark in report.remarks:
+                text = f"{self._count()} {running.named.name}: {remark}"
+                self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
             running.first_report = running.first_report or (now, report.iteration)
             running.iteration = max(running.iteration, report.iteration)
             running.iterations = report.iterations

@@ -189,6 +189,7 @@ def run_plan(
             tracking.system_metrics,
             claim=work.claim,
             recorded=work.recorded,
+            continued=work.continued,
         )
 
     keeping = Keeping(archivist, tracking.log_model, narrator)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lqray.orchestration.store_access import client_of
 
-_TRIAL, _NAME, _ATTEMPT = "lqray.trial_id", "lqray.trial_name", "lqray.attempt"
+_TRIAL, _NAME, _ATTEMPT, _NAN = "lqray.trial_id", "lqray.trial_name", "lqray.attempt", "lqray.nan_metrics"
 _DATABASES = ("sqlite://", "postgresql", "mysql")
 
 
@@ -56,6 +57,13 @@ def read_states(
     return states
 
 
+def last_values(metrics: Mapping[str, float], tags: Mapping[str, str]) -> dict[str, float]:
+    """A run's metrics, as MLflow has them, with NaN for those that ended so: MLflow is not told of NaN, and has the
+    value before it as the last."""
+    lost = tags.get(_NAN, "").split(",")
+    return {key: math.nan if key in lost else value for key, value in metrics.items()}
+
+
 def _states(uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str]) -> Iterator[TrialState]:
     if uri.startswith(_DATABASES):
         from sqlalchemy.exc import SQLAlchemyError
@@ -93,7 +101,7 @@ def _from_tables(
         with engine.connect() as connection:
             found: dict[str, dict[str, str]] = {}
             for run_id, key, value in connection.execute(
-                tags, {"name": experiment, "keys": [_TRIAL, _NAME, _ATTEMPT, *wanted]}
+                tags, {"name": experiment, "keys": [_TRIAL, _NAME, _ATTEMPT, _NAN, *wanted]}
             ):
                 found.setdefault(run_id, {})[key] = value
             values: dict[str, dict[str, float]] = {}
@@ -139,6 +147,7 @@ def _state(
     if _TRIAL not in tags:
         return
     chosen = {key: tags[key] for key in wanted if key in tags}
+    metrics = last_values(metrics, tags)
     begun, over = started / 1000, ended / 1000 if ended else None
     yield TrialState(
         tags[_TRIAL], run_id, tags.get(_NAME, name), status, begun, over, chosen, metrics, attempt_of(tags)

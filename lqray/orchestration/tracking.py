@@ -208,7 +208,7 @@ def _checked(check: Callable[[], None], call: Callable[[], Any]) -> Callable[[],
 
 def _tags_of_the_end(result: TrialResult) -> dict[str, str]:
     tags = {}
-    lost = sorted(key for key, value in result.metrics.items() if math.isnan(value))
+    lost = sorted({key for key, value in result.metrics.items() if math.isnan(value)}.union(result.lost))
     if lost:  # MLflow is not told of NaN, and would show the value before it as the last
         tags["lqray.nan_metrics"] = ",".join(lost)
     if result.failure:

@@ -38,7 +38,7 @@ class WorkerTask:
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `training_code()`
     of the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records
     how busy its machine is. recorded: the last step that the store has of the run. claim: by which it writes to the
-    folder (`lqray.orchestration.fencing`)."""
+    folder (`lqray.orchestration.fencing`). continued: whether the run was begun before."""
 
     trial_id: str
     name: str
@@ -55,6 +55,7 @@ class WorkerTask:
     system_metrics: bool = False
     recorded: int = 0
     claim: str = ""
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Link(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended on one rank: with metrics, a failure, or stopped (by which rule; "" for the launcher's wish).
-    snapshot, examples: of rank 0, the last that it reported (`lqray.training.loop.Report`). points: how many rank 0
-    sent."""
+    snapshot, examples, lost: of rank 0, the last that it reported (`lqray.training.loop.Report`). points: how many
+    rank 0 sent."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
@@ -101,6 +102,7 @@ class Outcome:
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
     points: int | None = None
+    lost: tuple[str, ...] = ()
 
 
 def run_task(
@@ -157,7 +159,12 @@ def _train(
     if resources.memory_gib_per_process:
         stack.enter_context(_memory_limit(resources.memory_gib_per_process, task, rank))
     checkpoints = Checkpoints(
-        task.folder, storage.checkpoint_every, storage.keep, reporter.secure if reporter else None
+        task.folder,
+        storage.checkpoint_every,
+        storage.keep,
+        reporter.secure if reporter else None,
+        run=task.run_id,
+        continued=task.continued,
     )
     return run_worker(
         Trial.model_validate(task.config),
@@ -199,6 +206,7 @@ class Reporter:
         self._shown = 0.0
         self._latest: dict[str, float] = {}
         self._last: Report | None = None
+        self._remarks: tuple[str, ...] = ()
         self.broken_rule: str | None = None
         self.seen: dict[str, Any] = {}
         """What its reports told beside metrics: for the trial's end."""
@@ -217,13 +225,15 @@ class Reporter:
         finite = {key: float(value) for key, value in update.metrics.items() if not math.isnan(value)}
         self._keep(Point(update.iteration, int(time.time() * 1000), finite | self._busy(update)))
         self._latest |= update.metrics
-        self._last = replace(update, metrics=dict(self._latest), snapshot=None)
-        self.seen = {"snapshot": update.snapshot, "examples": update.examples}
+        self._remarks += update.remarks
+        self._last = replace(update, metrics=dict(self._latest), snapshot=None, remarks=self._remarks)
+        self.seen = {"snapshot": update.snapshot, "examples": update.examples, "lost": update.lost}
         for rule in self._task.stop_rules:
             if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
                 self.broken_rule = str(rule)
         needed = self._task.needed_metric
-        if update.evaluated and needed and needed not in self._latest:
+        begun = self._task.continued or self._task.start > 1  # it may have been measured before the checkpoint
+        if update.evaluated and needed and needed not in self._latest and not begun:
             raise ValueError(
                 f"no metric {needed!r} is reported, by which `search` goes; there are: "
                 f"{', '.join(sorted(self._latest))}"
@@ -273,7 +283,8 @@ class Reporter:
         points = [point for number, point in self._kept if number > self._sent]
         self._sent = self.count
         self._link.send(News(self._task.trial_id, self._task.start, points, self._last, host_and_process()))
-        self._last = None
+        if self._last:
+            self._last, self._remarks = None, ()
 
     def _forget_delivered(self) -> None:
         delivered = self._link.heard().delivered

@@ -30,10 +30,11 @@ _LAST = 5
 
 @dataclass(frozen=True)
 class Spread:
-    """One number of each run of a group. values: by run id; runs that have none are left out, NaN is kept.
+    """One number of each run of a group. values: by run id; runs that have none are left out, what is not finite is
+    kept.
 
-    mean, std (ddof = 1), low and high (95% interval of the mean by Student's t) are of those that are not NaN; NaN
-    where there are too few.
+    mean, std (ddof = 1), low and high (95% interval of the mean by Student's t) are of those that are finite; NaN where
+    there are too few.
     """
 
     values: Mapping[str, float]
@@ -45,7 +46,20 @@ class Spread:
     @property
     def count(self) -> int:
         """Runs that entered."""
-        return sum(not math.isnan(value) for value in self.values.values())
+        return sum(math.isfinite(value) for value in self.values.values())
+
+    @property
+    def not_finite(self) -> int:
+        """Runs whose number is NaN or infinite."""
+        return len(self.values) - self.count
+
+    @property
+    def representative(self) -> float:
+        """The mean; where no run's number is finite, what they are: an infinity if they agree in it, or NaN."""
+        if self.count or not self.values:
+            return self.mean
+        first = next(iter(self.values.values()))
+        return first if all(value == first for value in self.values.values()) else math.nan
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of a group. best: of each run's history; last: mean over its last evaluations. to_target: steps, seconds
+    """A metric of a group. best: of what is finite in each run's history; last: mean over
+    its last evaluations, what the run ended with where that is not finite. to_target: steps, seconds
     and bytes until the metric first reached the target, of the runs that did."""
 
     final: Spread
@@ -86,6 +101,21 @@ class Group:
     def finished(self) -> tuple[Record, ...]:
         """Its finished runs."""
         return tuple(one for one in self.records if one.status == "FINISHED")
+
+    @property
+    def not_finite(self) -> int:
+        """How many of its finished runs ended with a metric of the comparison that is NaN or infinite."""
+        ended = [values.final.values for values in self.metrics.values()]
+        return sum(any(not math.isfinite(values.get(one.run_id, 0.0)) for values in ended) for one in self.finished)
+
+    @property
+    def runs(self) -> str:
+        """How many finished with numbers; of how many, where some did not, and what became of those."""
+        others = [f"{count} {state}" for state, count in sorted(self.states.items()) if state != "finished"]
+        if self.not_finite:
+            others.append(f"{self.not_finite} not finite")
+        usable = len(self.finished) - self.not_finite
+        return f"{usable} of {sum(self.states.values())} ({', '.join(others)})" if others else str(usable)
 
 
 @dataclass(frozen=True)
@@ -147,14 +177,13 @@ def compare_groups(
 
 def spread(values: Mapping[str, float]) -> Spread:
     """Statistics of one number a run."""
-    usable = np.array([value for value in values.values() if not math.isnan(value)], np.float64)
+    usable = np.array([value for value in values.values() if math.isfinite(value)], np.float64)
     mean = float(usable.mean()) if len(usable) else math.nan
     if len(usable) < 2:
         return Spread(values, mean, math.nan, math.nan, math.nan)
     from scipy.stats import t
 
-    with np.errstate(invalid="ignore"):
-        std = float(usable.std(ddof=1))
+    std = float(usable.std(ddof=1))
     half = float(t.ppf(0.975, len(usable) - 1)) * std / math.sqrt(len(usable))
     return Spread(values, mean, std, mean - half, mean + half)
 
@@ -187,12 +216,15 @@ def _measured(
     final = {one.run_id: one.metrics[name] for one in finished if name in one.metrics}
     best, tail = {}, {}
     for one in finished:
-        points = read.get(one.run_id)
-        if points is None or np.isnan(points.values).all():
-            continue
-        extreme = np.nanmax if higher_is_better(name) else np.nanmin
-        best[one.run_id] = float(extreme(points.values))
-        tail[one.run_id] = float(np.mean(points.values[-last:]))
+        points, ended = read.get(one.run_id), final.get(one.run_id, 0.0)
+        if points is not None:
+            usable = points.values[np.isfinite(points.values)]
+            extreme = np.max if higher_is_better(name) else np.min
+            best[one.run_id] = float(extreme(usable)) if len(usable) else math.nan
+            tail[one.run_id] = float(np.mean(points.values[-last:]))
+        if not math.isfinite(ended):  # of which MLflow keeps no points, where it is NaN
+            best.setdefault(one.run_id, math.nan)
+            tail[one.run_id] = ended
     difference = against.difference(name, finished) if against else None
     reached: dict[str, dict[str, float]] = {}
     if target is not None and progress:
@@ -210,7 +242,7 @@ def _measured(
 def _first_at(points: History | None, target: float, higher: bool) -> int | None:
     if points is None:
         return None
-    there = points.values >= target if higher else points.values <= target
+    there = np.isfinite(points.values) & (points.values >= target if higher else points.values <= target)
     return int(points.steps[there.argmax()]) if there.any() else None
 
 
@@ -257,7 +289,7 @@ class _Baseline:
             if one.method == self._method or len(found) != 1:
                 continue
             mine, other = one.metrics.get(metric, math.nan), found[0].metrics.get(metric, math.nan)
-            if not math.isnan(mine - other):
+            if math.isfinite(mine - other):
                 values[one.run_id] = mine - other
                 pairs.append((one.run_id, found[0].run_id))
                 both.append((mine, other))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def export(
         recorded = [one for one in report.records if one.run_id]
         _write_runs(aside / "runs.csv", report.records)
         document = {"experiment": experiment.name, "runs": [_plain(one) for one in recorded]}
-        (aside / RUNS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (aside / RUNS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _copy_artifacts(experiment.uri, recorded, aside / ARTIFACTS)
         write = _write_parquet if raw == "parquet" else _write_csv
         write(aside / f"{POINTS}.{raw}", _points(experiment, recorded))
@@ -105,7 +106,8 @@ def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | N
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    return {**vars(record), "params": dict(record.params), "metrics": dict(record.metrics), "tags": dict(record.tags)}
+    metrics = {key: value if math.isfinite(value) else str(value) for key, value in record.metrics.items()}
+    return {**vars(record), "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
 
 
 def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> None:

@@ -28,9 +28,9 @@ def experiment_of(folder: Path) -> tuple[str, str | None]:
 
 
 def runs_in(folder: Path) -> list[Mapping[str, Any]]:
-    """Fields of `lqray.reporting.records.Record`, of each run."""
-    runs: list[Mapping[str, Any]] = _document(folder)["runs"]
-    return runs
+    """Fields of `lqray.reporting.records.Record`, of each run. JSON knows neither NaN nor infinity: they are text."""
+    runs: list[dict[str, Any]] = _document(folder)["runs"]
+    return [{**one, "metrics": {key: float(value) for key, value in one["metrics"].items()}} for one in runs]
 
 
 def points_in(folder: Path, key: str) -> Iterator[tuple[str, Any, Any, Any]]:

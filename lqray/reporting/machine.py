@@ -13,11 +13,12 @@ from lqray.reporting.comparison import Comparison, Group, Measured, Spread
 
 
 def csv_table(comparison: Comparison) -> str:
-    """Numbers unrounded, empty where there is none. States of trials as columns; run ids of finished runs last."""
+    """Numbers unrounded, empty where there is none; nan or inf where no run ended with another. States of trials as
+    columns; run ids of finished runs last."""
     states = sorted({state for group in comparison.groups for state in group.states} | {"finished"})
     rows = [_row(group, comparison, states) for group in comparison.groups]
     stream = io.StringIO()
-    titles = list(rows[0]) if rows else [*comparison.keys, *states]
+    titles = list(rows[0]) if rows else [*comparison.keys, *states, "runs"]
     writer = csv.DictWriter(stream, titles, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -37,6 +38,7 @@ def json_document(comparison: Comparison, stores: Mapping[str, str]) -> str:
             {
                 "keys": dict(group.keys),
                 "states": dict(group.states),
+                "runs": group.runs,
                 "run_ids": [one.run_id for one in group.finished],
                 "trials": [
                     {"name": one.name, "trial_id": one.trial_id, "run_id": one.run_id or None, "state": one.state}
@@ -53,10 +55,11 @@ def json_document(comparison: Comparison, stores: Mapping[str, str]) -> str:
 
 def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {key: group.keys[key] for key in comparison.keys}
-    row |= {state: group.states.get(state, 0) for state in states}
+    row |= {state: group.states.get(state, 0) for state in states} | {"runs": group.runs}
     for name, measured in group.metrics.items():
         row |= {f"{name} {what}": value for what, value in _columns(measured.final).items()}
-        row |= {f"{name} best": _text(measured.best.mean), f"{name} last": _text(measured.last.mean)}
+        row |= {f"{name} count": measured.final.count, f"{name} not finite": measured.final.not_finite}
+        row |= {f"{name} best": _mean(measured.best), f"{name} last": _mean(measured.last)}
         found = measured.difference
         row |= {
             f"{name} difference": _text(found.spread.mean if found else math.nan),
@@ -72,8 +75,13 @@ def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, A
 
 
 def _columns(values: Spread) -> dict[str, str]:
-    numbers = {"mean": values.mean, "std": values.std, "low": values.low, "high": values.high}
-    return {name: _text(value) for name, value in numbers.items()}
+    numbers = {"std": values.std, "low": values.low, "high": values.high}
+    return {"mean": _mean(values)} | {name: _text(value) for name, value in numbers.items()}
+
+
+def _mean(values: Spread) -> str:
+    """Of the finite ones; nan or inf where runs ended with nothing else."""
+    return repr(values.representative) if values.not_finite and not values.count else _text(values.mean)
 
 
 def _text(value: float) -> str:
@@ -99,6 +107,7 @@ def _spread(values: Spread) -> dict[str, Any]:
         "std": _plain(values.std),
         "interval_95": [_plain(values.low), _plain(values.high)],
         "count": values.count,
+        "not_finite": values.not_finite,
         "runs": {run_id: _plain(value) for run_id, value in values.values.items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,23 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     counts = Counter(one.state for one in chosen)
     if set(counts) - {"finished"}:
         remarks.insert(0, ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + ".")
+    remarks += _diverged(chosen, comparison.metrics)
     return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments})
+
+
+def _diverged(records: Sequence[Record], shown: Sequence[str]) -> list[str]:
+    """Finished runs that look whole in the metrics shown, but ended with others that are not finite."""
+    found: dict[str, list[str]] = {}
+    for one in records:
+        wrong = {key for key, value in one.metrics.items() if not math.isfinite(value)}
+        if one.status == "FINISHED" and wrong.isdisjoint(shown):
+            for key in sorted(wrong):
+                found.setdefault(key, []).append(one.run_id)
+    if not found:
+        return []
+    keys = ", ".join(list(found)[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    runs = {run_id for ids in found.values() for run_id in ids}
+    return [f"{len(runs)} finished runs ended with {keys} not finite; --metric shows them."]
 
 
 def written(report: Report, shape: Format) -> str:

@@ -31,7 +31,7 @@ class Column:
 def columns_of(comparison: Comparison) -> list[Column]:
     """All columns that say something of at least one group."""
     keys = [_key_column(key, comparison.keys) for key in comparison.keys]
-    runs = Column("runs", _runs)
+    runs = Column("runs", lambda group: group.runs)
     found = [column for name in comparison.metrics for column in _metric_columns(name, comparison)]
     found += [
         Column("bits per coordinate", _of_cost("bits_per_coordinate", lambda value: f"{value:.3f}")),
@@ -84,6 +84,8 @@ def notes(comparison: Comparison) -> list[str]:
     said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t)."]
     if any(one.difference for group in comparison.groups for one in group.metrics.values()):
         said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
+    if any(group.not_finite for group in comparison.groups):
+        said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
     if comparison.target is not None:
         said.append(f"To {_number(comparison.metrics[0])(comparison.target)}: of the runs that reached it.")
     return said
@@ -102,15 +104,8 @@ def _key_column(key: str, keys: Sequence[str]) -> Column:
     return Column(title.replace("_", " "), cell, numeric=key != "trial")
 
 
-def _runs(group: Group) -> str:
-    """How many finished; of how many, where some did not, and what became of those."""
-    others = [f"{count} {state}" for state, count in sorted(group.states.items()) if state != "finished"]
-    done = group.states.get("finished", 0)
-    return f"{done} of {sum(group.states.values())} ({', '.join(others)})" if others else str(done)
-
-
 def _complete(group: Group) -> bool:
-    return set(group.states) == {"finished"}
+    return set(group.states) == {"finished"} and not group.not_finite
 
 
 def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
@@ -123,7 +118,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
 
     def latex(group: Group) -> str:
         text = _plus_minus(final(group), show).replace("±", "\\pm").replace("%", "\\%")
-        if text == _NOTHING:
+        if math.isnan(final(group).mean):
             return text
         return f"$\\mathbf{{{text}}}$" if final(group).mean == best else f"${text}$"
 
@@ -183,12 +178,14 @@ def _number(metric: str) -> Callable[[float], str]:
 
 
 def _mean(values: Spread, show: Callable[[float], str]) -> str:
-    return _NOTHING if math.isnan(values.mean) else show(values.mean)
+    if math.isnan(values.mean):
+        return str(values.representative) if values.not_finite else _NOTHING
+    return show(values.mean)
 
 
 def _plus_minus(values: Spread, show: Callable[[float], str]) -> str:
     if math.isnan(values.mean):
-        return _NOTHING
+        return _mean(values, show)
     return show(values.mean) + ("" if math.isnan(values.std) else f" ± {show(values.std).rstrip('%')}")
 
 

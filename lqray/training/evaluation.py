@@ -24,14 +24,15 @@ def evaluate(
     device: torch.device,
 ) -> tuple[float, float]:
     """(mean cross entropy, accuracy in [0, 1]) over all of a split. Collective: rank r of W takes every W-th example
-    from r on, so each counts once; the model is left in the mode it was in."""
+    from r on, so each counts once; the model is left in the mode it was in. An output with a NaN is no answer, and not
+    correct."""
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, examples
     for inputs, labels in dataset.evaluation(split, group.rank(), group.size(), _BATCH):
         out = logits(model, inputs, options)
         totals[0] += cross_entropy(out, labels, reduction="sum")
-        totals[1] += (out.argmax(dim=1) == labels).sum()
+        totals[1] += ((out.argmax(dim=1) == labels) & ~out.isnan().any(dim=1)).sum()
         totals[2] += labels.numel()
     dist.all_reduce(totals, group=group)
     model.train(was_training)

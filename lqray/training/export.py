@@ -6,25 +6,31 @@ import torch
 from torch import nn
 
 from lqray.experiment.schema import Trial
-from lqray.training.checkpoint import CheckpointError, read_checkpoint
+from lqray.training.checkpoint import BEST, CheckpointError, newest_first, read_checkpoint
 from lqray.training.models import build_model
 from lqray.training.storage import open_folder
 
 
-def trained_network(trial: Trial, folder: str) -> tuple[nn.Module, int]:
+def trained_network(trial: Trial, folder: str, run: str | None = None) -> tuple[nn.Module, int]:
     """(network of a finished trial, on the CPU, for evaluation, iterations that it was trained for). Its inputs are as
     `lqray.training.data` gives them. folder: an absolute path or a URI.
 
-    Raises CheckpointError where the folder's newest checkpoint is of another trial, or of a version of lqray that did
-    not keep what the network is built from.
+    run: that has to have written it, where it names one. Raises CheckpointError where the folder's newest checkpoint is
+    damaged, of another trial or run, or of a version of lqray that did not keep what the network is built from: an
+    older one would be another network.
     """
-    names = open_folder(folder).names("step-*.pt")
-    if not names:
+    name = next(iter(newest_first(open_folder(folder))), BEST)
+    if name == BEST:
         raise CheckpointError(f"{folder} has no checkpoint of the end of a trial; found: nothing named step-*.pt")
-    file = f"{folder}/{names[-1]}"
-    found = read_checkpoint(file, torch.device("cpu"))
+    file = f"{folder}/{name}"
+    try:
+        found = read_checkpoint(file, torch.device("cpu"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     if found["trial"] != trial.id:
         raise CheckpointError(f"{file} is of trial {found['trial']}, wanted is {trial.id}")
+    if run and found.get("run", run) != run:
+        raise CheckpointError(f"{file} is of run {found['run']}, wanted is {run}")
     inputs = found["shared"].get("inputs")
     if inputs is None:
         raise CheckpointError(f"{file} does not say the shape of its inputs: an earlier version of lqray wrote it")

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,8 @@ class Report:
     evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
     last report of the run, with its summary. snapshot: of the final report of rank 0 of a quantized run, its levels and
     the density of its last gradient (`lqray.training.telemetry.density_snapshot`). examples: of the training and the
-    test set.
+    test set. lost: metrics, of this report or earlier ones, whose latest value is NaN. remarks: what a user should know
+    of the checkpoints that were found.
     """
 
     iteration: int
@@ -65,16 +66,19 @@ class Report:
     final: bool = False
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
+    lost: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
 class Progress:
     """What a run knows of itself beside its tensors; saved with them. skipped: steps left out, `in_row` of them just
-    now."""
+    now. lost: metrics whose latest value is NaN."""
 
     best_accuracy: float = -1.0
     skipped: int = 0
     in_row: int = 0
+    lost: tuple[str, ...] = ()
 
 
 def train(
@@ -101,9 +105,13 @@ def train(
     dataset = load_dataset(trial.data).to(device)
     network = prepared(build_model(trial.model, dataset.shape, dataset.classes).to(device), trial.model)
     with naming_lost_ranks(group), naming_stalled_ranks(group), connect(trial, network, group) as wires:
-        run = _Run(trial, wires, device, dataset, report)
+        run = _Run(trial, wires, device, dataset, _with_remarks(report, checkpoints) if checkpoints else report)
         first = run.resume(checkpoints) if checkpoints else 0
         return run.steps(first, checkpoints, after_step, stop)
+
+
+def _with_remarks(report: Callable[[Report], None], checkpoints: Checkpoints) -> Callable[[Report], None]:
+    return lambda update: report(replace(update, remarks=checkpoints.take_remarks()))
 
 
 class _Run:
@@ -159,6 +167,8 @@ class _Run:
             final["time/seconds_per_step"] = self.seconds.value
         if not self.wires.baseline:  # what torch's hooks lose is not measured
             final["quantizer/mean_nmse"] = self.nmse.value if self.wires.exchange else 0.0
+            if self.nmse.left_out:
+                final["quantizer/mean_nmse_left_out"] = self.nmse.left_out
         if self.schedule.on_nonfinite == "skip":
             final["train/skipped_steps"] = self.progress.skipped
         self.keep_best(self.iterations, final, checkpoints)
@@ -298,6 +308,9 @@ class _Run:
 
     def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, **more: Any) -> None:
         examples = self.dataset.train_examples, self.dataset.test_examples
+        lost = {key for key in self.progress.lost if key not in metrics}
+        lost |= {key for key, value in metrics.items() if math.isnan(value)}
+        self.progress.lost = more["lost"] = tuple(sorted(lost))
         self._report(Report(iteration, self.iterations, metrics, evaluated, examples=examples, **more))
 
     def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:

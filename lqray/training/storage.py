@@ -6,15 +6,25 @@ they are.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import fnmatch
 import os
+import stat
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from lqray.experiment.store import PACKAGES, StorageError
 
 __all__ = ["Folder", "LocalFolder", "StorageAwayError", "StorageError", "open_folder"]
+
+
+_LEFT_SECONDS = 3600.0
+"""Age of a file aside that is taken for left, where a file system knows no locks."""
 
 
 class StorageAwayError(OSError):
@@ -27,8 +37,12 @@ class Folder(Protocol):
     def write(self, name: str, *parts: bytes) -> None:
         """A file of these parts, in place of what is there; other processes see the old one or the whole new one."""
 
-    def read(self, name: str) -> bytes:
-        """A file's content. Raises FileNotFoundError."""
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """A file's content, or its bytes from `start` to before `end`. Raises FileNotFoundError, and OSError at once
+        for what is no file: a folder, a pipe, a device."""
+
+    def size(self, name: str) -> int:
+        """A file's bytes. Raises as `read`."""
 
     def names(self, pattern: str) -> list[str]:
         """Names that match a shell pattern, sorted; [] where the folder does not exist."""
@@ -40,7 +54,7 @@ class Folder(Protocol):
         """Remove a file, if it is there."""
 
     def tidy(self) -> None:
-        """Remove what writers that were killed have left."""
+        """Remove what writers that were killed have left, and nothing of those that still write."""
 
 
 class LocalFolder:
@@ -53,28 +67,39 @@ class LocalFolder:
         return str(self.path)
 
     def write(self, name: str, *parts: bytes) -> None:
-        """See `Folder`: written aside, synced and renamed."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        aside = self.path / f".{name}.{os.urandom(8).hex()}.tmp"
-        with aside.open("wb") as stream:
+        """See `Folder`: written aside, synced and renamed. Where that fails, nothing stays aside: of a full disk it
+        would be what fills it."""
+        self._make()
+        with self._aside(name) as (aside, stream):
             for part in parts:
                 stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(self.path / name)
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            aside.replace(self.path / name)
+        _sync(self.path)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """See `Folder`."""
-        return (self.path / name).read_bytes()
+        with self._opened(name) as stream:
+            stream.seek(start)
+            return stream.read(-1 if end is None else max(0, end - start))
+
+    def size(self, name: str) -> int:
+        """See `Folder`."""
+        with self._opened(name) as stream:
+            return os.fstat(stream.fileno()).st_size
 
     def names(self, pattern: str) -> list[str]:
+        """See `Folder`. Raises OSError for a folder that may not be looked into."""
+        try:
+            return sorted(fnmatch.filter((file.name for file in self.path.iterdir()), pattern))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def rename(self, name: str, other: str) -> None:
         """See `Folder`."""
-        return sorted(file.name for file in self.path.glob(pattern))
+        (self.path / name).rename(self.path / other)
+        _sync(self.path)
 
     def rename(self, name: str, other: str) -> None:
         """See `Folder`."""
@@ -85,9 +110,84 @@ class LocalFolder:
         (self.path / name).unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """See `Folder`."""
-        for left in self.path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        """See `Folder`: a file aside that is locked is being written."""
+        for name in self.names(".*.tmp"):
+            left = self.path / name
+            if _abandoned(left):
+                left.unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        """The folder, and those above it, so that a crash of the machine does not lose them either."""
+        if self.path.is_dir():
+            return
+        there = next(parent for parent in self.path.parents if parent.exists())
+        self.path.mkdir(parents=True, exist_ok=True)
+        for parent in self.path.parents:
+            with suppress(PermissionError):  # of a folder above ours that we may not open
+                _sync(parent)
+            if parent == there:
+                return
+
+    @contextmanager
+    def _aside(self, name: str) -> Iterator[tuple[Path, BinaryIO]]:
+        """A new file to write to, locked while it is open; gone at the end, unless it got another name."""
+        while True:
+            aside = self.path / f".{name}.{os.urandom(8).hex()}.tmp"
+            try:
+                with aside.open("xb") as stream:
+                    _lock(stream.fileno())
+                    if not os.fstat(stream.fileno()).st_nlink:
+                        continue  # another process tidied up before it was locked
+                    yield aside, stream
+            finally:
+                aside.unlink(missing_ok=True)
+            return
+
+    def _opened(self, name: str) -> BinaryIO:
+        """A file to read. Opening a pipe waits for nobody."""
+        path = self.path / name
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "Not a file but a folder, a pipe or a device", str(path))
+        return os.fdopen(descriptor, "rb")
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file for this process; False where another has it, or the file system knows no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _abandoned(aside: Path) -> bool:
+    """Whether whoever wrote a file aside is gone."""
+    try:
+        descriptor = os.open(aside, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False  # a folder, a link, a pipe, or just renamed: nothing of ours
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - found.st_mtime > _LEFT_SECONDS
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class ObjectFolder:
@@ -107,10 +207,18 @@ class ObjectFolder:
         except FileNotFoundError as error:
             raise StorageAwayError(f"{self.address}: {error}") from error
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """See `Folder`."""
-        content: bytes = self._try(lambda: self._files.cat_file(f"{self._root}/{name}"))
+        limits = {} if end is None and not start else {"start": start, "end": end}
+        content: bytes = self._try(lambda: self._files.cat_file(f"{self._root}/{name}", **limits))
         return content
+
+    def size(self, name: str) -> int:
+        """See `Folder`."""
+        found = self._try(lambda: self._files.info(f"{self._root}/{name}"))
+        if found["type"] != "file":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), f"{self.address}/{name}")
+        return int(found["size"])
 
     def names(self, pattern: str) -> list[str]:
         """See `Folder`. Asks the store, which other processes write to, and no cache."""

@@ -145,24 +145,29 @@ class Spent:
 
 
 class RunningMean:
-    """Mean of the numbers added so far; NaN without any."""
+    """Mean of the numbers added so far that are finite; NaN without any. left_out: how many were not."""
 
     def __init__(self) -> None:
         self._total = 0.0
         self._count = 0
+        self.left_out = 0
 
     def add(self, value: float) -> None:
         """Count one more number."""
+        if not math.isfinite(value):
+            self.left_out += 1
+            return
         self._total += value
         self._count += 1
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers."""
-        return {"total": self._total, "count": self._count}
+        return {"total": self._total, "count": self._count, "left_out": self.left_out}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; earlier versions counted what is not finite into the total."""
         self._total, self._count = state["total"], int(state["count"])
+        self.left_out = int(state.get("left_out", 0))
 
     @property
     def value(self) -> float:

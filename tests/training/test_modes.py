@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from lqray.experiment.options import ScheduleOptions
 from lqray.experiment.schema import Trial
+from lqray.training.checkpoint import Checkpoints
 from lqray.training.data import load_dataset
 from lqray.training.loop import DivergedError, Report
 from lqray.training.schedule import in_iterations
@@ -213,3 +214,32 @@ def test_a_compiled_model_trains_as_the_model_itself():
     short = {"iterations": 3, "batch_size": 16}
     usual, compiled = (run(model=model | more, schedule=short)[0] for more in ({}, {"compile": True}))
     assert compiled["test/loss"] == pytest.approx(usual["test/loss"], rel=1e-3)
+
+
+def test_what_diverged_is_said_to_the_end_and_costs_no_mean(tmp_path):
+    """Also after a restart at the end, which measures nothing again."""
+    chosen = trial(
+        data={"name": "gaussian_mixture"},
+        model={"name": "mlp", "layers": [8]},
+        optimizer={"name": "sgd", "lr": 1e30},
+        schedule={"iterations": 12, "batch_size": 16, "on_nonfinite": "skip"},
+        telemetry={"every": 1},
+    )
+    for _ in range(2):
+        reports: list[Report] = []
+        checkpoints = Checkpoints(tmp_path)
+        final = run_worker(chosen, reports.append, torch.device("cpu"), 1, checkpoints=checkpoints)
+        assert {"train/loss", "test/loss", "quantizer/nmse"} <= set(reports[-1].lost)
+        assert 0 < final["quantizer/mean_nmse"] < 100
+        assert final["quantizer/mean_nmse_left_out"] == final["train/skipped_steps"] == 11
+        assert final["test/accuracy"] == 0
+    assert reports[-1] is reports[0]
+
+
+def test_a_metric_that_is_finite_again_is_not_lost():
+    reports = run(
+        data={"name": "gaussian_mixture"},
+        model={"name": "mlp", "layers": [8]},
+        schedule={"iterations": 3, "batch_size": 16},
+    )[1]
+    assert [one.lost for one in reports] == [()] * len(reports)

@@ -261,3 +261,16 @@ def test_train_finds_its_trial_or_says_which_there_are(file, tmp_path):
     other = CliRunner().invoke(main, ["train", str(file), "--trial", "alq", "--checkpoints", str(tmp_path / "kept")])
     assert other.exit_code == 2
     assert "another configuration" in other.output
+
+
+def test_train_refuses_a_checkpoint_in_another_form_and_names_both(file, tmp_path):
+    kept = tmp_path / "kept"
+    arguments = ["train", str(file), "--trial", "alq", "--checkpoints", str(kept), "--checkpoint-every", "10"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    newest = kept / "step-0000000020.pt"
+    newest.write_bytes(newest.read_bytes().replace(b"checkpoint 1\n", b"checkpoint 2\n", 1))
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "in version 2 of the form; this lqray reads and writes version 1" in refused.output
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ def curves_of(
             continue
         if len(runs) < len(group.finished):
             recordings.remark(f"{group.label}: {len(group.finished) - len(runs)} runs have no {key}, and are left out")
+        ended = sum(not math.isfinite(one.metrics.get(key, 0.0)) for one in group.finished)
+        if ended:
+            recordings.remark(f"{group.label}: {ended} runs ended with {key} not finite; a line has no points of that")
         if band.cut:
             recordings.remark(f"{group.label}: its runs end at different iterations; the mean ends with the first")
         if np.isnan(band.mean).any():

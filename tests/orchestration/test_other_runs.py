@@ -1,0 +1,138 @@
+"""Records and checkpoints do not mix: a new run goes on from no other run's checkpoint, and says what it found."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from rich.console import Console
+
+from lqray.cli import main
+from lqray.experiment.grid import NamedTrial
+from lqray.experiment.schema import Trial
+from lqray.orchestration.launcher import TrialResult
+from lqray.orchestration.outcomes import result_of
+from lqray.orchestration.progress import Progress
+from lqray.orchestration.states import last_values
+from lqray.orchestration.worker import Heard, Outcome, Reporter
+from lqray.reporting.records import read_records
+from lqray.training.loop import Report
+from tests.orchestration.sweeps import recorded, run, write
+from tests.orchestration.test_recording import task
+
+TEXT = """
+name: sweep
+base:
+  data: {name: gaussian_mixture}
+  model: {name: mlp, layers: [8]}
+  optimizer: {name: sgd, lr: 0.05}
+  schedule: {iterations: 30, batch_size: 16, evaluate_every: 10, on_nonfinite: skip}
+  workers: 2
+  quantizer: {method: alq, bits: 3, bucket_size: 64, components: 5, update_at: [0, 10]}
+sweep:
+  - matrix: {optimizer.lr: [0.05, 1.0e+30]}
+storage: {folder: storage, checkpoint_every: 10}
+"""
+
+
+def contents(folder: Path) -> set[str]:
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*.pt")}
+
+
+def test_a_new_store_is_a_new_run_and_what_diverged_ends_in_nan(tmp_path):
+    path, uri = write(tmp_path, text=TEXT), f"sqlite:///{tmp_path}/lqray.db"
+    run(path, "--launcher", "inline")
+    found = {one.params["optimizer.lr"]: one for one in read_records(uri, "sweep")}
+    assert {one.status for one in found.values()} == {"FINISHED"}
+    for name in ("test/loss", "train/loss"):
+        assert math.isnan(found["1e+30"].metrics[name])
+        assert found["0.05"].metrics[name] < 2
+    assert math.isfinite(found["1e+30"].metrics["quantizer/mean_nmse"])
+    assert found["1e+30"].metrics["quantizer/mean_nmse_left_out"] > 0
+    shown = CliRunner().invoke(
+        main, ["report", "sweep", "--uri", uri, "--metric", "train/loss", "--group-by", "seed", "--format", "markdown"]
+    )
+    assert "1 of 2 (1 not finite)" in shown.output
+
+    before = contents(tmp_path / "storage")
+    (tmp_path / "lqray.db").unlink()
+    text = run(path, "--launcher", "inline")
+    client = MlflowClient(uri)
+    for one in recorded(uri).values():
+        assert [point.step for point in client.get_metric_history(one.info.run_id, "test/accuracy")] == [10, 20, 30]
+        folder = Path(one.data.tags["lqray.folder"])
+        assert not list(folder.glob("foreign-*")) or "is not continued from" in text
+    assert before <= contents(tmp_path / "storage")
+
+
+class Link:
+    def __init__(self):
+        self.news = []
+
+    def send(self, news):
+        self.news.append(news)
+
+    def heard(self):
+        return Heard()
+
+    def close(self): ...
+
+
+def test_remarks_reach_the_launch_once_though_reports_are_many(tmp_path):
+    link = Link()
+    reporter = Reporter(task(tmp_path), link, lambda line: None)
+    reporter._shown = math.inf
+    reporter.report(Report(1, 9, {"a": 1.0}, remarks=("one",)))
+    reporter.report(Report(2, 9, {"a": 1.0}, remarks=("two",)))
+    assert not link.news
+    reporter.report(Report(3, 9, {"a": 1.0}, evaluated=True))
+    reporter.report(Report(4, 9, {"a": 1.0}, evaluated=True))
+    assert [news.report.remarks for news in link.news] == [("one", "two"), ()]
+
+
+def test_a_metric_that_was_measured_before_the_checkpoint_is_not_missed(tmp_path):
+    """Early stopping goes by train/loss, which is measured less often than the trial is evaluated."""
+    wanted = replace(task(tmp_path), needed_metric="train/loss")
+    evaluation = Report(70, 90, {"test/loss": 1.0}, evaluated=True)
+    for again in (replace(wanted, continued=True), replace(wanted, start=2)):
+        Reporter(again, Link(), lambda line: None).report(evaluation)
+    with pytest.raises(ValueError, match="no metric 'train/loss' is reported"):
+        Reporter(wanted, Link(), lambda line: None).report(evaluation)
+
+
+TRIAL = Trial.model_validate(
+    {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 9, "batch_size": 16},
+        "quantizer": {"method": "alq"},
+    }
+)
+
+
+def test_the_launch_says_remarks():
+    console = Console(record=True, width=60)
+    with Progress(console, 1) as progress:
+        progress.started(NamedTrial("n", TRIAL), True)
+        progress.progressed(TRIAL.id, Report(1, 9, {}, remarks=("step-10.pt is of run a, this is run b",)))
+    assert "n: step-10.pt is of run a, this is run b" in console.export_text()
+
+
+def test_metrics_that_ended_as_nan_are_known_however_a_trial_ends(tmp_path):
+    reporter = Reporter(task(tmp_path), Link(), lambda line: None)
+    reporter.report(Report(1, 9, {"a": math.nan}, lost=("a",)))
+
+    class Work:
+        named, run_id = NamedTrial("n", TRIAL), "r"
+
+    for outcome in (Outcome(**reporter.seen), Outcome(stopped="", **reporter.seen)):
+        result = result_of(Work(), {0: outcome}, None)
+        assert isinstance(result, TrialResult)
+        assert result.lost == ("a",)
+    assert json.dumps(last_values({"a": 1.0, "b": 2.0}, {"lqray.nan_metrics": "a,c"})) == '{"a": NaN, "b": 2.0}'
+    assert last_values({"a": 1.0}, {}) == {"a": 1.0}
