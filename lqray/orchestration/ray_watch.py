@@ -159,10 +159,10 @@ class Guarded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
-    def take(self) -> Any:
+    def take(self, *arguments: Any) -> Any:
         """See `lqray.orchestration.queue.TrialQueue`."""
         with self._watch.recording():
-            return self._queue.take()
+            return self._queue.take(*arguments)
 
     def ended(self, result: Any) -> None:
         """See `lqray.orchestration.queue.TrialQueue`."""

@@ -72,7 +72,7 @@ def test_a_launcher_killed_in_the_middle(tmp_path, undisturbed, launcher):
     assert "0 to run" not in run(path, "--launcher", launcher)  # everything is done: nothing is launched
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrialDriver"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrialDriver", "Mailbox"])
 def test_a_worker_or_the_driver_killed(tmp_path, undisturbed, victim):
     path = write(tmp_path)
     process = start(path, "--launcher", "isolated" if victim == "TrialDriver" else "warm")
@@ -88,6 +88,45 @@ def test_a_worker_or_the_driver_killed(tmp_path, undisturbed, victim):
     assert text.count(": again in 2 s") == 1
     assert text.count(": continued") == 1
     ended_well(path, undisturbed)
+
+
+@pytest.mark.parametrize("victim", ["raylet/raylet", "gcs/gcs_server"])
+def test_a_ray_that_dies_ends_the_launch_with_a_line_and_the_next_one_continues(tmp_path, undisturbed, victim):
+    path = write(tmp_path)
+    process = start(path, "--launcher", "warm")
+    with killing(process):
+        wait_for(path, lambda: checkpointed(path, 1))
+        (number,) = marked(tmp_path, victim)
+        os.kill(number, signal.SIGKILL)
+        assert process.wait(120) == 1, output(path)
+    text = output(path)
+    assert f"(process {number}) has ended" in text
+    assert "run the same command again" in text
+    assert "Traceback" not in text
+    assert "state-dump" not in text
+    assert "runs" in text  # the table
+    nothing_is_left(tmp_path)
+    assert marked(tmp_path) == {}  # nor Ray's agents
+    assert "RUNNING" not in {one.info.status for one in recorded(f"sqlite:///{tmp_path}/lqray.db").values()}
+    if victim.startswith("raylet"):
+        run(path, "--launcher", "inline")
+        ended_well(path, undisturbed)
+
+
+def test_two_launches_have_a_ray_each_and_share_the_cores(tmp_path, undisturbed):
+    first, second = write(tmp_path / "first", iterations=100_000), write(tmp_path / "second")
+    one = start(first, "--launcher", "warm", "--limit", "1")
+    with killing(one):
+        wait_for(first, lambda: checkpointed(first, 1), 240)
+        two = start(second, "--launcher", "warm")
+        with killing(two):
+            wait_for(second, lambda: "seed1: started" in output(second), 240)
+            os.kill(one.pid, signal.SIGKILL)  # its Ray ends with it
+            one.wait()
+            assert two.wait(240) == 0, output(second)
+    assert f"(process {one.pid} has 2)" in output(second)
+    ended_well(second, undisturbed)
+    nothing_is_left(first.parent)
 
 
 def free_port() -> int:
