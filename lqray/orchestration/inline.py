@@ -22,12 +22,13 @@ from lqray.orchestration.failures import ProcessEndedError, ProcessLostError, fa
 from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work
 from lqray.orchestration.ledger import Ledger
 from lqray.orchestration.outcomes import result_of
+from lqray.orchestration.output import outlive_readers
 from lqray.orchestration.placement import device_of, processes_of
 from lqray.orchestration.presence import Presence
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.signals import leave_to_launcher, noting, raise_if_heard, raising, starting_processes
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
-from lqray.training.worker import Place
+from lqray.training.worker import Place, release_ended_groups
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
@@ -73,6 +74,7 @@ class InlineLauncher:
         processes = processes_of(work.named.trial, self._resources)
         if processes == 1:
             outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
+            release_ended_groups()
         else:
             outcomes = _run_processes(task, processes, self._resources, heard)
         return result_of(work, outcomes, queue.stop_reason(trial_id))
@@ -217,6 +219,7 @@ def _gone(rank: int, process: BaseProcess, ended_here: bool) -> Exception:
 
 def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, pipe: Connection, answers: Any) -> None:
     leave_to_launcher()
+    outlive_readers()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     link = _Piped(pipe, answers) if rank == 0 else None
     pipe.send(run_task(task, rank, device, link, place=Place(rank, world, port)))

@@ -54,7 +54,9 @@ class RayLauncher:
         if queue.over:
             return
         need = needed(self._shapes, self._resources)
-        environment = interface_variables(self._resources.network_interface)
+        # A login inside torchrun inherits this one, and ranks would look for a store that nobody holds.
+        environment = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+        environment |= interface_variables(self._resources.network_interface)
         lost: RayLostError | None = None
         try:
             with (

@@ -101,10 +101,6 @@ class LocalFolder:
         (self.path / name).rename(self.path / other)
         _sync(self.path)
 
-    def rename(self, name: str, other: str) -> None:
-        """See `Folder`."""
-        (self.path / name).rename(self.path / other)
-
     def remove(self, name: str) -> None:
         """See `Folder`."""
         (self.path / name).unlink(missing_ok=True)

@@ -6,7 +6,9 @@ says of ranks counts only where the caller says so: a login inside torchrun, SLU
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.loop import Report, train
+
+_HELD_HERE = 3  # a list, the loop's name and the argument of the question
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def _process_group(
     if dist.is_initialized():
         yield _world()
         return
+    release_ended_groups()
     if place is None:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
@@ -83,7 +88,29 @@ def _process_group(
     try:
         yield _world()
     finally:
+        _ended.append(_world())
         dist.destroy_process_group()
+
+
+_ended: list[dist.ProcessGroup] = []
+"""Since they were last looked at."""
+_held: list[dist.ProcessGroup] = []
+"""Those that something else holds as well: the first of a process for ever, by default arguments of torch's."""
+
+
+def release_ended_groups() -> None:
+    """Let go of the groups that ended in this process and that nothing else holds any more.
+
+    A gloo group ends its threads when its last reference goes. A callback of a collective holds one, by the exchange
+    that it belongs to, and drops it on such a thread; it may be late, since all that waits for the collective goes on
+    before it returns. As the last one it would wait for the end of its own thread, and abort the process ("Resource
+    deadlock avoided"). So one is kept here, to be dropped here.
+    """
+    if any(sys.getrefcount(group) > _HELD_HERE for group in _ended):
+        gc.collect()  # of a trial that failed, DDP and its hook hold each other
+    _held.extend(_ended)
+    _ended.clear()
+    _held[:] = [group for group in _held if sys.getrefcount(group) > _HELD_HERE]
 
 
 def _world() -> dist.ProcessGroup:

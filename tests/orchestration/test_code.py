@@ -1,0 +1,89 @@
+"""Which edits of lqray's code matter to a launch, and what one that does matter does to it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lqray
+from lqray.experiment.options import Resources, Storage
+from lqray.orchestration.failures import CodeChangedError, failure_of
+from lqray.orchestration.outcomes import result_of
+from lqray.orchestration.provenance import _WORKER_PARTS, code_version, training_code
+from lqray.orchestration.worker import Outcome, WorkerTask, run_task
+from tests.orchestration.test_queue import Books, Threads, queue_of, trials
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, as its files are seen."""
+    folder = tmp_path / "lqray"
+    shutil.copytree(Path(lqray.__file__).parent, folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setattr(lqray, "__file__", str(folder / "__init__.py"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "matters"),
+    [
+        ("training/loop.py", True),
+        ("quantization/methods/alq.py", True),
+        ("communication/hook.py", True),
+        ("ops/reference.py", True),
+        ("experiment/schema.py", True),
+        ("orchestration/worker.py", True),
+        ("reporting/report.py", False),
+        ("cli/sweeps.py", False),
+        ("orchestration/queue.py", False),
+        ("submit.py", False),
+    ],
+)
+def test_only_what_training_runs_counts(package, file, matters):
+    before = training_code.__wrapped__(), code_version.__wrapped__()
+    with (package / file).open("a") as source:
+        source.write("# a comment\n")
+    assert (training_code.__wrapped__() != before[0]) == matters
+    assert code_version.__wrapped__() != before[1]
+
+
+def test_what_an_editor_leaves_is_no_code(package):
+    before = training_code.__wrapped__()
+    (package / "training" / ".#loop.py").symlink_to("me@host.1234")
+    (package / "training" / ".ipynb_checkpoints").mkdir()
+    (package / "training" / ".ipynb_checkpoints" / "loop-checkpoint.py").write_text("")
+    assert training_code.__wrapped__() == before
+    (package / "training" / "dangling.py").symlink_to("nowhere")
+    assert training_code.__wrapped__() != before
+
+
+def test_all_that_a_worker_imports_of_orchestration_is_known():
+    code = "import sys, lqray.orchestration.worker; print(*(n for n in sys.modules if n.startswith('lqray.orch')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    found = {name.removeprefix("lqray.orchestration").removeprefix(".") for name in done.stdout.split()} - {""}
+    assert found - {"provenance", "signals"} <= set(_WORKER_PARTS)
+
+
+def test_a_worker_with_other_code_says_so(tmp_path):
+    task = WorkerTask("t", "n", {}, Resources(), Storage(), str(tmp_path), "r", 1, "gloo", "another")
+    outcome = run_task(task, 1, "cpu", None, logged=False)
+    assert outcome.failure.kind == "code_changed"
+    assert "was another when this launch began" in outcome.failure.error
+
+
+def test_it_ends_the_launch_and_fails_no_trial():
+    failure = failure_of(CodeChangedError("lqray's code is 1 and was 2"), 0)
+    books, results = Books(), []
+    queue = queue_of(trials(5), books, results)
+
+    def outcome(work):
+        return result_of(work, {0: Outcome(failure=failure)}, None)
+
+    Threads(1, outcome).launch(queue)
+    assert books.begun == ["0"]
+    assert books.ended == [("0", "KILLED")]
+    assert queue.halted == "lqray's code is 1 and was 2"
+    assert queue.over
+    assert not results[0].early

@@ -1,0 +1,96 @@
+"""Real launches that are interrupted at awkward moments, by all that a terminal, a shell or a scheduler may send."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.processes
+
+TEXT = """
+name: T
+base:
+  data: {name: gaussian_mixture}
+  model: {name: mlp, layers: [8]}
+  optimizer: {name: sgd, lr: 0.05}
+  schedule: {iterations: ITERATIONS, batch_size: 16, evaluate_every: 10}
+  workers: 2
+  quantizer: {method: alq, bits: 3, bucket_size: 64, components: 5, update_at: [0, 10]}
+resources: {processes: PROCESSES}
+"""
+
+
+def start(folder: Path, iterations: int, processes: int, **options) -> subprocess.Popen:
+    text = TEXT.replace("ITERATIONS", str(iterations)).replace("PROCESSES", str(processes))
+    (folder / "T.yaml").write_text(text)
+    sigint = options.pop("sigint", signal.default_int_handler)
+    return subprocess.Popen(
+        [sys.executable, "-m", "lqray", "run", "T.yaml", "--launcher", "inline"],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+        **options,
+    )
+
+
+def until(started: subprocess.Popen, word: str) -> None:
+    for line in started.stdout:
+        if word in line:
+            return
+    raise AssertionError(f"no {word!r} before the end")
+
+
+def statuses(folder: Path) -> list[str]:
+    client = MlflowClient(f"sqlite:///{folder}/lqray.db")
+    return [run.info.status for run in client.search_runs([client.get_experiment_by_name("T").experiment_id])]
+
+
+def test_ctrl_c_twice_while_processes_start(tmp_path):
+    """They import for seconds, and the terminal sends it to them as well."""
+    started = start(tmp_path, 1_000_000, 2, stderr=subprocess.STDOUT)
+    until(started, "started")
+    time.sleep(1.0)
+    for _ in range(2):
+        os.killpg(started.pid, signal.SIGINT)
+        time.sleep(0.1)
+    said, _ = started.communicate(timeout=240)
+    assert started.returncode == 130, said
+    assert "Traceback" not in said
+    assert "Aborted" not in said
+    assert "1 killed" in said
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+def test_sigterm_of_a_background_job_that_nobody_reads_any_more(tmp_path):
+    """A script's `lqray run ... | head -1 &`: SIGINT is ignored, the pipe closed, the trial goes on until SIGTERM."""
+    errors = tmp_path / "errors"
+    started = start(tmp_path, 1_000_000, 1, stderr=errors.open("w"), sigint=signal.SIG_IGN)
+    until(started, "started")
+    started.stdout.close()
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("lqray-storage/T/*/step-*")) and time.monotonic() < deadline:
+        assert started.poll() is None, errors.read_text()
+        time.sleep(0.1)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(240) == 143
+    assert "Traceback" not in errors.read_text()
+    assert "Interrupted" in errors.read_text()
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+def test_ctrl_c_after_the_last_trial_still_shows_the_table(tmp_path):
+    started = start(tmp_path, 20, 1, stderr=subprocess.STDOUT)
+    until(started, "finished")
+    os.killpg(started.pid, signal.SIGINT)
+    said, _ = started.communicate(timeout=240)
+    assert started.returncode == 130, said
+    assert "Traceback" not in said
+    assert "test accuracy" in said
+    assert statuses(tmp_path) == ["FINISHED"]
