@@ -181,13 +181,15 @@ def train(
         experiment = shared.read(file)
         named = experiment.find(chosen)
         address = storage_address(checkpoints) if checkpoints else None
+    from lqray.communication import NoContractionError
     from lqray.training.checkpoint import CheckpointError, Checkpoints
     from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
     from lqray.training.standalone import run_standalone
 
     folder = Checkpoints(address, checkpoint_every, keep) if address else None
-    with shared.clear_errors(CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError):
+    known = (CheckpointError, StorageError, DivergedError, NoContractionError, MissingDataError, CorruptDataError)
+    with shared.clear_errors(*known):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 
 

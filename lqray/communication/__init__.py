@@ -7,6 +7,7 @@ from lqray.communication.hook import GradientExchange
 from lqray.communication.lost_ranks import RankLostError, naming_lost_ranks
 from lqray.communication.parcel import LevelsDifferError
 from lqray.communication.replicas import RanksDisagreeError, ReplicasDivergedError, check_replicas
+from lqray.communication.residuals import NoContractionError
 from lqray.communication.volume import Volume, full_precision_volume
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Decision",
     "GradientExchange",
     "LevelsDifferError",
+    "NoContractionError",
     "RankLostError",
     "RanksDisagreeError",
     "ReplicasDivergedError",
