@@ -219,14 +219,16 @@ def train(
         experiment = shared.read(file)
         named = experiment.find(chosen)
         address = storage_address(checkpoints) if checkpoints else None
+    from lqray.communication import NoContractionError
     from lqray.training.checkpoint import CheckpointError, Checkpoints
     from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
     from lqray.training.standalone import LaunchVariablesError, run_standalone
 
     folder = Checkpoints(address, checkpoint_every, keep) if address else None
-    expected = (CheckpointError, StorageError, DivergedError, MissingDataError, CorruptDataError, LaunchVariablesError)
-    with shared.clear_errors(*expected):
+    data = (MissingDataError, CorruptDataError)
+    known = (CheckpointError, StorageError, DivergedError, NoContractionError, LaunchVariablesError)
+    with shared.clear_errors(*data, *known):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 
 

@@ -7,6 +7,7 @@ from lqray.communication.hook import GradientExchange
 from lqray.communication.lost_ranks import RankLostError, naming_lost_ranks
 from lqray.communication.parcel import LevelsDifferError
 from lqray.communication.replicas import RanksDisagreeError, ReplicasDivergedError, check_replicas
+from lqray.communication.residuals import NoContractionError
 from lqray.communication.stalled_ranks import RankStalledError, naming_stalled_ranks
 from lqray.communication.volume import Volume, full_precision_volume
 
@@ -15,6 +16,7 @@ __all__ = [
     "Decision",
     "GradientExchange",
     "LevelsDifferError",
+    "NoContractionError",
     "RankLostError",
     "RankStalledError",
     "RanksDisagreeError",

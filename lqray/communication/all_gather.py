@@ -33,7 +33,7 @@ class AllGather:
         """See `lqray.communication.reduction.Reduction.reduce`."""
         check = parcel.check_word()
         own = torch.cat([part for row in parcel.payloads for part in (*(p.buffer for p in row), check)])
-        world, workers = self._group.size(), len(parcel.payloads)
+        world, workers, checks = self._group.size(), len(parcel.payloads), self._checks
 
         if self._stage is not None:
             stage, pieces = self._stage, [_pieces(parcel)] * (world * workers)
@@ -41,7 +41,7 @@ class AllGather:
             def exchange_coded() -> list[Tensor]:
                 with volume.timed("exchange", parcel.device):
                     gathered = self._transport.gather(own.view(workers, -1), pieces, stage.group, volume)
-                return self._decode(gathered, parcel, quantizer, volume)
+                return _means(gathered, parcel, quantizer, volume, checks)
 
             return stage.submit(parcel.device, exchange_coded)
 
@@ -51,13 +51,15 @@ class AllGather:
         volume.payload_bytes += own.numel()
         volume.moved((world - 1) * own.numel(), (world - 1) * own.numel())
 
+        # Runs in a thread of the group, which waits for itself where the group's last reference goes with this closure:
+        # so it holds neither the group nor what holds it.
         def decode(arrived: Future[Any]) -> list[Tensor]:
             arrived.value()  # raises what the collective did
             if gathered.is_cuda:
                 gathered.record_stream(torch.cuda.current_stream(gathered.device))
             else:
                 volume.add_seconds("exchange", time.perf_counter() - started)
-            return self._decode(gathered, parcel, quantizer, volume)
+            return _means(gathered, parcel, quantizer, volume, checks)
 
         return arriving.then(decode)
 
@@ -66,12 +68,13 @@ class AllGather:
         if self._stage is not None:
             self._stage.close()
 
-    def _decode(self, rows: Tensor, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> list[Tensor]:
-        """The means, of all workers' rows (K, bytes)."""
-        self._checks.compare(rows[:, -CHECK_BYTES:], len(parcel.payloads))
-        with volume.timed("decode", rows.device):
-            parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.tensors], dim=1)
-            return [quantizer.decode_mean(part, like) for part, like in zip(parts, parcel.tensors, strict=True)]
+
+def _means(rows: Tensor, parcel: Parcel, quantizer: Quantizer, volume: Volume, checks: CheckWords) -> list[Tensor]:
+    """The means of all tensors, of all workers' rows (K, bytes)."""
+    checks.compare(rows[:, -CHECK_BYTES:], len(parcel.payloads))
+    with volume.timed("decode", rows.device):
+        parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.tensors], dim=1)
+        return [quantizer.decode_mean(part, like) for part, like in zip(parts, parcel.tensors, strict=True)]
 
 
 def _pieces(parcel: Parcel) -> list[Piece]:

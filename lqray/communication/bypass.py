@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.distributed as dist
 
+from lqray.communication.parcel import CheckWords, Parcel
+from lqray.communication.reduction import load_reduction
+from lqray.communication.volume import Phase, Volume
+from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Quantizer
 
 _REPEATS = 3
@@ -32,25 +36,49 @@ class Decision:
         return {f"bypass/{name}": float(value) for name, value in asdict(self).items()}
 
 
-def decide(quantizer: Quantizer, coordinates: int, group: dist.ProcessGroup, device: torch.device) -> Decision:
-    """Measure on a random gradient of at most 4 million coordinates and scale to `coordinates`. Collective; the same
-    decision on all ranks."""
+def decide(
+    quantizer: Quantizer,
+    coordinates: int,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    options: ExchangeOptions | None = None,
+    workers: int = 1,
+) -> Decision:
+    """Measure on a random gradient of at most 4 million coordinates and scale to `coordinates`, those that would be
+    quantized. Collective; the same decision on all ranks.
+
+    options: the exchange that is measured, with its reduction and its entropy coding; the default ones without.
+    workers: of each process, which encodes the gradient of each.
+    """
+    options = options or ExchangeOptions()
     n = max(1, min(coordinates, _MOST))
     gradient = torch.randn(n, device=device)
-    payload = quantizer.encode(gradient, seed=0, offset=0)
-    rows = payload.buffer.new_empty((group.size(), payload.nbytes))
-    rows[:] = payload.buffer
+    parcel = Parcel(
+        [[quantizer.encode(gradient, seed=0, offset=0)] for _ in range(workers)], [0] * workers, [0], check=0
+    )
+    reduction = load_reduction(options, group, CheckWords())
+    inside: list[Volume] = []
 
-    def gather() -> None:
-        dist.all_gather(list(rows.unbind()), payload.buffer, group=group)
+    def encode() -> None:
+        for _ in range(workers):
+            payload = quantizer.encode(gradient, seed=0, offset=0)
+            if options.error_feedback:
+                quantizer.decode(payload)
 
-    steps: list[Callable[[], object]] = [
-        lambda: quantizer.encode(gradient, seed=0, offset=0),
-        lambda: quantizer.decode_mean(rows, payload),
-        gather,
-        lambda: dist.all_reduce(gradient, group=group),
-    ]
-    own = torch.tensor([_median_seconds(step, device, group) for step in steps], device=device)
+    def reduce() -> None:
+        inside.append(Volume())
+        reduction.reduce(parcel, quantizer, inside[-1]).wait()
+
+    steps: list[Callable[[], object]] = [encode, reduce, lambda: dist.all_reduce(gradient, group=group)]
+    try:
+        encoding, reducing, all_reducing = (_median_seconds(step, device, group) for step in steps)
+    finally:
+        reduction.close()
+    # What a reduction encodes and decodes itself, without the first time, when much is made ready.
+    phases: tuple[Phase, Phase] = ("encode", "decode")
+    again, decoding = (statistics.median(each.seconds(phase) for each in inside[1:]) for phase in phases)
+    moving = max(0.0, reducing - again - decoding)
+    own = torch.tensor([encoding + again, decoding, moving, all_reducing], device=device)
     dist.all_reduce(own, op=dist.ReduceOp.MAX, group=group)
     seconds = [value * coordinates / n for value in own.tolist()]
     return Decision(sum(seconds[:3]) >= seconds[3], *seconds)

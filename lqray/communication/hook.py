@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,14 @@ from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.replicas import check_agreement
 from lqray.communication.residuals import Residuals
 from lqray.communication.volume import Volume
+from lqray.experiment.feedback import adapts
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
 from lqray.quantization.density import Density, density_of
 
 # A tensor's offset: 20 bits of DDP bucket, 32 of iteration, 11 of layer within it; the highest is a reduction's own.
 _ITERATION_SHIFT, _LAYER_SHIFT, _MOST_LAYERS = 20, 52, 2**11
+_MOST_BUCKETS, _MOST_ITERATIONS = 2**_ITERATION_SHIFT, 2 ** (_LAYER_SHIFT - _ITERATION_SHIFT)
 
 
 class GradientExchange:
@@ -41,6 +43,8 @@ class GradientExchange:
     quantization buckets start. seeds: unsigned 64-bit, one for each worker of this process, all different over all
     ranks, else rounding errors would not average out. Every rank has as many workers; their gradients are encoded one
     by one, and the mean over all workers of all ranks is the same bits however many processes they share.
+
+    Raises NoContractionError where error feedback could only grow.
     """
 
     def __init__(
@@ -53,13 +57,16 @@ class GradientExchange:
         self._seeds = list(seeds)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
-        self._residuals = Residuals() if options.error_feedback else None
+        self._residuals = Residuals(quantizer, options.error_feedback) if options.error_feedback else None
+        self._must_fit = self._residuals is not None and options.trajectory == "quantized" and adapts(quantizer.options)
+        self._unfitted = self._must_fit
         self._names: dict[Tensor, str] = {}
         self._skipped: frozenset[str] = frozenset()
         self._aside: list[dict[Tensor, Tensor | None]] = []
         self._bundle = _Bundle(group, len(self._seeds))
         self._stream: torch.cuda.Stream | None = None
-        self._iteration = 0
+        self._iteration, self._last = 0, -1
+        self._exchanged: set[int] = set()
         self._sample = False
         self._measure = False
         self._plain = False
@@ -83,14 +90,20 @@ class GradientExchange:
         model.register_comm_hook(self, _hook)
 
     def begin_step(self, iteration: int, measure: bool = False, keep: bool = False) -> None:
-        """Call before each step's backward passes. `measure`: also find the NMSE of this step's own payloads, at the
-        cost of decoding them. `keep`: hold what the first worker here encodes, for `density`. Raises LevelsDifferError
-        for an earlier step on a GPU, where nothing waits for it."""
+        """Call before each step's backward passes, with an iteration of its own: rounding noise is a function of it.
+        `measure`: also find the NMSE of this step's own payloads, at the cost of decoding them. `keep`: hold what the
+        first worker here encodes, for `density`. Raises LevelsDifferError for an earlier step on a GPU, where nothing
+        waits for it, ValueError for an iteration that was exchanged before, NoContractionError where error feedback
+        would grow without bound."""
         self._checks.raise_found()
+        self._check_iteration(iteration)
+        if self._residuals:
+            self._residuals.check()
         self.volume = Volume()
         self._iteration = iteration
+        self._exchanged = set()
         wanted = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
-        self._sample = wanted and not self.quantizer.fresh_samples
+        self._sample = (wanted or self._unfitted) and not self.quantizer.fresh_samples
         self._measure, self._keep, self._kept = measure, keep, []
         self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
         self._measured = [_Measured() for _ in self._seeds]
@@ -116,6 +129,7 @@ class GradientExchange:
                 f"{len(self._seeds)} workers share this process and the gradients of {len(self._aside) + 1} are known; "
                 "call set_aside after the backward pass of each but the last"
             )
+        self._claim(bucket.index())
         by_layer = self._options.buckets == "layer"
         cut = cut_bucket(bucket, self._names, self._skipped, by_layer)
         if len(cut.tensors) > _MOST_LAYERS:
@@ -144,10 +158,35 @@ class GradientExchange:
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
-        workers, to a future of the mean over all workers, (n,)."""
+        workers, to a future of the mean over all workers, (n,). `begin_step` comes before each step."""
+        self._claim(index)
         cut = Cut([[Span(str(index), 0, gradients[0].numel())]], [], gradients[0].numel())
         means = self._exchange_tensors([[gradient] for gradient in gradients], cut, index)
         return means.then(lambda done: done.value()[0])
+
+    def _check_iteration(self, iteration: int) -> None:
+        if not 0 <= iteration < _MOST_ITERATIONS:
+            raise ValueError(f"begin_step({iteration}); allowed: iterations from 0 to {_MOST_ITERATIONS - 1}")
+        if iteration <= self._last:
+            raise ValueError(
+                f"begin_step({iteration}) after gradients of iteration {self._last} were exchanged: the rounding noise "
+                "of a step is a function of its iteration, and would be repeated. Count on from step to step, over "
+                "epochs, too; to go back to an earlier step, restore its state first (load_state_dict)"
+            )
+
+    def _claim(self, index: int) -> None:
+        """A tensor of a step has its rounding noise once."""
+        if not 0 <= index < _MOST_BUCKETS:
+            raise ValueError(f"tensor number {index} of a step; allowed: 0 to {_MOST_BUCKETS - 1}")
+        if index in self._exchanged:
+            raise RuntimeError(
+                f"bucket {index} of iteration {self._iteration} is exchanged a second time: it would be rounded with "
+                "the same noise, which then never averages out. Add `exchange.begin_step(iteration)` before the "
+                "backward passes of every step; where a step has several backward passes, let all but the last run "
+                "within DDP's no_sync()"
+            )
+        self._exchanged.add(index)
+        self._last = self._iteration
 
     def _load_reduction(self) -> Reduction:
         """Collective the first time: only ranks that agree may call it."""
@@ -189,15 +228,16 @@ class GradientExchange:
         return first, [first | number << _LAYER_SHIFT for number in range(len(cut.tensors))]
 
     def _encode(self, worker: int, seed: int, gradient: Tensor, spans: Sequence[Span], offset: int) -> Payload:
+        dtype = gradient.dtype
         with self.volume.timed("encode", gradient.device):
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
             payload = self.quantizer.encode(gradient, seed=seed, offset=offset)
-            if self._residuals:
-                self._residuals.keep(gradient, self.quantizer.decode(payload), spans, worker)
+            if self._residuals and not self._unfitted:
+                payload = self._residuals.keep(gradient, payload, spans, worker)
         self.volume.coordinates += payload.n
         self._note(worker, gradient, payload)
-        return payload
+        return replace(payload, dtype=dtype)
 
     def _note(self, worker: int, gradient: Tensor, payload: Payload | None) -> None:
         if self._sample:
@@ -215,14 +255,20 @@ class GradientExchange:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that decides this process's next exchange: of the quantizer, equal on all ranks but for its statistics,
         and of error feedback, this process's own."""
-        residuals = self._residuals.state_dict() if self._residuals else {}
-        return {"quantizer": self.quantizer.state_dict(), "residuals": residuals}
+        state = {"quantizer": self.quantizer.state_dict(), "residuals": {}}
+        if self._residuals:
+            state["residuals"] = self._residuals.state_dict()
+            state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
+        return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. The next step may then be any."""
         self.quantizer.load_state_dict(state["quantizer"])
+        self._iteration, self._last, self._exchanged = 0, -1, set()
         if self._residuals:
             self._residuals.load_state_dict(state["residuals"])
+            fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.quantizer.updates > 0
+            self._unfitted = self._must_fit and not fitted
 
     @property
     def nmse(self) -> float:
@@ -250,7 +296,8 @@ class GradientExchange:
 
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
-        wanted = self.quantizer.fresh_samples and self.quantizer.schedule.is_due(iteration)
+        due = self._unfitted or self.quantizer.schedule.is_due(iteration)
+        wanted = self.quantizer.fresh_samples and due
         return self.quantizer.samples if wanted else 0
 
     def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
@@ -279,20 +326,25 @@ class GradientExchange:
         return kept if self._options.buckets == "layer" else [torch.cat(kept)] if kept else []
 
     def update_levels(self) -> bool:
-        """Fit the levels to all ranks' statistics when the schedule says so. Collective.
+        """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,
+        since what unfitted levels lose is not fed back. Collective.
 
-        Statistics are gathered, rank 0 solves, its levels are broadcast: all ranks end with the same bytes. Returns
-        whether an update was due.
+        Statistics are gathered, rank 0 solves, its levels and their expected variance are broadcast: all ranks end with
+        the same bytes. Returns whether an update was due.
         """
-        if not self.quantizer.schedule.is_due(self._iteration):
+        if not self._unfitted and not self.quantizer.schedule.is_due(self._iteration):
             return False
         rows = self._gather(self.quantizer.statistics_table())
-        assert self.quantizer.method.fit is not None
-        of_all = self.quantizer.method.fit.statistics.from_table(rows)
-        self.quantizer.update_levels(of_all if self._group.rank() == 0 else None)
-        levels = torch.from_numpy(self.quantizer.exact_levels.copy()).to(self._device)
-        dist.broadcast(levels, group=self._group, group_src=0)
-        self.quantizer.set_levels(levels.cpu().numpy())
+        if self._group.rank() == 0:
+            assert self.quantizer.method.fit is not None
+            self.quantizer.update_levels(self.quantizer.method.fit.statistics.from_table(rows))
+        fitted = torch.from_numpy(np.append(self.quantizer.exact_levels, self.quantizer.expected_variance))
+        fitted = fitted.to(self._device)
+        dist.broadcast(fitted, group=self._group, group_src=0)
+        if self._group.rank() != 0:
+            *levels, variance = fitted.tolist()
+            self.quantizer.adopt_levels(np.array(levels), variance)
+        self._unfitted = self._unfitted and math.isnan(self.quantizer.expected_variance)
         return True
 
     def _gather(self, table: np.ndarray) -> np.ndarray:
@@ -377,7 +429,7 @@ class _Bundle:
                 reduced.value()
                 for future, part in zip(done, bundle.split([total.numel() for total in sums]), strict=True):
                     future.set_result(part)
-            except RuntimeError as error:
+            except Exception as error:  # whatever it is, DDP waits for these futures
                 for future in done:
                     future.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lqray.communication.replicas import who_differs
 from lqray.quantization import Payload
 
 CHECK_BYTES = 4
@@ -60,27 +61,25 @@ class CheckWords:
     def compare(self, words: Tensor, workers: int) -> None:
         """words: (K, 4) uint8, in the order of ranks, `workers` of them from each. Raises LevelsDifferError."""
         if words.is_cuda:
-            differ = torch.empty(len(words), dtype=torch.bool, pin_memory=True)
-            differ.copy_((words != words[0]).any(dim=1), non_blocking=True)
+            copied = torch.empty(words.shape, dtype=torch.uint8, pin_memory=True)
+            copied.copy_(words, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            self._pending.append((event, differ, workers))
+            self._pending.append((event, copied, workers))
         else:
-            _raise_for([row != words[0].tolist() for row in words.tolist()], workers)
+            _raise_for(words, workers)
 
     def raise_found(self) -> None:
         """Raises LevelsDifferError for what has meanwhile been found on a GPU."""
         while self._pending and self._pending[0][0].query():
-            _, differ, workers = self._pending.pop(0)
-            _raise_for(differ.tolist(), workers)
+            _, words, workers = self._pending.pop(0)
+            _raise_for(words, workers)
 
 
-def _raise_for(differ: list[bool], workers: int) -> None:
-    if any(differ):
-        usual = sum(differ) * 2 > len(differ)  # the majority is right, whichever side rank 0 is on
-        ranks = sorted({index // workers for index, other in enumerate(differ) if other != usual})
+def _raise_for(words: Tensor, workers: int) -> None:
+    said = [tuple(tuple(word) for word in rank.tolist()) for rank in words.split(workers)]
+    if differ := who_differs(said):
         raise LevelsDifferError(
-            f"rank {', '.join(map(str, ranks))} of {len(differ) // workers} sent payloads of other levels or of "
-            "another step than the rest, so their mean would mean nothing. Every rank must update its levels, begin "
-            "its steps and restore its state alike"
+            f"the ranks sent payloads of different levels or of different steps, so their mean would mean nothing: "
+            f"{differ}. Every rank must update its levels, begin its steps and restore its state alike"
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,20 @@ class RanksDisagreeError(RuntimeError):
     """Ranks would read each other's bytes as something else than was written."""
 
 
+def who_differs(values: Sequence[Hashable]) -> str:
+    """Of what the ranks said, one value each in their order: "" when all are equal, else who differs from whom. Ranks
+    are blamed only by a majority of more than half."""
+    usual, count = Counter(values).most_common(1)[0]
+    if count == len(values):
+        return ""
+    if 2 * count > len(values):
+        others = ", ".join(str(rank) for rank, value in enumerate(values) if value != usual)
+        return f"rank {others} of {len(values)} differs from the rest"
+    alike = {value: [str(rank) for rank, other in enumerate(values) if other == value] for value in values}
+    sides = " and ".join(f"rank {', '.join(ranks)}" for ranks in alike.values())
+    return f"{sides} differ from each other, and no majority of the {len(values)} ranks says who is right"
+
+
 def check_agreement(agreed: str, seeds: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> None:
     """Compare over the ranks of `group` what all must have equal, `agreed`, and seeds, which must differ. Collective.
 
@@ -28,12 +43,10 @@ def check_agreement(agreed: str, seeds: Sequence[int], group: dist.ProcessGroup,
     digest = hashlib.blake2b(agreed.encode(), digest_size=8).digest()
     own = int.from_bytes(digest, "little", signed=True)
     digests = gather_now(torch.tensor([own], device=device), group).tolist()
-    usual = max(set(digests), key=digests.count)
-    others = [str(rank) for rank, value in enumerate(digests) if value != usual]
-    if others:
+    if differ := who_differs(digests):
         raise RanksDisagreeError(
-            f"rank {', '.join(others)} of {len(digests)} has another method, other options or levels than the rest; "
-            f"here they are {agreed}. Every rank must make its exchange with the same arguments"
+            f"the ranks' methods, options or levels are not the same: {differ}. Here, on rank {group.rank()}, they are "
+            f"{agreed}. Every rank must make its exchange with the same arguments"
         )
     signed = [seed - 2**64 if seed >= 2**63 else seed for seed in seeds]
     rows = gather_now(torch.tensor([signed], dtype=torch.int64, device=device), group).tolist()

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import (
+    _get_default_store,
+    _new_process_group_helper,
+    _world,
+)
 from torch.futures import Future
 
 T = TypeVar("T")
+
+_PATIENCE = 5.0  # seconds that `close` waits for a step under way; it then ends by itself
+_CLOSED = "this exchange is closed; make another one to go on"
 
 
 class Stage:
@@ -22,15 +33,23 @@ class Stage:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         """Collective over the ranks of `group`."""
-        ranks = dist.get_process_group_ranks(group)
-        own = dist.new_group(ranks, backend=dist.get_backend(group), use_local_synchronization=True)
-        assert own is not None
-        self.group: dist.ProcessGroup = own
+        self._group: dist.ProcessGroup | None = _twin_of(group)
         self._thread = ThreadPoolExecutor(1, "lqray-exchange")
         self._stream: torch.cuda.Stream | None = None
+        self._closed = False
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """Of the same ranks as the group it was made for. Raises RuntimeError once it is gone."""
+        if self._group is None:
+            raise RuntimeError(_CLOSED)
+        return self._group
 
     def submit(self, device: torch.device, work: Callable[[], T]) -> Future[T]:
-        """Do `work` on `device` after all that was submitted before. An error of it is the future's."""
+        """Do `work` on `device` after all that was submitted before. An error of it is the future's. Raises
+        RuntimeError once closed."""
+        if self._closed:
+            raise RuntimeError(_CLOSED)
         done: Future[T] = Future(devices=[device] if device.type == "cuda" else None)
         if device.type == "cuda":
             self._stream = self._stream or torch.cuda.Stream(device)
@@ -42,13 +61,64 @@ class Stage:
         def run() -> None:
             try:
                 done.set_result(work())
-            except Exception as error:
-                # set_exception alone is for Python's eyes; `then` below makes it one for DDP's.
-                done.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
+            except BaseException as error:  # whatever it is, somebody waits for this future
+                # set_exception alone is for Python's eyes, and takes no other; `then` below makes it one for DDP's.
+                seen = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+                done.set_exception(seen)  # type: ignore[arg-type]  # so torch declares it
 
         self._thread.submit(run)
         return done.then(lambda finished: finished.value())
 
     def close(self) -> None:
-        """End the thread once it is idle."""
+        """End the thread and the process group with its threads and connections. What was submitted is done first; a
+        step that hangs, because another rank is gone, ends both when it ends."""
+        if self._closed:
+            return
+        self._closed = True
+        ended = self._thread.submit(self._leave)
         self._thread.shutdown(wait=False)
+        try:
+            ended.result(_PATIENCE)
+        except TimeoutError:
+            return
+        self._thread.shutdown(wait=True)
+
+    def _leave(self) -> None:
+        """In the stage's own thread: the last reference to a group must never go in one of the group's threads, which
+        would then wait for itself."""
+        group, self._group = self._group, None
+        if group in _world.pg_map:  # else all groups have been destroyed before
+            dist.destroy_process_group(group)
+
+
+def _twin_of(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Another process group of the same ranks, backend and time-out. Collective.
+
+    Its name is one that rank 0 draws. Those of `dist.new_group` follow from how many groups a process has: ranks that
+    are in different groups would wait for each other under different names, and after a group was destroyed the next
+    one would find its addresses in the store.
+    """
+    backend = dist.get_backend(group)
+    device = torch.device("cuda" if backend == "nccl" else "cpu")
+    drawn = torch.tensor([secrets.randbits(63)], dtype=torch.int64, device=device)
+    dist.broadcast(drawn, group=group, group_src=0)
+    ranks = dist.get_process_group_ranks(group)
+    name: Any = f"lqray-{int(drawn):016x}"  # newer torch has a type of its own for it
+    made = _new_process_group_helper(
+        len(ranks),
+        group.rank(),
+        ranks,
+        dist.Backend(backend),
+        _get_default_store(),
+        name,
+        timeout=_timeout_of(group, device),
+    )
+    twin: dist.ProcessGroup = made[0]
+    _world.pg_group_ranks[twin] = {rank: index for index, rank in enumerate(ranks)}
+    return twin
+
+
+def _timeout_of(group: dist.ProcessGroup, device: torch.device) -> timedelta:
+    options = getattr(group._get_backend(device), "options", None)
+    timeout: timedelta = getattr(options, "_timeout", default_pg_timeout)
+    return timeout

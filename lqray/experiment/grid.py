@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -177,7 +178,9 @@ class Experiment:
         keys = {name: repr([(one.key, one.value) for one in group]) for name, group in groups.items()}
         ready = {name: self._sections.get((name, keys.get(name, ""))) for name in {**self.layout.base, **groups}}
         if all(section is not None for section in ready.values()):
-            return Trial.model_validate(ready)
+            # Sections that are valid each may not go together; what follows says where that was set.
+            with suppress(ValidationError):
+                return Trial.model_validate(ready)
         config = self.layout.base
         for setting in settings:
             config = with_value(config, setting.key.split("."), setting.value)

@@ -346,8 +346,10 @@ class ExchangeOptions(Section):
     normalization layers), or a pattern of names such as `layer4.*.weight`."""
     skip_below: int = Field(default=0, ge=0)
     """Parameters of fewer coordinates stay in full precision, too."""
-    error_feedback: bool = False
-    """Each worker adds to its next gradient what quantizing the last one lost (Karimireddy et al. 2019)."""
+    error_feedback: Literal[False, True, "scaled"] = False
+    """true: each worker adds to its next gradient what quantizing the last one lost (Karimireddy et al. 2019), with
+    methods that lose less than there was. scaled: with any method, its decoded values times 1 / (1 + omega), omega its
+    relative error."""
     entropy: Literal["none", "rans"] = "none"
     """rans: codes travel entropy coded, on the CPU, where that is smaller than their fixed width."""
     bypass: Literal["never", "auto"] = "never"

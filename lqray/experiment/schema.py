@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from lqray.experiment import dataset_options, names, options
+from lqray.experiment.feedback import REMEDY, contraction_problem, described
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options import (
     ExchangeOptions,
@@ -93,6 +95,22 @@ class Trial(Section):
         if method == "sgd":
             return {**values, "workers": 1}
         return values
+
+    @model_validator(mode="after")
+    def _error_feedback_needs_a_contraction(self) -> Trial:
+        if self.exchange.error_feedback is not True or self.exchange.trajectory == "full_precision":
+            return self
+        if why := contraction_problem(self.quantizer):
+            raise PydanticCustomError(
+                "combination",
+                "{allowed}",
+                {
+                    "key": "exchange.error_feedback",
+                    "found": f"true with {described(self.quantizer)}, which is no contraction: {why}",
+                    "allowed": REMEDY,
+                },
+            )
+        return self
 
     @cached_property
     def id(self) -> str:

@@ -90,6 +90,8 @@ def _describe(detail: dict[str, Any], root: type[BaseModel], config: Any) -> tup
     loc, cls = _strip_tags(detail["loc"], root, config)
     kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
     found = _shown(value)
+    if kind == "combination":  # of several sections: says itself which key, and what was found
+        return tuple(context["key"].split(".")), context["found"], context["allowed"], None
     if kind == "extra_forbidden":
         known = sorted({*cls.model_fields, *getattr(cls, "siblings", ())})
         return loc, f"the unknown key {loc[-1]!r}", ", ".join(known), did_you_mean(str(loc[-1]), known)

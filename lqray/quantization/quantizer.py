@@ -43,7 +43,7 @@ class Quantizer:
         self.fresh_samples = adaptive is not None and adaptive.sampling == "fresh"
         self.updates = 0
         self.expected_variance = math.nan
-        """Psi of the levels under the distribution that they were last fitted to, here; NaN before."""
+        """Psi of the levels under the distribution that they were last fitted to; NaN before."""
         self._levels: Levels = method.initial_levels(chosen)
         self._wire_levels = torch.from_numpy(as_float32(self._levels))
         self._copies: dict[torch.device, Tensor] = {}
@@ -147,6 +147,14 @@ class Quantizer:
         self.set_levels(fitted)
         self.updates += 1
         return changed
+
+    def adopt_levels(self, levels: Levels, expected_variance: float) -> None:
+        """As `update_levels`, of levels that another rank has fitted: float64 (L,), and their expected variance there.
+        Raises ValueError unless they are valid in float32."""
+        self._observed.clear()
+        self.set_levels(levels)
+        self.expected_variance = expected_variance
+        self.updates += 1
 
     def set_levels(self, levels: Levels) -> None:
         """Replace the levels: float64 (L,), as solved on another rank. Raises ValueError unless valid in float32."""

@@ -22,6 +22,7 @@ from lqray.communication import (
     full_precision_volume,
     is_baseline,
 )
+from lqray.communication.bucket import skipped_names
 from lqray.experiment.options import BucketOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
@@ -122,7 +123,13 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
     decision = None
     if trial.exchange.bypass == "auto":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        decision = decide(quantizer, sum(parameter.numel() for parameter in trained), group, trained[0].device)
+        skipped = skipped_names(network, trial.exchange)
+        quantized = sum(
+            parameter.numel()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and name not in skipped
+        )
+        decision = decide(quantizer, quantized, group, trained[0].device, trial.exchange, len(workers))
         if decision.bypass:
             yield Wires(model, network, group, workers, decision=decision)
             return

@@ -242,3 +242,38 @@ def test_bad_resources_and_tracking():
     with pytest.raises(ExperimentError) as error:
         read_layout(document)
     assert [problem.key for problem in error.value.problems] == ["resources.processes", "resources.cpu", "tracking.uri"]
+
+
+def test_sections_that_do_not_go_together_say_where_that_was_set():
+    """Also where each of them was validated before, with another partner."""
+    sweep = (
+        "\nsweep: [{matrix: {quantizer.bucket_size: [8192, 64], exchange.error_feedback: [false, true, scaled]}, "
+        "exclude: [{quantizer.bucket_size: 8192, exchange.error_feedback: true}]}]"
+    )
+    assert [named.trial.exchange.error_feedback for named in experiment(sweep).trials()] == [
+        False,
+        "scaled",
+        False,
+        True,
+        "scaled",
+    ]
+    blocks = (
+        "sweep:\n"
+        "  - matrix: {quantizer.bucket_size: [64], exchange.error_feedback: [true]}\n"
+        "  - matrix: {quantizer.bucket_size: [8192], exchange.error_feedback: [false]}\n"
+        "  - matrix: {exchange.error_feedback: [true], quantizer.bucket_size: [8192]}\n"
+    )
+    with pytest.raises(ExperimentError) as error:
+        list(experiment(blocks).trials())
+    problem = error.value.problems[0]
+    assert problem.key == "exchange.error_feedback"
+    assert problem.line == BASE.count("\n") + 4
+    assert (
+        "qsgd at 3 bits with buckets of 8192, which is no contraction: at least 166 times the energy" in problem.found
+    )
+    assert "error_feedback: scaled" in problem.allowed
+    with pytest.raises(ExperimentError) as error:
+        list(experiment("sweep: [{matrix: {exchange.error_feedback: [2]}}]").trials())
+    problem = error.value.problems[0]
+    assert (problem.key, problem.found) == ("exchange.error_feedback", "2")
+    assert "scaled" in problem.allowed

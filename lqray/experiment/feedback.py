@@ -1,0 +1,103 @@
+"""Which methods error feedback can be used with, as far as their options say.
+
+What quantizing lost is added to the next gradient and quantized again. That stays bounded where quantizing is a
+contraction: where it loses less than there was. Two things are known from the levels alone:
+
+* linf norms: a coordinate's error is below the widest gap between levels, times the largest magnitude of its bucket.
+  Where that gap is below 1, the largest magnitude of what is lost contracts.
+* l2 norms: with the levels beside zero at -e and e, a bucket of d coordinates loses at least d e^2 - 1 times its
+  energy, whatever is in it: near zero a coordinate has the variance e^2 - r^2, and the r^2 of a bucket add up to 1.
+  From 1 on nothing contracts.
+
+Levels that adapt are fitted before anything is fed back, and what they lose is measured while training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from lqray.experiment.options import (
+    AdaptiveLevelsOptions,
+    BucketOptions,
+    FixedLevelsOptions,
+    QuantizerOptions,
+    TernaryOptions,
+)
+
+REMEDY = (
+    "error_feedback: scaled (decoded values times 1 / (1 + omega), which contracts whatever the method), "
+    "error_feedback: false, more bits, or smaller buckets"
+)
+
+
+def _uniform(bits: int, _: float) -> list[float]:
+    return [2 * code / (2**bits - 1) - 1 for code in range(2**bits)]
+
+
+def _exponential(bits: int, multiplier: float) -> list[float]:
+    positive = [multiplier**power for power in reversed(range(2 ** (bits - 1)))]
+    return [-level for level in reversed(positive)] + positive
+
+
+# Of the methods that lqray has. A test holds the table to the methods themselves; one of a user's own is looked at when
+# its exchange is made.
+_NORMS_AND_LEVELS: dict[str, tuple[str, Callable[[int, float], list[float]]]] = {
+    "qsgd": ("l2", _uniform),
+    "qsgd_inf": ("linf", _uniform),
+    "nuqsgd": ("l2", _exponential),
+    "terngrad": ("linf", lambda bits, _: [-1.0, 0.0, 1.0]),
+    "alq": ("l2", _exponential),
+    "alq_inf": ("linf", _uniform),
+    "alq_n": ("l2", _exponential),
+    "alqg": ("l2", _exponential),
+    "alqg_n": ("l2", _exponential),
+    "amq": ("l2", _exponential),
+    "amq_inf": ("linf", _exponential),
+    "amq_n": ("l2", _exponential),
+    "optimal": ("l2", _exponential),
+}
+
+
+def adapts(options: QuantizerOptions) -> bool:
+    """Whether levels are ever fitted, and can move: one bit has none but -1 and 1."""
+    return (
+        isinstance(options, AdaptiveLevelsOptions)
+        and options.bits > 1
+        and bool(options.update_at or options.update_every)
+    )
+
+
+def widest_gap(levels: Sequence[float]) -> float:
+    """Between neighbouring levels."""
+    return max(after - before for before, after in itertools.pairwise(levels))
+
+
+def why_no_contraction(options: BucketOptions, norm: str, levels: Sequence[float]) -> str | None:
+    """The reason why a method with these levels, ascending from -1 to 1, can never be fed back as it is; None where it
+    may well be. norm: of its buckets, l2 or linf."""
+    if adapts(options) or options.bucket_size == 1:
+        return None
+    if norm == "linf":
+        gap = widest_gap(levels)
+        why = f"an error may be {gap:.3g} times the largest magnitude of its bucket"
+        return f"{why}; allowed: below 1" if gap >= 1 else None
+    below, above = max(level for level in levels if level <= 0), min(level for level in levels if level >= 0)
+    lost = -below * above * options.bucket_size - 1
+    why = f"at least {lost:.3g} times the energy of what it quantizes is lost at every step"
+    return f"{why}; allowed: below 1" if lost >= 1 else None
+
+
+def contraction_problem(options: QuantizerOptions) -> str | None:
+    """As `why_no_contraction`, by the name of the method alone: None for methods that it does not know."""
+    if options.method not in _NORMS_AND_LEVELS or not isinstance(options, FixedLevelsOptions | TernaryOptions):
+        return None
+    norm, levels = _NORMS_AND_LEVELS[options.method]
+    return why_no_contraction(options, norm, levels(options.bits, getattr(options, "multiplier", 0.5)))
+
+
+def described(options: QuantizerOptions) -> str:
+    """The method, as messages name it."""
+    bits = f" at {options.bits} bits" if isinstance(options, FixedLevelsOptions) else ""
+    buckets = f" with buckets of {options.bucket_size}" if isinstance(options, BucketOptions) else ""
+    return f"{options.method}{bits}{buckets}"
