@@ -122,7 +122,7 @@ def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int)
     if n == 0:
         return payload.new_empty(0, dtype=torch.float32)
     split = 4 * -(-n // bucket_size)
-    norms = payload[:split].clone().view(torch.float32)
+    norms = payload[:split].clone(memory_format=torch.contiguous_format).view(torch.float32)
     codes = unpack(payload[split:], n, bits).to(torch.int64)
     values = _rows(levels[codes.clamp(max=levels.numel() - 1)], bucket_size)
     return (norms[:, None] * values).reshape(-1)[:n]
@@ -151,7 +151,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
     """The inverse of `pack`: (4 * bits * ceil(n / 32),) uint8 to (n,) uint8."""
-    words = codes.clone().view(torch.int32).reshape(-1, bits).to(torch.int64)
+    words = codes.clone(memory_format=torch.contiguous_format).view(torch.int32).reshape(-1, bits).to(torch.int64)
     planes = (words[:, :, None] >> torch.arange(32, device=codes.device)) & 1
     values = (planes << torch.arange(bits, device=codes.device)[None, :, None]).sum(dim=1)
     return values.reshape(-1)[:n].to(torch.uint8)
