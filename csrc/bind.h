@@ -7,6 +7,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -17,7 +19,6 @@ namespace lqray::bind {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t norm_bytes(int64_t n, int64_t bucket_size) { return 4 * ceil_divide(n, bucket_size); }
 inline int64_t code_bytes(int64_t n, int64_t bits) { return 4 * bits * ceil_divide(n, kGroup); }
 
@@ -40,41 +41,73 @@ inline Norm norm_of(const char* op, const std::string& norm) {
   return norm == "l2" ? Norm::l2 : Norm::linf;
 }
 
+inline void check_coordinates(const char* op, int64_t n) {
+  STD_TORCH_CHECK(n >= 0 && n <= kMaxCoordinates, op, ": n is ", n, "; allowed: 0 to 2**48 coordinates");
+}
+
+inline void check_bits(const char* op, int64_t bits) {
+  STD_TORCH_CHECK(bits >= 1 && bits <= 8, op, ": bits is ", bits, "; allowed: 1 to 8");
+}
+
+inline void check_bucket_size(const char* op, int64_t bucket_size) {
+  STD_TORCH_CHECK(bucket_size >= 1 && bucket_size <= kMaxBucket, op, ": bucket_size is ", bucket_size,
+                  "; allowed: at least 1 and at most 2**30");
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& beside) {
+  const bool same = beside.is_cpu() ? tensor.is_cpu() : tensor.device() == beside.device();
+  STD_TORCH_CHECK(same, op, ": ", name, " must be on the device of the data");
+}
+
 inline void check_input(const char* op, const Tensor& x, int64_t bucket_size) {
   STD_TORCH_CHECK(x.dim() == 1, op, ": x has ", x.dim(), " dimensions; allowed: 1");
-  STD_TORCH_CHECK(bucket_size >= 1, op, ": bucket_size is ", bucket_size, "; allowed: at least 1");
+  dtype_of(op, x);
+  check_coordinates(op, x.numel());
+  check_bucket_size(op, bucket_size);
 }
 
 inline void check_levels(const char* op, const Tensor& levels, const Tensor& beside, int64_t bits) {
-  STD_TORCH_CHECK(bits >= 1 && bits <= 8, op, ": bits is ", bits, "; allowed: 1 to 8");
+  check_bits(op, bits);
   STD_TORCH_CHECK(levels.dim() == 1 && levels.scalar_type() == ScalarType::Float && levels.numel() >= 2 &&
                       levels.numel() <= (1 << bits),
                   op, ": levels must be float32 of 2 to ", 1 << bits, " elements");
-  STD_TORCH_CHECK(levels.is_cpu() == beside.is_cpu(), op, ": levels must be on the device of the data");
+  check_device(op, "levels", levels, beside);
 }
 
 inline void check_payload(const char* op, const Tensor& payload, int64_t dimensions, int64_t n, int64_t bits,
                           int64_t bucket_size) {
-  STD_TORCH_CHECK(n >= 0 && bucket_size >= 1 && bits >= 1 && bits <= 8, op, ": n, bits or bucket_size out of range");
+  check_coordinates(op, n);
+  check_bits(op, bits);
+  check_bucket_size(op, bucket_size);
   const int64_t size = norm_bytes(n, bucket_size) + code_bytes(n, bits);
   STD_TORCH_CHECK(payload.scalar_type() == ScalarType::Byte && payload.dim() == dimensions &&
                       payload.size(dimensions - 1) == size,
                   op, ": the payload must be uint8 of ", size, " bytes, which is what n=", n, ", bits=", bits,
                   ", bucket_size=", bucket_size, " make");
+  STD_TORCH_CHECK(dimensions == 1 || payload.size(0) >= 1, op, ": the payload has no row; allowed: at least one");
 }
 
 inline void check_norms(const Tensor& norms, const Tensor& x, int64_t bucket_size) {
   const int64_t buckets = ceil_divide(x.numel(), bucket_size);
-  STD_TORCH_CHECK(norms.is_cpu() == x.is_cpu() && norms.dim() == 1 && norms.scalar_type() == ScalarType::Float &&
-                      norms.numel() == buckets,
-                  "encode: norms must be float32 of ", buckets, " elements, on the device of x");
+  STD_TORCH_CHECK(norms.dim() == 1 && norms.scalar_type() == ScalarType::Float && norms.numel() == buckets,
+                  "encode: norms must be float32 of ", buckets, " elements, one norm for each bucket");
+  check_device("encode", "norms", norms, x);
 }
 
 inline void check_blocks(const Tensor& x, int64_t block_size) {
-  check_input("hadamard", x, block_size);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && (block_size & (block_size - 1)) == 0 &&
+  STD_TORCH_CHECK(x.dim() == 1 && x.scalar_type() == ScalarType::Float, "hadamard: x must be float32 of 1 dimension");
+  check_coordinates("hadamard", x.numel());
+  STD_TORCH_CHECK(block_size >= 1 && block_size <= kMaxBucket && (block_size & (block_size - 1)) == 0 &&
                       x.numel() % block_size == 0,
-                  "hadamard: x must be float32 and block_size a power of two that divides its length");
+                  "hadamard: block_size is ", block_size, " for ", x.numel(),
+                  " coordinates; allowed: a power of two that divides their number, at most 2**30");
+}
+
+// The factor of a decoded sum.
+inline float checked_scale(double scale) {
+  STD_TORCH_CHECK(std::fabs(scale) <= std::numeric_limits<float>::max(), "decode_sum: scale is ", scale,
+                  "; allowed: a finite float32");
+  return static_cast<float>(scale);
 }
 
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype) {
@@ -86,9 +119,9 @@ inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::sta
 // What a decoded sum is added to, if anything, contiguous.
 inline std::optional<Tensor> checked_add(const std::optional<Tensor>& add, const Tensor& payloads, int64_t n) {
   if (!add) return std::nullopt;
-  STD_TORCH_CHECK(add->is_cpu() == payloads.is_cpu() && add->dim() == 1 && add->numel() == n &&
-                      add->scalar_type() == ScalarType::Float,
-                  "decode_sum: add must be float32 of ", n, " elements, on the device of the payloads");
+  STD_TORCH_CHECK(add->dim() == 1 && add->numel() == n && add->scalar_type() == ScalarType::Float,
+                  "decode_sum: add must be float32 of ", n, " elements");
+  check_device("decode_sum", "add", *add, payloads);
   return dense(*add);
 }
 

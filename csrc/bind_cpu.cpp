@@ -25,10 +25,14 @@ cpu::Input input_of(const char* op, const Tensor& x) {
 uint8_t* bytes_of(const Tensor& x) { return static_cast<uint8_t*>(x.mutable_data_ptr()); }
 const uint8_t* const_bytes_of(const Tensor& x) { return static_cast<const uint8_t*>(x.const_data_ptr()); }
 
-Levels tables_of(const Tensor& levels, int64_t bits) {
+Levels tables_of(const char* op, const Tensor& levels, int64_t bits) {
   const Tensor flat = dense(levels);
-  return cpu::make_levels(static_cast<const float*>(flat.const_data_ptr()), static_cast<int>(flat.numel()),
-                          static_cast<int>(bits));
+  const float* value = static_cast<const float*>(flat.const_data_ptr());
+  const int count = static_cast<int>(flat.numel());
+  bool increase = std::isfinite(value[0]) && std::isfinite(value[count - 1]);
+  for (int i = 1; i < count; ++i) increase = increase && value[i - 1] < value[i];
+  STD_TORCH_CHECK(increase, op, ": levels must be finite and increase strictly");
+  return cpu::make_levels(value, count, static_cast<int>(bits));
 }
 
 Tensor bucket_norms(const Tensor& x, int64_t bucket_size, std::string norm) {
@@ -64,10 +68,10 @@ Tensor encode(const Tensor& x, const Tensor& norms, const Tensor& levels, int64_
               int64_t seed, int64_t offset) {
   check_input("encode", x, bucket_size);
   check_levels("encode", levels, x, bits);
+  check_norms(norms, x, bucket_size);
   const Tensor flat = dense(x), flat_norms = dense(norms);
   const cpu::Input input = input_of("encode", flat);
-  check_norms(norms, x, bucket_size);
-  const Levels tables = tables_of(levels, bits);
+  const Levels tables = tables_of("encode", levels, bits);
   Tensor codes = empty(x, {code_bytes(input.n, bits)}, ScalarType::Byte);
   share(ceil_divide(input.n, kTile), kTile, [&](int64_t begin, int64_t end) {
     cpu::encode(input, const_bytes_of(flat_norms), tables, bucket_size, static_cast<uint64_t>(seed),
@@ -83,7 +87,7 @@ Tensor encode_fused(const Tensor& x, const Tensor& levels, int64_t bits, int64_t
   const Tensor flat = dense(x);
   const cpu::Input input = input_of("encode_fused", flat);
   const Norm kind = norm_of("encode_fused", norm);
-  const Levels tables = tables_of(levels, bits);
+  const Levels tables = tables_of("encode_fused", levels, bits);
   const int64_t head = norm_bytes(input.n, bucket_size), buckets = ceil_divide(input.n, bucket_size);
   Tensor payload = empty(x, {head + code_bytes(input.n, bits)}, ScalarType::Byte);
   uint8_t *norms = bytes_of(payload), *words = norms + head;
@@ -112,7 +116,7 @@ Tensor decode(const Tensor& payload, const Tensor& levels, int64_t n, int64_t bi
   check_payload("decode", payload, 1, n, bits, bucket_size);
   check_levels("decode", levels, payload, bits);
   const Tensor flat = dense(payload);
-  const Levels tables = tables_of(levels, bits);
+  const Levels tables = tables_of("decode", levels, bits);
   Tensor out = empty(payload, {n}, ScalarType::Float);
   const uint8_t* norms = const_bytes_of(flat);
   const cpu::Codes codes{norms, norms + norm_bytes(n, bucket_size)};
@@ -127,18 +131,19 @@ Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64
                   double scale, std::optional<Tensor> add) {
   check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
   check_levels("decode_sum", levels, payloads, bits);
+  const float factor = checked_scale(scale);
   const std::optional<Tensor> base = checked_add(add, payloads, n);
   const float* from = base ? static_cast<const float*>(base->const_data_ptr()) : nullptr;
   // Rows may be parts of longer payloads: only their own bytes must be next to each other.
   const Tensor rows = payloads.numel() == 0 || payloads.stride(1) == 1 ? payloads : dense(payloads);
-  const Levels tables = tables_of(levels, bits);
+  const Levels tables = tables_of("decode_sum", levels, bits);
   Tensor out = empty(payloads, {n}, ScalarType::Float);
   const uint8_t* bytes = const_bytes_of(rows);
   const int64_t count = rows.size(0), stride = count > 1 ? rows.stride(0) : 0;
   float* to = static_cast<float*>(out.mutable_data_ptr());
   share(ceil_divide(n, kGroup), kGroup * std::max<int64_t>(1, count), [&](int64_t begin, int64_t end) {
     cpu::decode_sum(bytes, count, stride, norm_bytes(n, bucket_size), tables, n, bucket_size,
-                    static_cast<float>(scale), from, to, begin, end);
+                    factor, from, to, begin, end);
   });
   return out;
 }

@@ -115,6 +115,7 @@ Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, 
                        double scale, std::optional<Tensor> add) {
   check_payload("decode_sum", payloads, 2, n, bits, bucket_size);
   check_levels("decode_sum", levels, payloads, bits);
+  const float factor = checked_scale(scale);
   const std::optional<Tensor> base = checked_add(add, payloads, n);
   const float* from = base ? static_cast<const float*>(base->const_data_ptr()) : nullptr;
   const DeviceGuard guard(payloads.get_device_index());
@@ -125,7 +126,7 @@ Tensor decode_sum_cuda(const Tensor& payloads, const Tensor& levels, int64_t n, 
   check_launch("decode_sum",
                cuda::decode(static_cast<const uint8_t*>(rows.const_data_ptr()), rows.size(0), rows.stride(0),
                             norm_bytes(n, bucket_size), levels_of(flat_levels, bits), n, bucket_size,
-                            static_cast<float>(scale), false, from, static_cast<float*>(out.mutable_data_ptr()),
+                            factor, false, from, static_cast<float*>(out.mutable_data_ptr()),
                             stream_of(payloads)));
   return out;
 }

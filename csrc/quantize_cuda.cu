@@ -47,7 +47,6 @@ int with_reader(Input x, F&& launch) {
 
 int launched() { return static_cast<int>(cudaGetLastError()); }
 unsigned blocks_for(int64_t work) { return static_cast<unsigned>(std::max<int64_t>(1, std::min(work, kMostBlocks))); }
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The levels' tables, as of rounding.h, in shared memory.
 struct Tables {

@@ -16,12 +16,18 @@ namespace lqray {
 constexpr int kTile = 256;      // coordinates that share 32 Philox calls
 constexpr int kGroup = 32;      // coordinates of one word of a bit plane
 constexpr int kMaxLevels = 256;
+// Bounds of what a caller may ask for: within them no size or index overflows 64 bits.
+constexpr int64_t kMaxCoordinates = int64_t{1} << 48;
+constexpr int64_t kMaxBucket = int64_t{1} << 30;
 constexpr float kTiny = 0x1p-64f;
 constexpr float kLift = 0x1p100f;
 constexpr float kUnit = 0x1p-24f;
 
 enum class Dtype : int { f32, f16, bf16 };
 enum class Norm : int { l2, linf };
+
+// a >= 0, b >= 1; never overflows.
+LQRAY_HD int64_t ceil_divide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 struct Words {
   uint32_t w[4];

@@ -91,6 +91,7 @@ class EntropyCoded:
         first, workers, device = group.rank() * own.shape[0], own.shape[0], own.device
         stream, lengths = _squeezed(own, pieces[first : first + workers])
         all_lengths = gather_now(torch.tensor(lengths, device=device), group).view(group.size(), -1)
+        _check_lengths(all_lengths, own.shape[1], pieces)
         longest = int(all_lengths.sum(dim=1).max())
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: stream.size] = torch.from_numpy(stream)
@@ -108,6 +109,7 @@ class EntropyCoded:
         lengths = [torch.tensor(each, device=device).view(torch.uint8) for _, each in squeezed]
         coming = _all_to_all(lengths, [8 * workers] * group.size(), group, volume)
         all_lengths = coming.view(torch.int64).view(group.size(), workers)
+        _check_lengths(all_lengths, own.bytes.shape[1], [own.pieces])
         arriving = all_lengths.sum(dim=1).tolist()
         streams = [torch.from_numpy(stream).to(device) for stream, _ in squeezed]
         received = _all_to_all(streams, arriving, group, volume).cpu()
@@ -129,6 +131,16 @@ def _all_to_all(parts: Sequence[Tensor], arriving: Sequence[int], group: dist.Pr
     volume.payload_bytes += sum(lengths)
     volume.moved(sum(lengths) - lengths[rank], sum(arriving) - arriving[rank])
     return received
+
+
+def _check_lengths(lengths: Tensor, size: int, pieces: Sequence[Sequence[Piece]]) -> None:
+    """lengths: (W, workers), of rows of `size` bytes as they arrive coded; as long as can be with no piece coded."""
+    most = size + 4 * max(len(each) for each in pieces)
+    if int(lengths.min()) < 0 or int(lengths.max()) > most:
+        raise ValueError(
+            f"ranks announce entropy-coded rows of {lengths.tolist()} bytes; allowed: 0 to {most} for each. What "
+            "arrived was damaged, or ranks exchange different tensors"
+        )
 
 
 def _squeezed(rows: Tensor, pieces: Sequence[Sequence[Piece]]) -> tuple[NDArray[np.uint8], list[int]]:
@@ -168,20 +180,28 @@ def _squeeze(row: NDArray[np.uint8], pieces: Sequence[Piece]) -> NDArray[np.uint
 
 
 def _expand(squeezed: NDArray[np.uint8], pieces: Sequence[Piece], size: int) -> NDArray[np.uint8]:
+    """The row (size,) that `_squeeze` was given. Raises ValueError for bytes that are not what it made of one."""
     row = np.empty(size, dtype=np.uint8)
     done = taken = 0
+
+    def take(count: int) -> NDArray[np.uint8]:
+        nonlocal taken
+        if taken + count > squeezed.size:
+            raise ValueError(
+                f"an entropy-coded row ends too early: {squeezed.size} bytes of at least {taken + count} arrived"
+            )
+        taken += count
+        return squeezed[taken - count : taken]
+
     for piece in pieces:
-        row[done : piece.begin] = squeezed[taken : taken + piece.begin - done]
-        taken += piece.begin - done
-        (length,) = struct.unpack("<I", squeezed[taken : taken + 4].tobytes())
-        taken += 4
+        row[done : piece.begin] = take(piece.begin - done)
+        (length,) = struct.unpack("<I", take(4).tobytes())
         if length:
-            codes = rans.decode(squeezed[taken : taken + length], piece.n, piece.bits)
-            row[piece.begin : piece.end] = rans.planes_of(codes, piece.bits)
-            taken += length
+            row[piece.begin : piece.end] = rans.planes_of(rans.decode(take(length), piece.n, piece.bits), piece.bits)
         else:
-            row[piece.begin : piece.end] = squeezed[taken : taken + piece.end - piece.begin]
-            taken += piece.end - piece.begin
+            row[piece.begin : piece.end] = take(piece.end - piece.begin)
         done = piece.end
-    row[done:] = squeezed[taken:]
+    row[done:] = take(size - done)
+    if taken != squeezed.size:
+        raise ValueError(f"an entropy-coded row of {taken} bytes is {squeezed.size} long")
     return row

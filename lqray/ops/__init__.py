@@ -5,7 +5,9 @@ where one is built, adds faster kernels for CPU and CUDA tensors with the same r
 which one ran. The wire format and the arithmetic are described in docs/wire-format.md.
 
 All tensors of codes are uint8 and hold bit planes; `bits` is the number of planes; `levels` is float32, strictly
-increasing, with at most 2**bits elements. `seed` and `offset` are unsigned 64-bit integers.
+increasing, with at most 2**bits elements. `seed` and `offset` are unsigned 64-bit integers. A tensor has at most 2**48
+coordinates, a bucket at most 2**30. Whoever calls torch.ops.lqray directly meets the same checks, as RuntimeError where
+a native kernel serves.
 """
 
 from __future__ import annotations
@@ -14,6 +16,17 @@ import torch
 from torch import Tensor
 
 from lqray.ops import native, reference
+from lqray.ops.checks import (
+    check_blocks,
+    check_input,
+    check_levels,
+    check_norm,
+    check_norms,
+    check_payload,
+    check_sum,
+    code_bytes,
+    norm_bytes,
+)
 
 __all__ = [
     "bucket_norms",
@@ -58,25 +71,15 @@ _library.impl("hadamard", reference.hadamard, _DEFAULT)
 loaded = native.load()
 
 
-def norm_bytes(n: int, bucket_size: int) -> int:
-    """Bytes of the norms of a payload: a float32 for each bucket."""
-    return 4 * -(-n // bucket_size)
-
-
-def code_bytes(n: int, bits: int) -> int:
-    """Bytes of the codes of a payload: `bits` uint32 words for each group of 32 coordinates."""
-    return 4 * bits * -(-n // 32)
-
-
 def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     """Norm of each bucket of `bucket_size` consecutive coordinates; the last bucket may be short.
 
     x: (n,) float32, float16 or bfloat16. norm: "l2" or "linf". Returns (ceil(n / bucket_size),) float32; a bucket
     with a NaN or an infinity in it, or whose norm exceeds float32, has norm NaN.
-    Raises ValueError for another dtype, shape, norm or a bucket size below 1.
+    Raises ValueError for another dtype, shape, norm or bucket size.
     """
-    _check_input("bucket_norms", x, bucket_size)
-    _check_norm("bucket_norms", norm)
+    check_input("bucket_norms", x, bucket_size)
+    check_norm("bucket_norms", norm)
     return torch.ops.lqray.bucket_norms(x, bucket_size, norm)  # type: ignore[no-any-return]
 
 
@@ -88,13 +91,9 @@ def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int
     seed, offset: key and upper counter half of Philox4x32-10. Returns (code_bytes(n, bits),) uint8.
     Raises ValueError for shapes, dtypes or numbers outside these.
     """
-    _check_input("encode", x, bucket_size)
-    _check_levels("encode", levels, bits)
-    if norms.dtype != torch.float32 or norms.shape != (-(-x.numel() // bucket_size),):
-        raise ValueError(
-            f"encode: norms is {norms.dtype} of shape {tuple(norms.shape)}; "
-            f"allowed: torch.float32 of shape ({-(-x.numel() // bucket_size)},), one norm for each bucket"
-        )
+    check_input("encode", x, bucket_size)
+    check_levels("encode", levels, bits, x)
+    check_norms("encode", norms, x, bucket_size)
     return torch.ops.lqray.encode(x, norms, levels, bits, bucket_size, _signed(seed), _signed(offset))  # type: ignore[no-any-return]
 
 
@@ -103,9 +102,9 @@ def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: s
 
     Returns (norm_bytes(n, bucket_size) + code_bytes(n, bits),) uint8. Arguments and errors as in those two.
     """
-    _check_input("encode_fused", x, bucket_size)
-    _check_norm("encode_fused", norm)
-    _check_levels("encode_fused", levels, bits)
+    check_input("encode_fused", x, bucket_size)
+    check_norm("encode_fused", norm)
+    check_levels("encode_fused", levels, bits, x)
     return torch.ops.lqray.encode_fused(x, levels, bits, bucket_size, norm, _signed(seed), _signed(offset))  # type: ignore[no-any-return]
 
 
@@ -115,8 +114,8 @@ def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int)
     payload: (norm_bytes + code_bytes,) uint8. Returns (n,) float32. A code beyond the last level decodes as the last
     level. Raises ValueError when the payload's length is not what n, bits and bucket_size make it.
     """
-    _check_payload("decode", payload, n, bits, bucket_size, 1)
-    _check_levels("decode", levels, bits)
+    check_payload("decode", payload, n, bits, bucket_size, 1)
+    check_levels("decode", levels, bits, payload)
     return torch.ops.lqray.decode(payload, levels, n, bits, bucket_size)  # type: ignore[no-any-return]
 
 
@@ -128,10 +127,9 @@ def decode_sum(
     payloads: (W, norm_bytes + code_bytes) uint8, W >= 1. add: (n,) float32 or None. Returns a new (n,) float32.
     Raises as `decode`, and for an `add` of another shape or dtype.
     """
-    _check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
-    _check_levels("decode_sum", levels, bits)
-    if add is not None and (add.dtype != torch.float32 or add.shape != (n,)):
-        raise ValueError(f"decode_sum: add is {add.dtype} of shape {tuple(add.shape)}; allowed: float32 of ({n},)")
+    check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
+    check_levels("decode_sum", levels, bits, payloads)
+    check_sum("decode_sum", scale, add, payloads, n)
     return torch.ops.lqray.decode_sum(payloads, levels, n, bits, bucket_size, scale, add)  # type: ignore[no-any-return]
 
 
@@ -141,8 +139,8 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     The norm as of `bucket_norms` but for its last float32 bit; mean and standard deviation (ddof = 1; 0 for a bucket of
     one) of the coordinates divided by it, 0 where it is 0, NaN where it is NaN. Raises as `bucket_norms`.
     """
-    _check_input("bucket_statistics", x, bucket_size)
-    _check_norm("bucket_statistics", norm)
+    check_input("bucket_statistics", x, bucket_size)
+    check_norm("bucket_statistics", norm)
     return torch.ops.lqray.bucket_statistics(x, bucket_size, norm)  # type: ignore[no-any-return]
 
 
@@ -154,18 +152,19 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool =
     of the coordinate (`encode`'s, of the same seed and offset) is below 1/2. Returns (n,) float32.
     Raises ValueError for another dtype, shape or block size.
     """
-    if x.dim() != 1 or x.dtype != torch.float32:
-        raise ValueError(f"hadamard: x is {x.dtype} of shape {tuple(x.shape)}; allowed: one dimension of float32")
-    if block_size < 1 or block_size & (block_size - 1) or x.numel() % block_size:
-        raise ValueError(
-            f"hadamard: block_size is {block_size} for {x.numel()} coordinates; allowed: a power of two that divides "
-            "their number"
-        )
+    check_blocks("hadamard", x, block_size)
     return torch.ops.lqray.hadamard(x, block_size, _signed(seed), _signed(offset), inverse)  # type: ignore[no-any-return]
 
 
 def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
-    """Codes of bit planes, one for each coordinate: (code_bytes(n, bits),) uint8 to (n,) uint8. For inspection."""
+    """Codes of bit planes, one for each coordinate: (code_bytes(n, bits),) uint8 to (n,) uint8. For inspection.
+    Raises ValueError for another length or dtype."""
+    size = code_bytes(n, bits)
+    if codes.dtype != torch.uint8 or codes.shape != (size,):
+        raise ValueError(
+            f"unpack: codes is {codes.dtype} of shape {tuple(codes.shape)}; allowed: torch.uint8 of ({size},), which "
+            f"n={n}, bits={bits} make"
+        )
     return reference.unpack(codes, n, bits)
 
 
@@ -176,56 +175,33 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _check_input(op: str, x: Tensor, bucket_size: int) -> None:
-    if x.dim() != 1 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; allowed: one dimension of float32, float16 or bfloat16"
-        )
-    if bucket_size < 1:
-        raise ValueError(f"{op}: bucket_size is {bucket_size}; allowed: at least 1")
-
-
-def _check_norm(op: str, norm: str) -> None:
-    if norm not in ("l2", "linf"):
-        raise ValueError(f"{op}: norm is {norm!r}; allowed: 'l2', 'linf'")
-
-
-def _check_levels(op: str, levels: Tensor, bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise ValueError(f"{op}: bits is {bits}; allowed: 1 to 8")
-    if levels.dtype != torch.float32 or levels.dim() != 1 or not 2 <= levels.numel() <= 2**bits:
-        raise ValueError(
-            f"{op}: levels is {levels.dtype} of shape {tuple(levels.shape)}; "
-            f"allowed: torch.float32 of shape (L,) with 2 <= L <= {2**bits}"
-        )
-
-
-def _check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int, dimensions: int) -> None:
-    size = norm_bytes(n, bucket_size) + code_bytes(n, bits)
-    if payload.dtype != torch.uint8 or payload.dim() != dimensions or payload.shape[-1] != size:
-        raise ValueError(
-            f"{op}: payload is {payload.dtype} of shape {tuple(payload.shape)}; allowed: torch.uint8 with {size} "
-            f"bytes, which is what n={n}, bits={bits}, bucket_size={bucket_size} make"
-        )
-
-
 @torch.library.register_fake("lqray::bucket_norms", lib=_library)
 def _(x: Tensor, bucket_size: int, norm: str) -> Tensor:
+    check_input("bucket_norms", x, bucket_size)
+    check_norm("bucket_norms", norm)
     return x.new_empty(-(-x.numel() // bucket_size), dtype=torch.float32)
 
 
 @torch.library.register_fake("lqray::encode", lib=_library)
 def _(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
+    check_input("encode", x, bucket_size)
+    check_levels("encode", levels, bits, x)
+    check_norms("encode", norms, x, bucket_size)
     return x.new_empty(code_bytes(x.numel(), bits), dtype=torch.uint8)
 
 
 @torch.library.register_fake("lqray::encode_fused", lib=_library)
 def _(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:
+    check_input("encode_fused", x, bucket_size)
+    check_norm("encode_fused", norm)
+    check_levels("encode_fused", levels, bits, x)
     return x.new_empty(norm_bytes(x.numel(), bucket_size) + code_bytes(x.numel(), bits), dtype=torch.uint8)
 
 
 @torch.library.register_fake("lqray::decode", lib=_library)
 def _(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
+    check_payload("decode", payload, n, bits, bucket_size, 1)
+    check_levels("decode", levels, bits, payload)
     return payload.new_empty(n, dtype=torch.float32)
 
 
@@ -233,11 +209,16 @@ def _(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> T
 def _(
     payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float, add: Tensor | None = None
 ) -> Tensor:
+    check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
+    check_levels("decode_sum", levels, bits, payloads)
+    check_sum("decode_sum", scale, add, payloads, n)
     return payloads.new_empty(n, dtype=torch.float32)
 
 
 @torch.library.register_fake("lqray::bucket_statistics", lib=_library)
 def _(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+    check_input("bucket_statistics", x, bucket_size)
+    check_norm("bucket_statistics", norm)
     buckets = -(-x.numel() // bucket_size)
     return (
         x.new_empty(buckets, dtype=torch.float64),
@@ -248,4 +229,5 @@ def _(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("lqray::hadamard", lib=_library)
 def _(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) -> Tensor:
-    return torch.empty_like(x)
+    check_blocks("hadamard", x, block_size)
+    return x.new_empty(x.numel())

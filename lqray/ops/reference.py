@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lqray.ops.checks import check_blocks, check_input, check_levels, check_norm, check_norms, check_payload, check_sum
+
 _MASK = 0xFFFFFFFF
 _TINY = 2.0**-64
 _LIFT = 2.0**100
@@ -17,6 +19,8 @@ _PART = 2**18
 def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     """See `lqray.ops.bucket_norms`. The sum of squares is taken in float64, so that no finite gradient under- or
     overflows on the way."""
+    check_input("bucket_norms", x, bucket_size)
+    check_norm("bucket_norms", norm)
     rows = _rows(x.to(torch.float64), bucket_size)
     if rows.numel() == 0:
         return x.new_empty(0, dtype=torch.float32)
@@ -28,6 +32,8 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
 def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
     """See `lqray.ops.bucket_statistics`. Sums in float32; buckets for which those may under- or overflow, or cancel
     (a mean that is large beside the deviation), are done again in float64."""
+    check_input("bucket_statistics", x, bucket_size)
+    check_norm("bucket_statistics", norm)
     rows = _rows(x.to(torch.float32), bucket_size)
     if rows.numel() == 0:
         return tuple(x.new_empty(0, dtype=torch.float64) for _ in range(3))  # type: ignore[return-value]
@@ -37,14 +43,14 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     roots, sums, largest = (torch.cat(column).to(torch.float64) for column in zip(*passes, strict=True))
     largest = roots if norm == "l2" else largest
     counts = torch.full_like(roots, bucket_size)
-    counts[-1] -= -x.numel() % bucket_size
+    counts[-1] = x.numel() - (roots.numel() - 1) * bucket_size
     deviations = _sum_of_squared_deviations(roots, sums, counts)
     unsure = ~((roots > 1e-15) & (roots < 1e15) & (deviations > 0.01 * roots.square()))
     if unsure.any():
         exact = rows[unsure].to(torch.float64)
         sums[unsure] = exact.sum(dim=1)
         roots[unsure] = exact.square().sum(dim=1).sqrt()
-        padded = torch.arange(bucket_size, device=x.device) >= counts[unsure, None]
+        padded = torch.arange(rows.shape[1], device=x.device) >= counts[unsure, None]
         centered = (exact - (sums / counts)[unsure, None]).masked_fill(padded, 0.0)
         deviations[unsure] = centered.square().sum(dim=1)
         largest = roots if norm == "l2" else largest
@@ -66,6 +72,7 @@ def _sum_of_squared_deviations(roots: Tensor, sums: Tensor, counts: Tensor) -> T
 
 def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) -> Tensor:
     """See `lqray.ops.hadamard`."""
+    check_blocks("hadamard", x, block_size)
     if x.numel() == 0:
         return x.clone()
     signs = 1.0 - 2.0 * (uniforms(x.numel(), seed, offset, x.device) >= 0.5).to(torch.float32)
@@ -82,6 +89,9 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) 
 
 def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
     """See `lqray.ops.encode`."""
+    check_input("encode", x, bucket_size)
+    check_levels("encode", levels, bits, x)
+    check_norms("encode", norms, x, bucket_size)
     n = x.numel()
     if n == 0:
         return x.new_empty(0, dtype=torch.uint8)
@@ -107,10 +117,12 @@ def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: s
 
 def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
     """See `lqray.ops.decode`."""
+    check_payload("decode", payload, n, bits, bucket_size, 1)
+    check_levels("decode", levels, bits, payload)
     if n == 0:
         return payload.new_empty(0, dtype=torch.float32)
     split = 4 * -(-n // bucket_size)
-    norms = payload[:split].clone().view(torch.float32)
+    norms = payload[:split].clone(memory_format=torch.contiguous_format).view(torch.float32)
     codes = unpack(payload[split:], n, bits).to(torch.int64)
     values = _rows(levels[codes.clamp(max=levels.numel() - 1)], bucket_size)
     return (norms[:, None] * values).reshape(-1)[:n]
@@ -120,6 +132,9 @@ def decode_sum(
     payloads: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int, scale: float, add: Tensor | None = None
 ) -> Tensor:
     """See `lqray.ops.decode_sum`."""
+    check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
+    check_levels("decode_sum", levels, bits, payloads)
+    check_sum("decode_sum", scale, add, payloads, n)
     total = payloads.new_zeros(n, dtype=torch.float32)
     for payload in payloads:
         total += decode(payload, levels, n, bits, bucket_size)
@@ -136,7 +151,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
     """The inverse of `pack`: (4 * bits * ceil(n / 32),) uint8 to (n,) uint8."""
-    words = codes.clone().view(torch.int32).reshape(-1, bits).to(torch.int64)
+    words = codes.clone(memory_format=torch.contiguous_format).view(torch.int32).reshape(-1, bits).to(torch.int64)
     planes = (words[:, :, None] >> torch.arange(32, device=codes.device)) & 1
     values = (planes << torch.arange(bits, device=codes.device)[None, :, None]).sum(dim=1)
     return values.reshape(-1)[:n].to(torch.uint8)
@@ -169,6 +184,8 @@ def philox(counter: Tensor, seed: int, offset: int) -> Tensor:
 
 
 def _rows(x: Tensor, width: int) -> Tensor:
-    """x as rows of `width`, the last one padded with zeros."""
+    """x as rows of `width`, the last one padded with zeros. A single row is never padded beyond 2**20 for its own sake:
+    a bucket far longer than x would not fit the memory."""
+    width = min(width, max(x.numel(), 2**20))
     short = -x.numel() % width
     return torch.nn.functional.pad(x, (0, short)).reshape(-1, width) if short else x.reshape(-1, width)

@@ -17,7 +17,10 @@ from lqray import ops
 from lqray.quantization.entropy import Counts, entropy_bits, huffman_bits
 
 # Every rank rotates by the same signs, else sums of what they decode would mean nothing: no rank's seed enters them.
+# Every rank casts the same mean, and must get the same bits: nor does it enter the cast.
 _ROTATION_SEED = 0x6C71726179
+_CAST_SEED = 0x63617374
+_CAST_BUCKET = 8192
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Payload:
     float32 coordinates of an unquantized tail.
     n: coordinates. bits: planes. bucket_size: coordinates of a bucket. dtype: that of the tensor encoded, which
     decoding restores. tail: coordinates at the end that are not quantized. rotation: the offset that the signs of its
-    rotation were drawn at, None where it was not rotated.
+    rotation were drawn at, None where it was not rotated. offset: that it was encoded at, and is cast at. All but the
+    buffer are known where it arrives: only the buffer travels.
     """
 
     buffer: Tensor
@@ -51,6 +55,7 @@ class Payload:
     dtype: torch.dtype
     tail: int = 0
     rotation: int | None = None
+    offset: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -75,14 +80,32 @@ class Payload:
 
     @property
     def norms(self) -> Tensor:
-        """float32 norm of each bucket: (ceil(coded / bucket_size),)."""
-        return self.buffer[: self.norm_bytes].clone().view(torch.float32)
+        """float32 norm of each bucket: (ceil(coded / bucket_size),). Raises ValueError for a buffer of wrong length."""
+        self.check()
+        return _floats(self.buffer[: self.norm_bytes])
 
     @property
     def codes(self) -> Tensor:
-        """uint8 code of each coded coordinate: (coded,)."""
+        """uint8 code of each coded coordinate: (coded,). Raises ValueError for a buffer of wrong length."""
+        self.check()
         planes = self.buffer[self.norm_bytes : self.head_bytes]
         return ops.unpack(planes, self.coded, self.bits)
+
+    def check(self, rows: Tensor | None = None) -> None:
+        """Raises ValueError unless the buffer has the bytes that its n coordinates make; the same of `rows`, (W,
+        bytes), payloads of other workers that this one stands for."""
+        if not 0 <= self.tail <= self.n:
+            raise ValueError(f"a payload of {self.n} coordinates has a tail of {self.tail}; allowed: 0 to {self.n}")
+        expected = self.head_bytes + 4 * self.tail
+        found, dimensions = (self.buffer, 1) if rows is None else (rows, 2)
+        if found.dtype != torch.uint8 or found.dim() != dimensions or found.shape[-1] != expected:
+            raise ValueError(
+                f"a payload is {found.dtype} of shape {tuple(found.shape)}; allowed: torch.uint8 of {expected} bytes, "
+                f"which is what {self.n} coordinates of {self.bits} bits in buckets of {self.bucket_size} make"
+                + (f", the last {self.tail} of them in full precision" if self.tail else "")
+            )
+        if rows is not None and not len(rows):
+            raise ValueError("there is no payload to average; allowed: at least one row")
 
     def entropy_bits(self) -> float:
         """Bits per coordinate of the tensor that its codes hold, -sum p_j log2 p_j over the codes' own frequencies; an
@@ -101,36 +124,43 @@ class Payload:
 
 
 def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> Payload:
-    """Encode a tensor of any shape, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
-    clipped = clip(x.reshape(-1), coding)
+    """Encode a tensor of any shape and strides, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"encode: the tensor is {x.dtype}; allowed: float32, float16 or bfloat16")
+    clipped = clip(x.detach().reshape(-1), coding)
     tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
     head = clipped.numel() - tail
     coordinates = rotate(clipped[:head], coding, offset)
     buffer = ops.encode_fused(coordinates, levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
     if tail:
-        buffer = torch.cat([buffer, clipped[head:].to(torch.float32).view(torch.uint8)])
+        buffer = torch.cat([buffer, clipped[head:].to(torch.float32).contiguous().view(torch.uint8)])
     rotation = offset if coding.rotate else None
-    return Payload(buffer, x.numel(), coding.bits, coding.bucket_size, x.dtype, tail, rotation)
+    return Payload(buffer, x.numel(), coding.bits, coding.bucket_size, x.dtype, tail, rotation, offset)
 
 
 def decode(payload: Payload, levels: Tensor) -> Tensor:
-    """The (n,) tensor that a payload stands for, in its own dtype. Raises ValueError for a payload of wrong length."""
+    """The (n,) tensor that a payload stands for, in its own dtype, as of `cast`. Raises ValueError for a payload of
+    wrong length."""
+    payload.check()
     head = payload.buffer[: payload.head_bytes]
     decoded = ops.decode(head, levels, payload.coded, payload.bits, payload.bucket_size)
-    return assemble(decoded, payload.buffer[payload.head_bytes :].clone().view(torch.float32), payload)
+    return assemble(decoded, _floats(payload.buffer[payload.head_bytes :]), payload)
 
 
 def decode_sum(payloads: Tensor, like: Payload, levels: Tensor, scale: float) -> Tensor:
-    """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows: (n,) in like's dtype.
+    """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows: (n,) in like's dtype, as
+    of `cast`.
 
-    payloads: (W, nbytes) uint8. like: one of them, for what their bytes mean.
+    payloads: (W, nbytes) uint8, W >= 1. like: one of them, for what their bytes mean. Raises ValueError for rows of
+    wrong length.
     """
+    like.check(payloads)
     heads = payloads[:, : like.head_bytes]
     total = ops.decode_sum(heads, levels, like.coded, like.bits, like.bucket_size, scale)
     tail = payloads.new_zeros(like.tail, dtype=torch.float32)
     if like.tail:
         for row in payloads[:, like.head_bytes :]:
-            tail += row.clone().view(torch.float32)
+            tail += _floats(row)
         tail *= scale
     return assemble(total, tail, like)
 
@@ -158,4 +188,37 @@ def assemble(head: Tensor, tail: Tensor, payload: Payload) -> Tensor:
     if payload.rotation is not None:
         back = ops.hadamard(head, payload.bucket_size, _ROTATION_SEED, payload.rotation, inverse=True)
         head = back[: payload.n - payload.tail]
-    return (torch.cat([head, tail]) if payload.tail else head).to(payload.dtype)
+    return cast(torch.cat([head, tail]) if payload.tail else head, payload.dtype, payload.offset)
+
+
+def cast(values: Tensor, dtype: torch.dtype, offset: int) -> Tensor:
+    """float32 values (n,) in another dtype, stochastically rounded to a neighbour there: E[cast(v)] = v.
+
+    What lies between two numbers of `dtype` becomes the one of larger magnitude where the coordinate's uniform number
+    (`lqray.ops.encode`'s, with a seed of its own and `offset`) is below its share of the way there; no rank's seed
+    enters, so that equal values are cast alike everywhere. A finite value beyond the largest of `dtype` becomes that
+    one, which is biased: no finite bucket decodes to an infinity. Infinities and NaN stay. float32 stays as it is.
+    """
+    if dtype == torch.float32 or not values.numel():
+        return values.to(dtype)
+    near = values.to(dtype)
+    beyond = near.to(torch.float32).abs() > values.abs()
+    # Neighbours in magnitude are neighbours as integers, whatever the sign.
+    toward_zero = near.view(torch.int16) - beyond.to(torch.int16)
+    below, above = (pattern.view(dtype).to(torch.float32).abs() for pattern in (toward_zero, toward_zero + 1))
+    away = _happens((values.abs() - below) / (above - below), offset)
+    return (toward_zero + away.to(torch.int16)).view(dtype)
+
+
+def _floats(numbers: Tensor) -> Tensor:
+    """Bytes (4 n,) of any strides as float32 (n,), which share no memory with them."""
+    return numbers.clone(memory_format=torch.contiguous_format).view(torch.float32)
+
+
+def _happens(probability: Tensor, offset: int) -> Tensor:
+    """0.0 or 1.0 for each of (n,) probabilities, NaN counting as 0: their codes between the levels 0 and 1."""
+    n, device = probability.numel(), probability.device
+    norms = torch.ones(-(-n // _CAST_BUCKET), device=device)
+    levels = torch.arange(2, dtype=torch.float32, device=device)
+    codes = ops.encode(probability, norms, levels, 1, _CAST_BUCKET, _CAST_SEED, offset)
+    return ops.decode(torch.cat([norms.view(torch.uint8), codes]), levels, n, 1, _CAST_BUCKET)

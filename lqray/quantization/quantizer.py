@@ -83,12 +83,25 @@ class Quantizer:
         return codec.encode(tensor, self.levels_on(tensor.device), self.coding, seed=seed, offset=offset)
 
     def decode(self, payload: Payload) -> Tensor:
-        """The (n,) tensor that a payload stands for, in the dtype of the tensor encoded."""
+        """The (n,) tensor that a payload stands for, in the dtype of the tensor encoded: float16 and bfloat16 ones
+        stochastically rounded, finite ones to finite numbers (`lqray.quantization.codec.cast`). Raises ValueError for a
+        payload of wrong length or of another quantizer's bits or buckets."""
+        self._check_own(payload)
         return codec.decode(payload, self.levels_on(payload.buffer.device))
 
     def decode_mean(self, payloads: Tensor, like: Payload) -> Tensor:
-        """Mean of W decoded payloads, rows of (W, nbytes), in their order; `like` is one of them: (n,)."""
-        return codec.decode_sum(payloads, like, self.levels_on(payloads.device), 1.0 / payloads.shape[0])
+        """Mean of W decoded payloads, rows of (W, nbytes), in their order; `like` is one of them: (n,). The mean is
+        taken in float32 and cast once; dtype and errors as of `decode`."""
+        self._check_own(like)
+        return codec.decode_sum(payloads, like, self.levels_on(payloads.device), 1.0 / max(1, len(payloads)))
+
+    def _check_own(self, payload: Payload) -> None:
+        found = payload.bits, payload.bucket_size, payload.rotation is not None
+        own = self.coding.bits, self.coding.bucket_size, self.coding.rotate
+        if found != own:
+            raise ValueError(
+                f"the payload is of {_coding(*found)}; allowed: {_coding(*own)}, which is this quantizer's"
+            )
 
     def bias(self, tensor: Tensor) -> float:
         """||E[decode(encode(x))] - x|| / ||x||: 0 unless the method clips, or x is 0."""
@@ -205,3 +218,7 @@ class Quantizer:
         if device not in self._copies:
             self._copies[device] = self._wire_levels.to(device)
         return self._copies[device]
+
+
+def _coding(bits: int, bucket_size: int, rotated: bool) -> str:
+    return f"{bits} bits in {'rotated ' if rotated else ''}buckets of {bucket_size}"

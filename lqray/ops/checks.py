@@ -1,0 +1,142 @@
+"""What every operator asks of its arguments, whoever serves it.
+
+Each function raises ValueError, which names the operator, what was found and what is allowed. csrc/bind.h asks the same
+of those who call the native kernels directly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+MOST_COORDINATES = 2**48
+"""More than any memory holds, and few enough that no size computed from it overflows 64 bits."""
+MOST_OF_A_BUCKET = 2**30
+"""Coordinates of a bucket or of a Hadamard block."""
+
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
+
+def norm_bytes(n: int, bucket_size: int) -> int:
+    """Bytes of the norms of a payload: a float32 for each bucket."""
+    check_coordinates("norm_bytes", n)
+    check_bucket_size("norm_bytes", bucket_size)
+    return 4 * -(-n // bucket_size)
+
+
+def code_bytes(n: int, bits: int) -> int:
+    """Bytes of the codes of a payload: `bits` uint32 words for each group of 32 coordinates."""
+    check_coordinates("code_bytes", n)
+    check_bits("code_bytes", bits)
+    return 4 * bits * -(-n // 32)
+
+
+def check_coordinates(op: str, n: int) -> None:
+    """n: a number of coordinates."""
+    if not 0 <= n <= MOST_COORDINATES:
+        raise ValueError(f"{op}: n is {n}; allowed: 0 to 2**48 coordinates")
+
+
+def check_bits(op: str, bits: int) -> None:
+    """bits: planes of a code."""
+    if not 1 <= bits <= 8:
+        raise ValueError(f"{op}: bits is {bits}; allowed: 1 to 8")
+
+
+def check_bucket_size(op: str, bucket_size: int) -> None:
+    """bucket_size: coordinates of a bucket."""
+    if not 1 <= bucket_size <= MOST_OF_A_BUCKET:
+        raise ValueError(f"{op}: bucket_size is {bucket_size}; allowed: at least 1 and at most 2**30")
+
+
+def check_input(op: str, x: Tensor, bucket_size: int) -> None:
+    """x: what is encoded or looked at."""
+    if x.dim() != 1 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or x.layout != torch.strided:
+        raise ValueError(f"{op}: x is {_shown(x)}; allowed: one dimension of float32, float16 or bfloat16, dense")
+    check_coordinates(op, x.numel())
+    check_bucket_size(op, bucket_size)
+
+
+def check_norm(op: str, norm: str) -> None:
+    """norm: its name."""
+    if norm not in ("l2", "linf"):
+        raise ValueError(f"{op}: norm is {norm!r}; allowed: 'l2', 'linf'")
+
+
+def check_levels(op: str, levels: Tensor, bits: int, beside: Tensor) -> None:
+    """levels: (L,) on the device of `beside`. That they increase is seen on the CPU only: a GPU would have to wait."""
+    check_bits(op, bits)
+    if levels.dtype != torch.float32 or levels.dim() != 1 or not 2 <= levels.numel() <= 2**bits:
+        raise ValueError(
+            f"{op}: levels is {_shown(levels)}; allowed: torch.float32 of shape (L,) with 2 <= L <= {2**bits}"
+        )
+    _check_device(op, "levels", levels, beside)
+    if levels.device.type == "cpu" and type(levels) is Tensor and not torch.compiler.is_compiling():
+        values = levels.tolist()
+        if not (
+            all(one < after for one, after in itertools.pairwise(values)) and math.isfinite(values[-1] - values[0])
+        ):
+            raise ValueError(f"{op}: levels is {values}; allowed: finite numbers that increase strictly")
+
+
+def check_norms(op: str, norms: Tensor, x: Tensor, bucket_size: int) -> None:
+    """norms: of the buckets of x."""
+    buckets = -(-x.numel() // bucket_size)
+    if norms.dtype != torch.float32 or norms.dim() != 1 or norms.numel() != buckets or norms.layout != torch.strided:
+        raise ValueError(
+            f"{op}: norms is {_shown(norms)}; allowed: torch.float32 of shape ({buckets},), one norm for each bucket"
+        )
+    _check_device(op, "norms", norms, x)
+
+
+def check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int, dimensions: int) -> None:
+    """payload: norms and codes of n coordinates, or at least one row of such."""
+    check_coordinates(op, n)
+    check_bits(op, bits)
+    check_bucket_size(op, bucket_size)
+    size = norm_bytes(n, bucket_size) + code_bytes(n, bits)
+    if payload.dtype != torch.uint8 or payload.dim() != dimensions or payload.layout != torch.strided:
+        raise ValueError(f"{op}: payload is {_shown(payload)}; allowed: torch.uint8 of {dimensions} dimensions, dense")
+    if payload.shape[-1] != size:
+        raise ValueError(
+            f"{op}: payload has {payload.shape[-1]} bytes, of shape {tuple(payload.shape)}; allowed: torch.uint8 with "
+            f"{size} bytes, which is what n={n}, bits={bits}, bucket_size={bucket_size} make"
+        )
+    if payload.shape[0] == 0 and dimensions == 2:
+        raise ValueError(f"{op}: payload has no row; allowed: at least one")
+
+
+def check_sum(op: str, scale: float, add: Tensor | None, beside: Tensor, n: int) -> None:
+    """What a sum of payloads `beside` is multiplied by, and added to."""
+    if not abs(scale) <= _FLOAT32_MAX:
+        raise ValueError(f"{op}: scale is {scale}; allowed: a finite float32")
+    if add is not None:
+        if add.dtype != torch.float32 or add.dim() != 1 or add.numel() != n or add.layout != torch.strided:
+            raise ValueError(f"{op}: add is {_shown(add)}; allowed: torch.float32 of shape ({n},)")
+        _check_device(op, "add", add, beside)
+
+
+def check_blocks(op: str, x: Tensor, block_size: int) -> None:
+    """x: whole blocks of a Hadamard transform."""
+    if x.dim() != 1 or x.dtype != torch.float32 or x.layout != torch.strided:
+        raise ValueError(f"{op}: x is {_shown(x)}; allowed: one dimension of float32, dense")
+    check_coordinates(op, x.numel())
+    if not 1 <= block_size <= MOST_OF_A_BUCKET or block_size & (block_size - 1) or x.numel() % block_size:
+        raise ValueError(
+            f"{op}: block_size is {block_size} for {x.numel()} coordinates; allowed: a power of two that divides their "
+            "number, at most 2**30"
+        )
+
+
+def _check_device(op: str, name: str, tensor: Tensor, beside: Tensor) -> None:
+    if tensor.device != beside.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}; allowed: {beside.device}, where the data are")
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}" + (
+        "" if tensor.layout == torch.strided else f" and layout {tensor.layout}"
+    )
