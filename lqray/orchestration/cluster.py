@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ _QUIET_SETTINGS = {
 }
 
 
+_REACH_SECONDS = 5.0
 LIMIT_VARIABLE = "LQRAY_CLUSTER_LIMIT"
 
 
@@ -62,6 +64,8 @@ def ray_cluster(
     level = "INFO" if verbose else "ERROR"
     joined = False
     if address != "local":
+        if address:
+            check_reachable(address)
         try:
             ray.init(
                 address=address or "auto",
@@ -97,6 +101,21 @@ def running_cluster() -> Iterator[dict[str, float]]:
         os.environ["RAY_ADDRESS"] = "auto"
     with ray_cluster({}, verbose=False) as resources:
         yield resources
+
+
+def check_reachable(address: str) -> None:
+    """Raise ClusterError, within seconds, where nothing answers at RAY_ADDRESS: Ray itself would try for minutes, and
+    heed no signal."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local") or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nothing answers at RAY_ADDRESS={address}: {error.strerror or error}. Start that Ray, correct the address, "
+            "or set RAY_ADDRESS=local for a Ray of this launch's own"
+        ) from error
 
 
 def _limit(text: str) -> dict[str, float]:

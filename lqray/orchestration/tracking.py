@@ -22,7 +22,7 @@ from lqray.orchestration.description import axis_metrics, trial_description
 from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.states import TrialState
-from lqray.orchestration.store_access import client_of, patiently
+from lqray.orchestration.store_access import client_of, patient_client, patiently
 
 _TRACEBACK = "traceback.txt"
 _OF_THE_END = (
@@ -62,7 +62,7 @@ def open_launch(
     A server decides where artifacts of a new experiment are kept. Those of a sqlite store are beside it, in
     lqray-artifacts/; those of another database, which says nothing of files, in the folder `storage`, where it is one.
     """
-    client = client_of(uri)
+    client = patient_client(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         folder = store_folder(uri)
