@@ -113,8 +113,8 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
     except OSError as error:
         raise ClusterError(
-            f"nothing answers at RAY_ADDRESS={address}: {error.strerror or error}. Start that Ray, correct the address, "
-            "or set RAY_ADDRESS=local for a Ray of this launch's own"
+            f"nothing answers at RAY_ADDRESS={address}: {error.strerror or error}. Start that Ray, or correct the "
+            "address, or set RAY_ADDRESS=local for a Ray of this launch's own"
         ) from error
 
 

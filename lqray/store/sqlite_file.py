@@ -130,7 +130,7 @@ def lock(path: Path, seconds: float) -> Iterator[None]:
 
 
 def remember(path: Path | None) -> None:
-    """This process records in this file now (None: in none): another in its place is an error."""
+    """From now on this process records in this file (None: in none): another in its place is an error."""
     if path is None:
         _current.clear()
         return
@@ -198,8 +198,8 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
             beginning = file.read(len(_HEADER))
         if beginning and beginning != _HEADER:
             raise StoreError(
-                f"{path} is no sqlite database (it begins with {beginning[:8]!r}), so not an MLflow store; name another "
-                "file with --uri, tracking.uri or MLFLOW_TRACKING_URI"
+                f"{path} is no sqlite database (it begins with {beginning[:8]!r}), so not an MLflow store; name "
+                "another file with --uri, tracking.uri or MLFLOW_TRACKING_URI"
             )
         with contextlib.closing(connect(path)) as connection:
             yield connection
@@ -216,7 +216,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _others_make_it(path: Path) -> bool:
-    """Wait while a process that does not know our lock (MLflow's own server) makes the file; whether it became whole."""
+    """Wait while a process that does not know the lock (MLflow's own server) makes the file; whether it is whole now."""
     seen, since = _stamp(path), time.monotonic()
     while time.monotonic() - since < _OTHERS_SECONDS and time.time() - path.stat().st_mtime < _OTHERS_SECONDS:
         time.sleep(0.2)
@@ -229,14 +229,14 @@ def _others_make_it(path: Path) -> bool:
 
 def _half_made(path: Path) -> str:
     return (
-        f"the tables of the MLflow store {path} were left half changed by a process that ended, and it holds runs. Make "
-        "a copy of the file; then restore a backup, or drop its tables called _alembic_tmp_... with a sqlite tool and "
+        f"the tables of the MLflow store {path} were left half changed by a process that ended, and it holds runs. "
+        "Make a copy of the file; then restore a backup, or drop its tables called _alembic_tmp_... with a sqlite tool and "
         f"run `mlflow db upgrade sqlite:///{path}`"
     )
 
 
 def _to_be_made_anew(path: Path) -> str:
-    return f"the MLflow store {path} was left half-made by a process that ended. It holds no runs: `lqray run` makes it anew"
+    return f"the MLflow store {path} was left half-made by a process that ended. It holds no runs: `lqray run` makes it new"
 
 
 def _locked(name: Path) -> int | None:
