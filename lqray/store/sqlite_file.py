@@ -216,7 +216,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _others_make_it(path: Path) -> bool:
-    """Wait while a process that does not know the lock (MLflow's own server) makes the file; whether it is whole now."""
+    """Wait while a process that does not know the lock (MLflow's own server) makes the file; whether it is whole."""
     seen, since = _stamp(path), time.monotonic()
     while time.monotonic() - since < _OTHERS_SECONDS and time.time() - path.stat().st_mtime < _OTHERS_SECONDS:
         time.sleep(0.2)
@@ -230,13 +230,14 @@ def _others_make_it(path: Path) -> bool:
 def _half_made(path: Path) -> str:
     return (
         f"the tables of the MLflow store {path} were left half changed by a process that ended, and it holds runs. "
-        "Make a copy of the file; then restore a backup, or drop its tables called _alembic_tmp_... with a sqlite tool and "
-        f"run `mlflow db upgrade sqlite:///{path}`"
+        "Make a copy of the file; then restore a backup, or drop its tables called _alembic_tmp_... with a sqlite "
+        f"tool and run `mlflow db upgrade sqlite:///{path}`"
     )
 
 
 def _to_be_made_anew(path: Path) -> str:
-    return f"the MLflow store {path} was left half-made by a process that ended. It holds no runs: `lqray run` makes it new"
+    ended = "was left half-made by a process that ended"
+    return f"the MLflow store {path} {ended}. It holds no runs: `lqray run` makes it anew"
 
 
 def _locked(name: Path) -> int | None:

@@ -8,6 +8,8 @@ from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import OperationalError
 
 from lqray.cli import main
@@ -52,9 +54,6 @@ def of_sqlite(text: str) -> OperationalError:
     ],
 )
 def test_what_sqlite_says(text, away):
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-
     bare = of_sqlite(text)
     assert is_away(bare) is away
     wrapped = MlflowException(message=bare, error_code=TEMPORARILY_UNAVAILABLE)
@@ -87,13 +86,13 @@ def test_what_others_say():
     ],
 )
 def test_what_a_server_answers(answer, away):
-    with answering(lambda number: answer) as uri, pytest.raises(Exception) as raised:
+    with answering(lambda number: answer) as uri, pytest.raises(MlflowException) as raised:
         client_of(uri).search_experiments()
     assert is_away(raised.value) is away, explained(raised.value)
 
 
 def test_an_address_that_cannot_be_one_is_not_waited_for():
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(MlflowException) as raised:
         client_of("http://127.0.0.1:notaport").search_experiments()
     assert not is_away(raised.value)
 
@@ -138,8 +137,8 @@ def test_waiting_ends_after_its_patience_and_when_the_launch_is_told_to_end(monk
     with pytest.raises(StoreAwayError, match="cannot be reached: Connection refused. Look whether"):
         patiently(call, 0.1)
     monkeypatch.setattr(outage, "HURRIED", 0.1)
-    outage.hasten(lambda: 0.0)
     begun = time.monotonic()
+    outage.hasten(lambda: time.monotonic() - begun)
     with pytest.raises(StoreAwayError):
         patiently(call, 600.0)
     assert time.monotonic() - begun < 60
@@ -171,7 +170,7 @@ def test_ctrl_c_ends_a_wait_at_once():
     assert outage._outage.waiting == 0
 
 
-COMMANDS = (
+READING = (
     "report x",
     "status x",
     "stop x",
@@ -180,11 +179,10 @@ COMMANDS = (
     "compare a b",
     "export x y",
     "plot x --kind curves",
-    "ui x",
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*READING, "ui x"])
 def test_commands_that_read_give_up_a_dead_server_within_seconds(command, monkeypatch):
     monkeypatch.setattr("lqray.store.client.READ_PATIENCE", 0.3)
     done = CliRunner().invoke(main, [*command.split(), "--uri", f"http://ada:hidden@127.0.0.1:{free_port()}"])
@@ -254,9 +252,7 @@ def test_another_server_behind_a_dead_proxy_names_the_variable(monkeypatch):
 
 
 def test_a_dead_ray_address_is_refused_at_once():
-    with pytest.raises(
-        ClusterError, match="nothing answers at RAY_ADDRESS=127.0.0.1:1: Connection refused. Start that"
-    ):
+    with pytest.raises(ClusterError, match="nothing answers at RAY_ADDRESS=127.0.0.1:1: Connection refused. Start"):
         check_reachable("127.0.0.1:1")
     for address in ("auto", "local"):
         check_reachable(address)
