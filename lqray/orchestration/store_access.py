@@ -2,7 +2,7 @@
 
 from lqray.store.client import client_of, patient_client, reading_client
 from lqray.store.errors import StoreAwayError, StoreError
-from lqray.store.outage import PATIENCE, READ_PATIENCE, hasten, is_away, patiently
+from lqray.store.outage import PATIENCE, READ_PATIENCE, hasten, is_away, lost_for_good, patiently
 
 __all__ = [
     "PATIENCE",
@@ -12,6 +12,7 @@ __all__ = [
     "client_of",
     "hasten",
     "is_away",
+    "lost_for_good",
     "patient_client",
     "patiently",
     "reading_client",

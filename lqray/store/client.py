@@ -125,6 +125,8 @@ def _open(uri: str, path: Path | None, make: bool) -> None:
         _open_file(uri, path, make)
     elif uri.startswith(("http://", "https://")):
         _reach_without_proxy(uri)
+        if not make:
+            _look_for_server(uri)
     elif uri.startswith(("postgresql", "mysql")):
         with _database_lock(uri):
             _mlflow_client(uri)
@@ -215,6 +217,14 @@ def _reach_without_proxy(uri: str) -> None:
         known = os.environ.get(name, "")
         if host not in known.split(","):
             os.environ[name] = f"{known},{host}" if known else host
+
+
+def _look_for_server(uri: str) -> None:
+    """Raise what `requests` raises within seconds where nothing answers: later requests may take longer, since a long
+    list takes a server a while."""
+    import requests
+
+    requests.get(uri.rstrip("/") + "/health", timeout=READ_PATIENCE).close()
 
 
 def _connect_only_to_what_is_there() -> None:

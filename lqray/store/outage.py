@@ -101,7 +101,7 @@ def _repeated(call: Callable[[], T], patience: float) -> T:
             try:
                 result = call()
             except Exception as error:
-                if (lost := _lost(error)) is not None:
+                if (lost := lost_for_good(error)) is not None:
                     raise lost from error
                 if not is_away(error):
                     raise
@@ -216,7 +216,7 @@ def say(line: str) -> None:
         return  # nobody listens any more: a closed terminal ends what is printed, not what is done
 
 
-def _lost(error: BaseException) -> StoreError | None:
+def lost_for_good(error: BaseException) -> StoreError | None:
     """The store's file is not what it was: whatever was raised, that is the reason. Also an error of ours that MLflow
     has wrapped."""
     for one in _causes(error):

@@ -1,6 +1,7 @@
 """What is waited for, for how long, and what the user is told: one rule for a store that is away."""
 
 import os
+import socket
 import sqlite3
 import threading
 import time
@@ -190,6 +191,15 @@ def test_commands_that_read_give_up_a_dead_server_within_seconds(command, monkey
     (line,) = done.stderr.splitlines()
     assert "cannot be reached: Connection refused. Look whether its server runs" in line
     assert "hidden" not in done.output
+
+
+def test_a_server_that_takes_connections_and_never_answers_is_given_up_within_seconds(monkeypatch):
+    monkeypatch.setattr("lqray.store.client.READ_PATIENCE", 0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(StoreAwayError, match="cannot be reached: no answer in time"),
+    ):
+        reading_client(f"http://127.0.0.1:{silent.getsockname()[1]}").search_experiments()
 
 
 def test_mlflow_and_its_packages_say_nothing_of_a_locked_store(tmp_path, capfd, monkeypatch):
