@@ -95,6 +95,12 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
         of_the_store = type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "requests", "urllib3")
         if not of_the_store and not isinstance(error, expected):
             raise
-        said = f"the MLflow store: {error}" if of_the_store else str(error)
+        said = f"the MLflow store: {_of_the_store(error)}" if of_the_store else str(error)
         click.echo(f"Error: {masked(said)}", err=True)
         sys.exit(2)
+
+
+def _of_the_store(error: Exception) -> str:
+    from lqray.store.outage import explained
+
+    return explained(error)

@@ -77,7 +77,10 @@ def run(
     from lqray.orchestration import signals
     from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
 
+    from lqray.orchestration.store_access import hasten
+
     click.get_current_context().with_resource(signals.heeded("leave"))
+    hasten(signals.heard_seconds_ago)
     with shared.clear_errors(StopRuleError):
         rules = tuple(parse_stop_rule(text) for text in stop_on)
         experiments = [shared.read(file, overrides) for file in files]

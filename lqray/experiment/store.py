@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 _SQLITE = "sqlite:///"
+# A question mark begins options only where options follow: elsewhere it is part of a file's name.
+_SQLITE_FILE = re.compile(r"(?s)sqlite(?:\+\w+)?:///(?P<path>.+?)(?P<options>\?\w+=[^/?]*)?")
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_STORE = "sqlite:///lqray.db"
 FOLDER_VARIABLE = "LQRAY_STORAGE"
@@ -28,15 +31,33 @@ def absolute_store(uri: str | None, directory: Path | None = None) -> str:
     `directory`, by default the current one; other URIs are returned as they are.
     """
     uri = uri or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
-    if not uri.startswith(_SQLITE):
+    path = sqlite_path(uri)
+    if path is None:
         return uri
-    path = Path(uri.removeprefix(_SQLITE)).expanduser()
-    return _SQLITE + str((directory or Path.cwd()).resolve() / path)
+    found = _SQLITE_FILE.fullmatch(uri)
+    return sqlite_uri((directory or Path.cwd()).resolve() / path) + ((found and found["options"]) or "")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a sqlite store, with ~ and URL escapes (%20) read; None for every other store.
+
+    The one place where such an address is taken apart: `sqlite:///x.db?timeout=5` is the file x.db.
+    """
+    found = _SQLITE_FILE.fullmatch(uri)
+    if found is None or found["path"] == ":memory:":
+        return None
+    return Path(unquote(found["path"])).expanduser()
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a sqlite file; what SQLAlchemy would read as an escape or the beginning of options is escaped."""
+    return _SQLITE + re.sub(r"%(?=[0-9A-Fa-f]{2})|\?", lambda found: {"%": "%25", "?": "%3F"}[found[0]], str(path))
 
 
 def store_folder(uri: str) -> Path | None:
     """The directory of an absolute sqlite store, beside which its artifacts are kept; None for a server."""
-    return Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else None
+    path = sqlite_path(uri)
+    return path.parent if path else None
 
 
 def storage_address(folder: str | None) -> str:

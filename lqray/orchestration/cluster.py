@@ -168,6 +168,7 @@ def _address_files() -> list[Path]:
 def _join(address: str, **options: Any) -> Any:
     import ray
 
+    check_reachable(address)
     try:
         with _same_handlers():
             return ray.init(address=address, **options)
@@ -216,6 +217,21 @@ def _same_handlers() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # None: it was not set from Python
                 signal.signal(number, handler)
+
+
+def check_reachable(address: str) -> None:
+    """Raise ClusterError, within seconds, where nothing answers at RAY_ADDRESS: Ray itself would try for minutes, and
+    heed no signal."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local") or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nothing answers at RAY_ADDRESS={address}: {error.strerror or error}. Start that Ray, or correct the "
+            "address, or set RAY_ADDRESS=local for a Ray of this launch's own"
+        ) from error
 
 
 def _limit(text: str) -> dict[str, float]:

@@ -6,12 +6,17 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from lqray.experiment.store import sqlite_path
+from lqray.orchestration.cluster import ClusterError, check_reachable
+from lqray.orchestration.store_access import reading_client
+from lqray.store.client import exists
+from lqray.store.outage import explained
 
 LEAST_FREE_BYTES = 1 << 30
 
@@ -118,29 +123,25 @@ def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS", "")
     if not address or address in ("local", "auto"):
         return Finding("Ray", "ok", address or "a launch starts its own, or joins one that runs here")
-    host, _, port = address.removeprefix("ray://").partition(":")
     try:
-        with socket.create_connection((host, int(port or 6379)), timeout=3):
-            return Finding("Ray", "ok", f"something answers at RAY_ADDRESS={address}")
-    except (OSError, ValueError) as error:
-        return Finding("Ray", "broken", f"RAY_ADDRESS={address}: {error}", "start it, or set RAY_ADDRESS=local")
+        check_reachable(address)
+    except ClusterError as error:
+        return Finding("Ray", "broken", str(error), "start it, or set RAY_ADDRESS=local")
+    return Finding("Ray", "ok", f"something answers at RAY_ADDRESS={address}")
 
 
 def _store(uri: str) -> Finding:
     what = "MLflow store"
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if os.access(folder, os.W_OK):
-            return Finding(what, "ok", f"{uri}: the first run makes it")
-        return Finding(what, "broken", f"{folder} cannot be written to", "choose another with --uri or tracking.uri")
+    path = sqlite_path(uri)
     try:
-        from mlflow import MlflowClient
-
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        count = len(MlflowClient(uri).search_experiments())
+        if path and not exists(uri):
+            if os.access(path.parent, os.W_OK):
+                return Finding(what, "ok", f"{uri}: the first run makes it")
+            return Finding(what, "broken", f"{path.parent} cannot be written to", "choose another: --uri, tracking.uri")
+        count = len(reading_client(uri).search_experiments())
         return Finding(what, "ok", f"{uri}: {count} experiments")
     except Exception as error:  # whatever a store can raise, it is what the user needs to see
-        return Finding(what, "broken", f"{uri}: {str(error).splitlines()[0]}", "is its server running? check --uri")
+        return Finding(what, "broken", f"{uri}: {explained(error)}", "is its server running? check --uri")
 
 
 def _writable(what: str, folder: Path, remedy: str) -> Finding:

@@ -6,7 +6,8 @@ from statistics import median
 
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.placement import processes_of
-from lqray.orchestration.store_access import client_of
+from lqray.orchestration.store_access import patient_client
+from lqray.store.client import exists
 from lqray.training.estimate import Estimate, estimate
 
 _RUNS = 200
@@ -29,10 +30,10 @@ class History:
     """Median seconds per step of finished runs of one experiment, by shape; the latest 200 are looked at."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        client = client_of(uri)
-        found = client.get_experiment_by_name(experiment)
         seconds: dict[tuple[tuple[str, str], ...], list[float]] = {}
-        if found is not None:
+        client = patient_client(uri) if exists(uri) else None
+        found = client.get_experiment_by_name(experiment) if client else None
+        if client and found:
             runs = client.search_runs(
                 [found.experiment_id],
                 "attributes.status = 'FINISHED'",

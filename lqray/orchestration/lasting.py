@@ -7,9 +7,8 @@ from pathlib import Path
 
 from lqray.experiment.schema import Storage, Tracking
 from lqray.experiment.secrets import masked
-from lqray.experiment.store import DEFAULT_FOLDER, DEFAULT_STORE, FOLDER_VARIABLE, STORE_VARIABLE
+from lqray.experiment.store import DEFAULT_FOLDER, DEFAULT_STORE, FOLDER_VARIABLE, STORE_VARIABLE, sqlite_path
 
-_SQLITE = "sqlite:///"
 _OF_JOBS = "working_dir_files"
 
 
@@ -31,7 +30,8 @@ def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
     said = storage.folder if "folder" in storage.model_fields_set else None
     folder = said or (os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER if here else "")
     problems = []
-    if uri.startswith(_SQLITE) and _relative(uri.removeprefix(_SQLITE)):
+    path = sqlite_path(uri)
+    if path is not None and not path.is_absolute():
         problems.append(
             f"tracking.uri\n  found:   {uri}{_default(tracking.uri)}\n"
             f"  allowed: an MLflow server (http://..., `lqray server`), a database, or sqlite:////ABSOLUTE/lqray.db\n"

@@ -27,7 +27,7 @@ from lqray.orchestration.narrator import Narrator
 from lqray.orchestration.queue import Held, TrialQueue
 from lqray.orchestration.scribe import Scribe
 from lqray.orchestration.states import TrialState
-from lqray.orchestration.store_access import PATIENCE, StoreAwayError, client_of, patiently
+from lqray.orchestration.store_access import PATIENCE, StoreAwayError, client_of, is_away, lost_for_good, patiently
 from lqray.orchestration.tracking import Launch, continue_run, end_run, start_run, state_of
 from lqray.orchestration.worker import Heard, News
 
@@ -452,4 +452,9 @@ class Ledger:
             except Exception as error:  # the watcher must outlive every hiccup of the store
                 if self._over.is_set():
                     return
+                if lost := lost_for_good(error):  # what trains could not be recorded: the end of the first says so
+                    queue.stop(control.matching("*"), str(lost))
+                    return
+                if is_away(error):  # who waits for the store says so, once
+                    continue
                 _log.warning("watching the store: %s", masked(str(error)))

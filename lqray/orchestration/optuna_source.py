@@ -13,7 +13,8 @@ from lqray.experiment.options import Domain
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.placement import PlacementError
 from lqray.orchestration.states import attempt_of, last_values
-from lqray.orchestration.store_access import client_of
+from lqray.orchestration.store_access import patient_client
+from lqray.store.client import exists
 from lqray.training.seeding import derive_seed
 
 _MOST_REPEATED = 100
@@ -27,7 +28,9 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
     """
     search = experiment.search
     assert search is not None
-    client = client_of(uri)
+    if not exists(uri):
+        return {}
+    client = patient_client(uri)
     found = client.get_experiment_by_name(experiment.name)
     draws: dict[str, tuple[NamedTrial, dict[str, Any], float | None]] = {}
     latest: dict[str, int] = {}

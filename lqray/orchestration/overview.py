@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from lqray.orchestration.failures import ADVICE, Kind
 from lqray.orchestration.rank_logs import log_name, read_logs
 from lqray.orchestration.states import TrialState, read_states
-from lqray.orchestration.store_access import client_of
+from lqray.orchestration.store_access import StoreError, reading_client
 from lqray.training.storage import cached_path
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def progress_of(state: TrialState, now: float) -> Progress | None:
 
 def known_experiments(uri: str) -> list[str]:
     """Names of the store's experiments that have runs of lqray."""
-    found = client_of(uri).search_experiments()
+    found = reading_client(uri).search_experiments()
     return [one.name for one in found if one.name not in ("Default", "lqray-leases")]
 
 
@@ -77,7 +77,7 @@ def status_table(uri: str, experiments: Sequence[str]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("trial", "state", "step", "steps/s", "ETA", "last metric", "host"):
         table.add_column(title, no_wrap=True, justify="right" if title in ("step", "steps/s", "ETA") else "left")
-    client = client_of(uri)
+    client = reading_client(uri)
     for experiment in experiments:
         states = read_states(uri, experiment, _PROGRESS)
         counts: dict[str, int] = {}
@@ -199,10 +199,10 @@ def advice(kind: Kind) -> str:
 
 
 def _traceback(uri: str, run_id: str) -> str:
-    import mlflow
-
     try:
-        text: str = mlflow.MlflowClient(uri).download_artifacts(run_id, "traceback.txt")
+        text: str = reading_client(uri).download_artifacts(run_id, "traceback.txt")
         return Path(text).read_text()
+    except StoreError:
+        raise
     except Exception:  # the artifact is a courtesy; its last line is a tag
         return "(the traceback is not to be had from here)"

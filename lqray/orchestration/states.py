@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-from lqray.orchestration.store_access import client_of
+from lqray.orchestration.store_access import reading_client
+from lqray.store.errors import NoStoreError
+from lqray.store.tables import ACTIVE, connected, workspace
 
 _TRIAL, _NAME, _ATTEMPT, _NAN = "lqray.trial_id", "lqray.trial_name", "lqray.attempt", "lqray.nan_metrics"
-_DATABASES = ("sqlite://", "postgresql", "mysql")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def attempt_of(tags: Mapping[str, str]) -> int:
 def read_states(
     uri: str, experiment: str, wanted_tags: Collection[str] = (), wanted_metrics: Collection[str] = ()
 ) -> dict[str, TrialState]:
-    """By trial id; {} where the experiment does not exist. Deleted runs and other tools' are left out.
+    """By trial id; {} where the experiment, or the store, does not exist: nothing is made. Deleted runs and those of
+    other tools are left out. Raises StoreError, StoreAwayError.
 
     MLflow's search loads every param, metric and tag of every run. From a database only what is asked for is read here,
     straight from MLflow's tables; from a server, or tables that are not as expected, through the search.
@@ -65,61 +67,43 @@ def last_values(metrics: Mapping[str, float], tags: Mapping[str, str]) -> dict[s
 
 
 def _states(uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str]) -> Iterator[TrialState]:
-    if uri.startswith(_DATABASES):
-        from sqlalchemy.exc import SQLAlchemyError
-
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            return
-        try:
-            yield from list(_from_tables(uri, experiment, wanted, metrics))
-            return
-        except SQLAlchemyError:
-            pass  # tables of an MLflow that is not this one, or a new database
+    try:
+        with connected(uri) as connection:
+            if connection is not None:
+                yield from list(_from_tables(connection, experiment, wanted, metrics))
+                return
+    except NoStoreError:
+        return
     yield from _from_search(uri, experiment, wanted, metrics)
 
 
 def _from_tables(
-    uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str] = ()
+    connection: Any, experiment: str, wanted: Collection[str], metrics: Collection[str] = ()
 ) -> Iterator[TrialState]:
-    from sqlalchemy import bindparam, create_engine, text
+    from sqlalchemy import bindparam, text
 
-    runs = (
-        "SELECT r.run_uuid, r.status, r.start_time, r.end_time, r.name FROM runs r "
-        "JOIN experiments e ON e.experiment_id = r.experiment_id "
-        "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
-    )
     tags, latest = (
         text(
-            f"SELECT t.run_uuid, t.key, t.value FROM {table} t JOIN runs r ON r.run_uuid = t.run_uuid "
-            "JOIN experiments e ON e.experiment_id = r.experiment_id "
-            "WHERE e.name = :name AND r.lifecycle_stage = 'active' AND t.key IN :keys"
+            f"SELECT run_uuid, key, value FROM {table} WHERE run_uuid IN (SELECT r.run_uuid {ACTIVE}) AND key IN :keys"
         ).bindparams(bindparam("keys", expanding=True))
         for table in ("tags", "latest_metrics")
     )
-    engine = create_engine(uri)
-    try:
-        with engine.connect() as connection:
-            found: dict[str, dict[str, str]] = {}
-            for run_id, key, value in connection.execute(
-                tags, {"name": experiment, "keys": [_TRIAL, _NAME, _ATTEMPT, _NAN, *wanted]}
-            ):
-                found.setdefault(run_id, {})[key] = value
-            values: dict[str, dict[str, float]] = {}
-            wanted_values = connection.execute(latest, {"name": experiment, "keys": [*metrics]}) if metrics else ()
-            for run_id, key, value in wanted_values:
-                values.setdefault(run_id, {})[key] = value
-            for run_id, status, started, ended, name in connection.execute(text(runs), {"name": experiment}):
-                yield from _state(
-                    run_id, status, started, ended, name, found.get(run_id, {}), wanted, values.get(run_id, {})
-                )
-    finally:
-        engine.dispose()
+    runs = text(f"SELECT r.run_uuid, r.status, r.start_time, r.end_time, r.name {ACTIVE}")
+    which = {"name": experiment, "workspace": workspace()}
+    found: dict[str, dict[str, str]] = {}
+    for run_id, key, value in connection.execute(tags, {**which, "keys": [_TRIAL, _NAME, _ATTEMPT, _NAN, *wanted]}):
+        found.setdefault(run_id, {})[key] = value
+    values: dict[str, dict[str, float]] = {}
+    for run_id, key, value in connection.execute(latest, {**which, "keys": [*metrics]}) if metrics else ():
+        values.setdefault(run_id, {})[key] = value
+    for run_id, status, started, ended, name in connection.execute(runs, which):
+        yield from _state(run_id, status, started, ended, name, found.get(run_id, {}), wanted, values.get(run_id, {}))
 
 
 def _from_search(
     uri: str, experiment: str, wanted: Collection[str], metrics: Collection[str] = ()
 ) -> Iterator[TrialState]:
-    client = client_of(uri)
+    client = reading_client(uri)
     found = client.get_experiment_by_name(experiment)
     token = None
     while found is not None:

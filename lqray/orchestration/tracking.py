@@ -21,7 +21,7 @@ from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.description import axis_metrics, trial_description
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.states import TrialState, attempt_of
-from lqray.orchestration.store_access import PATIENCE, client_of, patiently
+from lqray.orchestration.store_access import PATIENCE, client_of, patient_client, patiently
 
 _OF_THE_END = (
     "lqray.error",
@@ -60,7 +60,7 @@ def open_launch(
     A server decides where artifacts of a new experiment are kept. Those of a sqlite store are beside it, in
     lqray-artifacts/; those of another database, which says nothing of files, in the folder `storage`, where it is one.
     """
-    client = client_of(uri)
+    client = patient_client(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         folder = store_folder(uri)

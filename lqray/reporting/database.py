@@ -1,65 +1,26 @@
-"""MLflow's tables, read straight from a database.
-
-MLflow's own search makes an object of every param, metric and tag of every run, and reads a history run by run. Here a
-query takes what is asked for, of all runs at once. `connected` yields None for a store that is no database, or whose
-tables are not as expected: MLflow's client serves those.
-"""
+"""What reports read straight from MLflow's tables, through `lqray.store.tables`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-_DATABASES = ("sqlite://", "postgresql")
-_ACTIVE = (
-    "FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id "
-    "WHERE e.name = :name AND r.lifecycle_stage = 'active'"
-)
+from lqray.store.tables import ACTIVE, EXPERIMENTS, connected, workspace
+
+__all__ = ["connected"]
+
 _CHUNK = 50_000
-_LOCK_SECONDS = 30.0
-
-
-class UnreadableStoreError(ConnectionError):
-    """A database that cannot be read now."""
-
-
-@contextmanager
-def connected(uri: str) -> Iterator[Any]:
-    """A connection to the database of a tracking URI, or None; it reads, and never makes one."""
-    if not uri.startswith(_DATABASES):
-        yield None
-        return
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UnreadableStoreError(f"no MLflow store at {uri}; `lqray run` makes it, --uri names another")
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.exc import DatabaseError
-
-    waiting = {"timeout": _LOCK_SECONDS} if uri.startswith("sqlite://") else {}
-    engine = create_engine(uri, connect_args=waiting)
-    try:
-        expected = {"experiments", "runs", "params", "tags", "metrics", "latest_metrics"}
-        if not expected <= set(inspect(engine).get_table_names()):
-            yield None
-            return
-        with engine.connect() as connection:
-            yield connection
-    except DatabaseError as error:
-        raise UnreadableStoreError(f"the MLflow store cannot be read now: {error.orig}") from error
-    finally:
-        engine.dispose()
 
 
 def experiments_of(connection: Any) -> dict[str, tuple[str, dict[str, str]]]:
     """By name, the id and the tags of active experiments."""
-    query = "SELECT experiment_id, name FROM experiments WHERE lifecycle_stage = 'active'"
+    query = f"SELECT e.experiment_id, e.name FROM experiments e WHERE {EXPERIMENTS}"
     found: dict[str, tuple[str, dict[str, str]]] = {
         name: (str(number), {}) for number, name in _rows(connection, query)
     }
     query = (
         "SELECT e.name, t.key, t.value FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id "
-        "WHERE e.lifecycle_stage = 'active'"
+        f"WHERE {EXPERIMENTS}"
     )
     for name, key, value in _rows(connection, query):
         found[name][1][key] = value
@@ -69,7 +30,7 @@ def experiments_of(connection: Any) -> dict[str, tuple[str, dict[str, str]]]:
 def runs_of(connection: Any, experiment: str) -> list[tuple[str, str, str, int, int | None]]:
     """(run id, name, status, start, end) of active runs, oldest first; times in milliseconds since the epoch."""
     columns = "r.run_uuid, r.name, r.status, r.start_time, r.end_time"
-    return list(_rows(connection, f"SELECT {columns} {_ACTIVE} ORDER BY r.start_time, r.run_uuid", name=experiment))
+    return list(_rows(connection, f"SELECT {columns} {ACTIVE} ORDER BY r.start_time, r.run_uuid", name=experiment))
 
 
 def params_of(connection: Any, experiment: str) -> Iterator[tuple[str, str, str]]:
@@ -102,13 +63,13 @@ def history_of(connection: Any, experiment: str, key: str) -> Iterator[tuple[str
 
 
 def _of(experiment: str, column: str = "run_uuid") -> str:
-    return f"{column} IN (SELECT r.run_uuid {_ACTIVE})"
+    return f"{column} IN (SELECT r.run_uuid {ACTIVE})"
 
 
 def _rows(connection: Any, query: str, **values: Any) -> Iterator[Any]:
     from sqlalchemy import text
 
-    parameters: Mapping[str, Any] = values
+    parameters: Mapping[str, Any] = {"workspace": workspace(), **values}
     result = connection.execution_options(stream_results=True).execute(text(query), parameters)
     while True:
         rows = result.fetchmany(_CHUNK)

@@ -16,9 +16,11 @@ from lqray.reporting.artifacts import read_text
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS
 from lqray.reporting.histories import read_histories
 from lqray.reporting.planned import Recorded
-from lqray.reporting.records import Record, client_of, experiment_tags
+from lqray.reporting.records import Record, experiment_tags
 from lqray.reporting.report import Report, written
 from lqray.reporting.selection import metrics_of, params_of
+from lqray.store.client import reading_client
+from lqray.store.errors import StoreError
 
 Raw = Literal["parquet", "csv"]
 
@@ -98,7 +100,9 @@ def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | N
     for one in records:
         if one.run_id:
             try:
-                kept = client_of(experiment.uri).download_artifacts(one.run_id, "experiment.yaml")
+                kept = reading_client(experiment.uri).download_artifacts(one.run_id, "experiment.yaml")
+            except StoreError:
+                raise
             except (MlflowException, OSError):
                 break  # the runs of a launch share their file: others would not have it either
             return Path(kept).read_text(encoding="utf-8")

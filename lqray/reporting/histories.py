@@ -11,7 +11,8 @@ import numpy as np
 
 from lqray.reporting import database
 from lqray.reporting.exported import export_folder, points_in
-from lqray.reporting.records import client_of, number
+from lqray.reporting.records import number
+from lqray.store.client import reading_client
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def _from_tables(connection: Any, experiment: str, wanted: set[str], key: str) -
 
 
 def _from_client(uri: str, run_ids: list[str], key: str) -> dict[str, History]:
-    client = client_of(uri)
+    client = reading_client(uri)
 
     def read(run_id: str) -> History:
         points = client.get_metric_history(run_id, key)

@@ -11,6 +11,7 @@ from typing import Any
 from lqray.experiment.plan import plan_tags
 from lqray.reporting import database
 from lqray.reporting.exported import experiment_of, export_folder, runs_in
+from lqray.store.client import reading_client
 
 _TRIAL, _NAME = "lqray.trial_id", "lqray.trial_name"
 _INFINITY = 1.797e308
@@ -98,7 +99,7 @@ def find_runs(uri: str, name: str, experiment: str | None = None) -> list[Record
         own = [Record(**fields) for fields in runs_in(folder)]
         alike = len(name) >= 4
         return [one for one in own if name in (one.name, one.run_id) or (alike and one.trial_id.startswith(name))]
-    client = client_of(uri)
+    client = reading_client(uri)
     if experiment:
         names = {experiment_id(uri, experiment): experiment}
     else:
@@ -126,18 +127,6 @@ def _quoted(text: str) -> str:
     return text.replace("'", "_")
 
 
-def client_of(uri: str) -> Any:
-    """A quiet MlflowClient."""
-    import logging
-    import os
-
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
-
-
 def _experiment(uri: str, experiment: str) -> tuple[str, dict[str, str]]:
     """Id and tags of an experiment. Raises UnknownExperimentError."""
     folder = export_folder(uri)
@@ -148,7 +137,7 @@ def _experiment(uri: str, experiment: str) -> tuple[str, dict[str, str]]:
         if connection is not None:  # without the second that importing MLflow takes
             found = database.experiments_of(connection)
         else:
-            found = {one.name: (one.experiment_id, one.tags) for one in client_of(uri).search_experiments()}
+            found = {one.name: (one.experiment_id, one.tags) for one in reading_client(uri).search_experiments()}
     return _known(uri, found, experiment)
 
 
@@ -180,7 +169,7 @@ def _from_tables(connection: Any, experiment: str) -> list[Record]:
 
 
 def _from_search(uri: str, identifier: str) -> list[Record]:
-    client = client_of(uri)
+    client = reading_client(uri)
     records: list[Record] = []
     token = None
     while True:

@@ -18,6 +18,9 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from lqray.store.client import prepare
+from lqray.store.outage import patiently
+
 _START_SECONDS = 120.0
 _HERE = ("127.0.0.1", "localhost", "::1")
 # Everybody who may log in may write: the leases by which sweeps share trials are one experiment's for all users.
@@ -49,8 +52,9 @@ class ServerOptions:
 
 
 def serve_team(options: ServerOptions) -> int:
-    """Serve until Ctrl-C or SIGTERM. Returns the server's exit status. Raises ServerError."""
+    """Serve until Ctrl-C or SIGTERM. Returns the server's exit status. Raises ServerError, StoreError."""
     _check_free(options.host, options.port)
+    patiently(lambda: prepare(options.store))
     arguments = ["--host", options.host, "--port", str(options.port), "--workers", str(options.workers)]
     arguments += ["--artifacts-destination", options.artifacts]
     hosts = options.allowed_hosts or (None if options.host in _HERE else ",".join(names_of_this_machine(options.port)))

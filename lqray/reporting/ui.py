@@ -11,6 +11,8 @@ import click
 from lqray.experiment.secrets import masked
 from lqray.reporting.records import experiment_id
 from lqray.reporting.server import free_port, serve
+from lqray.store.client import exists
+from lqray.store.errors import NoStoreError
 
 
 def charts_path(identifier: str) -> str:
@@ -21,7 +23,8 @@ def charts_path(identifier: str) -> str:
 def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) -> int:
     """Serve the UI of a sqlite or SQL store on this machine until Ctrl-C; for a server, show its address.
 
-    Returns the server's exit status. Raises UnknownExperimentError.
+    Returns the server's exit status. Raises UnknownExperimentError; StoreError, also where there is no store: to look
+    at one makes none.
     """
     path = charts_path(experiment_id(uri, experiment)) if experiment else "/"
     if browser is None:
@@ -35,6 +38,8 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
         _show(f"http://127.0.0.1:{free}{path}", browser)
         click.echo("Ctrl-C ends it.")
 
+    if not exists(uri):
+        raise NoStoreError(uri)
     arguments = ["--host", "127.0.0.1", "--port", str(free), "--workers", "1"]
     # By environment: everyone on the machine sees a command line, and the store's address may hold a password.
     # MLflow's job runners evaluate language models: seven processes that a look at runs does not need.

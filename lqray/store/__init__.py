@@ -1,0 +1,1 @@
+"""MLflow as lqray's store: how it is opened, waited for and read."""
