@@ -1,8 +1,8 @@
 """Sweeps of many short trials under random faults, one every ten seconds: `python -m tests.soak`, or `make soak`.
 
-Launches are started again and again, with Ray and without, until every trial is FINISHED. Then every trial must have the
-points and the bits of an undisturbed sweep, each point once, and nothing of all those launches may be left: no process,
-no descriptor, no shared memory, no temporary file, and no traceback on any terminal.
+Launches are started again and again, with Ray and without, until every trial is FINISHED. Then every trial must have
+the points and the bits of an undisturbed sweep, each point once, and nothing of all those launches may be left: no
+process, no shared memory, no temporary file, and no traceback on any terminal.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="lqray-soak-"))
     wrong: list[str] = []
     for store in options.store:
-        shared_memory = set(os.listdir("/dev/shm"))
+        shared_memory = {one.name for one in Path("/dev/shm").iterdir()}
         if store == "sqlite":
             wrong += _soak(folder / store, f"sqlite:///{folder / store}/lqray.db", options, None)
         elif why := postgresql.why_not():
@@ -307,7 +307,9 @@ def main() -> int:
         else:
             with postgresql.server() as server:
                 wrong += _soak(folder / store, server.uri, options, server)
-        left = {one for one in set(os.listdir("/dev/shm")) - shared_memory if "PostgreSQL" not in one}
+        left = {
+            one for one in {one.name for one in Path("/dev/shm").iterdir()} - shared_memory if "PostgreSQL" not in one
+        }
         wrong += [f"/dev/shm/{one} is left" for one in sorted(left)]
     print("\n".join(wrong) or "nothing is wrong", flush=True)
     if not wrong and not options.folder:

@@ -1,4 +1,4 @@
-"""Every act and every way to fail, then random pairs: `python -m tests.faults [--pairs N] [--modes ...] [--every N]`."""
+"""Every act and every way to fail, then random pairs: `python -m tests.faults --help`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Numbers every act that leaves a process, and fails the chosen one.
 
-Acts are calls to the store, writes, renames and syncs of files, messages between our processes, and starts of processes.
-They are counted over all processes of a sweep, in the order in which they begin, in a file that all of them open.
+Acts are calls to the store, writes, renames and syncs of files, messages between our processes, and starts of
+processes. They are counted over all processes of a sweep, in the order in which they begin, in a file that all of them
+open.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _COUNTERS = struct.Struct("<qq")  # acts so far; 1 + the index in KINDS of those
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the act of this number. before: it fails, and nothing is done. after: it is done, and answers with
-    an error all the same. kill: its process gets SIGKILL. always: it fails, and so does every later one of its kind."""
+    """What happens to the act of this number. before: it fails, and nothing is done. after: it is done, and answers
+    with an error all the same. kill: its process gets SIGKILL. always: it fails, and so does every later one of its
+    kind."""
 
     mode: Mode = "none"
     number: int = 0
@@ -61,7 +63,7 @@ class Acts:
         return {int(line) for line in file.read_text().split()} if file.exists() else set()
 
     def joined(self) -> None:
-        """This process takes part."""
+        """Note that the process that calls takes part."""
         _append(f"{self._own}.processes", f"{os.getpid()}\n")
 
     def next(self, kind: Kind, name: str) -> Mode:
@@ -161,6 +163,11 @@ def _wrap_store() -> None:
     Connection.execute = _wrapped(Connection.execute, "store", "execute")  # type: ignore[method-assign]
 
 
+def _path(place: Any) -> Path:
+    """Of a name or a descriptor."""
+    return Path(f"/proc/self/fd/{place}").readlink() if isinstance(place, int) else Path(os.fspath(place)).absolute()
+
+
 def _counts(*places: Any) -> bool:
     if _acts is None:
         return False
@@ -228,8 +235,7 @@ class _Stream:
 
 def _shown(place: Any) -> str:
     assert _acts is not None
-    path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else os.path.abspath(os.fspath(place))
-    return str(path).removeprefix(f"{_acts.folder}/")
+    return str(_path(place)).removeprefix(f"{_acts.folder}/")
 
 
 def _wrap_messages() -> None:

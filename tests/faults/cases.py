@@ -47,8 +47,8 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Fatal Python error
 
 @dataclass(frozen=True)
 class Result:
-    """What a sweep left: of each trial its status, its points by metric (times and the machine's figures apart), and its
-    last checkpoint."""
+    """What a sweep left: of each trial its status, its points by metric (times and the machine's figures apart), and
+    its last checkpoint."""
 
     statuses: dict[str, list[str]]
     points: dict[str, dict[str, list[tuple[int, float]]]]
@@ -155,6 +155,9 @@ class Sweeps:
             outcome.wrong.append(f"processes that are left: {left}")
         if outcome.code == 0 and not hit and outcome.fault.mode != "none":
             outcome.act = "not reached"
+
+    def _differences(self, folder: Path) -> list[str]:
+        return differences(self.expected, read_result(_store(folder)))
 
     def _fresh(self, name: str) -> Path:
         folder = self._folder / name

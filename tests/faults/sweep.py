@@ -1,7 +1,8 @@
 """A server that has imported everything and forks a process for each sweep: `python -m tests.faults.sweep`.
 
-One request a line on its standard input, as JSON: {"folder", "mode", "number", "arguments"}; one answer a line: the exit
-status, negative for a signal, or null where the sweep did not end and was killed. A sweep's output goes to FOLDER.output.
+One request a line on its standard input, as JSON: {"folder", "mode", "number", "arguments"}; one answer a line: the
+exit status, negative for a signal, or null where the sweep did not end and was killed. A sweep's output goes to
+FOLDER.output.
 """
 
 from __future__ import annotations
