@@ -173,9 +173,7 @@ def _counts(*places: Any) -> bool:
         return False
     for place in places:
         try:
-            path = (
-                os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else os.path.abspath(os.fspath(place))
-            )
+            path = _path(place)
         except (OSError, TypeError):
             return False
         if not str(path).startswith(f"{_acts.folder}/") or "lqray.db" in str(path):
