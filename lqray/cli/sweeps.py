@@ -76,7 +76,6 @@ def run(
     """
     from lqray.orchestration import signals
     from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
-
     from lqray.orchestration.store_access import hasten
 
     click.get_current_context().with_resource(signals.heeded("leave"))
