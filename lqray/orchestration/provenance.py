@@ -23,7 +23,10 @@ from lqray.experiment.secrets import masked
 from lqray.orchestration.signals import starting_processes
 
 _TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training")
-_WORKER_PARTS = ("failures", "group", "rank_logs", "stop_rules", "system_metrics", "worker")
+_WORKER_PARTS = (
+    *("channel", "failures", "fencing", "group", "points", "rank_logs", "spool", "stop_rules", "system_metrics"),
+    "worker",
+)
 
 
 def provenance() -> dict[str, str]:
