@@ -18,7 +18,6 @@ from lqray.orchestration.tracking import Launch, state_of
 from lqray.reporting.records import latest_attempts, read_records
 from tests.orchestration.small import Quiet, empty_store, launch, write
 
-
 pytestmark = pytest.mark.processes
 
 
