@@ -222,9 +222,11 @@ class Ledger:
         return Work(named, run_id, folder, start, not fresh, recorded, claim)
 
     def _due(self, named: NamedTrial, state: TrialState) -> bool:
-        """Whether a trial that somebody else held is to be run here, as it stands now. What another launch tried while
-        this one waited was this one's try, too."""
-        if named.trial.id in self._met and state.status == "FAILED":
+        """Whether a trial that somebody else held is to be run here, as it stands now. What another launch has tried
+        since this one began was this one's try, too."""
+        before = self._states.get(named.trial.id)
+        known = before and (before.run_id, before.status, before.ended) == (state.run_id, state.status, state.ended)
+        if state.status == "FAILED" and not known:
             self.failed_elsewhere[named.trial.id] = named
             return False
         return planned(named, {named.trial.id: state}, False).due
