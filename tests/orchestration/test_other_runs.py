@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lqray.orchestration.states import last_values
 from lqray.orchestration.worker import Heard, Outcome, Reporter
 from lqray.reporting.records import read_records
 from lqray.training.loop import Report
-from tests.orchestration.sweeps import recorded, run, write
+from tests.orchestration.sweeps import recorded, write
 from tests.orchestration.test_recording import task
 
 TEXT = """
@@ -36,6 +37,7 @@ base:
 sweep:
   - matrix: {optimizer.lr: [0.05, 1.0e+30]}
 storage: {folder: storage, checkpoint_every: 10}
+tracking: {figures: false}
 """
 
 
@@ -43,9 +45,17 @@ def contents(folder: Path) -> set[str]:
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*.pt")}
 
 
-def test_a_new_store_is_a_new_run_and_what_diverged_ends_in_nan(tmp_path):
+def swept(path: Path) -> str:
+    """What `lqray run` says, in this process."""
+    done = CliRunner().invoke(main, ["run", path.name, "--launcher", "inline"])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_new_store_is_a_new_run_and_what_diverged_ends_in_nan(tmp_path, monkeypatch):
     path, uri = write(tmp_path, text=TEXT), f"sqlite:///{tmp_path}/lqray.db"
-    run(path, "--launcher", "inline")
+    monkeypatch.chdir(tmp_path)
+    swept(path)
     found = {one.params["optimizer.lr"]: one for one in read_records(uri, "sweep")}
     assert {one.status for one in found.values()} == {"FINISHED"}
     for name in ("test/loss", "train/loss"):
@@ -60,7 +70,9 @@ def test_a_new_store_is_a_new_run_and_what_diverged_ends_in_nan(tmp_path):
 
     before = contents(tmp_path / "storage")
     (tmp_path / "lqray.db").unlink()
-    text = run(path, "--launcher", "inline")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        text = swept(path)
     client = MlflowClient(uri)
     for one in recorded(uri).values():
         assert [point.step for point in client.get_metric_history(one.info.run_id, "test/accuracy")] == [10, 20, 30]

@@ -13,6 +13,7 @@ from lqray.reporting.figures.recordings import Group, NothingToDrawError, Option
 from lqray.reporting.figures.seeds import Band, across, smoothed
 from lqray.reporting.figures.style import bounds, handle, shown_name
 from lqray.reporting.histories import History
+from lqray.reporting.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +67,9 @@ def curves_of(
             continue
         if len(runs) < len(group.finished):
             recordings.remark(f"{group.label}: {len(group.finished) - len(runs)} runs have no {key}, and are left out")
-        ended = sum(not math.isfinite(one.metrics.get(key, 0.0)) for one in group.finished)
+        ended = sum(_ended_unseen(one, key, found.get(one.run_id)) for one in group.finished)
         if ended:
-            recordings.remark(f"{group.label}: {ended} runs ended with {key} not finite; a line has no points of that")
+            recordings.remark(f"{group.label}: {ended} runs ended with {key} not finite, of which there are no points")
         if band.cut:
             recordings.remark(f"{group.label}: its runs end at different iterations; the mean ends with the first")
         if np.isnan(band.mean).any():
@@ -80,6 +81,13 @@ def curves_of(
     if without:
         recordings.remark(f"left out, for they have none of it: {', '.join(without)}")
     return curves
+
+
+def _ended_unseen(record: Record, key: str, history: History | None) -> bool:
+    """Whether a run ended with a metric that is not finite, of which its history tells nothing, for MLflow is not told
+    of NaN."""
+    told = history is not None and not math.isfinite(history.values[-1])
+    return not told and not math.isfinite(record.metrics.get(key, 0.0))
 
 
 def last_steps(curves: Sequence[Curve]) -> dict[str, int]:
