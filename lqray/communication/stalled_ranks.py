@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 _PATIENCE = 3.0  # seconds within which ranks that waited for the same one have noticed, too
@@ -42,7 +43,7 @@ def naming_stalled_ranks(group: dist.ProcessGroup) -> Iterator[None]:
         ) from error
 
 
-def _others(store: dist.Store, keys: dict[int, str], me: int, message: str) -> list[int]:
+def _others(store: Store, keys: dict[int, str], me: int, message: str) -> list[int]:
     """The ranks that no collective has failed on, after one has timed out here; [] where this was no time-out."""
     try:
         store.set(keys[me], "waited")
