@@ -45,7 +45,7 @@ def _lasting(stream: TextIO, needed: bool) -> TextIO:
     with suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(_LastingFile(raw, needed)),  # type: ignore[type-var]
+        io.BufferedWriter(_LastingFile(raw, needed, stream)),  # type: ignore[type-var]
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
@@ -56,8 +56,9 @@ def _lasting(stream: TextIO, needed: bool) -> TextIO:
 class _LastingFile(io.RawIOBase):
     """A file that takes everything; see `outlive_readers`."""
 
-    def __init__(self, file: io.FileIO, needed: bool) -> None:
+    def __init__(self, file: io.FileIO, needed: bool, owner: TextIO) -> None:
         self._file, self._needed = file, needed
+        self._owner = owner  # whose end would close the file
         self._lost = False
 
     def writable(self) -> bool:

@@ -12,6 +12,7 @@ DOING = """
 import sys, threading
 from lqray.orchestration.output import outlive_readers
 outlive_readers()
+sys.stdout.isatty(), sys.stderr.isatty()
 from rich.console import Console
 from rich.live import Live
 sys.stdin.readline()
