@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,8 @@ def client_of(uri: str, patience: float = PATIENCE) -> Any:
     Its calls report a server that is away within seconds: how long to wait is decided by `patiently`. Opening it the
     first time waits so long. Raises StoreError, StoreAwayError.
     """
-    return _client(uri, True, patience)
+    # A launch's helpers record into the store that it opened: where that is gone, they make no other.
+    return _client(uri, multiprocessing.parent_process() is None, patience)
 
 
 def patient_client(uri: str) -> Any:

@@ -101,7 +101,8 @@ def _repeated(call: Callable[[], T], patience: float) -> T:
             try:
                 result = call()
             except Exception as error:
-                if (lost := lost_for_good(error)) is not None:
+                lost = lost_for_good(error)
+                if lost is not None and lost is not error:
                     raise lost from error
                 if not is_away(error):
                     raise
@@ -220,10 +221,8 @@ def lost_for_good(error: BaseException) -> StoreError | None:
     """The store's file is not what it was: whatever was raised, that is the reason. Also an error of ours that MLflow
     has wrapped."""
     for one in _causes(error):
-        if isinstance(one, StoreError) and one is not error and not isinstance(one, StoreBusyError):
-            return one
-    if isinstance(error, StoreError):
-        return None
+        if isinstance(one, StoreError):
+            return None if isinstance(one, StoreBusyError | StoreAwayError) else one
     moved = sqlite_file.moved()
     return StoreError(moved) if moved else None
 

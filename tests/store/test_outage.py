@@ -68,6 +68,10 @@ def test_what_others_say():
     assert not is_away(StoreAwayError("waited long enough"))
     assert not is_away(StoreError("gone"))
     assert not is_away(KeyError("a mistake of ours"))
+    gone = StoreError("gone")
+    assert outage.lost_for_good(gone) is gone
+    assert outage.lost_for_good(StoreAwayError("waited long enough")) is None
+    assert outage.lost_for_good(StoreBusyError("locked")) is None
     assert not is_away(sqlite3.DatabaseError("file is not a database"))
 
 
