@@ -13,6 +13,7 @@ from lqray.experiment.schema import Trial
 from lqray.experiment.standing import Standing
 from lqray.experiment.store import absolute_store, storage_address
 from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
+from lqray.orchestration.cluster import RayLostError
 from lqray.orchestration.control import matching, publish_plan
 from lqray.orchestration.history import History, expected
 from lqray.orchestration.inline import InlineLauncher
@@ -24,7 +25,6 @@ from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of, processes_of
 from lqray.orchestration.provenance import code_version, provenance
 from lqray.orchestration.queue import Given, Limits, Source, TrialQueue
-from lqray.orchestration.ray_watch import RayLostError
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.store_access import PATIENCE, patiently
