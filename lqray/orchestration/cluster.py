@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lqray.orchestration.launcher import LaunchInterrupted
 from lqray.orchestration.presence import MARK_VARIABLE, Presence, end_processes_of
 
 # Supported knobs of Ray Train: poll workers ten times as often, which is what a short trial waits for, and do not watch
@@ -41,6 +42,10 @@ _log = logging.getLogger(__name__)
 
 class ClusterError(ConnectionError):
     """The Ray that RAY_ADDRESS names cannot be joined, none can be started, or what is said of it makes no sense."""
+
+
+class RayLostError(LaunchInterrupted):
+    """A process without which Ray does not go on has ended; says which, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def ray_cluster(
     if not verbose:
         # Tune logs what the launcher already tells in its own words.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        _silence_rays_voice()
     options = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     folder = None
     try:
@@ -111,8 +117,16 @@ def ray_cluster(
             known["raylet_socket_name"],
             folder,
         )
-    finally:
+    except RayLostError:
+        # What is gone is waited for in there for a minute; that this process goes on to use Ray is out of the question.
+        threading.Thread(target=ray.shutdown, daemon=True).start()
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    else:
+        ray.shutdown()
+    finally:
         if folder:
             end_processes_of(folder)
 
@@ -201,6 +215,14 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
                 end_processes_of(folder, patience=0.0)
     finally:
         del os.environ[MARK_VARIABLE]
+
+
+def _silence_rays_voice() -> None:
+    """Whatever it was told of logs, Ray prints what it notices of its processes, with fifty lines of a dead one's."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, **_: _log.info("%s", "\n".join(map(str, data.get("lines", ()))))
 
 
 @contextmanager

@@ -1,87 +1,78 @@
-"""Is the Ray that trials run on still there? Ray itself notices after up to a minute, and then ends this process."""
+"""Waits for work on Ray, and looks meanwhile whether that Ray still lives.
+
+Ray itself notices after up to a minute that its head is gone, does not return from its calls until then, and then ends
+this process. Hence the work has a thread of its own, which can be left behind, and this one is free to hear signals.
+"""
 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
-from lqray.orchestration.cluster import Cluster, answers
-from lqray.orchestration.launcher import LaunchInterrupted
+from lqray.orchestration.cluster import Cluster, RayLostError, answers
 from lqray.orchestration.presence import end_processes_of
 
 _POLL_SECONDS = 0.5
-_AGAIN_SECONDS = 5.0
+_STOP_SECONDS = 90.0
+_RECORD_SECONDS = 600.0
 _HEAD_SECONDS = 20.0
 """So long may the head of a cluster that was joined be away: where it is made again, Ray goes on."""
-_SIGNAL = signal.SIGUSR2
 _log = logging.getLogger(__name__)
 
 
-class RayLostError(LaunchInterrupted):
-    """A process without which Ray does not go on has ended; says which, and what to do."""
-
-
-class _Leave(BaseException):
-    """Raised in the thread that waits for Ray: it is no Exception, so that nothing takes it for a trial's."""
+class _Gone(BaseException):
+    """Ends the work that was left behind, at the next thing it wants to record. No Exception, so that nothing takes it
+    for a trial's."""
 
 
 class RayWatch:
-    """Looks twice a second whether Ray lives. Once it does not: one line says so, what is left of a Ray of our own is
-    ended, and whoever is within `watching` leaves with RayLostError."""
+    """Of one cluster. lost: what of it is gone, once something is."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._needed = needed_processes(cluster)
         self._away: float | None = None
-        self._over = threading.Event()
-        self._recording = 0
-        self._main = threading.get_ident()
-        self._signals = threading.current_thread() is threading.main_thread()
+        self._recording = threading.RLock()
         self.lost: str | None = None
-        """What is gone."""
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """While it lasts Ray is looked at. Raises RayLostError, at the latest at its end."""
-        before = signal.signal(_SIGNAL, self._leave) if self._signals else None
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
+    def wait_for(self, work: Callable[[], None], stop: Callable[[], None]) -> None:
+        """Do the work, and return when it is done. stop: asks it to end; at Ctrl-C it has a while for that.
+
+        Raises what it raises; RayLostError within a second or two after Ray is lost, of which a line tells at once,
+        with what is left of a Ray of our own ended.
+        """
+        errors: list[BaseException] = []
+        done = threading.Event()
+
+        def do() -> None:
+            try:
+                work()
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                done.set()
+
         try:
-            yield
-        except _Leave:
-            pass
-        except Exception:
-            if self.lost is None:  # else it is what comes of that
-                raise
-        finally:
-            self._over.set()
-            thread.join()
-            if self._signals:
-                signal.signal(_SIGNAL, before)
-        if self.lost is not None:
-            raise RayLostError(self.lost)
+            threading.Thread(target=do, daemon=True, name="lqray-tune").start()
+            self._wait(done)
+        except KeyboardInterrupt:
+            stop()
+            self._wait(done, _STOP_SECONDS)
+            raise
+        if errors:
+            raise errors[0]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Something is written down, which the loss of Ray must not cut in two."""
-        self.check()
-        self._recording += 1
-        try:
+        """The work records something: what is begun is done whole, and nothing begins after Ray was lost."""
+        with self._recording:
+            if self.lost is not None:
+                raise _Gone
             yield
-        finally:
-            self._recording -= 1
-        self.check()
-
-    def check(self) -> None:
-        """Leave, when Ray is gone."""
-        if self.lost is not None:
-            raise _Leave
 
     def look(self) -> str | None:
         """What is gone, if anything."""
@@ -101,26 +92,25 @@ class RayWatch:
             )
         return f"the head at {self._cluster.gcs_address} is gone" if now - self._away > _HEAD_SECONDS else None
 
-    def _watch(self) -> None:
-        while not self._over.wait(_POLL_SECONDS):
+    def _wait(self, done: threading.Event, patience: float | None = None) -> None:
+        deadline = None if patience is None else time.monotonic() + patience
+        while not done.wait(_POLL_SECONDS) and (deadline is None or time.monotonic() < deadline):
             found = self.look()
-            if found is None:
-                continue
-            self.lost = (
-                f"Ray is gone: {found}. Trials that were running are recorded as KILLED; run the same command again to "
-                "continue"
-            )
-            _log.error("%s", self.lost)
-            if self._cluster.folder:
-                end_processes_of(self._cluster.folder, patience=0.0)
-            while self._signals and not self._over.is_set():
-                signal.pthread_kill(self._main, _SIGNAL)
-                self._over.wait(_AGAIN_SECONDS)
-            return
+            if found is not None:
+                self._leave(found)
 
-    def _leave(self, number: int, frame: FrameType | None) -> None:
-        if not self._recording:
-            self.check()
+    def _leave(self, found: str) -> None:
+        text = (
+            f"Ray is gone: {found}. Trials that were running are recorded as KILLED; run the same command again to "
+            "continue"
+        )
+        self.lost = text
+        _log.error("%s", text)
+        if self._cluster.folder:
+            end_processes_of(self._cluster.folder, patience=0.0)
+        if self._recording.acquire(timeout=_RECORD_SECONDS):
+            self._recording.release()
+        raise RayLostError(text)
 
 
 def needed_processes(cluster: Cluster) -> list[tuple[str, Any]]:
@@ -134,9 +124,9 @@ def needed_processes(cluster: Cluster) -> list[tuple[str, Any]]:
         except psutil.Error:
             continue
         if name == "raylet" and cluster.raylet_socket in line:
-            found.append(("this machine's node manager, the raylet,", process))
+            found.append(("this machine's node manager, the raylet", process))
         elif name == "gcs_server" and cluster.session in line:
-            found.append(("the head, the gcs_server,", process))
+            found.append(("the head, the gcs_server", process))
     return found
 
 
@@ -150,8 +140,7 @@ def _lives(process: Any) -> bool:
 
 
 class Guarded:
-    """A queue whose store is written to without the loss of Ray cutting in, see `RayWatch.recording`; everything else
-    of it as it is."""
+    """A queue that records as `RayWatch.recording` says; everything else of it as it is."""
 
     def __init__(self, queue: Any, watch: RayWatch) -> None:
         self._queue, self._watch = queue, watch

@@ -15,6 +15,7 @@ from lqray.experiment.schema import Trial
 from lqray.experiment.standing import Standing
 from lqray.experiment.store import absolute_store, storage_address
 from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
+from lqray.orchestration.cluster import RayLostError
 from lqray.orchestration.control import file_of, matching, publish_plan
 from lqray.orchestration.evaluations import Evaluation, stored_evaluations
 from lqray.orchestration.history import History, expected
@@ -27,7 +28,6 @@ from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of, processes_of
 from lqray.orchestration.provenance import provenance, training_code
 from lqray.orchestration.queue import Given, Held, Limits, Source, TrialQueue
-from lqray.orchestration.ray_watch import RayLostError
 from lqray.orchestration.signals import from_here
 from lqray.orchestration.states import TrialState, read_states
 from lqray.orchestration.stop_rules import StopRule

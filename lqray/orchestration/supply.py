@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray import tune
 from ray.exceptions import RayError
 from ray.tune import Callback
 from ray.tune.search import Searcher
@@ -45,6 +46,25 @@ class Supply(Searcher):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+class Stopper(tune.Stopper):  # type: ignore[misc]
+    """Lets Tune end, with all its trials."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def set(self) -> None:
+        """From now on."""
+        self._asked = True
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Tune's hook: of one trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Tune's hook."""
+        return self._asked
 
 
 class Results(Callback):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from lqray.orchestration.outcomes import result_of
 from lqray.orchestration.placement import concurrent_trials, needed, processes_of
 from lqray.orchestration.presence import Presence
 from lqray.orchestration.queue import TrialQueue
-from lqray.orchestration.ray_watch import Guarded, RayLostError, RayWatch
+from lqray.orchestration.ray_watch import Guarded, RayWatch
 from lqray.orchestration.signals import raising
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask
 from lqray.training.worker import interface_variables
@@ -57,7 +57,6 @@ class RayLauncher:
         # A login inside torchrun inherits this one, and ranks would look for a store that nobody holds.
         environment = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
         environment |= interface_variables(self._resources.network_interface)
-        lost: RayLostError | None = None
         try:
             with (
                 raising(),
@@ -66,16 +65,9 @@ class RayLauncher:
                 raising(),  # Ray and what it imports have set handlers of their own
             ):
                 concurrent = concurrent_trials(need, cluster.resources, self._resources)
-                try:
-                    self._tune(queue, concurrent, str(presence.folder / "tune"), cluster)
-                except RayLostError as error:  # the contexts have to end as ever
-                    lost = error
+                self._tune(queue, concurrent, str(presence.folder / "tune"), cluster)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
-        if lost:
-            raise lost
-        if not queue.over:  # Tune takes Ctrl-C for itself
-            raise LaunchInterrupted
 
     def _most_cores(self, need: dict[str, float]) -> int | None:
         """What all trials that may run at a time can use."""
@@ -87,11 +79,12 @@ class RayLauncher:
 
         from lqray.orchestration.channel import Ends, Updates
         from lqray.orchestration.driver import TrialDriver
-        from lqray.orchestration.supply import Results, Supply
+        from lqray.orchestration.supply import Results, Stopper, Supply
 
         updates = Updates(self._hear(queue), lambda: self._answers(queue))
         watch = RayWatch(cluster)
         guarded: Any = Guarded(queue, watch)
+        stopper = Stopper()
 
         def config(work: Work) -> dict[str, Any]:
             return {"task": self._make_task(work), "processes": processes_of(work.named.trial, self._resources)}
@@ -122,14 +115,19 @@ class RayLauncher:
             ),
             run_config=tune.RunConfig(
                 name="tune",
+                stop=stopper,
                 storage_path=storage,
                 verbose=0,
                 callbacks=[Ends(updates, start_of), Results(guarded, supply, outcomes, result_of)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
         )
-        with watch.watching(), updates:
-            tuner.fit()
+
+        def fit() -> None:
+            with updates:
+                tuner.fit()
+
+        watch.wait_for(fit, stopper.set)
 
     def _hear(self, queue: TrialQueue) -> Callable[[News], None]:
         def hear(news: News) -> None:

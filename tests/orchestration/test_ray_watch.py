@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import psutil
 import pytest
 
 from lqray.orchestration import ray_watch
-from lqray.orchestration.cluster import Cluster
+from lqray.orchestration.cluster import Cluster, RayLostError
 from lqray.orchestration.launcher import LaunchInterrupted
 from lqray.orchestration.presence import MARK_VARIABLE
-from lqray.orchestration.ray_watch import Guarded, RayLostError, RayWatch
+from lqray.orchestration.ray_watch import Guarded, RayWatch
 
 pytestmark = pytest.mark.processes
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -31,37 +32,39 @@ def children(tmp_path):
 
 
 def watch_of(raylet: subprocess.Popen, folder: Path | None, monkeypatch) -> RayWatch:
-    needed = [("the head, the gcs_server,", psutil.Process(raylet.pid))]
+    needed = [("the head, the gcs_server", psutil.Process(raylet.pid))]
     monkeypatch.setattr(ray_watch, "needed_processes", lambda cluster: needed)
     return RayWatch(Cluster({}, "127.0.0.1:1", "session", "socket", folder))
+
+
+def nothing() -> None: ...
 
 
 def test_a_launch_that_waits_leaves_and_what_is_left_of_its_ray_is_ended(tmp_path, children, monkeypatch, caplog):
     raylet, worker = children
     watch = watch_of(raylet, tmp_path, monkeypatch)
-    before = signal.getsignal(signal.SIGUSR2)
     raylet.kill()
-    with pytest.raises(RayLostError, match="gcs_server.*run the same command again") as raised, watch.watching():
-        time.sleep(300)
+    with pytest.raises(RayLostError, match="gcs_server.*run the same command again") as raised:
+        watch.wait_for(lambda: time.sleep(300), nothing)
     assert isinstance(raised.value, LaunchInterrupted)
     assert worker.wait(60) is not None  # psutil has taken its exit code
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert signal.getsignal(signal.SIGUSR2) == before
 
 
 def test_nothing_of_a_ray_that_was_joined_is_ended(children, monkeypatch):
     raylet, worker = children
     watch = watch_of(raylet, None, monkeypatch)
     raylet.kill()
-    with pytest.raises(RayLostError), watch.watching():
-        time.sleep(300)
+    with pytest.raises(RayLostError):
+        watch.wait_for(lambda: time.sleep(300), nothing)
     assert worker.poll() is None
 
 
-def test_what_is_being_recorded_is_recorded_whole(children, monkeypatch):
+def test_what_is_being_recorded_is_recorded_whole_and_nothing_after_it(children, monkeypatch):
     raylet, _ = children
     watch = watch_of(raylet, None, monkeypatch)
     done = []
+    left = threading.Event()
 
     class Queue:
         over = False
@@ -77,28 +80,51 @@ def test_what_is_being_recorded_is_recorded_whole(children, monkeypatch):
             done.append("one more")
 
     queue = Guarded(Queue(), watch)
-    with pytest.raises(RayLostError), watch.watching():
-        queue.ended("result")
-        pytest.fail("it should have left")
+
+    def work():
+        try:
+            queue.ended("result")
+            left.wait(60)
+            queue.take()
+        finally:
+            left.set()
+
+    with pytest.raises(RayLostError):
+        watch.wait_for(work, nothing)
     assert done == ["result"]
+    left.set()
     assert not queue.over
+    assert done == ["result"]
 
 
-def test_errors_that_come_of_the_loss_are_not_what_is_said(children, monkeypatch):
-    raylet, _ = children
-    watch = watch_of(raylet, None, monkeypatch)
-    with pytest.raises(RayLostError), watch.watching():
-        raylet.kill()
-        with watch.recording():
-            while watch.lost is None:
-                time.sleep(0.01)
-            raise RuntimeError("TuneError: trials did not complete")
-
-
-def test_other_errors_are_as_ever(children, monkeypatch):
+def test_errors_of_the_work_are_raised_and_its_end_is_the_end(children, monkeypatch):
     watch = watch_of(children[0], None, monkeypatch)
-    with pytest.raises(RuntimeError, match="mine"), watch.watching():
+
+    def fail():
         raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        watch.wait_for(fail, nothing)
+    watch.wait_for(nothing, nothing)
+
+
+def test_ctrl_c_asks_the_work_to_end_and_waits_for_that(children, monkeypatch):
+    watch = watch_of(children[0], None, monkeypatch)
+    asked = threading.Event()
+    ended = []
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        asked.wait(60)
+        ended.append("well")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            watch.wait_for(work, asked.set)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == ["well"]
 
 
 def test_the_head_of_a_cluster_may_be_away_for_a_while(monkeypatch, caplog):
