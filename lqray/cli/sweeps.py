@@ -131,10 +131,12 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         click.echo(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
     else:
         console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
-    for result in ran.results:
+    failed = [result for result in ran.results if result.failure]
+    for result in failed[:_MOST_NAMED]:
         if result.failure:
-            text = result.failure.traceback.strip()
-            click.echo(f"\n{result.named.name} failed ({result.failure.kind}):\n{text}", err=True)
+            click.echo(f"{result.named.name} failed ({result.failure.kind}): {result.failure.error}", err=True)
+    if failed:
+        click.echo(f"With tracebacks, and what to do:  lqray failures {experiment.name}", err=True)
     _say_what_is_left(ran)
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import stat
@@ -153,7 +154,8 @@ def end_processes_of(folder: Path, patience: float = _END_SECONDS) -> None:
     No other process has its mark."""
     import psutil
 
-    left = [process for process in psutil.process_iter() if _marked(process, folder)]
+    ours = {child.pid for child in multiprocessing.active_children()}  # one may have been started as Ray's were
+    left = [process for process in psutil.process_iter() if process.pid not in ours and _marked(process, folder)]
     _, alive = psutil.wait_procs(left, timeout=patience)
     for process in alive:
         with suppress(psutil.Error):

@@ -17,6 +17,7 @@ from lqray.orchestration.cluster import Cluster, RayLostError, answers
 from lqray.orchestration.presence import end_processes_of
 
 _POLL_SECONDS = 0.5
+_ASK_SECONDS = 2.0
 _STOP_SECONDS = 90.0
 _RECORD_SECONDS = 600.0
 _HEAD_SECONDS = 20.0
@@ -36,6 +37,7 @@ class RayWatch:
         self._cluster = cluster
         self._needed = needed_processes(cluster)
         self._away: float | None = None
+        self._asked = -_ASK_SECONDS
         self._recording = threading.RLock()
         self.lost: str | None = None
 
@@ -79,10 +81,13 @@ class RayWatch:
         for what, process in self._needed:
             if not _lives(process):
                 return f"{what} (process {process.pid}) has ended"
-        if any("head" in what for what, _ in self._needed) or answers(self._cluster.gcs_address):
+        now = time.monotonic()
+        if any("head" in what for what, _ in self._needed) or now - self._asked < _ASK_SECONDS:
+            return None
+        self._asked = now
+        if answers(self._cluster.gcs_address):
             self._away = None
             return None
-        now = time.monotonic()
         if self._away is None:
             self._away = now
             _log.warning(

@@ -6,6 +6,7 @@ start. Both give the same bits.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -62,12 +63,15 @@ class RayLauncher:
                 raising(),
                 Presence() as presence,
                 ray_cluster(need, self._verbose, environment, presence, self._most_cores(need)) as cluster,
+                # Of a cluster other nodes use a folder of this name, too, beside their own launches' folders.
+                tempfile.TemporaryDirectory(prefix="lqray-", dir=cluster.folder, ignore_cleanup_errors=True) as storage,
                 raising(),  # Ray and what it imports have set handlers of their own
             ):
-                concurrent = concurrent_trials(need, cluster.resources, self._resources)
-                self._tune(queue, concurrent, str(presence.folder / "tune"), cluster)
+                self._tune(queue, concurrent_trials(need, cluster.resources, self._resources), storage, cluster)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
+        if not queue.over:
+            raise LaunchInterrupted
 
     def _most_cores(self, need: dict[str, float]) -> int | None:
         """What all trials that may run at a time can use."""

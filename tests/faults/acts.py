@@ -15,7 +15,6 @@ import io
 import multiprocessing
 import os
 import signal
-import sqlite3
 import struct
 import threading
 from collections.abc import Callable
@@ -133,9 +132,9 @@ def _error(kind: Kind) -> Exception:
     """As the outside would say it."""
     if kind == "store":
         from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-        cause = sqlite3.OperationalError("database is locked")
-        return MlflowException(f"(sqlite3.OperationalError) {cause}", error_code=503)
+        return MlflowException("(sqlite3.OperationalError) database is locked", error_code=TEMPORARILY_UNAVAILABLE)
     if kind == "file":
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if kind == "message":
@@ -255,6 +254,9 @@ class Process(context.ForkServerProcess):
         _act("process", f"start {self.name}", super().start)
 
     def run(self) -> None:
+        from tests.faults.preload import hurry
+
+        hurry()
         folder, fault = self.acts
         install(Acts(folder, fault))
         super().run()

@@ -32,14 +32,21 @@ import lqray.training.models.mlp
 import lqray.training.standalone
 import lqray.training.worker
 
+_PATIENCE = 2.0
+
 __all__ = ["hurry", "lqray", "mlflow", "rich", "sklearn", "torch"]
 
 
 def hurry() -> None:
     """A store that stays away is given up after two seconds, a failed trial tried again after a tenth."""
-    from lqray.orchestration import queue, scribe, store_access
+    from lqray.orchestration import artifacts, ledger, metric_writer, queue, scribe
+    from lqray.store import outage
 
-    store_access.patiently.__defaults__ = (2.0,)
-    store_access.PATIENCE = 2.0
-    scribe._DELIVER_SECONDS = 0.2
-    queue.Limits.__init__.__defaults__ = (None, 0.1, 3)
+    patient = outage._repeated
+    outage._repeated = lambda call, patience: patient(call, min(patience, _PATIENCE))
+    artifacts.PATIENCE = ledger.PATIENCE = ledger._SECONDS_TO_SETTLE = scribe._REFUSAL_SECONDS = _PATIENCE
+    artifacts.ArtifactWriter.__init__.__defaults__ = (_PATIENCE,)
+    metric_writer._DELIVER_SECONDS = 0.2
+    scribe._FIRST_PAUSE = 0.05
+    limits = queue.Limits.__init__
+    limits.__defaults__ = (limits.__defaults__[0], 0.1, *limits.__defaults__[2:3], _PATIENCE)

@@ -138,10 +138,11 @@ def test_the_head_of_a_cluster_may_be_away_for_a_while(monkeypatch, caplog):
     clock[0] = 10.0
     assert watch.look() is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    there[0] = True
+    clock[0], there[0] = 13.0, True
     assert watch.look() is None
-    there[0] = False
-    clock[0] = 25.0
+    clock[0], there[0] = 20.0, False
+    assert watch.look() is None
+    clock[0] = 35.0
     assert watch.look() is None
     clock[0] = 50.0
     assert watch.look() == "the head at 10.0.0.1:6379 is gone"
