@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from lqray.cli import main
 from lqray.orchestration.states import _from_search, _from_tables
+from lqray.store.tables import connected
 from tests.orchestration.postgresql import postgresql, why_not
 from tests.orchestration.sweeps import checkpointed, histories, killing, output, recorded, run, start, wait_for, write
 from tests.orchestration.test_sweeps import free_port, serve
@@ -44,6 +45,17 @@ def database():
         yield uri
 
 
+@pytest.mark.processes
+def test_two_that_open_a_new_database_at_once_both_have_it():
+    program = "import sys; from lqray.store.client import client_of; client_of(sys.argv[1]).search_experiments()"
+    with postgresql() as uri:
+        started = [
+            subprocess.Popen([sys.executable, "-c", program, uri], stderr=subprocess.PIPE, text=True) for _ in range(2)
+        ]
+        said = [process.communicate(timeout=300)[1] for process in started]
+        assert [process.returncode for process in started] == [0, 0], said
+
+
 def untold(folder: Path, secret: str) -> None:
     """No file that a sweep or MLflow wrote holds the secret, but the experiment file itself."""
     found = [file for file in folder.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
@@ -68,9 +80,9 @@ def test_eight_launches_at_a_time_on_postgresql(tmp_path, database):
         assert [step for step, _ in of_run["train/loss"]] == list(range(1, 61)), name
 
     wanted = ["lqray.folder", "lqray.attempt"]
-    tables, search = (
-        sorted(way(database, "sweep", wanted), key=lambda state: state.run_id) for way in (_from_tables, _from_search)
-    )
+    with connected(database) as connection:
+        tables = sorted(_from_tables(connection, "sweep", wanted), key=lambda state: state.run_id)
+    search = sorted(_from_search(database, "sweep", wanted), key=lambda state: state.run_id)
     assert tables == search
     assert len(tables) == 8
 
