@@ -96,7 +96,6 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration import signals
 
     signals.from_here("leave")
-    from lqray.experiment.secrets import masked
     from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
@@ -104,11 +103,8 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration.progress import Progress
     from lqray.orchestration.run import Presentation, make_plan, run_plan
     from lqray.orchestration.store_access import StoreAwayError
-    from lqray.reporting.comparison import compare_groups
     from lqray.reporting.figures.density import draw_density
-    from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
     from lqray.reporting.summary import sweep_summary
-    from lqray.reporting.tables import terminal_table
 
     console = shared.console()
     with shared.clear_errors(PlacementError, ClusterError, StoreAwayError, UnfitForJobsError, StorageError):
@@ -124,41 +120,69 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         with Progress(console, len(plan.due) + plan.more) as progress:
             shown = Presentation(sweep_summary, draw_density)
             ran = run_plan(experiment, experiment.document.text, plan, options, progress, shown)
-    ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
-    try:
-        records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
-    except UnknownExperimentError:
-        click.echo(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
-    else:
-        console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
-    failed = [result for result in ran.results if result.failure]
-    for result in failed[:_MOST_NAMED]:
-        if result.failure:
-            click.echo(f"{result.named.name} failed ({result.failure.kind}): {result.failure.error}", err=True)
-    if failed:
-        click.echo(f"With tracebacks, and what to do:  lqray failures {experiment.name}", err=True)
+    compared = _compare(console, experiment, plan, ran)
+    _say_what_failed(ran, experiment.name)
     _say_what_is_left(ran)
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")
+    _leave_if_interrupted(plan, ran)
+    if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
+        return 1
+    return 2 if not compared else _LEFT if ran.elsewhere else 0
+
+
+def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> bool:
+    """Print how the trials compare; False, and a line why, where the store cannot be read now."""
+    from lqray.experiment.secrets import masked
+    from lqray.orchestration.store_access import StoreError
+    from lqray.reporting.comparison import compare_groups
+    from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
+    from lqray.reporting.tables import terminal_table
+
+    ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
+    try:
+        records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
+        console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
+    except UnknownExperimentError:
+        click.echo(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
+    except StoreError as error:
+        click.echo(
+            f"Error: the trials cannot be compared now: {error} Later:  lqray report {experiment.name}", err=True
+        )
+        return False
+    return True
+
+
+def _say_what_failed(ran: Ran, name: str) -> None:
+    failed = [(result.named.name, result.failure) for result in ran.results if result.failure]
+    for trial, failure in failed[:_MOST_NAMED]:
+        click.echo(f"{trial} failed ({failure.kind}): {failure.error}", err=True)
+    if len(failed) > _MOST_NAMED:
+        click.echo(f"... and {len(failed) - _MOST_NAMED} more failed", err=True)
+    if failed:
+        click.echo(f"With tracebacks, and what to do:  lqray failures {name}", err=True)
+
+
+def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
+    """Say why a launch ended before its work was done, and leave where that was a signal or the loss of Ray."""
+    from lqray.orchestration import signals
+
+    left = len(plan.due) - len(ran.results)
     if ran.halted:
-        left = len(plan.due) - len(ran.results)
         click.echo(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
     if ran.lost:
-        click.echo(f"{ran.lost} ({len(plan.due) - len(ran.results)} were not started or not finished).", err=True)
+        click.echo(f"{ran.lost} ({left} were not started or not finished).", err=True)
         _leave_at_once(1)
     if ran.interrupted:
         click.echo(
             "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
-            f"({len(plan.due) - len(ran.results)} were not started).",
+            f"({left} were not started).",
             err=True,
         )
     elif signals.heard():
         click.echo("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
     if ran.interrupted or signals.heard():
         sys.exit(signals.exit_code())
-    if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
-        return 1
-    return _LEFT if ran.elsewhere else 0
 
 
 def _say_what_is_left(ran: Ran) -> None:

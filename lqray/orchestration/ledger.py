@@ -414,7 +414,8 @@ class Ledger:
             try:
                 self._leases.prove()
             except Exception as error:  # it must outlive every hiccup of the store
-                if not failed and not self._over.is_set():
+                # Who waits for a store that is away says so, once; the watcher, when it is gone for good.
+                if not failed and not self._over.is_set() and not is_away(error) and not lost_for_good(error):
                     _log.warning("claims on trials cannot be renewed, tried again: %s", masked(str(error)))
                 failed = True
                 continue
