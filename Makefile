@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench cuda-check ui lock clean
+.PHONY: help run test lint soak bench cuda-check ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -34,6 +34,10 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(INSTALLED)  ## an hour or two: every act of a sweep fails in every way, then sweeps under random faults
+	$(BIN)/python -m tests.faults --pairs 100
+	$(BIN)/python -m tests.soak
 
 bench: $(INSTALLED)  ## every benchmark; writes benchmarks/results/
 	for script in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
