@@ -124,7 +124,8 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")
     if ran.lost:
-        click.echo(f"{ran.lost} ({len(plan.due) - len(ran.results)} were not started or not finished).", err=True)
+        left = len(plan.due) - len(ran.results)
+        click.echo(f"Ended before its time, with Ray: {left} trials were not begun.", err=True)
         _leave_at_once(1)
     if ran.interrupted:
         click.echo(
