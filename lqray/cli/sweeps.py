@@ -171,7 +171,7 @@ def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
     if ran.halted:
         click.echo(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
     if ran.lost:
-        click.echo(f"{ran.lost} ({left} were not started or not finished).", err=True)
+        click.echo(f"Ended before its time, with Ray: {left} trials were not started or not finished.", err=True)
         _leave_at_once(1)
     if ran.interrupted:
         click.echo(

@@ -10,7 +10,6 @@ from ray import tune
 from ray.exceptions import RayError
 
 from lqray.orchestration.channel import ENDED, Ended
-from lqray.orchestration.failures import failure_of
 from lqray.orchestration.group import Group
 from lqray.orchestration.ray_deaths import failure_of_rank
 from lqray.orchestration.worker import Outcome, WorkerTask
@@ -49,7 +48,7 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
             try:
                 self._give()
             except Exception as error:
-                return self._ended({0: Outcome(failure=failure_of(error))})
+                return self._ended({0: Outcome(failure=failure_of_rank(error, None))})
         assert self._group is not None
         try:
             while len(outcomes) < self._group.processes:
@@ -67,7 +66,8 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
                 elif not outcomes:
                     return {"iteration": what.iteration, **what.metrics}
         except RayError as error:  # the mailbox died, and with it the group
-            outcomes.setdefault(0, Outcome(failure=failure_of_rank(error, None)))
+            missing = min(set(range(self._group.processes)) - set(outcomes))
+            outcomes[missing] = Outcome(failure=failure_of_rank(error, None))
         return self._ended(outcomes)
 
     def cleanup(self) -> None:
@@ -100,7 +100,7 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
 
     def _stop(self) -> None:
         """If a trial is on the way, let it stop: Tune does not want more of it."""
-        if self._number is None or self._group is None:
+        if self._number is None or self._group is None or self._stuck:
             return
         self._group.halt(self._task)
         heard: set[int] = set()

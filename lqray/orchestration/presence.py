@@ -164,12 +164,18 @@ def end_processes_of(folder: Path, patience: float = _END_SECONDS) -> None:
 
 
 def _marked(process: Any, folder: Path) -> bool:
+    """Read anew where that is possible: psutil stops at the spaces that Ray's agents write into their environment, to
+    have a long name."""
     import psutil
 
-    try:
-        return bool(process.pid != os.getpid() and process.environ().get(MARK_VARIABLE) == str(folder))
-    except (psutil.Error, OSError):  # it has just ended, or is another user's
+    wanted = f"{MARK_VARIABLE}={folder}"
+    if process.pid == os.getpid():
         return False
+    with suppress(psutil.Error, OSError):  # it has just ended, or is another user's
+        if Path("/proc/self/environ").exists():
+            return wanted.encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        return f"{MARK_VARIABLE}={process.environ().get(MARK_VARIABLE)}" == wanted
+    return False
 
 
 def _remove_dead(root: Path) -> None:
