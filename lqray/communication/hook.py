@@ -57,8 +57,8 @@ class GradientExchange:
         self._seeds = list(seeds)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
-        feeds_back = options.error_feedback and options.trajectory == "quantized"
-        self._residuals = Residuals(quantizer, options.error_feedback) if feeds_back else None
+        feedback = options.error_feedback if options.trajectory == "quantized" else False
+        self._residuals = Residuals(quantizer, feedback) if feedback else None
         self._must_fit = self._residuals is not None and adapts(quantizer.options)
         self._unfitted = self._must_fit
         self._names: dict[Tensor, str] = {}
