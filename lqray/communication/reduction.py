@@ -33,7 +33,7 @@ class Reduction(Protocol):
 
 
 def load_reduction(options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords) -> Reduction:
-    """What the REDUCTION of `lqray.communication.<options.reduction>` makes of its options. Collective."""
-    module = importlib.import_module(f"lqray.communication.{options.reduction}")
+    """What the REDUCTION of `lqray.communication.reductions.<options.reduction>` makes of its options. Collective."""
+    module = importlib.import_module(f"lqray.communication.reductions.{options.reduction}")
     reduction: Reduction = module.REDUCTION(options, group, checks)
     return reduction

@@ -30,7 +30,5 @@ def models() -> tuple[str, ...]:
 
 
 def reductions() -> tuple[str, ...]:
-    """Ways to exchange payloads: the modules of communication/ but for those that every reduction shares."""
-    shared = {"baselines", "bucket", "bypass", "collectives", "hook", "lost_ranks", "parcel", "reduction", "replicas"}
-    shared |= {"residuals", "stage", "transport", "volume"}
-    return tuple(name for name in names_in("communication") if name not in shared)
+    """Ways to exchange payloads."""
+    return names_in("communication/reductions")

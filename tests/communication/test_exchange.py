@@ -17,7 +17,7 @@ from lqray.communication import (
     check_replicas,
     full_precision_volume,
 )
-from lqray.communication import all_gather as all_gather_module
+from lqray.communication.reductions import all_gather as all_gather_module
 from lqray.communication.replicas import checksum
 from lqray.experiment import names
 from lqray.experiment.options import ExchangeOptions

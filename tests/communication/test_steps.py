@@ -11,10 +11,10 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, Volume, decide
-from lqray.communication.all_gather import AllGather
 from lqray.communication.hook import _Bundle
 from lqray.communication.parcel import Parcel
-from lqray.communication.scatter_reduce import ScatterReduce, _plan_of
+from lqray.communication.reductions.all_gather import AllGather
+from lqray.communication.reductions.scatter_reduce import ScatterReduce, _plan_of
 from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Quantizer
 from tests.ranks import run_ranks

@@ -1,0 +1,1 @@
+"""One file a reduction: its name in the YAML is its file's."""
