@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, cast
@@ -222,7 +223,9 @@ def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, pi
     outlive_readers()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     link = _Piped(pipe, answers) if rank == 0 else None
-    pipe.send(run_task(task, rank, device, link, place=Place(rank, world, port)))
+    outcome = run_task(task, rank, device, link, place=Place(rank, world, port))
+    with suppress(OSError):  # the launcher is gone, and with it whoever would hear of it
+        pipe.send(outcome)
     _leave()
 
 

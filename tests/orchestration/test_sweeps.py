@@ -57,6 +57,7 @@ def test_a_launcher_killed_in_the_middle(tmp_path, undisturbed, launcher):
     before = {name: (one.info.status, one.info.end_time) for name, one in recorded(uri).items()}
     assert sorted(status for status, _ in before.values()) == ["FINISHED", "RUNNING"]
 
+    assert "Traceback" not in output(path)
     text = run(path, "--launcher", launcher)
     assert "1 to run, 1 to continue, 1 finished before" in text
     assert text.count(": continued") == 1
