@@ -113,7 +113,7 @@ def run_task(
     link: on rank 0. logged: whether this process's output goes to the trial's log while it trains; not for a process
     that talks to the user. place: of this process among those of the trial, where nobody has made their group.
     """
-    say = (lambda line: sys.stdout.write(line + "\n")) if logged else (lambda line: None)
+    say = _say if logged else (lambda line: None)
     try:
         reporter = Reporter(task, link, say) if link else None
     except Exception as error:  # the trial's folder cannot be read
@@ -178,6 +178,12 @@ def _train(
         network_interface=resources.network_interface,
         place=place,
     )
+
+
+def _say(line: str) -> None:
+    """At once: a process that is killed shall have said what it did."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _nothing(report: Report) -> None:
