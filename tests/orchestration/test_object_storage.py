@@ -35,7 +35,7 @@ def test_a_sweep_with_its_files_in_an_object_store(tmp_path, monkeypatch):
         address = one.data.tags["lqray.folder"]
         assert address.startswith("s3://bucket/mine/sweep/")
         names = open_folder(address).names("[!u]*")  # without undelivered.jsonl, which may be there
-        assert names == ["best.pt", "rank-0.log", "rank-1.log", "step-0000000300.pt"]
+        assert names == ["best.pt", "claim", "rank-0.log", "rank-1.log", "step-0000000300.pt"]
         assert [(rank, text.count(f", rank {rank}, ")) for rank, text in read_logs(address)] == [(0, 2), (1, 2)]
         monkeypatch.chdir(tmp_path)
         shown = CliRunner().invoke(main, ["logs", name, "--rank", "0"])
