@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from lqray.orchestration.scribe import Scribe
 from lqray.orchestration.states import _from_search, _from_tables, read_states
 from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
 from lqray.orchestration.worker import Heard, Reporter, WorkerTask
+from lqray.store.tables import connected
 from lqray.training.checkpoint import CheckpointError
 from lqray.training.loop import Report
 
@@ -370,6 +372,14 @@ def test_failures_are_sorted_and_blamed():
     assert "rank 0:" in both.traceback
 
 
+def of_tables(uri):
+    def states(*arguments):
+        with connected(uri) as connection:
+            return list(_from_tables(connection, *arguments))
+
+    return states
+
+
 def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
     uri = f"sqlite:///{tmp_path}/runs.db"
     assert read_states(uri, "e") == {}
@@ -388,11 +398,11 @@ def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
     assert found["1"].name == "n5"
     assert found["1"].tags == {"extra": "x"}
     key = lambda state: state.run_id  # noqa: E731
-    tables, search = (sorted(way(uri, "e", ["extra"]), key=key) for way in (_from_tables, _from_search))
+    tables, search = (sorted(way("e", ["extra"]), key=key) for way in (of_tables(uri), partial(_from_search, uri)))
     assert tables == search
     client.log_metric(found["2"].run_id, "m", 1.0, step=1)
     client.log_metric(found["2"].run_id, "m", 0.5, step=2)
     key = lambda state: state.run_id  # noqa: E731
-    tables, search = (sorted(way(uri, "e", [], ["m"]), key=key) for way in (_from_tables, _from_search))
+    tables, search = (sorted(way("e", [], ["m"]), key=key) for way in (of_tables(uri), partial(_from_search, uri)))
     assert tables == search
     assert read_states(uri, "e", [], ["m"])["2"].metrics == {"m": 0.5}
