@@ -28,8 +28,13 @@ def uri(path: Path) -> str:
 
 
 def opening(path: Path) -> subprocess.Popen[str]:
+    """It hears Ctrl-C also where the tests themselves are a shell's background job, which does not."""
     return subprocess.Popen(
-        [sys.executable, "-c", OPEN, uri(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", OPEN, uri(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
