@@ -4,7 +4,7 @@ import os
 
 os.environ["RAY_ADDRESS"] = "local"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # by default 15: beside other tests, workers would starve
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  by default 15: beside others, workers starve
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "1"
 
 import pytest
