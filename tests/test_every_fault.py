@@ -7,7 +7,7 @@ import pytest
 from tests.faults.acts import MODES, Fault
 from tests.faults.cases import Sweeps
 
-_CASES = 48
+_CASES = 32
 _RANDOM = random.Random(20261126)
 _SAMPLE = [
     (MODES[index % len(MODES)], (index // len(MODES) + _RANDOM.random()) / (_CASES // len(MODES)))
