@@ -28,6 +28,7 @@ ALIVE_SECONDS = 2.0
 """From one sign of life to the next."""
 
 _DELIVER_SECONDS = 1.5
+_NICENESS = 10  # a tenth of a core, at most, where training wants all of them
 _BATCH = 1000
 _FIRST_DELAY, _LAST_DELAY = 0.5, 15.0
 _BAD_NAME = 3  # so many points of a metric refused, and none accepted: it is the metric that is refused
@@ -100,7 +101,9 @@ def _show_life(tell: Tell) -> None:
 def _work(uri: str, pipe: Connection, tell: Tell) -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (a client would import it later)
 
-    os.nice(19)  # before, on a machine that has much to do, the imports would take minutes
+    # Before, on a machine that has much to do, the imports would take minutes. Not the lowest priority of all: the end of
+    # a trial waits for its last points.
+    os.nice(_NICENESS)
     client = None
     desk = Desk()
     while True:
