@@ -1,4 +1,4 @@
-"""The process that delivers metrics to MLflow, with the lowest priority; `lqray.orchestration.scribe` is its launcher's
+"""The process that delivers metrics to MLflow, with a low priority; `lqray.orchestration.scribe` is its launcher's
 side.
 
 MLflow takes some 70 microseconds of Python for a point. In a thread beside training that would hold up every operator
@@ -101,8 +101,8 @@ def _show_life(tell: Tell) -> None:
 def _work(uri: str, pipe: Connection, tell: Tell) -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (a client would import it later)
 
-    # Before, on a machine that has much to do, the imports would take minutes. Not the lowest priority of all: the end of
-    # a trial waits for its last points.
+    # Before, on a machine that has much to do, the imports would take minutes. Not the lowest priority of all: the end
+    # of a trial waits for its last points.
     os.nice(_NICENESS)
     client = None
     desk = Desk()
