@@ -91,7 +91,12 @@ def test_a_worker_or_the_driver_killed(tmp_path, undisturbed, victim):
     ended_well(path, undisturbed)
 
 
-@pytest.mark.parametrize("victim", ["raylet/raylet", "gcs/gcs_server"])
+_WITH_TIME = pytest.mark.skipif(
+    "LQRAY_TEST_SLOW" not in os.environ, reason="some minutes on two cores: LQRAY_TEST_SLOW=1"
+)
+
+
+@pytest.mark.parametrize("victim", [pytest.param("raylet/raylet", marks=_WITH_TIME), "gcs/gcs_server"])
 def test_a_ray_that_dies_ends_the_launch_with_a_line_and_the_next_one_continues(tmp_path, undisturbed, victim):
     path = write(tmp_path)
     process = start(path, "--launcher", "warm")
@@ -114,7 +119,7 @@ def test_a_ray_that_dies_ends_the_launch_with_a_line_and_the_next_one_continues(
         ended_well(path, undisturbed)
 
 
-@pytest.mark.skipif("LQRAY_TEST_SLOW" not in os.environ, reason="some minutes on two cores: LQRAY_TEST_SLOW=1")
+@_WITH_TIME
 def test_two_launches_have_a_ray_each_and_share_the_cores(tmp_path, undisturbed):
     first, second = write(tmp_path / "first", iterations=100_000), write(tmp_path / "second")
     one = start(first, "--launcher", "warm", "--limit", "1")
