@@ -156,6 +156,7 @@ def test_every_tensor_of_every_step_has_an_offset_of_its_own(monkeypatch):
                 exchange.exchange_bucket(Bucket(bucket, 5)).wait()
         assert len(set(seen)) == len(seen) == 5 * 7 * 5
         assert max(seen) < 2**63
+        exchange.begin_step(2**31 + 1)
         with pytest.raises(ValueError, match="bucket_cap_mb"):
             exchange.exchange_bucket(Bucket(0, 2049))
     finally:
