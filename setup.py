@@ -28,7 +28,7 @@ DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 # No contraction: a * b + c rounds twice on every backend, so that all give the same bytes.
 CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--threads=0", "-Xcompiler", "-fPIC"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
 
 
@@ -97,6 +97,9 @@ def link(output: Path, sources: list[str], cuda: tuple[Path, Path] | None, *more
     command: list[str | Path] = [compiler() or "g++", *CXX_FLAGS, *more, "-shared", "-I", torch / "include"]
     libraries = ["-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]
     if cuda:
+        # Named where torch has it: -ltorch alone does not bring its symbols, and a library whose needs are not met
+        # does not load.
+        libraries += ["-ltorch_cuda"] if (torch / "lib" / "libtorch_cuda.so").is_file() else []
         command.append("-DUSE_CUDA")
         places = [part for name in ("lib64", "lib") for part in ("-L", cuda[0] / name)]
         libraries = [cuda[1], *libraries, *places, "-lcudart_static", "-ldl", "-lrt", "-lpthread"]

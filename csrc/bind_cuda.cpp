@@ -16,7 +16,9 @@ using torch::stable::accelerator::DeviceGuard;
 
 void* stream_of(const Tensor& x) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  // torch's own macro for this check has another name in each of its releases.
+  const int32_t error = aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream);
+  STD_TORCH_CHECK(error == 0, "lqray: torch has no current CUDA stream for device ", x.get_device_index());
   return stream;
 }
 
