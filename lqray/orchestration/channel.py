@@ -1,4 +1,5 @@
-"""Between the ranks of a trial, its driver and the launcher: a mailbox for each worker group, and no other actor.
+"""Between the ranks of a trial, its driver and the launcher: a mailbox for each worker group, and no other actor. What
+is written to a mailbox and read from one passes here.
 
 Rank 0 posts its news there, numbered; the launcher fetches them, and they are kept until it has said that it has them.
 What it has not when the trial ends goes with the end itself, through the driver. So a mailbox that dies costs its
@@ -7,12 +8,12 @@ group's trial a retry, and no other trial anything. Imports Ray at once: import 
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,12 @@ import ray
 from ray.tune import Callback
 
 from lqray.orchestration.cluster import on_this_node
+from lqray.orchestration.mailbox import Mailbox, Start
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask
 from lqray.training.loop import Report
 
 Event = tuple[int, int, Outcome | Report]
 """Number of the task, rank, and how it ended there or an evaluation on the way."""
-
-Start = tuple[str, int]
-"""A trial's id, and which start of it by this launch."""
 
 ENDED = "lqray/ended"
 """Key of a Tune result's `Ended`."""
@@ -47,82 +46,49 @@ class Ended:
     news: Sequence[tuple[int, News]] = ()
 
 
-class Mailbox:
-    """Tasks on their way to a group, in order, and what its ranks say of them; an asyncio actor."""
-
-    def __init__(self) -> None:
-        self._tasks: list[WorkerTask | None] = []
-        self._more = asyncio.Condition()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._news: dict[Start, dict[int, News]] = {}
-        self._answers: dict[str, Heard] = {}
-        self._halted: set[Start] = set()
-
-    async def put(self, task: WorkerTask | None) -> int:
-        """A task for the group, or None: it shall end. Returns the task's number."""
-        async with self._more:
-            self._tasks.append(task)
-            self._more.notify_all()
-            return len(self._tasks) - 1
-
-    async def task(self, number: int) -> WorkerTask | None:
-        """Task of a number, as soon as there is one."""
-        async with self._more:
-            await self._more.wait_for(lambda: len(self._tasks) > number)
-            return self._tasks[number]
-
-    async def tell(self, event: Event) -> None:
-        """From a rank."""
-        await self._events.put(event)
-
-    async def hear(self, seconds: float) -> Event | None:
-        """The next event; None after so many seconds."""
-        if not self._events.empty():
-            return self._events.get_nowait()
-        try:
-            return await asyncio.wait_for(self._events.get(), seconds)
-        except TimeoutError:
-            return None
-
-    async def post(self, number: int, news: News) -> Heard:
-        """From rank 0 of a trial: its news, numbered from 1."""
-        start = (news.trial_id, news.start)
-        self._news.setdefault(start, {})[number] = news
-        heard = self._answers.get(news.trial_id, Heard())
-        return Heard(heard.delivered, True) if start in self._halted else heard
-
-    async def halt(self, trial_id: str, start: int) -> None:
-        """From the driver of a trial that Tune has stopped."""
-        self._halted.add((trial_id, start))
-
-    async def exchange(self, answers: Mapping[str, Heard], taken: Mapping[Start, int]) -> list[tuple[int, News]]:
-        """From the launcher: its answers to trials that run, and the number of the last news of each start that it
-        has; for all news that it has not."""
-        self._answers = dict(answers)
-        for start, last in taken.items():
-            kept = self._news.get(start, {})
-            for number in [number for number in kept if number <= last]:
-                del kept[number]
-        self._news = {start: kept for start, kept in self._news.items() if kept}
-        return [one for kept in self._news.values() for one in sorted(kept.items())]
-
-    async def rest(self, trial_id: str, start: int) -> list[tuple[int, News]]:
-        """From the driver of a trial that ended: the news that the launcher may not have. They are forgotten here."""
-        return sorted(self._news.pop((trial_id, start), {}).items())
-
-
 def make_mailbox() -> Any:
     """Its handle, which the launcher finds by name; no CPU is taken for it. It is on the node of its driver."""
     name = f"{_PREFIX}{uuid.uuid4().hex}"
     return ray.remote(num_cpus=0, scheduling_strategy=on_this_node(), name=name)(Mailbox).remote()
 
 
+def give(mailbox: Any, task: WorkerTask | None) -> Any:
+    """A task for its group, or None: it shall end. Reference of the task's number."""
+    return mailbox.put.remote(None if task is None else pickle.dumps(task))
+
+
+def next_task(mailbox: Any, number: int) -> WorkerTask | None:
+    """The task of a number, as soon as there is one; None: there are no more."""
+    written = ray.get(mailbox.task.remote(number))
+    return None if written is None else pickle.loads(written)
+
+
+def tell(mailbox: Any, number: int, rank: int, what: Outcome | Report) -> None:
+    """The driver what happened on a rank, for as long as it takes."""
+    ray.get(mailbox.tell.remote((number, rank, pickle.dumps(what))))
+
+
+def hear(mailbox: Any, seconds: float) -> Event | None:
+    """What the ranks told next; None after so many seconds."""
+    event = ray.get(mailbox.hear.remote(seconds))
+    return None if event is None else (event[0], event[1], pickle.loads(event[2]))
+
+
+def rest(mailbox: Any, start: Start, seconds: float) -> list[tuple[int, News]]:
+    """News of a start that ended, which the launcher may not have."""
+    return _read(ray.get(mailbox.rest.remote(start), timeout=seconds))
+
+
+def _read(written: list[tuple[int, bytes]]) -> list[tuple[int, News]]:
+    return [(number, pickle.loads(news)) for number, news in written]
+
+
 class RayLink:
     """Link of rank 0, see `lqray.orchestration.worker.Link`; an evaluation goes to the driver as well. number: of the
     task."""
 
-    def __init__(self, mailbox: Any, number: int) -> None:
-        self._mailbox, self._number = mailbox, number
+    def __init__(self, mailbox: Any, task: WorkerTask, number: int) -> None:
+        self._mailbox, self._start, self._number = mailbox, (task.trial_id, task.start), number
         self._sent = 0
         self._answers: list[Any] = []
         self._heard = Heard()
@@ -130,9 +96,9 @@ class RayLink:
     def send(self, news: News) -> None:
         """See `Link`."""
         self._sent += 1
-        self._answers.append(self._mailbox.post.remote(self._sent, news))
+        self._answers.append(self._mailbox.post.remote(self._start, self._sent, pickle.dumps(news)))
         if news.report and news.report.evaluated and not news.report.final:
-            self._mailbox.tell.remote((self._number, 0, news.report))
+            self._mailbox.tell.remote((self._number, 0, pickle.dumps(news.report)))
 
     def heard(self) -> Heard:
         """See `Link`."""
@@ -140,7 +106,7 @@ class RayLink:
             ready, _ = ray.wait(self._answers[:1], timeout=0)
             if not ready:
                 break
-            self._heard = ray.get(self._answers.pop(0))
+            self._heard = Heard(*ray.get(self._answers.pop(0)))
         return self._heard
 
     def close(self) -> None:
@@ -177,7 +143,8 @@ class Updates:
         """Pass on what is in the mailboxes. One that does not answer in time is asked no more until it has; one that
         died is passed over: its driver tells of that."""
         with self._fetching:
-            answers, taken = self._answers(), dict(self._taken)
+            answers = {trial: (heard.delivered, heard.stop) for trial, heard in self._answers().items()}
+            taken = dict(self._taken)
             for name in self._names():
                 if name not in self._asked:
                     mailbox = self._find(name)
@@ -208,7 +175,7 @@ class Updates:
 
     def _take_answer(self, reference: Any) -> None:
         try:
-            news = ray.get(reference)
+            news = _read(ray.get(reference))
         except ray.exceptions.RayError:
             return
         self.take(news)

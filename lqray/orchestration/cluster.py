@@ -200,8 +200,9 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
         for left in (2, 1, 0):
             try:
                 with _same_handlers():
+                    # Its dashboard is a dozen processes, and nothing here asks it.
                     return ray.init(
-                        address="local", num_cpus=cores, include_dashboard=True, _temp_dir=str(folder), **options
+                        address="local", num_cpus=cores, include_dashboard=False, _temp_dir=str(folder), **options
                     )
             except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
                 reason = " ".join(str(error).split())[:300]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
 
 from lqray.experiment.schema import Resources
-from lqray.orchestration.channel import Event, RayLink, make_mailbox
+from lqray.orchestration import channel
+from lqray.orchestration.channel import Event
 from lqray.orchestration.failures import Failure, lost
 from lqray.orchestration.placement import backend_of
 from lqray.orchestration.ray_deaths import failure_of_rank
-from lqray.orchestration.worker import News, WorkerTask, run_task
+from lqray.orchestration.serving import serve
+from lqray.orchestration.worker import News, WorkerTask
 
 _END_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
@@ -25,7 +26,7 @@ class Group:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         self.processes = processes
-        self._mailbox = make_mailbox()
+        self._mailbox = channel.make_mailbox()
         self.error: BaseException | None = None
         per_worker: dict[str, float] = {"CPU": resources.cpus_per_process}
         if resources.gpus_per_process:
@@ -33,7 +34,7 @@ class Group:
         if resources.memory_gib_per_process:
             per_worker["memory"] = resources.memory_gib_per_process * 2**30
         trainer = TorchTrainer(
-            _serve,
+            serve,
             train_loop_config={"mailbox": self._mailbox},
             torch_config=TorchConfig(backend=backend_of(resources), timeout_s=math.ceil(resources.timeout_seconds)),
             scaling_config=ScalingConfig(
@@ -60,34 +61,29 @@ class Group:
         """A task for its workers. Returns the task's number. Raises RayError when its mailbox is dead."""
         import ray
 
-        number: int = ray.get(self._mailbox.put.remote(task))
+        number: int = ray.get(channel.give(self._mailbox, task))
         return number
 
     def hear(self) -> Event | None:
         """Its next event; None when it ended and nothing is left to hear. Raises RayError when its mailbox is dead."""
-        import ray
-
         while True:
             ended = not self.alive
-            event: Event | None = ray.get(self._mailbox.hear.remote(0.0 if ended else 0.5))
+            event = channel.hear(self._mailbox, 0.0 if ended else 0.5)
             if event is not None or ended:
                 return event
 
     def halt(self, task: WorkerTask) -> None:
         """Let its workers leave this task after a checkpoint."""
-        self._mailbox.halt.remote(task.trial_id, task.start)
+        self._mailbox.halt.remote((task.trial_id, task.start))
 
     def rest(self, task: WorkerTask) -> list[tuple[int, News]]:
         """News of a task that ended, which the launcher may not have. None of a dead mailbox."""
         import ray
 
         try:
-            found: list[tuple[int, News]] = ray.get(
-                self._mailbox.rest.remote(task.trial_id, task.start), timeout=_ANSWER_SECONDS
-            )
+            return channel.rest(self._mailbox, (task.trial_id, task.start), _ANSWER_SECONDS)
         except ray.exceptions.RayError:
             return []
-        return found
 
     def failures(self) -> dict[int, Failure]:
         """Of a group that ended by itself, what Ray says of its ranks; {0: ...} when it says nothing of them."""
@@ -103,31 +99,8 @@ class Group:
         import ray
 
         if self.alive:
-            self._mailbox.put.remote(None)
+            channel.give(self._mailbox, None)
             self._thread.join(_END_SECONDS)
         ray.kill(self._mailbox)
         if self.alive:
             raise TimeoutError(f"a worker group did not end within {_END_SECONDS:g} s")
-
-
-def _serve(config: dict[str, Any]) -> None:
-    """Ray Train's loop of one worker. Raises RuntimeError, which ends the group, after a trial that may have left it
-    out of step: one that failed otherwise than on all ranks alike."""
-    import gc
-
-    import ray
-    import ray.train
-    import ray.train.torch
-
-    mailbox = config["mailbox"]
-    rank = ray.train.get_context().get_world_rank()
-    device = str(ray.train.torch.get_device())
-    number = 0
-    while (task := ray.get(mailbox.task.remote(number))) is not None:
-        link = RayLink(mailbox, number) if rank == 0 else None
-        outcome = run_task(task, rank, device, link)
-        ray.get(mailbox.tell.remote((number, rank, outcome)))
-        if outcome.failure and outcome.failure.kind != "non_finite":
-            raise RuntimeError(f"rank {rank}: {outcome.failure.error}")
-        gc.collect()
-        number += 1

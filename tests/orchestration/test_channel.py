@@ -1,6 +1,9 @@
 """Mailboxes and the launcher's side of them, in one process: news arrive in order, each once, whatever dies between."""
 
 import asyncio
+import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +11,8 @@ from lqray.orchestration.worker import Heard, News, Outcome
 
 pytest.importorskip("ray")
 from lqray.orchestration import channel
-from lqray.orchestration.channel import ENDED, Ended, Ends, Mailbox, Updates
+from lqray.orchestration.channel import ENDED, Ended, Ends, Updates
+from lqray.orchestration.mailbox import Mailbox
 
 
 def news(trial: str = "a", start: int = 1) -> News:
@@ -51,24 +55,24 @@ def mailboxes(monkeypatch):
 
 
 def post(box: Remote, number: int, what: News) -> Heard:
-    return asyncio.run(box.mailbox.post(number, what))
+    return Heard(*asyncio.run(box.mailbox.post((what.trial_id, what.start), number, pickle.dumps(what))))
 
 
 def test_news_arrive_in_order_and_once_and_are_answered(mailboxes):
     box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
     heard = []
     updates = Updates(heard.append, lambda: {"a": Heard(7, False)})
-    first, second, third = news(), news(), news()
+    first, second, third = (News("a", 1, [], host=host) for host in ("first", "second", "third"))
     assert post(box, 2, second) == Heard()
     updates.fetch()
     assert heard == []  # the first is on its way
     post(box, 1, first)
     updates.fetch()
     updates.fetch()
-    assert [id(one) for one in heard] == [id(first), id(second)]
+    assert heard == [first, second]
     assert post(box, 3, third) == Heard(7, False)
-    assert len(asyncio.run(box.mailbox.rest("a", 1))) == 1  # what was taken is forgotten there
-    asyncio.run(box.mailbox.halt("a", 1))
+    assert len(asyncio.run(box.mailbox.rest(("a", 1)))) == 1  # what was taken is forgotten there
+    asyncio.run(box.mailbox.halt(("a", 1)))
     assert post(box, 4, news()).stop
     assert not post(box, 1, news(start=2)).stop
 
@@ -81,7 +85,7 @@ def test_what_was_not_fetched_comes_with_the_end(mailboxes):
     updates.fetch()
     post(box, 2, news())
     post(box, 3, news())
-    rest = asyncio.run(box.mailbox.rest("a", 1))
+    rest = [(number, pickle.loads(one)) for number, one in asyncio.run(box.mailbox.rest(("a", 1)))]
     result = {ENDED: Ended({0: Outcome({"loss": 1.0})}, [(1, news()), *rest]), "done": True}
 
     class Tunes:
@@ -151,3 +155,10 @@ def test_the_thread_survives_every_error(mailboxes, monkeypatch):
                 break
             updates._stop.wait(0.01)
     assert len(heard) == 1
+
+
+def test_what_the_mailbox_and_the_controller_import_is_light():
+    """They start with every trial of an isolated sweep, and would take as long as a worker."""
+    script = "import sys, lqray.orchestration.mailbox, lqray.orchestration.serving; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
