@@ -23,3 +23,13 @@ def _no_store_of_another_test():
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that are marked slow run where somebody has the time."""
+    if os.environ.get("LQRAY_TEST_SLOW") == "1":
+        return
+    skipped = pytest.mark.skip(reason="takes minutes, and others of its kind run: LQRAY_TEST_SLOW=1 runs it, too")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skipped)

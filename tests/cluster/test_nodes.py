@@ -143,6 +143,7 @@ def test_two_nodes_give_the_bits_of_one_and_send_what_was_counted(cluster, tmp_p
     assert seconds["alq"] < seconds["full_precision"]
 
 
+@pytest.mark.slow
 def test_doctor_looks_at_every_node(cluster, tmp_path):
     """The third node has another version of lqray, and a folder of its own where the others share theirs."""
     package = Path(lqray_package.__file__).parent
@@ -192,6 +193,7 @@ def starts(path: Path, one) -> int:
     return log.read_text().count(", rank 0, ")
 
 
+@pytest.mark.slow
 def test_a_node_cut_off_the_network(cluster, small):
     cluster.start(0, 1, 2)
     path = prepare(cluster.folder / "cut", "[64]", "[alq, qsgd_inf]", 1200)
@@ -217,6 +219,7 @@ def test_a_node_cut_off_the_network(cluster, small):
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_the_head_killed_in_the_middle(cluster, small):
     cluster.start(0, 1)
     path = prepare(cluster.folder / "head", "[64]", "[qsgd_inf, alq, nuqsgd]", 1200)

@@ -74,6 +74,7 @@ def outside(cluster: Nodes, tree: Path, name: str, *arguments: str) -> tuple[sub
     return cluster.run(2, "-m", "lqray", *arguments, log=log, cwd=tree, environment=environment), log
 
 
+@pytest.mark.slow
 def test_submitted_twice_followed_stopped_and_continued(cluster, tmp_path):
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)

@@ -1,6 +1,5 @@
 """Who is named when ranks differ, or when one is gone."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from lqray.communication import LevelsDifferError, RankLostError, naming_lost_ranks
 from lqray.communication.parcel import CheckWords
 from lqray.communication.replicas import who_differs
-from tests.ranks import run_ranks
+from tests.ranks import CONTEXT, run_ranks
 
 
 @pytest.mark.parametrize(
@@ -141,9 +140,8 @@ def test_whoever_holds_the_store_is_named_and_nobody_else(holder, members, said)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=holding, args=(rank, port, holder, members, queue)) for rank in range(3)]
+    queue = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=holding, args=(rank, port, holder, members, queue)) for rank in range(3)]
     for process in processes:
         process.start()
     survivors = set(members) - {holder}

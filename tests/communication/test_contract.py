@@ -19,7 +19,7 @@ from lqray.experiment.options import ExchangeOptions
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
 from lqray.training.seeding import derive_seed
-from tests.ranks import run_ranks
+from tests.ranks import CONTEXT, run_ranks
 
 METHODS = [name for name in names.methods() if load_method(name) is not None]
 REDUCTIONS = names.reductions()
@@ -121,7 +121,7 @@ def predicted_bytes(method: str, reduction: str, world: int, rank: int) -> tuple
     return payload + row, sum(shares) - shares[rank] + (world - 1) * row
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_contract_of_every_reduction_and_method(world):
     ranks = run_ranks(contract, world)
     for (reduction, method), first in ranks[0].items():
@@ -316,16 +316,14 @@ def killed(rank: int, reduction: str, victim: int) -> str:
 
 def survivors(reduction: str, world: int, victim: int) -> tuple[dict[int, str], float]:
     """What the others say, and seconds until the last has said it."""
-    import multiprocessing
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue = CONTEXT.Queue()
     processes = [
-        context.Process(target=survivor, args=(rank, world, port, queue, reduction, victim)) for rank in range(world)
+        CONTEXT.Process(target=survivor, args=(rank, world, port, queue, reduction, victim)) for rank in range(world)
     ]
     for process in processes:
         process.start()

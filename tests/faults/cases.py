@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from sqlalchemy import create_engine, text
 
-from lqray.training.checkpoint import read_checkpoint
+from lqray.training.checkpoint_file import read_checkpoint
 from tests.faults.acts import Acts, Fault
 
 SWEEP = """
@@ -47,12 +47,13 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Fatal Python error
 
 @dataclass(frozen=True)
 class Result:
-    """What a sweep left: of each trial its status, its points by metric (times and the machine's figures apart), and
-    its last checkpoint."""
+    """What a sweep left: of each trial its status, its points by metric (times and the machine's figures apart), its
+    last checkpoint, and the names of its artifacts."""
 
     statuses: dict[str, list[str]]
     points: dict[str, dict[str, list[tuple[int, float]]]]
     checkpoints: dict[str, Any]
+    artifacts: dict[str, list[str]]
 
 
 @dataclass
@@ -124,14 +125,18 @@ class Sweeps:
         if code != 0:
             outcome.wrong.append(f"the second run ended with {code}")
         outcome.wrong += [f"the second run: {one}" for one in _noise(output[0])]
-        outcome.wrong += [
-            f"after the second run: {one}" for one in differences(self.expected, read_result(_store(folder)))
-        ]
+        outcome.wrong += [f"after the second run: {one}" for one in self.differences(folder)]
         if not outcome.wrong:
             self._forget(folder)
             shutil.rmtree(folder)
             Path(f"{folder}.output").unlink()
         return outcome
+
+    def undisturbed(self) -> Path:
+        """A folder with a sweep that ran without a fault."""
+        folder = self._fresh("another")
+        assert self._run(folder, Fault()) == 0
+        return folder
 
     def _check_end(self, outcome: Outcome, output: str, folder: Path, hit: bool) -> None:
         killed = outcome.code == -9
@@ -141,9 +146,7 @@ class Sweeps:
             outcome.wrong.append(f"it ended by signal {-outcome.code}")
         outcome.wrong += _noise(output)
         if outcome.code == 0:
-            outcome.wrong += [
-                f"after success: {one}" for one in differences(self.expected, read_result(_store(folder)))
-            ]
+            outcome.wrong += [f"after success: {one}" for one in self.differences(folder)]
         elif not killed and outcome.code is not None and not re.search(r"Error: |failed|: left|interrupted", output):
             outcome.wrong.append("not a word why")
         deadline = time.monotonic() + _SECONDS_TO_VANISH
@@ -156,7 +159,8 @@ class Sweeps:
         if outcome.code == 0 and not hit and outcome.fault.mode != "none":
             outcome.act = "not reached"
 
-    def _differences(self, folder: Path) -> list[str]:
+    def differences(self, folder: Path) -> list[str]:
+        """From the undisturbed sweep, in words."""
         return differences(self.expected, read_result(_store(folder)))
 
     def _fresh(self, name: str) -> Path:
@@ -210,17 +214,17 @@ def _noise(output: str) -> list[str]:
 def read_result(uri: str, experiment: str = "tiny") -> Result:
     """What the store of this address, and the folders that it names, hold of an experiment."""
     runs = text(
-        "SELECT r.run_uuid, t.value, r.status FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid "
+        "SELECT r.run_uuid, t.value, r.status, r.artifact_uri FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid "
         "JOIN experiments e ON e.experiment_id = r.experiment_id "
         "WHERE t.key = 'lqray.trial_name' AND r.lifecycle_stage = 'active' AND e.name = :name ORDER BY t.value"
     )
     metrics = text("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = :run ORDER BY key, step")
     folder = text("SELECT value FROM tags WHERE run_uuid = :run AND key = 'lqray.folder'")
-    found = Result({}, {}, {})
+    found = Result({}, {}, {}, {})
     engine = create_engine(uri)
     try:
         with engine.connect() as store:
-            for run, name, status in store.execute(runs, {"name": experiment}).fetchall():
+            for run, name, status, artifacts in store.execute(runs, {"name": experiment}).fetchall():
                 found.statuses.setdefault(name, []).append(status)
                 mine = found.points.setdefault(name, {})
                 for key, step, value, is_nan in store.execute(metrics, {"run": run}):
@@ -230,6 +234,8 @@ def read_result(uri: str, experiment: str = "tiny") -> Result:
                 where = store.execute(folder, {"run": run}).scalar()
                 files = sorted(Path(where).glob("step-*.pt")) if where else []
                 found.checkpoints[name] = read_checkpoint(files[-1], torch.device("cpu")) if files else None
+                kept = Path(str(artifacts).removeprefix("file://"))
+                found.artifacts[name] = sorted(str(one.relative_to(kept)) for one in kept.rglob("*") if one.is_file())
     finally:
         engine.dispose()
     return found
@@ -251,6 +257,9 @@ def differences(expected: Result, found: Result) -> list[str]:
         mine = found.checkpoints.get(name)
         if mine is None or not _equal(_bits(checkpoint), _bits(mine)):
             said.append(f"{name}: its last checkpoint differs")
+    for name, kept in expected.artifacts.items():
+        if found.artifacts.get(name) != kept:
+            said.append(f"{name}: its artifacts are {found.artifacts.get(name)}, not {kept}")
     return said
 
 

@@ -56,11 +56,11 @@ def output(path: Path) -> str:
 
 def run(path: Path, *options: str, expected: int = 0) -> str:
     process = start(path, *options)
-    assert process.wait(240) == expected, output(path)
+    assert process.wait(900) == expected, output(path)
     return output(path)
 
 
-def wait_for(path: Path, ready: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(path: Path, ready: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, output(path)

@@ -96,6 +96,7 @@ def test_a_sweep_joins_a_running_ray_and_leaves_it_running(tmp_path, head):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_early_stopping_on_a_shared_ray_leaves_no_placement_group(tmp_path, head):
     done = lqray_run(tmp_path, head, "--launcher", "isolated", text=SEARCHED, RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -122,10 +123,7 @@ AUTOSCALING = {
 """It begins as a head without CPUs."""
 
 
-@pytest.mark.skipif(
-    "LQRAY_TEST_SLOW" not in os.environ,
-    reason="a minute and a half for an option of autoscaled clusters: LQRAY_TEST_SLOW=1",
-)
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_cluster_that_has_no_workers_yet_grows_for_the_sweep(tmp_path_factory, tmp_path):
     folder = tmp_path_factory.mktemp("a")

@@ -154,6 +154,7 @@ base:
 
 @pytest.mark.ray
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_slurm_allocation_runs_a_sweep_over_its_nodes_and_leaves_nothing(tmp_path):
     """Two nodes of one CPU each, so that the trial's two processes are on both."""
     programs = tmp_path / "bin"

@@ -300,6 +300,7 @@ def test_one_job_for_one_sweep_followed_through_a_lost_connection(cluster, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_and_ray_job_stop_ends_it_recorded(cluster, tmp_path):
     path = experiment(tmp_path, 10**6, "long")
     arguments = [path.name, "--launcher", "inline", "--set", f"storage.folder={cluster.log.parent}/storage"]
@@ -370,6 +371,7 @@ def test_ray_job_submit_runs_the_quickstart_as_it_is(cluster, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_job_that_would_lose_its_runs_fails_and_says_so(cluster, tmp_path):
     path = experiment(tmp_path, 5, "lost")
     submit(tmp_path, path.name, "--set", "tracking.uri=sqlite:///here.db", "--address", cluster.dashboard, expected=2)

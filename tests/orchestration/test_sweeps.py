@@ -44,7 +44,7 @@ def ended_well(path, undisturbed) -> None:
     nothing_is_left(path.parent)
 
 
-@pytest.mark.parametrize("launcher", ["inline", "warm"])
+@pytest.mark.parametrize("launcher", [pytest.param("inline", marks=pytest.mark.slow), "warm"])
 def test_a_launcher_killed_in_the_middle(tmp_path, undisturbed, launcher):
     path = write(tmp_path)
     process = start(path, "--launcher", launcher)
@@ -73,7 +73,9 @@ def test_a_launcher_killed_in_the_middle(tmp_path, undisturbed, launcher):
     assert "0 to run" not in run(path, "--launcher", launcher)  # everything is done: nothing is launched
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrialDriver", "Mailbox"])
+@pytest.mark.parametrize(
+    "victim", ["RayTrainWorker", *(pytest.param(name, marks=pytest.mark.slow) for name in ("TrialDriver", "Mailbox"))]
+)
 def test_a_worker_or_the_driver_killed(tmp_path, undisturbed, victim):
     path = write(tmp_path)
     process = start(path, "--launcher", "isolated" if victim == "TrialDriver" else "warm")
@@ -91,12 +93,7 @@ def test_a_worker_or_the_driver_killed(tmp_path, undisturbed, victim):
     ended_well(path, undisturbed)
 
 
-_WITH_TIME = pytest.mark.skipif(
-    "LQRAY_TEST_SLOW" not in os.environ, reason="some minutes on two cores: LQRAY_TEST_SLOW=1"
-)
-
-
-@pytest.mark.parametrize("victim", [pytest.param("raylet/raylet", marks=_WITH_TIME), "gcs/gcs_server"])
+@pytest.mark.parametrize("victim", [pytest.param("raylet/raylet", marks=pytest.mark.slow), "gcs/gcs_server"])
 def test_a_ray_that_dies_ends_the_launch_with_a_line_and_the_next_one_continues(tmp_path, undisturbed, victim):
     path = write(tmp_path)
     process = start(path, "--launcher", "warm")
@@ -119,7 +116,7 @@ def test_a_ray_that_dies_ends_the_launch_with_a_line_and_the_next_one_continues(
         ended_well(path, undisturbed)
 
 
-@_WITH_TIME
+@pytest.mark.slow
 def test_two_launches_have_a_ray_each_and_share_the_cores(tmp_path, undisturbed):
     first, second = write(tmp_path / "first", iterations=100_000), write(tmp_path / "second")
     one = start(first, "--launcher", "warm", "--limit", "1")
@@ -184,6 +181,7 @@ def test_an_mlflow_server_that_is_away_for_ten_seconds(tmp_path, undisturbed):
     ended_well(path, undisturbed)
 
 
+@pytest.mark.slow
 def test_two_launches_of_the_same_file_share_its_trials(tmp_path, undisturbed):
     path = write(tmp_path)
     first = start(path, "--launcher", "inline")
@@ -198,6 +196,7 @@ def test_two_launches_of_the_same_file_share_its_trials(tmp_path, undisturbed):
     ended_well(path, undisturbed)
 
 
+@pytest.mark.slow
 def test_lqray_stop_and_an_edited_file_while_it_runs(tmp_path):
     path = write(tmp_path, iterations=40000)
     process = start(path, "--launcher", "inline")
@@ -259,7 +258,7 @@ sweep:
 """
 
 
-@pytest.mark.parametrize("launcher", ["warm", "inline"])
+@pytest.mark.parametrize("launcher", ["warm", pytest.param("inline", marks=pytest.mark.slow)])
 def test_failures_of_a_trial_are_its_own(tmp_path, launcher):
     path = write(tmp_path, text=FAILING)
     run(path, "--launcher", launcher, expected=1)
@@ -279,6 +278,7 @@ def test_failures_of_a_trial_are_its_own(tmp_path, launcher):
     assert "DivergedError" in lqray(path, "logs", next(name for name in status_of(path) if "seed2" in name)).stdout
 
 
+@pytest.mark.slow
 def test_a_worker_beyond_its_memory_is_out_of_memory(tmp_path):
     path = write(tmp_path, iterations=100_000)
     limit = ["--set", "resources.memory_gib_per_process=0.2", "--only", "seed1"]
@@ -303,7 +303,7 @@ search:
 """
 
 
-@pytest.mark.parametrize("launcher", ["warm", "isolated"])
+@pytest.mark.parametrize("launcher", ["warm", pytest.param("isolated", marks=pytest.mark.slow)])
 def test_early_stopping_stops_trials_and_leaves_nothing(tmp_path, launcher):
     path = write(tmp_path, text=SEARCHED)
     text = run(path, "--launcher", launcher)
@@ -319,6 +319,7 @@ def test_early_stopping_stops_trials_and_leaves_nothing(tmp_path, launcher):
     assert "3 stopped early before" in run(path, "--launcher", launcher)
 
 
+@pytest.mark.slow
 def test_early_stopping_by_a_metric_that_nobody_reports(tmp_path):
     path = write(tmp_path, text=SEARCHED.replace("metric: test/accuracy", "metric: test/acuracy"))
     text = run(path, "--launcher", "warm", "--limit", "1", expected=1)
