@@ -1,8 +1,8 @@
 """What quantization costs in training on one GPU: python benchmarks/training_gpu.py (needs an NVIDIA GPU).
 
-ResNet-18 of torchvision on random images of 3 x 64 x 64, batches of 128, one process and its group of NCCL: the exchange
-encodes, gathers and decodes, and nothing travels. Step times are medians over the steps of a run; the methods take turns
-in rounds, and a ratio is the median over rounds.
+ResNet-18 of torchvision on random images of 3 x 64 x 64, batches of 128, one process and its group of NCCL: the
+exchange encodes, gathers and decodes, and nothing travels. Step times are medians over the steps of a run; the methods
+take turns in rounds, and a ratio is the median over rounds.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-
 CONTEXT = multiprocessing.get_context("forkserver")
 """Of processes that begin as copies of one that has imported everything: to import it again takes five seconds."""
 _IMPORTED = [

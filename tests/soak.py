@@ -113,7 +113,7 @@ class Soak:
 
     def kill_driver(self) -> bool:
         """SIGKILL of the actor that drives a trial."""
-        return self._kill("ray::TrialDriver") or self._kill("ray::ImplicitFunc")
+        return self._kill("ray::TrialDriver")
 
     def kill_raylet(self) -> bool:
         """SIGKILL."""
@@ -121,7 +121,7 @@ class Soak:
 
     def kill_worker(self) -> bool:
         """SIGKILL of a process that trains."""
-        return self._kill("ray::RayTrainWorker") or self._kill("ray::TrainWorker")
+        return self._kill("ray::RayTrainWorker") or self._kill("--multiprocessing-fork")
 
     def kill_metric_writer(self) -> bool:
         """SIGKILL of the launcher's own processes."""

@@ -123,7 +123,8 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     compared = _compare(console, experiment, plan, ran)
     _say_what_failed(ran, experiment.name)
     _say_what_is_left(ran)
-    view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{sys.argv[0]} ui {file}"
+    own = f"{sys.executable} -m lqray" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
+    view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{own} ui {file}"
     click.echo(f"Compare them in the MLflow UI:  {view}")
     _leave_if_interrupted(plan, ran)
     if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):

@@ -23,7 +23,7 @@ from ray.tune import Callback
 from lqray.orchestration.cluster import on_this_node
 from lqray.orchestration.mailbox import Mailbox, Start
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 
 Event = tuple[int, int, Outcome | Report]
 """Number of the task, rank, and how it ended there or an evaluation on the way."""

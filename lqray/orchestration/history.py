@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import TYPE_CHECKING
 
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.placement import processes_of
 from lqray.orchestration.store_access import patient_client
 from lqray.store.client import exists
-from lqray.training.estimate import Estimate, estimate
+
+if TYPE_CHECKING:
+    from lqray.training.estimate import Estimate
 
 _RUNS = 200
 _SECONDS = "time/seconds_per_step"
@@ -58,6 +61,8 @@ class History:
 
 def expected(trial: Trial, resources: Resources, history: History) -> tuple[Estimate | None, float | None, bool]:
     """(what the trial will do, seconds it will take, whether those were measured by earlier runs)."""
+    from lqray.training.estimate import estimate  # which imports torch, for seconds
+
     processes = processes_of(trial, resources)
     known = estimate(trial, processes)
     if known is None:

@@ -29,7 +29,7 @@ from lqray.orchestration.presence import Presence
 from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.signals import leave_to_launcher, noting, raise_if_heard, raising, starting_processes
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask, run_task
-from lqray.training.worker import Place, release_ended_groups
+from lqray.training.reports import Place
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
@@ -74,6 +74,8 @@ class InlineLauncher:
 
         processes = processes_of(work.named.trial, self._resources)
         if processes == 1:
+            from lqray.training.worker import release_ended_groups
+
             outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
             release_ended_groups()
         else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 
 if TYPE_CHECKING:
     from lqray.orchestration.queue import TrialQueue
@@ -40,7 +40,7 @@ class TrialResult:
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
     or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
     halts: of KILLED, why no other trial may begin. snapshot, examples, lost: of rank 0's reports
-    (`lqray.training.loop.Report`), None or empty where it made none. points: how many points of metrics rank 0 sent,
+    (`lqray.training.reports.Report`), None or empty where it made none. points: how many points of metrics rank 0 sent,
     None where that is not known.
     """
 

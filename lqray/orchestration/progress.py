@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launcher import TrialResult
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 
 if TYPE_CHECKING:
     from rich.console import Console

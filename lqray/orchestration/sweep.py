@@ -23,7 +23,7 @@ from lqray.orchestration.queue import TrialQueue
 from lqray.orchestration.ray_watch import Guarded, RayWatch
 from lqray.orchestration.signals import raising
 from lqray.orchestration.worker import Heard, News, Outcome, WorkerTask
-from lqray.training.worker import interface_variables
+from lqray.training.reports import interface_variables
 
 
 class RayLauncher:
@@ -107,9 +107,10 @@ class RayLauncher:
 
         driver = tune.with_parameters(TrialDriver, warm=self._warm, groups_folder=storage)
         # A place on the head node and no CPU: a driver only waits, and CPUs are what its workers wait for.
-        place = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+        driver = tune.with_resources(driver, tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}]))
+        driver.__qualname__ = TrialDriver.__qualname__  # Ray's name for its process, and in what it says of its death
         tuner = tune.Tuner(
-            tune.with_resources(driver, place),
+            driver,
             tune_config=tune.TuneConfig(
                 search_alg=supply,
                 scheduler=self._scheduler(),

@@ -22,12 +22,10 @@ from lqray.orchestration.fencing import Fence
 from lqray.orchestration.points import Point
 from lqray.orchestration.provenance import training_code
 from lqray.orchestration.rank_logs import host_and_process, output_to_log
-from lqray.orchestration.spool import read_spool, write_spool
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.system_metrics import EVERY_SECONDS, SystemMetrics
-from lqray.training.loop import Report, StoppedError
+from lqray.training.reports import Place, Report, StoppedError
 from lqray.training.storage import open_folder
-from lqray.training.worker import Place
 
 _SEND_SECONDS = 0.5
 
@@ -93,7 +91,7 @@ class Link(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended on one rank: with metrics, a failure, or stopped (by which rule; "" for the launcher's wish).
-    snapshot, examples, lost: of rank 0, the last that it reported (`lqray.training.loop.Report`). points: how many
+    snapshot, examples, lost: of rank 0, the last that it reported (`lqray.training.reports.Report`). points: how many
     rank 0 sent."""
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -218,6 +216,8 @@ class Reporter:
         """What its reports told beside metrics: for the trial's end."""
         self._system = SystemMetrics() if task.system_metrics else None
         self._sampled = time.monotonic()
+        from lqray.orchestration.spool import read_spool
+
         points, word = read_spool(self._folder, task.trial_id, task.run_id, task.recorded)
         if word:
             warnings.warn(word, stacklevel=3)
@@ -258,6 +258,8 @@ class Reporter:
     def secure(self) -> None:
         """Write what MLflow does not have yet beside the checkpoint that is about to be written. Raises LostClaimError
         where this worker must not write any more."""
+        from lqray.orchestration.spool import write_spool
+
         self._fence.check()
         self._forget_delivered()
         write_spool(self._folder, self._task.trial_id, self._task.run_id, [point for _, point in self._kept])

@@ -28,6 +28,7 @@ from lqray.training.forward import logits, prepared
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError, all_finite, diverged
 from lqray.training.optimizers import build_optimizer
+from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.seeding import derive_seed
 from lqray.training.telemetry import PhaseTimer, RunningMean, Spent, density_snapshot, quantizer_metrics, wire_metrics
@@ -38,36 +39,6 @@ __all__ = ["DivergedError", "Report", "StoppedError", "train"]
 
 _MOST_SKIPPED = 100
 _STOP_EVERY = 10
-
-
-class StoppedError(Exception):
-    """The run was asked to stop, and did after `iteration` steps, with a checkpoint where there is a folder for it."""
-
-    def __init__(self, iteration: int) -> None:
-        super().__init__(f"stopped after {iteration} iterations")
-        self.iteration = iteration
-
-
-@dataclass(frozen=True)
-class Report:
-    """Metrics of a trial after `iteration` optimizer steps of `iterations`.
-
-    evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
-    last report of the run, with its summary. snapshot: of the final report of rank 0 of a quantized run, its levels and
-    the density of its last gradient (`lqray.training.telemetry.density_snapshot`). examples: of the training and the
-    test set. lost: metrics, of this report or earlier ones, whose latest value is NaN. remarks: what a user should know
-    of the checkpoints that were found.
-    """
-
-    iteration: int
-    iterations: int
-    metrics: dict[str, float]
-    evaluated: bool = False
-    final: bool = False
-    snapshot: dict[str, Any] | None = None
-    examples: tuple[int, int] | None = None
-    lost: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
 
 
 @dataclass

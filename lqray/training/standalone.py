@@ -14,7 +14,7 @@ from torch import profiler
 
 from lqray.experiment.schema import Resources, Trial
 from lqray.training.checkpoint import Checkpoints
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 from lqray.training.worker import run_worker
 
 _TOGETHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
@@ -21,18 +20,10 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
-from lqray.training.loop import Report, train
+from lqray.training.loop import train
+from lqray.training.reports import Place, Report, interface_variables
 
 _HELD_HERE = 3  # a list, the loop's name and the argument of the question
-
-
-@dataclass(frozen=True)
-class Place:
-    """Of a process among `world` of this machine, which meet at a port that rank 0 opens."""
-
-    rank: int
-    world: int
-    port: int
 
 
 def run_worker(
@@ -59,12 +50,6 @@ def run_worker(
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     with _process_group(backend, timedelta(seconds=timeout_seconds), network_interface, place) as group:
         return train(trial, group, device, report, checkpoints, after_step, stop)
-
-
-def interface_variables(network_interface: str | None) -> dict[str, str]:
-    """Environment in which process groups of both backends use that network interface; {} leaves the choice."""
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    return dict.fromkeys(names, network_interface) if network_interface else {}
 
 
 @contextmanager

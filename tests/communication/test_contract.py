@@ -121,7 +121,7 @@ def predicted_bytes(method: str, reduction: str, world: int, rank: int) -> tuple
     return payload + row, sum(shares) - shares[rank] + (world - 1) * row
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [1, 2, *(pytest.param(world, marks=pytest.mark.slow) for world in (3, 4))])
 def test_contract_of_every_reduction_and_method(world):
     ranks = run_ranks(contract, world)
     for (reduction, method), first in ranks[0].items():

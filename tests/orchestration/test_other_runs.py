@@ -21,7 +21,7 @@ from lqray.orchestration.progress import Progress
 from lqray.orchestration.states import last_values
 from lqray.orchestration.worker import Heard, Outcome, Reporter
 from lqray.reporting.records import read_records
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 from tests.orchestration.sweeps import recorded, write
 from tests.orchestration.test_recording import task
 

@@ -25,7 +25,7 @@ from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
 from lqray.orchestration.worker import Heard, Reporter, WorkerTask
 from lqray.store.tables import connected
 from lqray.training.checkpoint import CheckpointError
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 
 
 @pytest.fixture(scope="module")

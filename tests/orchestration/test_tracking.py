@@ -28,7 +28,7 @@ from lqray.orchestration.worker import Outcome, Reporter
 from lqray.reporting.figures.density import draw_density
 from lqray.reporting.summary import sweep_summary
 from lqray.training.export import trained_network
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 from tests.orchestration.test_recording import Link, task
 
 TEXT = """# Are two bits enough?

@@ -8,7 +8,8 @@ from lqray.experiment.options import ScheduleOptions
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.data import load_dataset
-from lqray.training.loop import DivergedError, Report
+from lqray.training.loop import DivergedError
+from lqray.training.reports import Report
 from lqray.training.schedule import in_iterations
 from lqray.training.variance import Moments
 from lqray.training.worker import run_worker

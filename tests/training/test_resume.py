@@ -17,7 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from lqray.cli import main
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import CheckpointError, Checkpoints, CorruptCheckpointError, read_checkpoint
-from lqray.training.loop import Report
+from lqray.training.reports import Report
 from lqray.training.worker import run_worker
 from tests.ranks import run_ranks
 

@@ -13,9 +13,10 @@ from lqray.experiment.schema import Trial
 from lqray.training.batches import Batches
 from lqray.training.data import load_dataset
 from lqray.training.extra_gradients import extra_gradient
-from lqray.training.loop import DivergedError, Report
+from lqray.training.loop import DivergedError
 from lqray.training.models import build_model
 from lqray.training.optimizers import build_optimizer
+from lqray.training.reports import Report
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
 from lqray.training.worker import run_worker
