@@ -41,10 +41,17 @@ def _in_store(statement: str):
     return change
 
 
+def _a_tensor(state):
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    if isinstance(state, torch.Tensor) and state.is_floating_point() and state.numel():
+        return state
+    return next((found for part in parts if (found := _a_tensor(part)) is not None), None)
+
+
 def _in_checkpoint(folder):
-    newest = sorted(folder.glob("lqray-runs/tiny/*/step-*.pt"))[-1]
+    newest = sorted(folder.glob("**/step-*.pt"))[-1]
     written = read_checkpoint(newest, torch.device("cpu"))
-    next(iter(written["shared"]["model"].values())).view(-1)[0] += 1e-6
+    _a_tensor(written["shared"]).view(-1)[0] += 1e-6
     newest.write_bytes(b"".join(written_form(written)))
 
 

@@ -48,10 +48,11 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Fatal Python error
 @dataclass(frozen=True)
 class Result:
     """What a sweep left: of each trial its status, its points by metric (times and the machine's figures apart), its
-    last checkpoint, and the names of its artifacts."""
+    last checkpoint, and the names of its artifacts (what is drawn of them in spare time, and says of a further launch
+    where it ran, apart)."""
 
     statuses: dict[str, list[str]]
-    points: dict[str, dict[str, list[tuple[int, float]]]]
+    points: dict[str, dict[str, list[tuple[int, float | str]]]]
     checkpoints: dict[str, Any]
     artifacts: dict[str, list[str]]
 
@@ -229,13 +230,14 @@ def read_result(uri: str, experiment: str = "tiny") -> Result:
                 mine = found.points.setdefault(name, {})
                 for key, step, value, is_nan in store.execute(metrics, {"run": run}):
                     if not key.startswith("system/"):
-                        shown = 0.0 if key.startswith("time/") else float("nan") if is_nan else value
+                        shown = 0.0 if key.startswith("time/") else "NaN" if is_nan else value
                         mine.setdefault(key, []).append((step, shown))
                 where = store.execute(folder, {"run": run}).scalar()
                 files = sorted(Path(where).glob("step-*.pt")) if where else []
                 found.checkpoints[name] = read_checkpoint(files[-1], torch.device("cpu")) if files else None
                 kept = Path(str(artifacts).removeprefix("file://"))
-                found.artifacts[name] = sorted(str(one.relative_to(kept)) for one in kept.rglob("*") if one.is_file())
+                names = (str(one.relative_to(kept)) for one in kept.rglob("*") if one.is_file())
+                found.artifacts[name] = sorted(one for one in names if not one.startswith(("launches/", "density.png")))
     finally:
         engine.dispose()
     return found
@@ -263,7 +265,7 @@ def differences(expected: Result, found: Result) -> list[str]:
     return said
 
 
-def _short(points: Sequence[tuple[int, float]]) -> str:
+def _short(points: Sequence[tuple[int, float | str]]) -> str:
     return f"{len(points)} points {list(points[:3])}...{list(points[-2:])}"
 
 
@@ -274,9 +276,13 @@ def _bits(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return isinstance(other, torch.Tensor) and one.shape == other.shape and _bytes(one) == _bytes(other)
     if isinstance(one, dict):
         return isinstance(other, dict) and one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
+    return bool(one == other) or (one != one and other != other)  # NaN
+
+
+def _bytes(tensor: torch.Tensor) -> tuple[torch.dtype, bytes]:
+    return tensor.dtype, tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
