@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+ISAS = ["portable", "avx2", "avx512"]
 ROOT = Path(__file__).parents[2]
 GXX = shutil.which("g++")
 
@@ -36,8 +37,9 @@ def library(tmp_path_factory):
     return next(folder.rglob("_native*.so"))
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", [*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:2]), ISAS[2]])
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
+    """`avx512` is the best that this machine has."""
     tests = ["tests/ops/test_fuzz.py", "tests/ops/test_backends.py"]
     chosen = "fuzz or ((awkward or views or scale or hadamard or refuses) and native-cpu)"
     done = subprocess.run(
