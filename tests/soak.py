@@ -1,4 +1,5 @@
-"""Sweeps of many short trials under random faults, one every ten seconds: `python -m tests.soak`, or `make soak`.
+"""Sweeps of many short trials under random faults, one every ten seconds: `python -m tests.soak`, or `make soak`. One
+sweep for each store, at the same time.
 
 Launches are started again and again, with Ray and without, until every trial is FINISHED. Then every trial must have
 the points and the bits of an undisturbed sweep, each point once, and nothing of all those launches may be left: no
@@ -19,7 +20,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -36,12 +38,12 @@ base:
   optimizer: {name: sgd, lr: 0.05}
   workers: 2
   schedule: {iterations: ITERATIONS, batch_size: 16, evaluate_every: 50}
-  quantizer: {bits: 3, bucket_size: 64, components: 5, update_at: [0, 10], update_every: 200}
+  quantizer: {bits: 3, bucket_size: 64, components: 5, update_at: [0, 10], update_every: 100}
 sweep:
   - matrix: {quantizer.method: [qsgd_inf, alq], seed: [SEEDS]}
 resources: {processes: 1}
 tracking: {uri: "URI"}
-storage: {folder: storage, checkpoint_every: 100}
+storage: {folder: storage, checkpoint_every: 50}
 """
 _LAUNCHERS = ("warm", "isolated", "inline")
 _LAST_SECONDS = 900.0
@@ -292,43 +294,52 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--pause", type=float, default=10.0, help="seconds between two faults")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="kept afterwards")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="lqray-soak-"))
-    wrong: list[str] = []
-    for store in options.store:
-        shared_memory = {one.name for one in Path("/dev/shm").iterdir()}
-        if store == "sqlite":
-            wrong += _soak(folder / store, f"sqlite:///{folder / store}/lqray.db", options, None)
-        elif why := postgresql.why_not():
-            print(f"skipped: {why}")
-            continue
-        else:
-            with postgresql.server() as server:
-                wrong += _soak(folder / store, server.uri, options, server)
-        left = {
-            one for one in {one.name for one in Path("/dev/shm").iterdir()} - shared_memory if "PostgreSQL" not in one
-        }
-        wrong += [f"/dev/shm/{one} is left" for one in sorted(left)]
+    shared_memory = {one.name for one in Path("/dev/shm").iterdir()}
+    with ExitStack() as stack:
+        soaks = []
+        for store in options.store:
+            if store == "sqlite":
+                soaks.append(_made(stack, folder / store, f"sqlite:///{folder / store}/lqray.db", options, None))
+            elif why := postgresql.why_not():
+                print(f"skipped: {why}")
+            else:
+                server = stack.enter_context(postgresql.server())
+                soaks.append(_made(stack, folder / store, server.uri, options, server))
+        began = time.monotonic()
+        soaks[0].undisturbed()
+        print(f"undisturbed: {options.trials} trials in {time.monotonic() - began:.0f} s, inline", flush=True)
+        with ThreadPoolExecutor(len(soaks)) as pool:
+            wrong = [one for found in pool.map(lambda soak: _soak(soak, options), soaks) for one in found]
+    left = {one for one in {one.name for one in Path("/dev/shm").iterdir()} - shared_memory if "PostgreSQL" not in one}
+    wrong += [f"/dev/shm/{one} is left" for one in sorted(left)]
     print("\n".join(wrong) or "nothing is wrong", flush=True)
     if not wrong and not options.folder:
         shutil.rmtree(folder)
     return int(bool(wrong))
 
 
-def _soak(folder: Path, uri: str, options: argparse.Namespace, server: postgresql.Server | None) -> list[str]:
+def _made(
+    stack: ExitStack, folder: Path, uri: str, options: argparse.Namespace, server: postgresql.Server | None
+) -> Soak:
     soak = Soak(folder, uri, options.trials, options.iterations, server)
     artifacts = folder / ("lqray-artifacts" if server is None else "storage/lqray-artifacts")
-    with _small_device(artifacts) as mounted:
-        if not mounted:
-            print("no folder of its own device can be made here: artifacts are never full")
-        print(f"{folder.name}: {options.trials} trials in {folder}", flush=True)
-        soak.undisturbed()
-        wrong = endure(soak, options.minutes, options.pause, options.seed, lambda line: print(line, flush=True))
-    print(f"{folder.name}: {soak.launches} launches (exit codes {dict(soak.codes)}), {len(wrong)} wrong", flush=True)
-    return [f"{folder.name}: {one}" for one in wrong]
+    if not stack.enter_context(_small_device(artifacts)):
+        print("no folder of its own device can be made here: artifacts are never full")
+    return soak
+
+
+def _soak(soak: Soak, options: argparse.Namespace) -> list[str]:
+    def say(line: str) -> None:
+        print(f"{soak.folder.name}: {line}", flush=True)
+
+    wrong = endure(soak, options.minutes, options.pause, options.seed, say)
+    say(f"{soak.launches} launches (exit codes {dict(soak.codes)}), {len(wrong)} wrong")
+    return [f"{soak.folder.name}: {one}" for one in wrong]
 
 
 if __name__ == "__main__":

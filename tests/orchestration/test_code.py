@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,9 @@ def test_it_ends_the_launch_and_fails_no_trial():
         return result_of(work, {0: Outcome(failure=failure)}, None)
 
     Threads(1, outcome).launch(queue)
+    deadline = time.monotonic() + 60
+    while not results and time.monotonic() < deadline:  # ends are recorded on a thread of their own
+        time.sleep(0.01)
     assert books.begun == ["0"]
     assert books.ended == [("0", "KILLED")]
     assert queue.halted == "lqray's code is 1 and was 2"
