@@ -155,13 +155,28 @@ def _open_file(uri: str, path: Path, make: bool) -> None:
 
 
 def _make_tables(path: Path) -> None:
+    """As a copy of those that this version of MLflow made before on this machine: to make them again takes seconds."""
     from mlflow.store.db import utils
+    from mlflow.version import VERSION
 
+    kept = _kept(f"tables-of-mlflow-{VERSION}.db")
+    if kept and sqlite_file.copied(kept, path):
+        return
     engine = utils.create_sqlalchemy_engine(sqlite_uri(path))
     try:
         utils._initialize_tables(engine)
     finally:
         engine.dispose()
+    if kept:
+        sqlite_file.keep(path, kept)
+
+
+def _kept(name: str) -> Path | None:
+    """A file in this user's cache; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lqray" / name
+    except RuntimeError:
+        return None
 
 
 def database_engine(uri: str) -> Any:

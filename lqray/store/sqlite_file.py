@@ -11,7 +11,9 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +104,31 @@ def make(path: Path, make_tables: Callable[[Path], None], say: Callable[[str], N
         os.close(folder)
 
 
+def copied(kept: Path, path: Path) -> bool:
+    """Whether a store without runs, kept before, now is at `path`, too; False where none is, or it is not whole."""
+    try:
+        if not (kept.is_file() and whole(kept) and not _holds_data(kept) and _is_sound(kept)):
+            return False
+        shutil.copyfile(kept, path)
+        return True
+    except (StoreError, sqlite3.Error, OSError):
+        path.unlink(missing_ok=True)
+        return False
+
+
+def keep(path: Path, kept: Path) -> None:
+    """Keep a copy of a store without runs, if that is possible."""
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as aside:
+            copy = Path(aside.name)
+        try:
+            shutil.copyfile(path, copy)
+            copy.replace(kept)
+        finally:
+            copy.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock(path: Path, seconds: float) -> Iterator[None]:
     """Alone with a store's file while it is made, among all processes that ask. Raises StoreBusyError when another has
@@ -176,6 +203,11 @@ def _state(path: Path) -> str:
             )
         whole = tables >= _TABLES | {"alembic_version"} and not any(one.startswith("_alembic_tmp_") for one in tables)
         return "whole" if whole and list(connection.execute("SELECT 1 FROM alembic_version")) else "half-made"
+
+
+def _is_sound(path: Path) -> bool:
+    with _reading(path) as connection:
+        return list(connection.execute("PRAGMA quick_check")) == [("ok",)]
 
 
 def _holds_data(path: Path) -> bool:

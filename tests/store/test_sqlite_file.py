@@ -23,6 +23,14 @@ from tests.reporting.stores import _tables
 OPEN = "import sys; from lqray.store.client import client_of; print(len(client_of(sys.argv[1]).search_experiments()))"
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """To make the tables takes its time in each of these tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 def uri(path: Path) -> str:
     return f"sqlite:///{path}"
 
@@ -201,3 +209,36 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     with sqlite_file.lock(path, 5.0):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def _schema(path: Path) -> list[tuple]:
+    """Without the texts of constraints, which MLflow writes in any order."""
+    with closing(sqlite3.connect(path)) as store:
+        named = list(store.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2"))
+        columns = [
+            row for kind, name, _ in named if kind == "table" for row in store.execute(f"PRAGMA table_info({name})")
+        ]
+        return named + columns + list(store.execute("SELECT * FROM alembic_version"))
+
+
+def test_a_second_store_is_a_copy_of_the_first_ones_tables(tmp_path, cache, monkeypatch):
+    from mlflow.store.db import utils
+
+    first, second, third = (tmp_path / f"{name}.db" for name in ("first", "second", "third"))
+    client_of(uri(first)).create_experiment("one")
+    (kept,) = (cache / "lqray").iterdir()
+    made = utils._initialize_tables
+    monkeypatch.setattr(utils, "_initialize_tables", lambda engine: pytest.fail("it was made again"))
+    assert [one.name for one in client_of(uri(second)).search_experiments()] == ["Default"]
+    assert _schema(first) == _schema(second)
+    # What was kept is damaged: the tables are made.
+    monkeypatch.setattr(utils, "_initialize_tables", made)
+    kept.write_bytes(kept.read_bytes()[:5000])
+    assert [one.name for one in client_of(uri(third)).search_experiments()] == ["Default"]
+    assert _schema(third) == _schema(second)
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path, cache):
+    cache.rmdir()
+    cache.write_text("a file")
+    assert client_of(uri(tmp_path / "it.db")).search_experiments()
