@@ -13,6 +13,7 @@ from tests.orchestration.sweeps import TEXT, killing, recorded, run, start, wait
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.slow
 def test_a_sweep_with_its_files_in_an_object_store(tmp_path, monkeypatch):
     """Killed, and continued: from the checkpoint there, with the log going on."""
     path = write(

@@ -349,6 +349,7 @@ def test_without_the_token_nothing_answers(cluster, tmp_path, token):
 
 @pytest.mark.ray
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_ray_job_submit_runs_the_quickstart_as_it_is(cluster, tmp_path):
     command = ["ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT)]
     command += ["--", "python", "-m", "lqray", "run", "experiments/quickstart.yaml", "--limit", "1"]

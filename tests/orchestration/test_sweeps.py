@@ -162,6 +162,7 @@ def serve(folder, port: int, backend: str | None = None) -> subprocess.Popen:
             time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_that_is_away_for_ten_seconds(tmp_path, undisturbed):
     port = free_port()
     server = serve(tmp_path, port)
