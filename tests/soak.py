@@ -1,5 +1,4 @@
-"""Sweeps of many short trials under random faults, one every ten seconds: `python -m tests.soak`, or `make soak`. One
-sweep for each store, at the same time.
+"""Sweeps of many short trials under random faults, one every ten seconds: `python -m tests.soak`, or `make soak`.
 
 Launches are started again and again, with Ray and without, until every trial is FINISHED. Then every trial must have
 the points and the bits of an undisturbed sweep, each point once, and nothing of all those launches may be left: no
@@ -20,7 +19,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -313,8 +311,7 @@ def main() -> int:
         began = time.monotonic()
         soaks[0].undisturbed()
         print(f"undisturbed: {options.trials} trials in {time.monotonic() - began:.0f} s, inline", flush=True)
-        with ThreadPoolExecutor(len(soaks)) as pool:
-            wrong = [one for found in pool.map(lambda soak: _soak(soak, options), soaks) for one in found]
+        wrong = [one for soak in soaks for one in _soak(soak, options)]
     left = {one for one in {one.name for one in Path("/dev/shm").iterdir()} - shared_memory if "PostgreSQL" not in one}
     wrong += [f"/dev/shm/{one} is left" for one in sorted(left)]
     print("\n".join(wrong) or "nothing is wrong", flush=True)
