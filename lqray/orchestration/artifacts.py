@@ -55,6 +55,11 @@ class ArtifactWriter:
         what = f"the files of run {run.info.run_id}"
         self._put(what, run.info.artifact_uri, lambda: self._files.give(client, run, own, below))
 
+    def complete(self, client: Any, run: Any, own: Mapping[str, str]) -> None:
+        """As `LaunchFiles.complete`, soon."""
+        what = f"the files of run {run.info.run_id}"
+        self._put(what, run.info.artifact_uri, lambda: self._files.complete(client, run, own))
+
     def end(self, client: Any, run: Any, result: TrialResult) -> None:
         """Keep what an ended trial saw of its dataset and its gradients, and the traceback of a failure."""
         run_id, place = run.info.run_id, run.info.artifact_uri

@@ -60,6 +60,16 @@ class LaunchFiles:
         else:
             client.set_tag(run_id, TAG, self._holder)
 
+    def complete(self, client: Any, run: Any, own: Mapping[str, str]) -> None:
+        """Write those of a run's own text files that are not there."""
+        place = local_folder(run.info.artifact_uri)
+        if place is not None:
+            _write(place, {name: text for name, text in own.items() if not (place / name).exists()})
+            return
+        there = {one.path for one in client.list_artifacts(run.info.run_id)}
+        for name in sorted(set(own) - there):
+            client.log_text(run.info.run_id, own[name], name)
+
 
 def launch_files(uri: str) -> dict[str, str]:
     """doctor.txt: what `lqray doctor` prints, passwords of addresses masked. requirements.txt: installed packages.

@@ -209,7 +209,7 @@ class Ledger:
             run_id = start_run(self._launch, named, tags, self._files)
         else:
             self._runs[trial_id] = run_id
-            recorded = continue_run(self._launch, run_id, tags, self._files, lambda: self._check(trial_id))
+            recorded = continue_run(self._launch, named, run_id, tags, self._files, lambda: self._check(trial_id))
         with self._lock:
             self._count[trial_id] = self._starts[trial_id] = self._count.get(trial_id, 0) + 1
             self._runs[trial_id], self._folders[trial_id], self._attempts[trial_id] = run_id, folder, attempt

@@ -128,20 +128,25 @@ def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files:
     now = int(time.time() * 1000)  # of one time, a batch that is sent again is the same batch
     axes = [Metric(key, value, now, 0) for key, value in axis_metrics(trial, launch.axes).items()]
     patiently(lambda: client.log_batch(run_id, metrics=axes, params=params))
-    own = {"experiment.yaml": launch.source, "trial.yaml": yaml.safe_dump(trial.config(), sort_keys=False)}
-    files.give(client, run, own)
+    files.give(client, run, _own_files(launch, named))
     return run_id
+
+
+def _own_files(launch: Launch, named: NamedTrial) -> dict[str, str]:
+    return {"experiment.yaml": launch.source, "trial.yaml": yaml.safe_dump(named.trial.config(), sort_keys=False)}
 
 
 def continue_run(
     launch: Launch,
+    named: NamedTrial,
     run_id: str,
     tags: Mapping[str, str],
     files: ArtifactWriter,
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Make an ended or abandoned run RUNNING again; what is said of its end is forgotten. The launch's files go to
-    launches/LAUNCH, if it is not the launch that made the run. Returns the last step of its metrics. May be called
+    launches/LAUNCH, if it is not the launch that made the run; the run's own, where that one did not come to write
+    them, to their places. Returns the last step of its metrics. May be called
     twice. check: called before each write, and raises where it is not to be made any more.
 
     Each call waits by itself for a store that is away: one that loses every fourth answer would never let all of them
@@ -158,6 +163,7 @@ def continue_run(
             patiently(lambda key=key: _forget_tag(client, run_id, key))  # type: ignore[misc]
     if old.get("lqray.launch") != launch.launch_id:
         files.give(client, run, {}, f"launches/{launch.launch_id}")
+        files.complete(client, run, _own_files(launch, named))
     every = {**launch.tags, **tags, "lqray.launch": launch.launch_id}
     batch = [RunTag(key, value) for key, value in every.items()]
     patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.failures import Failure
+from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult
 
 
@@ -56,3 +57,20 @@ def test_the_end_waits_no_longer_than_it_may(caplog):
     writer.close(0.05)
     hold.set()
     assert "2 artifacts are missing" in caplog.text
+
+
+def test_a_run_whose_first_launch_was_killed_before_it_wrote_its_files_gets_them(tmp_path):
+    there = SimpleNamespace(info=SimpleNamespace(run_id="r", artifact_uri=str(tmp_path)))
+    (tmp_path / "experiment.yaml").write_text("as it was")
+    own = {"experiment.yaml": "edited since", "trial.yaml": "seed: 1"}
+    LaunchFiles("sqlite:///it.db").complete(Client(0, OSError()), there, own)
+    assert (tmp_path / "experiment.yaml").read_text() == "as it was"
+    assert (tmp_path / "trial.yaml").read_text() == "seed: 1"
+
+
+def test_and_so_does_one_whose_artifacts_are_elsewhere():
+    client = Client(0, OSError())
+    client.list_artifacts = lambda run_id: [SimpleNamespace(path="experiment.yaml")]
+    elsewhere = SimpleNamespace(info=SimpleNamespace(run_id="r", artifact_uri="mlflow-artifacts:/r"))
+    LaunchFiles("http://server").complete(client, elsewhere, {"experiment.yaml": "edited", "trial.yaml": "seed: 1"})
+    assert client.texts == {("r", "trial.yaml"): "seed: 1"}
