@@ -62,6 +62,7 @@ def untold(folder: Path, secret: str) -> None:
     assert [file.name for file in found] == ["sweep.yaml"]
 
 
+@pytest.mark.slow
 def test_eight_launches_at_a_time_on_postgresql(tmp_path, database):
     """All eight want all eight trials; each is run once, with every metric once."""
     path = write(tmp_path, 60, database, TEXT)
