@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _CLAIM = "claim"
 MARK_VARIABLE = "LQRAY_LAUNCH_FOLDER"
 """In the environment of the processes that belong to a launch's own Ray, and of theirs: its folder."""
 _END_SECONDS = 5.0
+_REMOVALS = 50
 _log = logging.getLogger(__name__)
 
 
@@ -75,7 +77,7 @@ class Presence:
 
     def __exit__(self, *_: object) -> None:
         with _locked(self._root):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
             os.close(self._held)
             with suppress(OSError):  # another launch is there
                 self._root.rmdir()
@@ -182,7 +184,17 @@ def _remove_dead(root: Path) -> None:
     for folder in root.iterdir():
         if not _lives(folder):
             end_processes_of(folder, patience=0.0)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """All of it, also while a process of a Ray that ends still writes there: then that one is ended first."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        end_processes_of(folder, patience=0.0)
+        time.sleep(0.1)
 
 
 def _lives(folder: Path) -> bool:

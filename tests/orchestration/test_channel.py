@@ -162,3 +162,10 @@ def test_what_the_mailbox_and_the_controller_import_is_light():
     script = "import sys, lqray.orchestration.mailbox, lqray.orchestration.serving; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_what_asks_an_ended_ray_starts_no_other_one():
+    script = "from lqray.orchestration import channel; channel.ray.wait([channel.ray.put(1)])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "ray.init" in done.stderr.splitlines()[-1]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lqray.orchestration.presence import Presence
+from lqray.orchestration.presence import MARK_VARIABLE, Presence
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from lqray.orchestration.presence import Presence
+from lqray.orchestration.presence import MARK_VARIABLE, Presence
 with Presence(Path(sys.argv[1])) as presence:
     presence.take(2, 6, 8)
     print(presence.folder, flush=True)
@@ -78,3 +78,23 @@ def test_a_folder_that_others_can_write_to_is_refused(root):
     root.chmod(0o777)
     with pytest.raises(PermissionError, match="only this user"), Presence(root):
         pass
+
+
+def test_a_folder_in_which_an_ending_process_still_writes_is_removed(root):
+    """As a Ray's does that is being shut down."""
+    script = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+print("ready", flush=True)
+while True:
+    (folder / "session" / str(time.monotonic_ns())).mkdir(parents=True, exist_ok=True)
+"""
+    with Presence(root) as presence:
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, str(presence.folder)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {MARK_VARIABLE: str(presence.folder)},
+        )
+        assert writer.stdout.readline() == b"ready\n"
+    writer.wait(60)  # it was ended, and psutil has its exit status
+    assert not presence.folder.exists()
