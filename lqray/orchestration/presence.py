@@ -183,17 +183,16 @@ def _marked(process: Any, folder: Path) -> bool:
 def _remove_dead(root: Path) -> None:
     for folder in root.iterdir():
         if not _lives(folder):
-            end_processes_of(folder, patience=0.0)
             _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """All of it, also while a process of a Ray that ends still writes there: then that one is ended first."""
+    """All of it, and first what still writes there: processes of a Ray that ends."""
     for _ in range(_REMOVALS):
+        end_processes_of(folder, patience=0.0)
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
-        end_processes_of(folder, patience=0.0)
         time.sleep(0.1)
 
 
