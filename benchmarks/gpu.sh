@@ -39,6 +39,6 @@ part "build" "$python" setup.py -q build_ext --inplace || exit 1
 part "every backend, byte for byte" "$python" -m pytest -q -p no:cacheprovider tests/ops/test_backends.py tests/ops/test_fuzz.py -k "cuda or fuzz"
 part "codec" "$python" benchmarks/codec.py
 part "training" "$python" benchmarks/training_gpu.py
-for tool in memcheck racecheck synccheck; do part "compute-sanitizer $tool" sanitizer "$tool"; done
+for tool in memcheck racecheck synccheck initcheck; do part "compute-sanitizer $tool" sanitizer "$tool"; done
 echo "failed: ${failed[*]:-nothing}"
 [ ${#failed[@]} = 0 ]

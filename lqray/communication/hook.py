@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from lqray.communication.parcel import CheckWords, Parcel, check_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.replicas import check_agreement
 from lqray.communication.residuals import Residuals
+from lqray.communication.streams import after_both
 from lqray.communication.volume import Volume
 from lqray.experiment.feedback import adapts
 from lqray.experiment.options import ExchangeOptions
@@ -153,7 +154,7 @@ class GradientExchange:
             return waited[0].then(lambda means: cut.put(means.value(), None))
         if not cut.tensors:
             return waited[0].then(lambda skipped: cut.put([], skipped.value()))
-        return _of_both(waited[0], waited[1], cut.put, bucket.buffer().device)
+        return after_both(waited[0], waited[1], cut.put, bucket.buffer().device)
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
@@ -433,26 +434,6 @@ class _Bundle:
                     future.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
 
         work.get_future().then(hand_out)
-
-
-def _of_both(
-    first: Future[Any], second: Future[Any], combine: Callable[[Any, Any], Tensor], device: torch.device
-) -> Future[Tensor]:
-    """combine(value of first, value of second), on a GPU after both on the device.
-
-    `torch.futures.collect_all` knows no devices: who waits for its future does not wait for the GPU, and DDP read
-    gradients that were not yet written (seen on an H200).
-    """
-    both: Future[Tensor] = Future(devices=[device] if device.type == "cuda" else None)
-
-    def finish(_: Future[Any]) -> None:
-        try:  # wait: the streams of a callback wait for the future it belongs to only
-            both.set_result(combine(first.wait(), second.wait()))
-        except Exception as error:  # whatever it is, DDP waits for this future
-            both.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
-
-    first.add_done_callback(lambda _: second.add_done_callback(finish))
-    return both
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

@@ -201,6 +201,8 @@ class Reporter:
     """
 
     def __init__(self, task: WorkerTask, link: Link, say: Callable[[str], object]) -> None:
+        from lqray.orchestration.spool import read_spool  # which imports torch, for seconds
+
         self._task, self._link, self._say = task, link, say
         self._folder = open_folder(task.folder)
         self._fence = Fence(self._folder, task.claim)
@@ -216,8 +218,6 @@ class Reporter:
         """What its reports told beside metrics: for the trial's end."""
         self._system = SystemMetrics() if task.system_metrics else None
         self._sampled = time.monotonic()
-        from lqray.orchestration.spool import read_spool
-
         points, word = read_spool(self._folder, task.trial_id, task.run_id, task.recorded)
         if word:
             warnings.warn(word, stacklevel=3)

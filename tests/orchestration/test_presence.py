@@ -13,7 +13,7 @@ from lqray.orchestration.presence import MARK_VARIABLE, Presence
 CHILD = """
 import sys, time
 from pathlib import Path
-from lqray.orchestration.presence import MARK_VARIABLE, Presence
+from lqray.orchestration.presence import Presence
 with Presence(Path(sys.argv[1])) as presence:
     presence.take(2, 6, 8)
     print(presence.folder, flush=True)
