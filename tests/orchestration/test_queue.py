@@ -232,6 +232,7 @@ def test_a_trial_that_was_taken_over_is_not_recorded_and_offered_again():
     assert queue.stop_reason("0000")
     books.lost.add("0")
     queue.ended(finished(work))
+    drained(queue)
     assert not books.ended
     assert not results
     assert not queue.over
