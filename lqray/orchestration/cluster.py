@@ -15,6 +15,7 @@ from typing import Any
 
 from lqray.orchestration.launcher import LaunchInterrupted
 from lqray.orchestration.presence import MARK_VARIABLE, Presence, end_processes_of
+from lqray.orchestration.signals import noting
 
 # Supported knobs of Ray Train: poll workers ten times as often, which is what a short trial waits for, and do not watch
 # for preemption notices.
@@ -122,10 +123,10 @@ def ray_cluster(
         threading.Thread(target=ray.shutdown, daemon=True).start()
         raise
     except BaseException:
-        ray.shutdown()
+        _shut_down()
         raise
     else:
-        ray.shutdown()
+        _shut_down()
     finally:
         if folder:
             end_processes_of(folder)
@@ -212,10 +213,23 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
                         "memory?); run again, or with --launcher inline, which does without Ray"
                     ) from error
                 _log.warning("Ray did not start in time on this busy machine; it is tried again")
-                ray.shutdown()
+                _shut_down()
                 end_processes_of(folder, patience=0.0)
     finally:
         del os.environ[MARK_VARIABLE]
+
+
+def _shut_down() -> None:
+    """Leave Ray, whatever signals come: they are acted on afterwards. On its way, seconds before it is done, Ray gives
+    SIGTERM back to the system below Python, where it would end this process at once: ours is set again and again."""
+    import ray
+
+    with noting():
+        leaving = threading.Thread(target=ray.shutdown, daemon=True)
+        leaving.start()
+        while leaving.is_alive():
+            with _same_handlers():
+                leaving.join(0.02)
 
 
 def _silence_rays_voice() -> None:

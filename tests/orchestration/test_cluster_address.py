@@ -1,13 +1,16 @@
 """Which Ray a launch joins: what RAY_ADDRESS names, or what `ray start` wrote down and still answers, and no other."""
 
+import ctypes
 import signal
 import socket
+import time
 
 import pytest
 
 from lqray.orchestration import cluster
 from lqray.orchestration.cluster import ClusterError, cluster_address, ray_cluster
 from lqray.orchestration.presence import Presence
+from lqray.orchestration.signals import Interrupted, heeded
 
 
 @pytest.fixture
@@ -65,6 +68,23 @@ def test_handlers_of_signals_are_as_before(monkeypatch):
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert {number: signal.getsignal(number) for number in mine} == mine
+
+
+def test_a_sigterm_while_ray_is_left_is_heard_although_ray_gives_it_back_to_the_system(monkeypatch):
+    ray = pytest.importorskip("ray")
+    said = []
+
+    def shutdown():
+        """As Ray's, which resets below Python what it had installed there."""
+        ctypes.CDLL(None).signal(signal.SIGTERM, None)
+        time.sleep(0.2)
+        signal.raise_signal(signal.SIGTERM)
+        said.append("left Ray")
+
+    monkeypatch.setattr(ray, "shutdown", shutdown)
+    with pytest.raises(Interrupted), heeded():
+        cluster._shut_down()
+    assert said == ["left Ray"]
 
 
 def test_a_ray_that_is_too_slow_to_start_is_tried_again_and_its_end_is_told_in_a_line(places, tmp_path, monkeypatch):
