@@ -36,6 +36,6 @@ for _command in (
     *(sweeps.expand, sweeps.run, submission.submit, sweeps.train),
     *(overview.status, overview.stop, overview.logs, overview.failures),
     *(reports.report, reports.compare, reports.export, reports.plot),
-    *(services.ui, services.server, services.doctor),
+    *(services.ui, services.server, services.relocate, services.doctor),
 ):
     main.add_command(_command)

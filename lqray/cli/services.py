@@ -1,4 +1,4 @@
-"""Commands beside sweeps: ui, server, doctor."""
+"""Commands beside sweeps: ui, server, relocate, doctor."""
 
 from __future__ import annotations
 
@@ -75,6 +75,20 @@ def server(
             shared.absolute(backend_store_uri), artifacts, host, port, allowed_hosts, workers, basic_auth, here
         )
         sys.exit(serve_team(options))
+
+
+@click.command()
+@shared.uri
+def relocate(uri: str) -> None:
+    """After a project's folder was moved or copied: have the artifacts of its sqlite store looked for where it is now.
+
+    What was recorded stays as it is; no file is moved.
+    """
+    from lqray.store.experiments import relocate
+
+    with shared.clear_errors():
+        names = relocate(shared.absolute(uri))
+    click.echo(f"Corrected: {', '.join(names)}" if names else "Nothing to correct: all artifacts are beside the store.")
 
 
 @click.command()

@@ -35,6 +35,7 @@ from lqray.orchestration.store_access import PATIENCE, client_of, patiently
 from lqray.orchestration.sweep import RayLauncher
 from lqray.orchestration.tracking import Launch, open_launch
 from lqray.orchestration.worker import WorkerTask
+from lqray.store.experiments import check_usable
 from lqray.training.storage import check_folder, open_folder
 
 WARM_SECONDS = 60.0
@@ -110,8 +111,10 @@ class Ran:
 
 
 def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
-    """Read the store and say what is to be done. Raises ExperimentError for a trial that is not valid."""
+    """Read the store and say what is to be done. Raises ExperimentError for a trial that is not valid; StoreError,
+    StoreAwayError."""
     uri = absolute_store(experiment.tracking.uri)
+    patiently(lambda: check_usable(uri, experiment.name))
     states = patiently(lambda: read_states(uri, experiment.name, TAGS, [ACCURACY]))
     if experiment.adaptive and experiment.search:
         draws = stored_draws(uri, experiment)

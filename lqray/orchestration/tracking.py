@@ -22,6 +22,7 @@ from lqray.orchestration.description import axis_metrics, trial_description
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.states import TrialState, attempt_of
 from lqray.orchestration.store_access import PATIENCE, client_of, patient_client, patiently
+from lqray.store.experiments import ARTIFACTS, check_usable
 
 _OF_THE_END = (
     "lqray.error",
@@ -59,6 +60,7 @@ def open_launch(
 
     A server decides where artifacts of a new experiment are kept. Those of a sqlite store are beside it, in
     lqray-artifacts/; those of another database, which says nothing of files, in the folder `storage`, where it is one.
+    Raises StoreError for an experiment that is not to be recorded in.
     """
     client = patient_client(uri)
     found = client.get_experiment_by_name(experiment)
@@ -66,11 +68,10 @@ def open_launch(
         folder = store_folder(uri)
         if folder is None and not uri.startswith(("http://", "https://")) and "://" not in storage:
             folder = Path(storage)
-        location = (folder / "lqray-artifacts" / experiment).as_uri() if folder else None
+        location = (folder / ARTIFACTS / experiment).as_uri() if folder else None
         experiment_id = _created(client, experiment, location)
     else:
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
+        check_usable(uri, experiment)  # it may have been deleted since the launch was planned
         experiment_id = found.experiment_id
     launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
     return Launch(uri, experiment, experiment_id, launch_id, file, masked(source), dict(tags), axes)

@@ -29,6 +29,7 @@ ACTIVE = (
 """The runs of an experiment; another of its name may be in another workspace."""
 
 _LOCK_SECONDS = 10.0
+_MODELS = (("logged_models", "artifact_location"),)
 
 
 def workspace() -> str:
@@ -40,7 +41,8 @@ def workspace() -> str:
 
 @contextmanager
 def connected(uri: str) -> Iterator[Any]:
-    """A connection to the database of a tracking URI, or None; it reads, and never makes one.
+    """A connection to the database of a tracking URI, or None; it never makes one, and what is written with it is kept
+    where the caller commits.
 
     Raises NoStoreError where there is none, StoreBusyError for one that cannot be read now, StoreError for one that
     cannot be read; also for errors within the context.
@@ -80,3 +82,30 @@ def _revision(connection: Any) -> str | None:
         return None
     rows = connection.execute(text("SELECT version_num FROM alembic_version")).all()
     return str(rows[0][0]) if len(rows) == 1 else None
+
+
+def experiments_named(connection: Any, name: str | None = None) -> list[tuple[str, str, str, bool]]:
+    """(id, name, location of its artifacts, whether it was deleted) of the experiment of this name, or of all."""
+    from sqlalchemy import text
+
+    which = "workspace = :workspace" + ("" if name is None else " AND name = :name")
+    rows = connection.execute(
+        text(f"SELECT experiment_id, name, artifact_location, lifecycle_stage FROM experiments WHERE {which}"),
+        {"workspace": workspace()} | ({} if name is None else {"name": name}),
+    )
+    return [(str(number), found, location or "", stage == "deleted") for number, found, location, stage in rows]
+
+
+def relocate_experiment(connection: Any, experiment_id: str, old: str, new: str) -> None:
+    """Have an experiment, its runs and its models kept below another URI; the caller commits."""
+    from sqlalchemy import text
+
+    which = {"id": int(experiment_id), "old": old, "new": new, "length": len(old)}
+    for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), *_MODELS):
+        connection.execute(
+            text(
+                f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1) "
+                f"WHERE experiment_id = :id AND ({column} = :old OR substr({column}, 1, :length + 1) = :old || '/')"
+            ),
+            which,
+        )
