@@ -171,7 +171,7 @@ def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
     left = len(plan.due) - len(ran.results)
     if ran.halted:
         click.echo(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
-    if ran.lost:
+    if ran.lost and not signals.heard():
         click.echo(f"Ended before its time, with Ray: {left} trials were not started or not finished.", err=True)
         _leave_at_once(1)
     if ran.interrupted:
@@ -182,6 +182,8 @@ def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
         )
     elif signals.heard():
         click.echo("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
+    if ran.lost:
+        _leave_at_once(signals.exit_code())
     if ran.interrupted or signals.heard():
         sys.exit(signals.exit_code())
 

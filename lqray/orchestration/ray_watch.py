@@ -15,6 +15,7 @@ from typing import Any
 
 from lqray.orchestration.cluster import Cluster, RayLostError, answers
 from lqray.orchestration.presence import end_processes_of
+from lqray.orchestration.signals import heard
 
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 2.0
@@ -110,7 +111,8 @@ class RayWatch:
             "continue"
         )
         self.lost = text
-        _log.error("%s", text)
+        if not heard():  # a scheduler sends its signal to Ray's processes, too: then there is nothing to explain
+            _log.error("%s", text)
         if self._cluster.folder:
             end_processes_of(self._cluster.folder, patience=0.0)
         if self._recording.acquire(timeout=_RECORD_SECONDS):

@@ -11,11 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lqray.orchestration import ray_watch
+from lqray.cli import sweeps
+from lqray.orchestration import ray_watch, signals
 from lqray.orchestration.cluster import Cluster, RayLostError
 from lqray.orchestration.launcher import LaunchInterrupted
 from lqray.orchestration.presence import MARK_VARIABLE
 from lqray.orchestration.ray_watch import Guarded, RayWatch
+from lqray.orchestration.run import Plan, Ran
+from lqray.orchestration.tracking import Launch
 
 pytestmark = pytest.mark.processes
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -49,6 +52,29 @@ def test_a_launch_that_waits_leaves_and_what_is_left_of_its_ray_is_ended(tmp_pat
     assert isinstance(raised.value, LaunchInterrupted)
     assert worker.wait(60) is not None  # psutil has taken its exit code
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_the_end_of_ray_that_a_signal_brought_is_no_error_of_its_own(tmp_path, children, monkeypatch, caplog):
+    """A scheduler, or `timeout`, sends SIGTERM to the raylet as well."""
+    raylet, _ = children
+    watch = watch_of(raylet, tmp_path, monkeypatch)
+    monkeypatch.setattr(ray_watch, "heard", lambda: 1)
+    raylet.kill()
+    with pytest.raises(RayLostError):
+        watch.wait_for(lambda: time.sleep(300), nothing)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("heard", "code", "word"), [(0, 1, "with Ray"), (1, 143, "Interrupted: ")])
+def test_the_exit_code_is_the_signals_where_there_was_one(heard, code, word, monkeypatch, capsys):
+    monkeypatch.setattr(signals, "heard", lambda: heard)
+    monkeypatch.setattr(signals, "exit_code", lambda: 143)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    ran = Ran(Launch("", "", "", "", "", ""), interrupted=True, lost="Ray is gone")
+    with pytest.raises(SystemExit) as raised:
+        sweeps._leave_if_interrupted(Plan("", [], {}), ran)
+    assert raised.value.code == code
+    assert word in capsys.readouterr().err
 
 
 def test_nothing_of_a_ray_that_was_joined_is_ended(children, monkeypatch):
