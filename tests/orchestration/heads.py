@@ -36,8 +36,9 @@ def free_port() -> int:
 
 
 def without(*prefixes: str) -> dict[str, str]:
-    """Environment of this process, but variables that begin so."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+    """Environment of this process, but variables that begin so; what keeps Ray's workers from starving stays."""
+    kept = "RAY_worker_niceness"
+    return {key: value for key, value in os.environ.items() if key == kept or not key.startswith(prefixes)}
 
 
 @contextmanager
