@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import Any
+
 import click
 
 from lqray.cli import overview, reports, services, submission, sweeps
-from lqray.orchestration.output import outlive_readers
+from lqray.orchestration.output import outlive_readers, was_lost
 
 __all__ = ["main"]
 
@@ -14,7 +18,16 @@ _TO_BE_READ = ("expand", "status", "logs", "failures", "report", "compare", "doc
 
 
 class _Commands(click.Group):
-    """Ctrl-C ends every command with a word and exit code 130."""
+    """Ctrl-C ends every command with a word and exit code 130; a command whose output could not be written fails."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """See click."""
+        try:
+            return super().main(*arguments, **options)
+        except SystemExit as end:
+            if not end.code and was_lost():
+                raise SystemExit(1) from None
+            raise
 
     def invoke(self, ctx: click.Context) -> object:
         try:

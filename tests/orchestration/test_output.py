@@ -113,3 +113,49 @@ def test_every_command_of_lqray_that_only_prints_is_known():
 
     assert set(_TO_BE_READ) < set(main.commands)
     assert not {"run", "train", "submit", "ui", "server", "export", "plot", "stop"} & set(_TO_BE_READ)
+
+
+CLI = """
+import sys
+import click
+from lqray.cli import main
+@click.command()
+def work():
+    print("0.5 \u00b1 0.1, caf\u00e9")
+    open("done", "w").close()
+main.add_command(work)
+sys.argv = ["lqray", "work"]
+main()
+"""
+
+
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
+def test_a_command_whose_output_has_no_room_does_its_work_says_so_in_a_line_and_fails(tmp_path, where):
+    (tmp_path / "cli.py").write_text(CLI)
+    shell = f"{sys.executable} cli.py {where}"
+    ran = subprocess.run(shell, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ran.returncode == 1
+    assert len(ran.stderr.splitlines()) == 1
+    assert "standard output cannot be written" in ran.stderr
+    assert (tmp_path / "done").exists()
+
+
+def test_a_command_that_nobody_reads_has_not_failed(tmp_path):
+    (tmp_path / "cli.py").write_text(CLI)
+    shell = f"{sys.executable} cli.py | true; exit ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert not ran.stderr
+
+
+def test_what_an_encoding_does_not_have_is_said_plainly(tmp_path):
+    (tmp_path / "cli.py").write_text(CLI)
+    ran = subprocess.run(
+        [sys.executable, "cli.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "0.5 +- 0.1, caf?\n"), ran.stderr
