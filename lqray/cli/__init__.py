@@ -43,6 +43,9 @@ class _Commands(click.Group):
 def main(context: click.Context) -> None:
     """Learning to quantize: sweeps of data-parallel training whose gradients travel in a few bits."""
     outlive_readers(needed=context.invoked_subcommand in _TO_BE_READ)
+    # Processes that are started here do not look for modules in the working folder first: a file queue.py there would
+    # be taken for Python's own.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
 for _command in (

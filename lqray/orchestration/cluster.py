@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +186,7 @@ def _join(address: str, **options: Any) -> Any:
     check_reachable(address)
     try:
         with _same_handlers():
-            return ray.init(address=address, **options)
+            return ray.init(address=address, job_config=_job_config(), **options)
     except ConnectionError as error:
         raise ClusterError(_why(address, error)) from error
 
@@ -203,7 +203,12 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
                 with _same_handlers():
                     # Its dashboard is a dozen processes, and nothing here asks it.
                     return ray.init(
-                        address="local", num_cpus=cores, include_dashboard=False, _temp_dir=str(folder), **options
+                        address="local",
+                        num_cpus=cores,
+                        include_dashboard=False,
+                        _temp_dir=str(folder),
+                        job_config=_job_config(),
+                        **options,
                     )
             except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
                 reason = " ".join(str(error).split())[:300]
@@ -217,6 +222,27 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
                 end_processes_of(folder, patience=0.0)
     finally:
         del os.environ[MARK_VARIABLE]
+
+
+class _SafePaths(list[str]):
+    """Folders that Ray puts at the front of its workers' search path, without the current one: a file queue.py there
+    would be taken for Python's own. It stays where lqray itself is found through it."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """As of a list."""
+        current = Path.cwd()
+        super().extend(one for one in paths if Path(one) != current or (current / "lqray" / "orchestration").is_dir())
+
+
+def _job_config() -> Any:
+    """None within a job: Ray has its configuration, and a folder of the job's own in it."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _SafePaths()
+    return config
 
 
 def _shut_down() -> None:

@@ -70,6 +70,18 @@ def test_handlers_of_signals_are_as_before(monkeypatch):
     assert {number: signal.getsignal(number) for number in mine} == mine
 
 
+def test_workers_do_not_look_into_the_working_folder_first(tmp_path, monkeypatch):
+    config = pytest.importorskip("ray.job_config").JobConfig
+    assert config()._py_driver_sys_path == []
+    monkeypatch.chdir(tmp_path)
+    paths = cluster._job_config()._py_driver_sys_path
+    paths.extend(["/somewhere", str(tmp_path)])  # as Ray does
+    assert paths == ["/somewhere"]
+    (tmp_path / "lqray" / "orchestration").mkdir(parents=True)
+    paths.extend([str(tmp_path)])
+    assert paths == ["/somewhere", str(tmp_path)]
+
+
 def test_a_sigterm_while_ray_is_left_is_heard_although_ray_gives_it_back_to_the_system(monkeypatch):
     ray = pytest.importorskip("ray")
     said = []

@@ -47,6 +47,9 @@ def ended_well(path, undisturbed) -> None:
 @pytest.mark.parametrize("launcher", [pytest.param("inline", marks=pytest.mark.slow), "warm"])
 def test_a_launcher_killed_in_the_middle(tmp_path, undisturbed, launcher):
     path = write(tmp_path)
+    # Files of the user's that are called as modules of Python: no process takes them for those.
+    for name in ("queue", "statistics", "calendar", "secrets"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError(__file__)")
     process = start(path, "--launcher", launcher)
     with killing(process):
         wait_for(path, lambda: checkpointed(path, 2) and "(1/3)" in output(path))
