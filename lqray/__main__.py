@@ -6,6 +6,6 @@ import sys
 if not sys.flags.safe_path and sys.path:
     sys.path.append(sys.path.pop(0))
 
-from lqray.cli import main  # noqa: E402
+from lqray.cli import main
 
 main()

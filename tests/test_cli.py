@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lqray.cli import main
+from lqray.cli import main, shared
+from lqray.reporting.figures.style import write
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "experiments/quickstart.yaml"
@@ -103,3 +105,35 @@ def test_doctor_names_what_is_broken_and_the_remedy(tmp_path):
     assert broken == ["Ray", "MLflow"]
     assert done.stdout.count("remedy:") == 3
     assert "slow    operators on cpu    reference" in done.stdout
+
+
+def test_a_traceback_is_of_a_defect_of_lqrays_and_says_so(monkeypatch):
+    def broken(*_):
+        raise AssertionError("cannot be")
+
+    monkeypatch.setattr(shared, "read", broken)
+    result = CliRunner().invoke(main, ["expand", str(QUICKSTART)])
+    assert result.exit_code == 1
+    assert "AssertionError: cannot be" in result.stderr
+    assert "This is a defect of lqray" in result.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_in_a_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x.png"))
+
+    monkeypatch.setattr(shared, "read", full)
+    result = CliRunner().invoke(main, ["expand", str(QUICKSTART)])
+    assert (result.exit_code, result.output) == (2, f"Error: {tmp_path}/x.png: No space left on device\n")
+
+
+def test_a_figure_on_a_full_disk_says_what_it_takes_and_leaves_nothing(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device \(the figure takes [\d,]+ bytes\): '.*x.pdf'"):
+        write(Figure(), tmp_path / "x", ["pdf"])
+    assert not list(tmp_path.iterdir())

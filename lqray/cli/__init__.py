@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import traceback
 from typing import Any
 
 import click
@@ -17,8 +17,15 @@ _TO_BE_READ = ("expand", "status", "logs", "failures", "report", "compare", "doc
 """Commands that do nothing but print: when nobody reads on, they end. The others go on."""
 
 
+_DEFECT = (
+    "This is a defect of lqray: nothing that you did should end so. Please report it in the issue tracker of the place "
+    "that you got lqray from, with the lines above, the command and what `lqray doctor` prints. Records are kept."
+)
+
+
 class _Commands(click.Group):
-    """Ctrl-C ends every command with a word and exit code 130; a command whose output could not be written fails."""
+    """Ctrl-C ends every command with a word and exit code 130; a command whose output could not be written fails; a
+    traceback is of a defect of lqray's, and says so."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """See click."""
@@ -28,6 +35,10 @@ class _Commands(click.Group):
             if not end.code and was_lost():
                 raise SystemExit(1) from None
             raise
+        except Exception:
+            traceback.print_exc()
+            click.echo(_DEFECT, err=True)
+            raise SystemExit(1) from None
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -83,7 +83,8 @@ def console() -> Console:
 
 @contextmanager
 def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Print errors that are the user's to mend without a traceback, and exit with 2."""
+    """Print errors that are the user's to mend without a traceback, and exit with 2: those kinds, what is wrong with an
+    experiment, a store or the network, and a file that cannot be read or written."""
     from lqray.experiment.errors import ExperimentError
     from lqray.experiment.secrets import masked
 
@@ -92,10 +93,13 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         # Of the store's packages, which need not be imported to be told by: a server that is away, tables not its own.
+        of_a_file = isinstance(error, OSError) and error.filename is not None
         of_the_store = type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "requests", "urllib3")
-        if not of_the_store and not isinstance(error, expected):
+        if not of_the_store and not of_a_file and not isinstance(error, expected):
             raise
         said = f"the MLflow store: {_of_the_store(error)}" if of_the_store else str(error)
+        if of_a_file and type(error).__module__ == "builtins":
+            said = f"{error.filename}: {error.strerror}"  # type: ignore[attr-defined]
         click.echo(f"Error: {masked(said)}", err=True)
         sys.exit(2)
 

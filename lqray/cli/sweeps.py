@@ -263,10 +263,11 @@ def train(
     from lqray.training.files import CorruptDataError, MissingDataError
     from lqray.training.nonfinite import DivergedError
     from lqray.training.standalone import LaunchVariablesError, run_standalone
+    from lqray.training.storage import NoSpaceError
 
     folder = Checkpoints(address, checkpoint_every, keep) if address else None
     data = (MissingDataError, CorruptDataError)
-    known = (CheckpointError, StorageError, DivergedError, NoContractionError, LaunchVariablesError)
+    known = (CheckpointError, NoSpaceError, StorageError, DivergedError, NoContractionError, LaunchVariablesError)
     with shared.clear_errors(*data, *known):
         run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import traceback
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from typing import Literal
 
 from lqray.experiment.secrets import masked
 
-Kind = Literal["out_of_memory", "non_finite", "infrastructure", "user_error", "code_changed"]
+Kind = Literal["out_of_memory", "non_finite", "infrastructure", "user_error", "code_changed", "no_space"]
 
 ADVICE: dict[Kind, str] = {
     "out_of_memory": "a retry runs out of memory again: take a smaller batch_size or model, a larger "
@@ -20,12 +22,18 @@ ADVICE: dict[Kind, str] = {
     "infrastructure": "a retry makes sense: `lqray run` continues from the last checkpoint",
     "user_error": "a retry fails again until the cause is mended: see the traceback",
     "code_changed": "run the same command again: a launch is of one version of lqray's code",
+    "no_space": "free space there, then run the same command again: trials continue from their checkpoints",
 }
 
 _OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError", "MemoryLimitError"}
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
 _NON_FINITE = {"DivergedError"}
 _CODE_CHANGED = {"CodeChangedError"}
+_NO_SPACE = {"NoSpaceError"}
+_NO_SPACE_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+HALTING: dict[Kind, str] = {"code_changed": "lqray's code has changed", "no_space": "there is no room for its files"}
+"""No fault of the trial's, and those to come would end so, too: the launch ends, and what it ran is KILLED. Why, in
+words."""
 _INFRASTRUCTURE = {
     "RankLostError",
     "RankStalledError",
@@ -146,6 +154,8 @@ def _kind(names: set[str], message: str) -> Kind:
         return "non_finite"
     if names & _CODE_CHANGED:
         return "code_changed"
+    if names & _NO_SPACE or ("OSError" in names and any(text in message for text in _NO_SPACE_TEXTS)):
+        return "no_space"
     of_a_collective = names & _COLLECTIVE and any(text in message for text in _COLLECTIVE_TEXTS)
     return "infrastructure" if of_a_collective or names & {*_INFRASTRUCTURE, _OF_RAY} else "user_error"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lqray.orchestration.failures import root_cause
+from lqray.orchestration.failures import HALTING, root_cause
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.worker import Outcome
 
@@ -21,10 +21,9 @@ def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) ->
         "points": first.points,
     }
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}
-    changed = [failure for failure in failures.values() if failure.kind == "code_changed"]
-    if changed:  # no fault of the trial's, nor of any to come: all wait for a launch of one version
-        halts = changed[0].error.partition(": ")[2]
-        stopped = "lqray's code has changed"
+    halting = [failure for failure in failures.values() if failure.kind in HALTING]
+    if halting:
+        halts, stopped = halting[0].error.partition(": ")[2], HALTING[halting[0].kind]
         return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=stopped, halts=halts, **seen)
     if failures:
         return TrialResult(work.named, "FAILED", run_id=work.run_id, failure=root_cause(failures), **seen)

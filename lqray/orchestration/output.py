@@ -12,7 +12,6 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-
 _PLAIN = {"±": "+-", "×": "x", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "─": "-", "━": "-", "│": "|"}
 _lost: list[OSError | ValueError] = []
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +64,9 @@ def _output_to(file: Path, who: str, backend: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
         when = time.strftime("%Y-%m-%d %H:%M:%S")
-        stream.write(f"{when} {who}, {host_and_process()}, {backend}\n")
-        stream.flush()
+        with suppress(OSError):  # a full disk is said by what cannot do without: the checkpoint
+            stream.write(f"{when} {who}, {host_and_process()}, {backend}\n")
+            stream.flush()
         saved = [(number, os.dup(number)) for number in (1, 2)]
         try:
             sys.stdout.flush()
@@ -74,8 +75,9 @@ def _output_to(file: Path, who: str, backend: str) -> Iterator[None]:
                 os.dup2(stream.fileno(), number)
             yield
         except Exception as error:
-            stream.write(failure_of(error).traceback)
-            stream.flush()
+            with suppress(OSError):
+                stream.write(failure_of(error).traceback)
+                stream.flush()
             raise
         finally:
             sys.stdout.flush()

@@ -105,8 +105,14 @@ def serve(
     with _interruptible():
         try:
             if not _answers(host, port, server):
+                ended = server.poll()
                 _end(server)
-                click.echo(f"the MLflow server did not start:\n{server.communicate()[1] or ''}", err=True)
+                why = f"nothing answered at {host}:{port} within {_START_SECONDS:g} s"
+                if ended is not None:
+                    why = f"it ended with exit code {ended}"
+                own = server.communicate()[1] or ""
+                click.echo(f"the MLflow server did not start: {why}; what it said itself:", err=True)
+                click.echo(own.rstrip() or ("the lines above" if logged else "nothing"), err=True)
                 return 1
             ready()
             server.communicate()

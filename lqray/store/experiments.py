@@ -60,8 +60,8 @@ def check_usable(uri: str, name: str) -> None:
     if place is not None:
         raise StoreError(
             f"the project was moved or copied: the store is {uri}, but artifacts of the experiment {name} are kept in "
-            f"{place}, where its folder was before. Nothing was begun. Run `lqray relocate --uri {uri}`, and all of its "
-            f"experiments are looked for, and kept, in {_artifacts(uri)}; or move the project back"
+            f"{place}, where its folder was before. Nothing was begun. Run `lqray relocate --uri {uri}`, and those of "
+            f"all its experiments are looked for, and kept, in {_artifacts(uri)}; or move the project back"
         )
 
 

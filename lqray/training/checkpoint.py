@@ -29,7 +29,7 @@ from lqray.training.checkpoint_file import (
     read_checkpoint,
     written_form,
 )
-from lqray.training.storage import Folder, StorageAwayError, open_folder
+from lqray.training.storage import Folder, NoSpaceError, StorageAwayError, open_folder
 
 __all__ = [
     "CheckpointError",
@@ -97,7 +97,8 @@ class Checkpoints:
     ) -> None:
         """Write what all ranks have equal, `shared`, and what is each rank's `own`. Collective; rank 0 writes.
 
-        trial: its id. best: as best.pt, beside the others. Raises CheckpointError where the folder cannot be written.
+        trial: its id. best: as best.pt, beside the others. Raises CheckpointError where the folder cannot be written,
+        NoSpaceError where there is no room.
         """
         owns = _gathered(own, group)
         if group.rank() != 0:
@@ -111,6 +112,8 @@ class Checkpoints:
             self._write(name, document)
         except StorageAwayError as error:
             raise CheckpointStorageAwayError(f"no checkpoint can be written to {self.folder}: {error}") from error
+        except NoSpaceError:
+            raise
         except OSError as error:
             raise CheckpointError(
                 f"no checkpoint can be written to {self.folder}: {error}; free space there or choose another folder"

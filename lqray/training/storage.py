@@ -10,6 +10,7 @@ import errno
 import fcntl
 import fnmatch
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -20,9 +21,10 @@ from typing import Any, BinaryIO, Protocol
 
 from lqray.experiment.store import PACKAGES, StorageError
 
-__all__ = ["Folder", "LocalFolder", "StorageAwayError", "StorageError", "open_folder"]
+__all__ = ["Folder", "LocalFolder", "NoSpaceError", "StorageAwayError", "StorageError", "open_folder"]
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LEFT_SECONDS = 3600.0
 """Age of a file aside that is taken for left, where a file system knows no locks."""
 
@@ -31,11 +33,16 @@ class StorageAwayError(OSError):
     """An object store that cannot be reached, or does not let us in."""
 
 
+class NoSpaceError(OSError):
+    """A file has no room where it is to be kept: the disk is full, or a quota is used up. Says which, and how much."""
+
+
 class Folder(Protocol):
     """Files by name, in one place. `str` is its address. Methods raise OSError where the place cannot be used."""
 
     def write(self, name: str, *parts: bytes) -> None:
-        """A file of these parts, in place of what is there; other processes see the old one or the whole new one."""
+        """A file of these parts, in place of what is there; other processes see the old one or the whole new one.
+        Raises NoSpaceError where there is no room for it."""
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """A file's content, or its bytes from `start` to before `end`. Raises FileNotFoundError, and OSError at once
@@ -69,14 +76,19 @@ class LocalFolder:
     def write(self, name: str, *parts: bytes) -> None:
         """See `Folder`: written aside, synced and renamed. Where that fails, nothing stays aside: of a full disk it
         would be what fills it."""
-        self._make()
-        with self._aside(name) as (aside, stream):
-            for part in parts:
-                stream.write(part)
-            stream.flush()
-            os.fsync(stream.fileno())
-            aside.replace(self.path / name)
-        _sync(self.path)
+        try:
+            self._make()
+            with self._aside(name) as (aside, stream):
+                for part in parts:
+                    stream.write(part)
+                stream.flush()
+                os.fsync(stream.fileno())
+                aside.replace(self.path / name)
+            _sync(self.path)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            raise NoSpaceError(error.errno, self._no_space(name, sum(map(len, parts)), error)) from error
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """See `Folder`."""
@@ -111,6 +123,18 @@ class LocalFolder:
             left = self.path / name
             if _abandoned(left):
                 left.unlink(missing_ok=True)
+
+    def _no_space(self, name: str, wanted: int, error: OSError) -> str:
+        """In one line: the file, what it takes, and what is free."""
+        there = next(one for one in (self.path, *self.path.parents) if one.exists())
+        try:
+            free = f"{shutil.disk_usage(there).free:,} bytes free"
+        except OSError:
+            free = "how much is free is not known"
+        return (
+            f"{self.path / name} takes {wanted:,} bytes, and there is no room ({error.strerror}; {free}): free space "
+            "there, or choose another storage.folder"
+        )
 
     def _make(self) -> None:
         """The folder, and those above it, so that a crash of the machine does not lose them either."""
@@ -266,6 +290,8 @@ def check_folder(folder: Folder) -> None:
         folder.write(name, word)
         found = folder.read(name)
         folder.remove(name)
+    except NoSpaceError as error:
+        raise StorageError(f"nothing can be kept in {folder}: {error.strerror}") from error
     except OSError as error:
         hint = (
             "does the bucket exist, and are the credentials and the endpoint in this process's environment?"

@@ -30,7 +30,7 @@ storage: {folder: storage, checkpoint_every: 50}
 """
 
 
-def write(folder: Path, iterations: int = 800, uri: str = "sqlite:///lqray.db", text: str = TEXT) -> Path:
+def write(folder: Path, iterations: int = 500, uri: str = "sqlite:///lqray.db", text: str = TEXT) -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / "sweep.yaml"
     path.write_text(text.replace("ITERATIONS", str(iterations)).replace("URI", uri))

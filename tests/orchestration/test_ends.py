@@ -1,6 +1,10 @@
 """How trials end in a store, in sweeps in this process that something happens to."""
 
+import errno
+import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -59,10 +63,13 @@ def sweep(tmp_path, new_store):
     path.write_text(f"{TEXT}\ntracking: {{uri: '{uri}', system_metrics: false}}\nstorage: {{folder: {tmp_path}/s}}\n")
 
     def run(act=lambda: None):
-        experiment, options = read_experiment(path), RunOptions("inline")
-        ran = run_plan(experiment, path.read_text(), make_plan(experiment, options), options, Observer(act))
-        return {result.named.name: result for result in ran.results}
+        return {result.named.name: result for result in whole(act).results}
 
+    def whole(act=lambda: None):
+        experiment, options = read_experiment(path), RunOptions("inline")
+        return run_plan(experiment, path.read_text(), make_plan(experiment, options), options, Observer(act))
+
+    run.whole = whole
     return MlflowClient(uri), run
 
 
@@ -134,3 +141,23 @@ def test_a_metric_that_is_refused_fails_its_trial_by_name(sweep, monkeypatch):
         assert one.info.status == "FAILED"
         assert "MLflow refuses to record of it 'a\\nb'" in one.data.tags["lqray.error"]
         assert steps(client, one, "train/loss") == list(range(1, 61))
+
+
+def test_a_full_disk_ends_the_launch_with_path_and_bytes_and_the_next_one_continues(sweep, tmp_path, monkeypatch):
+    """Before, every trial failed, one after the other, and none said where."""
+    client, run = sweep
+    write = os.fsync
+
+    def full(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name.startswith(".step-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        ran = run.whole()
+    assert [(result.status, result.stopped) for result in ran.results] == [("KILLED", "there is no room for its files")]
+    assert re.search(rf"{tmp_path}/s/ends/\w+/step-\d+.pt takes [\d,]+ bytes, and there is no room", ran.halted)
+    assert not list((tmp_path / "s").glob("**/*.tmp"))
+    assert {result.status for result in run().values()} == {"FINISHED"}
+    assert {one.info.status for one in runs(client).values()} == {"FINISHED"}

@@ -7,6 +7,7 @@ panels, where it hides nothing; the figure grows by its height.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -161,15 +162,20 @@ def shown_name(metric: str) -> str:
 
 
 def write(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """STEM.FORMAT for each, whole or not at all. Within `styled()`."""
+    """STEM.FORMAT for each, whole or not at all. Within `styled()`. Raises OSError, which names the file."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = []
     for shape in formats:
         file = stem.with_name(f"{stem.name}.{shape}")
         aside = file.with_name(f".{file.name}.{os.getpid()}")
+        drawn = io.BytesIO()  # first: matplotlib meets a full disk with errors of its own
+        figure.savefig(drawn, format=shape, metadata=dict(_METADATA[shape]))
         try:
-            figure.savefig(aside, format=shape, metadata=dict(_METADATA[shape]))
+            aside.write_bytes(drawn.getvalue())
             aside.replace(file)
+        except OSError as error:
+            size = drawn.getbuffer().nbytes
+            raise OSError(error.errno, f"{error.strerror} (the figure takes {size:,} bytes)", str(file)) from error
         finally:
             aside.unlink(missing_ok=True)
         files.append(file)
