@@ -67,8 +67,9 @@ def submit(
 def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool) -> int:
     from contextlib import closing, nullcontext
 
-    from lqray.orchestration.cluster import ClusterError, offer_token
+    from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.package import PackageError
+    from lqray.orchestration.ray_access import offer_token
     from lqray.orchestration.submission import Cluster, SubmissionError, job_server
     from lqray.orchestration.tunnel import Tunnel
 

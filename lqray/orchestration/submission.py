@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lqray.experiment.secrets import masked
-from lqray.orchestration.cluster import ClusterError, offer_token
+from lqray.orchestration.cluster import ClusterError
 from lqray.orchestration.package import LIMIT, pack
+from lqray.orchestration.ray_access import offer_token
 
 _FIRST_DELAY, _LAST_DELAY = 1.0, 15.0
 PATIENCE = 600.0
