@@ -246,6 +246,8 @@ def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monk
     changes = provenance.code_changes()
     assert "-a = 1\n+a = 2\n" in changes
     assert "+b = 1\n" in changes
+    (tmp_path / "lqray" / ".env").write_text("PASSWORD=hidden\n")
+    assert provenance.code_changes() == changes
     status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     assert "?? lqray/new.py" in status  # the index is as it was
     known.write_text("c = 3\n" * 400_000)
