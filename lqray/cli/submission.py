@@ -79,7 +79,9 @@ def _show(sweep: Sweep) -> None:
         would = shipment(sweep)
     for name in would.names:
         click.echo(_printable(name))
-    click.echo(f"{len(would.names)} files, {would.size / 1e6:.1f} MB, would be sent, to run: {would.entrypoint}", err=True)
+    click.echo(
+        f"{len(would.names)} files, {would.size / 1e6:.1f} MB, would be sent, to run: {would.entrypoint}", err=True
+    )
     _say_left_out(would.left_out)
 
 

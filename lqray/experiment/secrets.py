@@ -1,5 +1,5 @@
-"""Passwords in addresses: used, and never shown or recorded. Files that hold secrets: known by their names, and left where
-they are."""
+"""Passwords in addresses: used, and never shown or recorded. Files that hold secrets: known by their names, and left
+where they are."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from lqray.orchestration.signals import starting_processes
 
 _TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training")
 _WORKER_PARTS = (
-    *("channel", "failures", "fencing", "group", "loopback_groups", "points", "rank_logs", "spool", "stop_rules"),
-    *("system_metrics", "worker"),
+    *("channel", "failures", "fencing", "group", "loopback_groups", "points", "private_folder", "rank_logs", "spool"),
+    *("stop_rules", "system_metrics", "worker"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Who may reach a Ray and what it learns: the token's file, the addresses it listens on, credentials of the environment.
+"""Who may reach a Ray and what it learns: the token's file, the addresses it listens on, the environment's credentials.
 What Ray 2.60 does by itself is in the comments; `SECURITY.md` says what cannot be had from it."""
 
 from __future__ import annotations

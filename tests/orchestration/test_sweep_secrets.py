@@ -67,7 +67,7 @@ def home(tmp_path):
     for name in (".netrc", ".env"):
         (tmp_path / name).write_text(f"machine 127.0.0.1 login ada password {SECRET}-in{name}\n")
         (tmp_path / name).chmod(0o600)
-    (tmp_path / "planted.yaml").write_text(TEXT)
+    (tmp_path / "planted.yaml").write_text(TEXT.replace("planted", tmp_path.name))
     return tmp_path
 
 
@@ -75,16 +75,17 @@ def home(tmp_path):
 def store(tmp_path_factory):
     """Port of an MLflow server."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command: list[str] = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/lqray.db", "--artifacts-destination", f"{folder}/artifacts"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-        + ["--backend-store-uri", f"sqlite:///{folder}/lqray.db", "--artifacts-destination", f"{folder}/artifacts"],
+        command,
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=(folder / "server.txt").open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -23,6 +23,7 @@ from lqray.orchestration.datasets import dataset_inputs
 from lqray.orchestration.description import axis_metrics, run_colour, trial_description
 from lqray.orchestration.doctor import Finding
 from lqray.orchestration.launch_files import LaunchFiles
+from lqray.orchestration.models import load_model
 from lqray.orchestration.run import Presentation, RunOptions, make_plan, run_plan
 from lqray.orchestration.worker import Outcome, Reporter
 from lqray.reporting.figures.density import draw_density
@@ -155,19 +156,12 @@ def test_datasets_and_system_metrics(tracked):
     assert "system/cpu_utilization_percentage" not in tracked[2][run.info.run_name].metrics
 
 
-def test_the_model_is_that_of_the_last_checkpoint(tracked, monkeypatch):
-    import mlflow
-
+def test_the_model_is_that_of_the_last_checkpoint(tracked):
     client, runs, results, _ = tracked
     for key, name in names(tracked).items():
         assert runs[name].data.tags.get("lqray.model") == (None if key.endswith("failed") else "model")
     run = runs[names(tracked)["alq3"]]
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(client.tracking_uri)
-    try:
-        loaded = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
-    finally:
-        mlflow.set_tracking_uri(before)
+    loaded = load_model(f"runs:/{run.info.run_id}/model", client.tracking_uri)
     trained, _ = trained_network(results[run.info.run_name].named.trial, run.data.tags["lqray.folder"])
     inputs = torch.randn(7, 1, 8, 8)
     assert torch.equal(loaded(inputs), trained(inputs))
