@@ -31,5 +31,6 @@ lqray_read_environment() {
     export "$name=$value"
   done <"$file"
 }
+chmod go-rwx "$HOME/.ray/auth_token" 2>/dev/null || true  # Ray writes it for all to read
 lqray_read_environment "$HOME/.lqray.env"
 unset -f lqray_read_environment

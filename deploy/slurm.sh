@@ -23,6 +23,7 @@ export lqray_head=${LQRAY_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}
 lqray_folder=$(mktemp -d /tmp/lqray-XXXXXXXX)  # short: paths of sockets have a limit
 export lqray_folder
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+export RAY_enable_metrics_collection=0  # everybody on the network could read them, without a token
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 
 # shellcheck disable=SC2317  # srun calls it
