@@ -143,7 +143,8 @@ def running_cluster() -> Iterator[dict[str, float]]:
 def cluster_address() -> str | None:
     """Of the Ray to join: what RAY_ADDRESS says, or of the last `ray start` on this machine, if it still answers. None:
     there is none, or RAY_ADDRESS=local. `ray start` alone writes its address down; a Ray of another launch is never
-    found. Raises ClusterError where RAY_ADDRESS=auto insists on a Ray that is not there."""
+    found, and what another user wrote down does not count: everybody can write to Ray's folder in /tmp. Raises
+    ClusterError where RAY_ADDRESS=auto insists on a Ray that is not there."""
     chosen = os.environ.get("RAY_ADDRESS", "")
     if chosen == "local":
         return None
@@ -151,8 +152,18 @@ def cluster_address() -> str | None:
         return chosen
     for file in _address_files():
         try:
+            written_by = file.lstat().st_uid
             address = file.read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
+            continue
+        if written_by not in (os.getuid(), 0):
+            _log.warning(
+                "%s names a Ray at %s, but another user (%d) wrote it: it is passed over; if you trust them with your "
+                "code and your token, set RAY_ADDRESS to it",
+                file,
+                repr(address[:100]),
+                written_by,
+            )
             continue
         if address and answers(address):
             return address

@@ -8,8 +8,11 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lqray.experiment.store import absolute_store
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +43,7 @@ def load_model(model: str, store: str | None = None, allow_pickle: bool = False)
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
-        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=folder, tracking_uri=store))
+        found = Path(model) if Path(model).is_dir() else _downloaded(model, absolute_store(store), folder)
         flavors = Model.load(str(found)).flavors
         if FLAVOR in flavors:
             return read_network(found / _NETWORK)
@@ -54,6 +57,38 @@ def load_model(model: str, store: str | None = None, allow_pickle: bool = False)
             )
         network: nn.Module = mlflow.pytorch.load_model(str(found), map_location="cpu")
         return network.eval()
+
+
+def _downloaded(model: str, store: str, folder: str) -> Path:
+    """MLflow's own search for a model looks for it in the store of the whole process."""
+    import mlflow
+
+    from lqray.store.client import reading_client
+
+    client = reading_client(store)
+    kind, _, name = model.partition(":/")
+    place = model
+    if kind == "models" and name.startswith("m-"):
+        place = client.get_logged_model(name).artifact_location
+    elif kind == "runs":
+        run_id, _, name = name.partition("/")
+        run = client.get_run(run_id)
+        models = _models(client, run.info.experiment_id)
+        of_run = [one for one in models if (one.source_run_id, one.name) == (run_id, name)]
+        # Made anew, it is the newer one that counts; before MLflow 3 a model was an artifact of its run.
+        newest = max(of_run, key=lambda one: int(one.creation_timestamp), default=None)
+        place = newest.artifact_location if newest else f"{run.info.artifact_uri}/{name}"
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=store))
+
+
+def _models(client: Any, experiment: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_logged_models(experiment_ids=[experiment], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def log_model(store: str, run_id: str, name: str, config: Any, folder: str) -> None:

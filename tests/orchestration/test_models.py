@@ -25,6 +25,12 @@ CONFIG = {
 }
 
 
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """MLflow makes the default one where somebody asks it anything."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/lqray.db")
+
+
 @pytest.fixture
 def trained(tmp_path):
     """(folder with the written network of a trial's last checkpoint, the network)."""

@@ -21,7 +21,7 @@ from lqray.orchestration import provenance
 from lqray.orchestration.archivist import Archivist
 from lqray.orchestration.datasets import dataset_inputs
 from lqray.orchestration.description import axis_metrics, run_colour, trial_description
-from lqray.orchestration.doctor import Finding
+from lqray.orchestration.doctor import Finding, shown
 from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.models import load_model
 from lqray.orchestration.run import Presentation, RunOptions, make_plan, run_plan
@@ -224,6 +224,7 @@ def test_passwords_stay_out_of_the_files_of_a_launch(monkeypatch):
     made = launch_files_module.launch_files("")
     assert "secret" not in made["doctor.txt"]
     assert "user:***@127.0.0.1" in made["doctor.txt"]
+    assert "secret" not in shown(said[0])
 
 
 def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monkeypatch):
