@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What lqray runs with, and what its tests and linters want besides.
+RUNS := $(VENV)/.installed-for-runs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -9,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
-$(INSTALLED): requirements.lock pyproject.toml setup.py $(wildcard csrc/*)
+$(RUNS): requirements.lock pyproject.toml setup.py $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "lqray needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +20,11 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py $(wildcard csrc/*)
 	@touch $@
 	@$(BIN)/lqray doctor | grep operators || true
 
-run: $(INSTALLED)  ## install into .venv, run experiments/quickstart.yaml, print the comparison
+$(INSTALLED): $(RUNS) requirements-test.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
+run: $(RUNS)  ## install into .venv, run experiments/quickstart.yaml, print the comparison
 	$(BIN)/lqray run experiments/quickstart.yaml
 
 # Those that start Ray wait more than they compute, and must not meet each other's: they run one after the other, and
@@ -42,14 +48,14 @@ soak: $(INSTALLED)  ## an hour or two: every act of a sweep fails in every way, 
 bench: $(INSTALLED)  ## every benchmark; writes benchmarks/results/
 	for script in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-cuda-check: $(INSTALLED)  ## compile and link the CUDA kernels (needs nvcc, no GPU); warnings and spills are errors
+cuda-check: $(RUNS)  ## compile and link the CUDA kernels (needs nvcc, no GPU); warnings and spills are errors
 	$(BIN)/python setup.py -q cuda_check
 
-ui: $(INSTALLED)  ## open the MLflow UI on the recorded runs
+ui: $(RUNS)  ## open the MLflow UI on the recorded runs
 	$(BIN)/lqray ui
 
-lock: $(INSTALLED)  ## rewrite requirements.lock from what .venv holds
-	$(BIN)/python -m pip freeze --exclude-editable --all | grep -viE '^(pip|lqray|triton)=|^(nvidia|cuda)-' | sed 's/+cpu$$//' > requirements.lock
+lock: $(INSTALLED)  ## rewrite the two locks from what .venv holds
+	$(BIN)/python deploy/lock.py
 
 clean:  ## remove .venv and caches (recorded runs stay)
 	rm -rf $(VENV) build lqray/_native*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,20 +15,27 @@ set -euo pipefail
 : "${SLURM_JOB_ID:?is not set: run this with sbatch}"
 nodes=${SLURM_JOB_NUM_NODES:-1}
 
-# Ports and folders of this job's own: other jobs may have Rays on the same machines. The token is made for this job and
+# Ports and folders of this job's own: other jobs may have Rays on the same machines. The folder's name cannot be guessed,
+# and every machine makes it for this user alone: Ray's own, in it, is open to all. The token is made for this job and
 # reaches its tasks in their environment.
 export lqray_port=$((20000 + SLURM_JOB_ID % 3000 * 4))
 export lqray_head=${LQRAY_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}
-export lqray_folder=/tmp/lqray-$SLURM_JOB_ID  # short: paths of sockets have a limit
+lqray_folder=$(mktemp -d /tmp/lqray-XXXXXXXX)  # short: paths of sockets have a limit
+export lqray_folder
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+export RAY_enable_metrics_collection=0  # everybody on the network could read them, without a token
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 
 # shellcheck disable=SC2317  # srun calls it
 start_node() {
+  mkdir -m 700 "$lqray_folder" 2>/dev/null || { [ -d "$lqray_folder" ] && [ ! -L "$lqray_folder" ] && [ -O "$lqray_folder" ]; } || {
+    echo "$lqray_folder on $(hostname) is another user's or no folder: submit the job again" >&2
+    return 1
+  }
   local resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
   resources+=(--block --disable-usage-stats)
   if [ "$SLURM_PROCID" = 0 ]; then
-    exec ray start --head --node-ip-address="$lqray_head" --port="$lqray_port" --temp-dir="$lqray_folder" \
+    exec ray start --head --node-ip-address="$lqray_head" --port="$lqray_port" --temp-dir="$lqray_folder/ray" \
       --dashboard-host=127.0.0.1 --dashboard-port=$((lqray_port + 1)) --ray-client-server-port=$((lqray_port + 2)) \
       "${resources[@]}"
   fi

@@ -1,6 +1,7 @@
 """What setup.py builds, leaves out and says."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.utils import canonicalize_name
+
+from deploy import lock
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,3 +54,25 @@ def test_cuda_kernels_compile_without_warnings_and_spills_and_link():
     done = setup("cuda_check")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kernels without spills" in done.stderr
+
+
+def names(file: str) -> set[str]:
+    lines = (ROOT / file).read_text().splitlines()
+    return {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
+
+
+def test_the_locks_hold_what_is_needed_each_for_its_purpose_and_no_more():
+    for file, text in lock.locks().items():
+        wanted = {canonicalize_name(line.partition("==")[0]) for line in text.splitlines() if "==" in line}
+        assert names(file) == wanted, f"{file}: run `make lock`"
+    runs, tests = names("requirements.lock"), names("requirements-test.lock")
+    assert not runs & tests
+    assert {"selenium", "moto", "mypy", "pytest", "ruff", "hypothesis"} <= tests
+    assert {"psycopg", "psycopg-binary", "flask-wtf", "optuna", "s3fs", "setuptools"} <= runs
+
+
+def test_every_line_of_a_lock_is_one_version():
+    for file in ("requirements.lock", "requirements-test.lock"):
+        first, *lines = (ROOT / file).read_text().splitlines()
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.]*", line) for line in lines)
+        assert first == "-c requirements.lock" or "==" in first

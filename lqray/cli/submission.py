@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from lqray.cli import shared, sweeps
 
 if TYPE_CHECKING:
     from lqray.orchestration.submission import Sweep
+
+_SHOWN = 10
 
 
 def _options_of_run() -> list[click.Parameter]:
@@ -42,8 +45,8 @@ def submit(
     """Run FILE... on a cluster, as a Ray job: `lqray run`, with its options, in a copy of this working tree.
 
     The same files and options are the same job: submitted again while it runs, it is followed; after its end it is
-    run again, for what is missing. Ctrl-C leaves it running. Exit code: 0 when the job succeeded, 1 when it failed or
-    was stopped, 130 when left running.
+    run again, for what is missing. Ctrl-C leaves it running. --dry-run shows what would be sent, and sends nothing.
+    Exit code: 0 when the job succeeded, 1 when it failed or was stopped, 130 when left running.
     """
     from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, check_secret
 
@@ -60,15 +63,44 @@ def submit(
             check_secret(override, "--set")
     from lqray.orchestration.submission import Sweep
 
+    dry_run = options.pop("dry_run")
     sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options))
+    if dry_run:
+        _show(sweep)
+        return
     sys.exit(_submit(sweep, address, cluster, follow, no_wait))
+
+
+def _show(sweep: Sweep) -> None:
+    from lqray.orchestration.package import PackageError
+    from lqray.orchestration.submission import shipment
+
+    with shared.clear_errors(PackageError):
+        would = shipment(sweep)
+    for name in would.names:
+        click.echo(_printable(name))
+    click.echo(
+        f"{len(would.names)} files, {would.size / 1e6:.1f} MB, would be sent, to run: {would.entrypoint}", err=True
+    )
+    _say_left_out(would.left_out)
+
+
+def _say_left_out(names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(map(_printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+        click.echo(f"left out, {len(names)}, since by their names they hold secrets: {shown}", err=True)
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool) -> int:
     from contextlib import closing, nullcontext
 
-    from lqray.orchestration.cluster import ClusterError, offer_token
+    from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.package import PackageError
+    from lqray.orchestration.ray_access import offer_token
     from lqray.orchestration.submission import Cluster, SubmissionError, job_server
     from lqray.orchestration.tunnel import Tunnel
 
@@ -86,6 +118,7 @@ def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool
                 click.echo(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
             else:
                 click.echo(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
+            _say_left_out(job.left_out)
             if no_wait:
                 click.echo(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
                 return 0
@@ -116,7 +149,7 @@ def _as_arguments(values: dict[str, object]) -> tuple[str, ...]:
     """Options of `run` as on its command line, as far as they are not the default."""
     arguments: list[str] = []
     for option in _options_of_run():
-        value = values[option.name or ""]
+        value = values.get(option.name or "")
         if value == option.get_default(click.get_current_context()) or value in ((), None, False):
             continue
         if value is True:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from lqray.experiment import dataset_options, names, options
@@ -128,6 +128,12 @@ class Trial(Section):
     def params(self) -> dict[str, str]:
         """`flat`, every value as text: words as they are, anything else as JSON. So MLflow keeps them."""
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.flat().items()}
+
+
+def model_options(config: object) -> _Model:
+    """The `model` section of a trial from plain data. Raises pydantic.ValidationError."""
+    options: _Model = TypeAdapter(_Model).validate_python(config)
+    return options
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -153,47 +153,15 @@ def _keep_figure(uri: str, run_id: str, figure: Any) -> None:
 
 def _keep_model(uri: str, run_id: str, folder: str, config: Mapping[str, Any]) -> None:
     """Raises what went wrong; the run's tag says it, too."""
+    from lqray.orchestration.models import log_model
     from lqray.orchestration.store_access import client_of, patiently
 
     client = client_of(uri)
     try:
-        patiently(lambda: _log_model(uri, run_id, folder, config))
+        patiently(lambda: log_model(uri, run_id, MODEL, config, folder))
         said = MODEL
     except Exception as error:
-        said = f"failed: {type(error).__name__}: {error}"
+        said = masked(f"failed: {type(error).__name__}: {error}")
         raise
     finally:
         patiently(lambda: client.set_tag(run_id, MODEL_TAG, said))
-
-
-def _log_model(uri: str, run_id: str, folder: str, config: Mapping[str, Any]) -> None:
-    import importlib.metadata
-
-    import mlflow
-    from mlflow.models import Model
-
-    from lqray.experiment.schema import Trial
-    from lqray.orchestration.store_access import client_of
-    from lqray.training.export import trained_network
-
-    trial = Trial.model_validate(config)
-    network, step = trained_network(trial, folder, run_id)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(
-        experiment_id=client_of(uri).get_run(run_id).info.experiment_id
-    )  # else it is the default one's
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    # As mlflow.pytorch.log_model, which knows no run but an active one, and would end it. Requirements are given:
-    # finding them out would run the model in a new process.
-    Model.log(
-        artifact_path=None,
-        name=MODEL,
-        flavor=mlflow.pytorch,
-        run_id=run_id,
-        step=step,
-        pytorch_model=network,
-        serialization_format="pickle",
-        pip_requirements=[
-            f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in ("lqray", "torch")
-        ],
-    )

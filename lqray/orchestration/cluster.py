@@ -15,7 +15,9 @@ from typing import Any
 
 from lqray.orchestration.launcher import LaunchInterrupted
 from lqray.orchestration.presence import MARK_VARIABLE, Presence, end_processes_of
+from lqray.orchestration.ray_access import loopback_only, offer_token, provide_token, token_file
 from lqray.orchestration.signals import noting
+from lqray.training.reports import loopback_variables
 
 # Supported knobs of Ray Train: poll workers ten times as often, which is what a short trial waits for, and do not watch
 # for preemption notices.
@@ -107,7 +109,7 @@ def ray_cluster(
             share = presence.take(int(need["CPU"]), most)
             if share.others:
                 _log.warning("%s", share)
-            runtime = {"env_vars": dict(environment)} if environment else None
+            runtime = {"env_vars": {**loopback_variables(), **(environment or {})}}
             context = _start(folder, share.cores, runtime_env=runtime, **options)
         there = ray.cluster_resources()
         known = context.address_info
@@ -142,7 +144,8 @@ def running_cluster() -> Iterator[dict[str, float]]:
 def cluster_address() -> str | None:
     """Of the Ray to join: what RAY_ADDRESS says, or of the last `ray start` on this machine, if it still answers. None:
     there is none, or RAY_ADDRESS=local. `ray start` alone writes its address down; a Ray of another launch is never
-    found. Raises ClusterError where RAY_ADDRESS=auto insists on a Ray that is not there."""
+    found, and what another user wrote down does not count: everybody can write to Ray's folder in /tmp. Raises
+    ClusterError where RAY_ADDRESS=auto insists on a Ray that is not there."""
     chosen = os.environ.get("RAY_ADDRESS", "")
     if chosen == "local":
         return None
@@ -150,8 +153,18 @@ def cluster_address() -> str | None:
         return chosen
     for file in _address_files():
         try:
+            written_by = file.lstat().st_uid
             address = file.read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
+            continue
+        if written_by not in (os.getuid(), 0):
+            _log.warning(
+                "%s names a Ray at %s, but another user (%d) wrote it: it is passed over; if you trust them with your "
+                "code and your token, set RAY_ADDRESS to it",
+                file,
+                repr(address[:100]),
+                written_by,
+            )
             continue
         if address and answers(address):
             return address
@@ -196,18 +209,28 @@ def _start(folder: Path, cores: int, **options: Any) -> Any:
     it is tried again, twice."""
     import ray
 
+    try:
+        provide_token()
+    except OSError as error:
+        raise ClusterError(
+            f"the token of a Ray of this launch's own cannot be kept in {token_file()}: {error.strerror or error}; "
+            "let this user write there, or set RAY_AUTH_TOKEN_PATH to a file that only this user reads, or run with "
+            "--launcher inline, which does without Ray"
+        ) from error
     os.environ[MARK_VARIABLE] = str(folder)
     try:
         for left in (2, 1, 0):
             try:
-                with _same_handlers():
-                    # Its dashboard is a dozen processes, and nothing here asks it.
+                with _same_handlers(), loopback_only():
+                    # Its dashboard is a dozen processes, and nothing here asks it, nor for metrics, which would be
+                    # given to everybody, without a token.
                     return ray.init(
                         address="local",
                         num_cpus=cores,
                         include_dashboard=False,
                         _temp_dir=str(folder),
                         job_config=_job_config(),
+                        _system_config={"enable_metrics_collection": False},
                         **options,
                     )
             except Exception as error:  # Ray raises all kinds, and Exception itself when it took too long
@@ -313,17 +336,6 @@ def on_this_node() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def offer_token() -> None:
-    """Show this user's Ray token, where there is one, to the cluster at RAY_ADDRESS.
-
-    `ray start` and `ray.init` ask for a token as soon as the user has one, but with an address `ray.init` shows it only
-    when RAY_AUTH_MODE says so; a cluster that asks for none ignores it. Ray reads the setting when it is imported.
-    """
-    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if "RAY_AUTH_TOKEN" in os.environ or token_file.is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _why(address: str, error: ConnectionError) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lqray.experiment.secrets import masked
 from lqray.experiment.store import sqlite_path
 from lqray.orchestration.cluster import ClusterError, check_reachable
 from lqray.orchestration.store_access import reading_client
@@ -32,9 +33,9 @@ class Finding:
 
 
 def shown(finding: Finding) -> str:
-    """A finding in a line, and its remedy in another."""
+    """A finding in a line, without passwords, and its remedy in another."""
     marks = {"ok": "ok    ", "slow": "slow  ", "broken": "BROKEN"}
-    line = f"{marks[finding.state]}  {finding.what:18}  {finding.found}"
+    line = f"{marks[finding.state]}  {finding.what:18}  {masked(finding.found)}"
     return f"{line}\n{'':28}remedy: {finding.remedy}" if finding.remedy else line
 
 

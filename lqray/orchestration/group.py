@@ -23,7 +23,9 @@ class Group:
 
     def __init__(self, processes: int, resources: Resources, name: str, storage: str) -> None:
         from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from lqray.orchestration.loopback_groups import LoopbackTorchConfig
 
         self.processes = processes
         self._mailbox = channel.make_mailbox()
@@ -36,7 +38,9 @@ class Group:
         trainer = TorchTrainer(
             serve,
             train_loop_config={"mailbox": self._mailbox},
-            torch_config=TorchConfig(backend=backend_of(resources), timeout_s=math.ceil(resources.timeout_seconds)),
+            torch_config=LoopbackTorchConfig(
+                backend=backend_of(resources), timeout_s=math.ceil(resources.timeout_seconds)
+            ),
             scaling_config=ScalingConfig(
                 num_workers=processes, use_gpu=resources.gpus_per_process > 0, resources_per_worker=per_worker
             ),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lqray.experiment.secrets import is_secret_file
+
 LIMIT = 100 * 10**6
 """Bytes of the zip file; Ray's job server takes no more than 100 MiB."""
 
@@ -22,13 +24,20 @@ class PackageError(ValueError):
 
 @dataclass(frozen=True)
 class Package:
-    """A packed tree. files: how many. size: bytes of the zip file. experiments: the experiment files' paths in it."""
+    """A packed tree. names: of the files in it. size: bytes of the zip file. experiments: the experiment files' paths
+    in it. left_out: files that by their names hold secrets, and stay here."""
 
     path: Path
     tree: Path
-    files: int
+    names: tuple[str, ...]
     size: int
     experiments: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def files(self) -> int:
+        """How many are in it."""
+        return len(self.names)
 
 
 def pack(experiments: Sequence[Path], target: Path, directory: Path | None = None, limit: int = LIMIT) -> Package:
@@ -36,12 +45,16 @@ def pack(experiments: Sequence[Path], target: Path, directory: Path | None = Non
 
     In a git repository those are the files that git tracks or does not ignore; elsewhere all but what Ray leaves out,
     too (.git, .venv, __pycache__, what .gitignore and .rayignore name). Native libraries are of one machine and stay
-    here. The experiment files always come along. Equal trees make equal bytes, which Ray does not upload again. Raises
-    PackageError, with the largest files, beyond `limit`.
+    here, and so do files that by their names, or those that links lead to, hold secrets. The experiment files always
+    come along. Equal trees make equal bytes, which Ray does not upload again. Raises PackageError for a link that leads
+    out of the tree, and, with the largest files, beyond `limit`.
     """
     place = (directory or Path.cwd()).resolve()
     tree, names = _tree(place)
     chosen = {name: tree / name for name in names if not _native(name)}
+    left_out = sorted(name for name, file in chosen.items() if _secret(tree, name, file))
+    for name in left_out:
+        del chosen[name]
     inside = []
     for number, file in enumerate(experiments, start=1):
         path = (place / file).resolve()
@@ -55,7 +68,22 @@ def pack(experiments: Sequence[Path], target: Path, directory: Path | None = Non
             if sum(size for size, _ in packed) > limit:
                 target.unlink()
                 raise PackageError(_too_large(tree, packed, limit))
-    return Package(target, tree, len(packed), target.stat().st_size, tuple(inside))
+    sent = tuple(name for _, name in packed)
+    return Package(target, tree, sent, target.stat().st_size, tuple(inside), tuple(left_out))
+
+
+def _secret(tree: Path, name: str, file: Path) -> bool:
+    """Whether a file is to stay here. Raises PackageError where a link leads to one outside the tree, which nobody has
+    thought of sending."""
+    if is_secret_file(name):
+        return True
+    found = file.resolve()
+    if not found.is_relative_to(tree):
+        raise PackageError(
+            f"{name} in the working tree {tree} is a link to {found}, outside of it; whoever has the cluster's token "
+            "could read that. Allowed: links within the tree. Name it in .gitignore, or put a copy in its place"
+        )
+    return is_secret_file(found.relative_to(tree).as_posix())
 
 
 def _add(archive: zipfile.ZipFile, name: str, file: Path) -> int:

@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lqray.orchestration.private_folder import make_private
 
 _LONGEST_ROOT = 32
 """Characters. Ray makes sockets below it, whose whole path Linux limits to 107."""
@@ -129,14 +130,8 @@ def _root() -> Path:
 def _locked(root: Path) -> Iterator[None]:
     """While no other launch comes, goes or counts. Raises PermissionError when the folder is not this user's alone."""
     while True:
-        root.mkdir(mode=0o700, exist_ok=True)
-        found = root.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise PermissionError(
-                f"{root} has to be a folder that only this user writes to, for temporary files of launches; found "
-                f"owner {found.st_uid} and mode {stat.filemode(found.st_mode)}: remove it, or set TMPDIR elsewhere"
-            )
         try:
+            make_private(root)
             held = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue

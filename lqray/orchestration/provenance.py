@@ -19,13 +19,13 @@ from functools import cache
 from pathlib import Path
 
 import lqray
-from lqray.experiment.secrets import masked
+from lqray.experiment.secrets import is_secret_file, masked
 from lqray.orchestration.signals import starting_processes
 
 _TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training")
 _WORKER_PARTS = (
-    *("channel", "failures", "fencing", "group", "points", "rank_logs", "spool", "stop_rules", "system_metrics"),
-    "worker",
+    *("channel", "failures", "fencing", "group", "loopback_groups", "points", "private_folder", "rank_logs", "spool"),
+    *("stop_rules", "system_metrics", "worker"),
 )
 
 
@@ -89,7 +89,10 @@ def code_changes() -> str:
             shutil.copyfile(index, copy)
         environment = os.environ | {"GIT_INDEX_FILE": str(copy)}
         _git("add", "--intent-to-add", ".", environment=environment)
-        changes = _git("diff", "HEAD", "--", ".", environment=environment)
+        changed = _git("diff", "HEAD", "--name-only", "-z", "--relative", "--", ".", environment=environment)
+        # Whoever reads the store reads this.
+        secret = [f":(exclude,literal){name}" for name in changed.split("\0") if is_secret_file(name)]
+        changes = _git("diff", "HEAD", "--", ".", *secret, environment=environment)
     return changes + "\n" if changes else ""
 
 

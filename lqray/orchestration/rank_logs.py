@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lqray.orchestration.failures import failure_of
-from lqray.training.storage import Folder, LocalFolder, cached_path, open_folder
+from lqray.orchestration.private_folder import make_private
+from lqray.training.storage import Folder, LocalFolder, cached_path, cached_root, open_folder
 
 if TYPE_CHECKING:
     from lqray.orchestration.worker import WorkerTask
@@ -40,6 +41,7 @@ def output_to_log(task: WorkerTask, rank: int) -> Iterator[None]:
         if isinstance(folder, LocalFolder):
             file = folder.path / name
         else:
+            make_private(cached_root())
             file = cached_path(task.folder) / name
             stack.enter_context(_uploaded(file, folder))
         stack.enter_context(_output_to(file, f"{task.name} ({task.trial_id}), rank {rank}", task.backend))

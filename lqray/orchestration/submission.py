@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lqray.experiment.secrets import masked
-from lqray.orchestration.cluster import ClusterError, offer_token
+from lqray.orchestration.cluster import ClusterError
 from lqray.orchestration.package import LIMIT, pack
+from lqray.orchestration.ray_access import offer_token
 
 _FIRST_DELAY, _LAST_DELAY = 1.0, 15.0
 PATIENCE = 600.0
@@ -71,12 +72,32 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Job:
-    """A job on the cluster. attached: it was running already. files, size: what was sent, in bytes."""
+    """A job on the cluster. attached: it was running already. files, size: what was sent, in bytes. left_out: files
+    that by their names hold secrets."""
 
     submission_id: str
     attached: bool
     files: int = 0
     size: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What a submission would send: the names of files, the bytes of all, packed, the job's command, and what is left
+    out."""
+
+    names: tuple[str, ...]
+    size: int
+    entrypoint: str
+    left_out: tuple[str, ...]
+
+
+def shipment(sweep: Sweep, limit: int = LIMIT) -> Shipment:
+    """What `Cluster.submit` would send; nothing is. Raises PackageError."""
+    with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
+        package = pack(sweep.files, Path(folder) / "tree.zip", limit=limit)
+    return Shipment(package.names, package.size, sweep.entrypoint(package.experiments), package.left_out)
 
 
 class Cluster:
@@ -115,7 +136,7 @@ class Cluster:
                 if self._attempts(sweep.base).get(number, ("", False))[1]:
                     return Job(submission_id, attached=True)
                 raise
-        return Job(submission_id, False, package.files, package.size)
+        return Job(submission_id, False, package.files, package.size, package.left_out)
 
     def outcome(self, submission_id: str, show: Callable[[str], None] | None) -> Outcome:
         """How the job ended, as soon as it has. show: given its log, in pieces, each once.

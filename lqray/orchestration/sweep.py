@@ -83,8 +83,10 @@ class RayLauncher:
 
         from lqray.orchestration.channel import Ends, Updates
         from lqray.orchestration.driver import TrialDriver
+        from lqray.orchestration.ray_access import withhold_credentials
         from lqray.orchestration.supply import Results, Stopper, Supply
 
+        withhold_credentials()
         updates = Updates(self._hear(queue), lambda: self._answers(queue))
         watch = RayWatch(cluster)
         guarded: Any = Guarded(queue, watch)

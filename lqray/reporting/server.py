@@ -96,7 +96,7 @@ def serve(
     # A session of its own, so that the server and all that it starts can be ended together.
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments],
-        env=os.environ | environment,
+        env={"MLFLOW_DISABLE_TELEMETRY": "true", **os.environ, **environment},
         stdout=None if logged else subprocess.DEVNULL,
         stderr=None if logged else subprocess.PIPE,
         text=True,

@@ -70,11 +70,14 @@ def prepare(uri: str) -> None:
 
 def quiet() -> None:
     """Import MLflow, set how soon its requests give up, and silence what it and its packages log of a store that is
-    away: tracebacks by the thousand. What is wrong is raised, and said once by `lqray.store.outage`."""
+    away: tracebacks by the thousand. What is wrong is raised, and said once by `lqray.store.outage`. It does not print
+    the addresses of runs, with the store's password, nor send its makers what it is used for."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow  # noqa: F401  its import sets the levels that are set here
 
     for name in _SILENCED:

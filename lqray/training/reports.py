@@ -3,6 +3,8 @@ and does not train has seconds to lose by it."""
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +52,12 @@ def interface_variables(network_interface: str | None) -> dict[str, str]:
     """Environment in which process groups of both backends use that network interface; {} leaves the choice."""
     names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     return dict.fromkeys(names, network_interface) if network_interface else {}
+
+
+def loopback_variables() -> dict[str, str]:
+    """Environment in which gloo's groups of one machine's processes listen on its loopback interface alone; {} where
+    somebody has chosen an interface, or none is called so."""
+    loopback = "lo"
+    if "GLOO_SOCKET_IFNAME" in os.environ or loopback not in {name for _, name in socket.if_nameindex()}:
+        return {}
+    return {"GLOO_SOCKET_IFNAME": loopback}

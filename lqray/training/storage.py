@@ -305,9 +305,13 @@ def check_folder(folder: Folder) -> None:
 
 def cached_path(address: str) -> Path:
     """A folder of this machine for files of `address` on their way to it."""
-    name = address.replace("://", "/").strip("/").replace("/", "-")
+    return cached_root() / address.replace("://", "/").strip("/").replace("/", "-")
+
+
+def cached_root() -> Path:
+    """Where this machine has all those of this user. Whoever writes there makes sure that it is no other user's."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    return Path(tempfile.gettempdir()) / f"lqray-logs-{user}" / name
+    return Path(tempfile.gettempdir()) / f"lqray-logs-{user}"
 
 
 def _opened(address: str) -> tuple[Any, str]:

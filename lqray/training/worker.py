@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.loop import train
-from lqray.training.reports import Place, Report, interface_variables
+from lqray.training.reports import Place, Report, interface_variables, loopback_variables
 
 _HELD_HERE = 3  # a list, the loop's name and the argument of the question
 
@@ -68,13 +69,24 @@ def _process_group(
         if place == "environment":
             dist.init_process_group(backend, timeout=timeout)
         else:
-            store = TCPStore("127.0.0.1", place.port, place.world, place.rank == 0, timeout)
+            os.environ.update(loopback_variables())
+            store = loopback_store(place.port, place.rank, place.world, timeout)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=timeout)
     try:
         yield _world()
     finally:
         _ended.append(_world())
         dist.destroy_process_group()
+
+
+def loopback_store(port: int, rank: int, world: int, timeout: timedelta) -> TCPStore:
+    """Where `world` processes of this machine meet. Rank 0 holds it, and accepts connections from this machine only:
+    by itself torch would accept them from everywhere."""
+    address = "127.0.0.1"
+    if rank:
+        return TCPStore(address, port, world, False, timeout)
+    listener = socket.create_server((address, port))
+    return TCPStore(address, port, world, True, timeout, master_listen_fd=listener.detach())
 
 
 _ended: list[dist.ProcessGroup] = []

@@ -20,3 +20,14 @@ from lqray.experiment.secrets import masked
 def test_passwords_are_masked_and_nothing_else(text, shown):
     assert masked(text) == shown
     assert masked(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h/p?a=1&access_token=hidden&b=2", "https://h/p?a=1&access_token=***&b=2"),
+        ("s3 says: https://b.s3/x?X-Amz-Signature=hidden", "s3 says: https://b.s3/x?X-Amz-Signature=***"),
+    ],
+)
+def test_keys_in_queries_are_masked(text, shown):
+    assert masked(text) == shown

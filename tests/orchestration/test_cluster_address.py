@@ -1,6 +1,7 @@
 """Which Ray a launch joins: what RAY_ADDRESS names, or what `ray start` wrote down and still answers, and no other."""
 
 import ctypes
+import os
 import signal
 import socket
 import time
@@ -49,6 +50,25 @@ def test_what_no_longer_answers_is_passed_over_with_a_word(places, listening, ca
     places.write_text(f"127.0.0.1:{port}")
     assert cluster_address() is None
     assert f"127.0.0.1:{port}, where nothing answers" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["file", "link"])
+def test_what_another_user_wrote_down_is_passed_over_with_a_word(places, listening, monkeypatch, caplog, way):
+    """Joining it would show them this user's code and token."""
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    if way == "link":
+        (places.parent / "elsewhere").write_text(listening)
+        places.symlink_to(places.parent / "elsewhere")
+    else:
+        places.write_text(listening)
+    os.chown(places, 12345, 12345, follow_symlinks=False)
+    assert cluster_address() is None
+    assert "another user (12345)" in caplog.text
+    assert str(places) in caplog.text
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ClusterError):
+        cluster_address()
 
 
 def test_auto_insists_but_never_finds_the_ray_of_another_launch(places, monkeypatch):

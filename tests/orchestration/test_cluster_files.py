@@ -84,15 +84,22 @@ def test_the_compose_file_has_no_password_and_the_mlflow_of_the_lock():
     text = (ROOT / "deploy/compose.yaml").read_text()
     (document,) = documents("deploy/compose.yaml")
     server = document["services"]["mlflow"]
-    for package in ("mlflow", "Flask-WTF"):
+    for package in ("mlflow", "Flask-WTF", "psycopg"):
         (line,) = [
             one for one in (ROOT / "requirements.lock").read_text().splitlines() if one.startswith(f"{package}==")
         ]
-        assert line in server["build"]["dockerfile_inline"]
+        assert line in server["build"]["dockerfile_inline"].replace("psycopg[binary]", "psycopg")
+    assert "-c /requirements.lock" in server["build"]["dockerfile_inline"]
+    assert (ROOT / "deploy" / server["build"]["context"]).resolve() == ROOT
     assert server["depends_on"].keys() <= document["services"].keys()
     for line in text.splitlines():
         if "PASSWORD:" in line or "SECRET_KEY:" in line:
             assert "${" in line
+    assert "PASSWORD" not in server["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert "USER mlflow" in server["build"]["dockerfile_inline"]
+    assert all(
+        port.startswith("127.0.0.1:") for service in document["services"].values() for port in service.get("ports", ())
+    )
     assert "--app-name basic-auth" in server["command"]
     assert "--allowed-hosts ${MLFLOW_NAME:?}" in server["command"]
 
@@ -129,6 +136,91 @@ def test_a_node_is_set_up_once_for_the_gpus_it_has(tmp_path):
     ).stdout.splitlines()
     assert {"RAY_AUTH_MODE=token", "LQRAY_STORAGE=/shared/a b"} <= set(told)
     assert (home / ".bashrc").read_text().count("environment.sh") == 1
+
+
+PASSWORD = """pa$HOME`id`$(id)"x'y\\z #!"""
+
+
+def test_a_password_reaches_the_machines_as_it_stands_in_the_file(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/activate").write_text("")
+    file = tmp_path / ".lqray.env"
+    file.write_text(
+        f"# of this cluster\n\nMLFLOW_TRACKING_PASSWORD={PASSWORD}\nexport LQRAY_DATA='/local/a b'\n"
+        'LQRAY_STORAGE="/shared/$x"\r\n  EMPTY=\nUNEVEN="\nhidden word\n1X=2\ntouch ' + str(tmp_path / "ran")
+    )
+    file.chmod(0o644)
+    done = subprocess.run(
+        ["bash", "-euc", f". {ROOT}/deploy/environment.sh; env -0"],
+        env={"HOME": str(tmp_path), "LQRAY_VENV": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
+    assert told["MLFLOW_TRACKING_PASSWORD"] == PASSWORD
+    assert (told["LQRAY_DATA"], told["LQRAY_STORAGE"]) == ("/local/a b", "/shared/$x")
+    assert (told["EMPTY"], told["UNEVEN"]) == ("", '"')
+    assert not (tmp_path / "ran").exists()
+    assert "hidden" not in done.stderr
+    assert "line 8 is not NAME=VALUE" in done.stderr
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_an_environment_that_somebody_else_wrote_is_not_read(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/activate").write_text("")
+    (tmp_path / ".lqray.env").write_text("LQRAY_STORAGE=/theirs\n")
+    os.chown(tmp_path / ".lqray.env", 12345, 12345)
+    done = subprocess.run(
+        ["bash", "-euc", f". {ROOT}/deploy/environment.sh; env"],
+        env={"HOME": str(tmp_path), "LQRAY_VENV": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "LQRAY_STORAGE" not in done.stdout
+    assert "another user's" in done.stderr
+
+
+@pytest.mark.parametrize("taken", ["free", "a link", "another user's"])
+def test_a_slurm_job_keeps_its_ray_in_a_folder_that_nobody_else_has_made(tmp_path, taken):
+    """With stubs for all that it calls; mktemp gives a name that somebody has been faster to take on this machine."""
+    if taken == "another user's" and os.getuid() != 0:
+        pytest.skip("only root can give a folder away")
+    programs, folder = tmp_path / "bin", tmp_path / "lqray-x"
+    programs.mkdir()
+    if taken == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif taken != "free":
+        folder.mkdir()
+        os.chown(folder, 12345, 12345)
+    program(programs, "mktemp", f'echo "$*" > {tmp_path}/asked; echo {folder}')
+    waiting = f"while [ ! -e {tmp_path}/ended ]; do sleep 0.05; done"
+    program(programs, "python", f"[ $1 = -c ] && echo token; [ $1 = -m ] && {waiting}; exit 0")
+    program(
+        programs, "srun", f'while [ "${{1#--}}" != "$1" ]; do shift; done; SLURM_PROCID=0 "$@"; touch {tmp_path}/ended'
+    )
+    program(programs, "ray", f'stat -c %a {folder} > {tmp_path}/started; echo "$@" >> {tmp_path}/started')
+    program(programs, "rm", "exit 0")
+    done = subprocess.run(
+        ["bash", ROOT / "deploy/slurm.sh", "sweep.yaml"],
+        env=without("RAY_", "SLURM_") | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "XXXXXX" in (tmp_path / "asked").read_text()
+    started = tmp_path / "started"
+    if taken == "free":
+        mode, arguments = started.read_text().splitlines()
+        assert mode == "700"
+        assert f"--temp-dir={folder}/ray" in arguments
+    else:
+        assert not started.exists()
+        assert str(folder) in done.stderr
 
 
 SRUN = """#!/bin/bash
@@ -172,6 +264,7 @@ def test_a_slurm_allocation_runs_a_sweep_over_its_nodes_and_leaves_nothing(tmp_p
         "SLURM_CPUS_PER_TASK": "1",
         "SLURM_GPUS_ON_NODE": "0",
     }
+    before = set(Path("/tmp").glob("lqray-????????"))
     done = subprocess.run(
         ["bash", ROOT / "deploy/slurm.sh", "sweep.yaml", "--launcher", "warm"],
         cwd=tmp_path,
@@ -186,7 +279,7 @@ def test_a_slurm_allocation_runs_a_sweep_over_its_nodes_and_leaves_nothing(tmp_p
     (run,) = recorded(f"sqlite:///{tmp_path}/lqray.db", "allocation").values()
     assert run.info.status == "FINISHED"
     nothing_is_left(tmp_path)
-    assert not Path(f"/tmp/lqray-{os.getpid()}").exists()
+    assert set(Path("/tmp").glob("lqray-????????")) <= before
 
     usage = subprocess.run(["bash", ROOT / "deploy/slurm.sh"], capture_output=True, text=True)
     assert usage.returncode == 2

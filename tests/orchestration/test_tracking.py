@@ -21,8 +21,9 @@ from lqray.orchestration import provenance
 from lqray.orchestration.archivist import Archivist
 from lqray.orchestration.datasets import dataset_inputs
 from lqray.orchestration.description import axis_metrics, run_colour, trial_description
-from lqray.orchestration.doctor import Finding
+from lqray.orchestration.doctor import Finding, shown
 from lqray.orchestration.launch_files import LaunchFiles
+from lqray.orchestration.models import load_model
 from lqray.orchestration.run import Presentation, RunOptions, make_plan, run_plan
 from lqray.orchestration.worker import Outcome, Reporter
 from lqray.reporting.figures.density import draw_density
@@ -155,19 +156,12 @@ def test_datasets_and_system_metrics(tracked):
     assert "system/cpu_utilization_percentage" not in tracked[2][run.info.run_name].metrics
 
 
-def test_the_model_is_that_of_the_last_checkpoint(tracked, monkeypatch):
-    import mlflow
-
+def test_the_model_is_that_of_the_last_checkpoint(tracked):
     client, runs, results, _ = tracked
     for key, name in names(tracked).items():
         assert runs[name].data.tags.get("lqray.model") == (None if key.endswith("failed") else "model")
     run = runs[names(tracked)["alq3"]]
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(client.tracking_uri)
-    try:
-        loaded = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
-    finally:
-        mlflow.set_tracking_uri(before)
+    loaded = load_model(f"runs:/{run.info.run_id}/model", client.tracking_uri)
     trained, _ = trained_network(results[run.info.run_name].named.trial, run.data.tags["lqray.folder"])
     inputs = torch.randn(7, 1, 8, 8)
     assert torch.equal(loaded(inputs), trained(inputs))
@@ -230,6 +224,7 @@ def test_passwords_stay_out_of_the_files_of_a_launch(monkeypatch):
     made = launch_files_module.launch_files("")
     assert "secret" not in made["doctor.txt"]
     assert "user:***@127.0.0.1" in made["doctor.txt"]
+    assert "secret" not in shown(said[0])
 
 
 def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monkeypatch):
@@ -246,6 +241,8 @@ def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monk
     changes = provenance.code_changes()
     assert "-a = 1\n+a = 2\n" in changes
     assert "+b = 1\n" in changes
+    (tmp_path / "lqray" / ".env").write_text("PASSWORD=hidden\n")
+    assert provenance.code_changes() == changes
     status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     assert "?? lqray/new.py" in status  # the index is as it was
     known.write_text("c = 3\n" * 400_000)
