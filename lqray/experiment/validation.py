@@ -7,11 +7,12 @@ from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from lqray.experiment.errors import Problem, did_you_mean
+from lqray.experiment.errors import Problem, did_you_mean, shortened
 from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import Document, Path_, dotted
 
 _Loc = tuple[str | int, ...]
+_MOST_PROBLEMS = 100
 
 
 class _Setting(Protocol):
@@ -26,7 +27,7 @@ def explain(
 ) -> list[Problem]:
     """Problems of a trial that is not valid: `config` is its raw form, `settings` what a block set on the base."""
     problems = []
-    for detail in error.errors():
+    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
         loc, found, allowed, hint = _describe(dict(detail), Trial, config)
         key = dotted(loc)
         line = _line(key, loc, document, settings)
@@ -39,7 +40,7 @@ def explain_section(
 ) -> list[Problem]:
     """Problems of a plain section (resources, tracking) that failed to validate."""
     problems = []
-    for detail in error.errors():
+    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
         loc, found, allowed, hint = _describe(dict(detail), cls, value)
         line = document.line_of((*path, *loc))
         problems.append(Problem(document.file, line, dotted((*path, *loc)), found, allowed, hint))
@@ -57,7 +58,7 @@ def key_problem(key: str) -> tuple[str, str, str | None] | None:
             where = f"keys of {before}" if before else "keys of a trial"
             choices = [f"{before}.{name}" if before else name for name in known]
             allowed = f"{where}: {', '.join(choices)}" if known else f"no key below {before}"
-            return f"the unknown key {key!r}", allowed, did_you_mean(".".join(parts[: depth + 1]), choices)
+            return f"the unknown key {shortened(key)!r}", allowed, did_you_mean(".".join(parts[: depth + 1]), choices)
         classes = [model for cls in classes if part in cls.model_fields for model in _models(cls, part)]
     return None
 
@@ -94,14 +95,14 @@ def _describe(detail: dict[str, Any], root: type[BaseModel], config: Any) -> tup
         return tuple(context["key"].split(".")), context["found"], context["allowed"], None
     if kind == "extra_forbidden":
         known = sorted({*cls.model_fields, *getattr(cls, "siblings", ())})
-        return loc, f"the unknown key {loc[-1]!r}", ", ".join(known), did_you_mean(str(loc[-1]), known)
+        return loc, f"the unknown key {shortened(str(loc[-1]))!r}", ", ".join(known), did_you_mean(str(loc[-1]), known)
     if kind == "missing":
         return loc, "nothing", f"a value: {loc[-1]!r} is required", None
     if kind == "union_tag_invalid":
         known = [name.strip().strip("'") for name in context["expected_tags"].split(",")]
         selector = _selector(root, loc)
         tag = str(context["tag"])
-        return (*loc, selector), f"the unknown name {tag!r}", ", ".join(known), did_you_mean(tag, known)
+        return (*loc, selector), f"the unknown name {shortened(tag)!r}", ", ".join(known), did_you_mean(tag, known)
     if kind == "union_tag_not_found":
         selector = _selector(root, loc)
         if isinstance(value, dict):
@@ -182,5 +183,4 @@ def _shown(value: Any) -> str:
         return "nothing (null)"
     if isinstance(value, dict):
         return "a mapping"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(repr(value), 80)
