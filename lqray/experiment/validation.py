@@ -153,6 +153,12 @@ _NUMBERS = {
     "less_than": ("lt", "a number below {}"),
     "less_than_equal": ("le", "a number of at most {}"),
 }
+_LENGTHS = {
+    "too_short": ("min_length", "a list of at least {}"),
+    "too_long": ("max_length", "a list of at most {}"),
+    "string_too_short": ("min_length", "a word of at least {} character"),
+    "string_too_long": ("max_length", "a word of at most {} characters"),
+}
 _TYPES = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -175,6 +181,9 @@ def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
         return _TYPES[kind]
     if kind == "literal_error":
         return str(context["expected"])
+    if kind in _LENGTHS:
+        key, text = _LENGTHS[kind]
+        return text.format(context[key])
     return message.removeprefix("Value error, ")
 
 
