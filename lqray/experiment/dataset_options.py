@@ -10,7 +10,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lqray.experiment.options import LARGEST, MOST_EXAMPLES, MOST_OF_A_WORD, MOST_UNITS, MOST_WEIGHTS, SMALLEST, Variant
+from lqray.experiment.options import (
+    LARGEST,
+    MOST_EXAMPLES,
+    MOST_UNITS,
+    MOST_WEIGHTS,
+    SMALLEST,
+    Variant,
+    Word,
+)
 
 
 class DataOptions(Variant):
@@ -22,8 +30,8 @@ class DataOptions(Variant):
 class FileOptions(DataOptions):
     """A dataset that is read from files."""
 
-    root: str | None = Field(default=None, min_length=1, max_length=MOST_OF_A_WORD, json_schema_extra={"identity": False})
-    """Folder of the files, `~` for the home directory; null: the environment variable LQRAY_DATA of the process that
+    root: Word | None = Field(default=None, json_schema_extra={"identity": False})
+    """Folder of the files, `~` for the home directory, `$NAME` for an environment variable; null: the environment variable LQRAY_DATA of the process that
     loads them, or else ~/data."""
 
 
@@ -70,7 +78,7 @@ class ImagenetOptions(FileOptions):
     """ImageNet, or any images in folders train/<class>/ and val/<class>/ below `root`."""
 
     size: int = Field(default=224, ge=8, le=8192)
-    """Side of the inputs, pixels, at most of the largest cameras' pictures; for evaluation the shorter side is first resized to 256/224 of it."""
+    """Side of the inputs, pixels; for evaluation the shorter side is first resized to 256/224 of it."""
     loading_processes: int = Field(default=4, ge=0, le=1024, json_schema_extra={"identity": False})
     """Processes that read images ahead for each training process; 0: it reads them itself."""
 

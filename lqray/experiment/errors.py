@@ -58,6 +58,11 @@ class ExperimentError(ValueError):
         super().__init__("\n".join(shown))
 
 
+class UnfitTrialError(ValueError):
+    """A trial whose options are valid each, and which cannot be trained all the same: its data do not fit its network,
+    or the like. Says which option, what was found and what is allowed."""
+
+
 class UnknownTrialError(ValueError):
     """A name or id that is not that of exactly one trial."""
 

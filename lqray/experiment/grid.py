@@ -176,7 +176,9 @@ class Experiment:
         for setting in settings:
             groups.setdefault(setting.key.partition(".")[0], []).append(setting)
         keys = {name: repr([(one.key, one.value) for one in group]) for name, group in groups.items()}
-        ready = {name: self._sections.get((name, keys.get(name, ""))) for name in {**self.layout.base, **groups}}
+        set_last = [key.partition(".")[0] for key in self.layout.overrides]
+        given = {**self.layout.base, **groups, **dict.fromkeys(set_last)}
+        ready = {name: self._sections.get((name, keys.get(name, ""))) for name in given}
         if all(section is not None for section in ready.values()):
             # Sections that are valid each may not go together; what follows says where that was set.
             with suppress(ValidationError):

@@ -22,7 +22,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from lqray.experiment.identity import canonical_json
 from lqray.experiment.store import wrong_address
 
-
 MOST_ITERATIONS = 2**32 - 1
 """Steps, or epochs, of a run: an exchange counts iterations with 32 bits, and its rounding noise follows from them."""
 SMALLEST, LARGEST = 1e-38, 1e38
@@ -431,7 +430,7 @@ class TelemetryOptions(Section):
 
 def _share_of_gpus(share: float) -> float:
     # Ray counts in ten-thousandths.
-    if share > 1 and share != int(share) or 0 < share < 1e-4:
+    if (share > 1 and share != int(share)) or 0 < share < 1e-4:
         raise ValueError("a whole number of GPUs, or a share of one below 1, of at least 0.0001; 0: none")
     return share
 
@@ -487,7 +486,7 @@ def _storage_folder(folder: str | None) -> str | None:
 class Storage(Section):
     """Where checkpoints and logs of trials are kept. Not part of a trial."""
 
-    folder: Annotated[str | None, AfterValidator(_storage_folder)] = Field(default=None, min_length=1, max_length=MOST_OF_A_WORD)
+    folder: Annotated[Word | None, AfterValidator(_storage_folder)] = None
     """A folder, on several machines one that all of them see; or s3://BUCKET/PREFIX, gs://... of an object store. A
     relative path is relative to the directory that `lqray run` is called from. By default LQRAY_STORAGE of its
     environment, else lqray-storage."""
