@@ -86,8 +86,9 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Print errors that are the user's to mend without a traceback, and exit with 2."""
     from lqray.experiment.errors import ExperimentError
     from lqray.experiment.secrets import masked
+    from lqray.experiment.store import StorageError
 
-    expected: tuple[type[Exception], ...] = (ExperimentError, ConnectionError, *kinds)
+    expected: tuple[type[Exception], ...] = (ExperimentError, StorageError, ConnectionError, *kinds)
     try:
         yield
     except Exception as error:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from lqray.experiment.options import (
     LARGEST,
     MOST_EXAMPLES,
+    MOST_SEED,
     MOST_UNITS,
     MOST_WEIGHTS,
     SMALLEST,
@@ -31,8 +32,8 @@ class FileOptions(DataOptions):
     """A dataset that is read from files."""
 
     root: Word | None = Field(default=None, json_schema_extra={"identity": False})
-    """Folder of the files, `~` for the home directory, `$NAME` for an environment variable; null: the environment variable LQRAY_DATA of the process that
-    loads them, or else ~/data."""
+    """Folder of the files, ~ for the home directory, $NAME or ${NAME} for a variable of the environment of the process
+    that loads them; null: its variable LQRAY_DATA, or else ~/data."""
 
 
 class DownloadedOptions(FileOptions):
@@ -97,7 +98,7 @@ class GaussianMixtureOptions(DataOptions):
     """Training examples."""
     test_size: int = Field(default=1000, ge=10, le=MOST_EXAMPLES)
     """Test examples."""
-    data_seed: int = Field(default=0, ge=0)
+    data_seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of centres and examples, apart from the trial's seed: trials share their data."""
 
     @model_validator(mode="after")

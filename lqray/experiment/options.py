@@ -42,6 +42,8 @@ MOST_OF_A_WORD = 4096
 """Characters, as of a path."""
 MOST_COORDINATES = 2**48
 """Of a tensor, as lqray.ops has it."""
+MOST_SEED = 2**64 - 1
+"""Integers of 64 bits."""
 MOST_DRAWS = 100_000
 """Of a search: more trials than have ever been run to find a number."""
 
@@ -466,8 +468,8 @@ class Tracking(Section):
     """Where runs are recorded. Not part of a trial."""
 
     uri: Word | None = Field(default=None, json_schema_extra={"founding": "sqlite:///lqray.db"})
-    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from. By
-    default MLFLOW_TRACKING_URI of its environment, else sqlite:///lqray.db."""
+    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from, and
+    $NAME or ${NAME} is a variable of its environment. By default MLFLOW_TRACKING_URI there, else sqlite:///lqray.db."""
     figures: bool = True
     """Draw the levels of each quantized trial of a minute or more against the density of its last gradient, when it
     ends."""
@@ -488,8 +490,8 @@ class Storage(Section):
 
     folder: Annotated[Word | None, AfterValidator(_storage_folder)] = None
     """A folder, on several machines one that all of them see; or s3://BUCKET/PREFIX, gs://... of an object store. A
-    relative path is relative to the directory that `lqray run` is called from. By default LQRAY_STORAGE of its
-    environment, else lqray-storage."""
+    relative path is relative to the directory that `lqray run` is called from; ~ is the home directory, $NAME or
+    ${NAME} a variable of its environment. By default LQRAY_STORAGE of that environment, else lqray-storage."""
     checkpoint_every: int = Field(default=500, ge=1, le=MOST_ITERATIONS)
     """Iterations between checkpoints; the end of a run is always one."""
     keep: int = Field(default=2, ge=1, le=MOST_ITERATIONS)
@@ -550,7 +552,7 @@ class Search(Section):
     metric: Word = "test/accuracy"
     """What Optuna optimizes: any metric of the final evaluation."""
     mode: Literal["max", "min"] = "max"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of the draws, which are a function of it, their number and the key."""
     space: dict[str, Domain] = {}
     """Dotted keys of a trial, and where their values come from."""

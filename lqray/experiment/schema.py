@@ -14,6 +14,7 @@ from lqray.experiment import dataset_options, names, options
 from lqray.experiment.feedback import REMEDY, collision_problem, contraction_problem, described
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options import (
+    MOST_SEED,
     MOST_WORKERS,
     ExchangeOptions,
     Resources,
@@ -85,7 +86,7 @@ class Trial(Section):
     exchange: _Exchange = _Exchange()
     quantizer: _Quantizer
     telemetry: TelemetryOptions = TelemetryOptions()
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, le=MOST_SEED)
     """Seed of initial weights, data order and stochastic rounding; methods with equal seeds see equal batches."""
 
     @model_validator(mode="before")

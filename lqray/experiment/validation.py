@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from lqray.experiment.errors import Problem, did_you_mean, shortened
+from lqray.experiment.options import Variant
 from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import Document, Path_, dotted
 
@@ -75,6 +77,13 @@ def _models(cls: type[BaseModel], field: str) -> list[type[BaseModel]]:
 
     walk(cls.model_fields[field].annotation)
     return found
+
+
+@cache
+def variants(field: str) -> dict[str, type[Variant]]:
+    """Of a trial's section that is chosen by name: the class of each name; of any other field nothing."""
+    found = {_tag_of(Trial, field, member): member for member in _models(Trial, field)}
+    return {tag: member for tag, member in found.items() if tag is not None and issubclass(member, Variant)}
 
 
 def _line(key: str, loc: _Loc, document: Document, settings: Sequence[_Setting]) -> int | None:
