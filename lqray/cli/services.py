@@ -106,12 +106,14 @@ def doctor(file: Path | None, uri: str, cluster: bool) -> None:
     if file:
         with shared.clear_errors():
             uri = shared.read(file).tracking.uri or uri
+    with shared.clear_errors():
+        store = shared.absolute(uri)
     if cluster:
         sys.exit(_examine_cluster(file, uri))
     from lqray.orchestration.doctor import examine, shown
 
     broken = False
-    for finding in examine(shared.absolute(uri)):
+    for finding in examine(store):
         broken = broken or finding.state == "broken"
         click.echo(shown(finding))
     sys.exit(broken)

@@ -87,8 +87,9 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     experiment, a store or the network, and a file that cannot be read or written."""
     from lqray.experiment.errors import ExperimentError
     from lqray.experiment.secrets import masked
+    from lqray.experiment.store import StorageError
 
-    expected: tuple[type[Exception], ...] = (ExperimentError, ConnectionError, *kinds)
+    expected: tuple[type[Exception], ...] = (ExperimentError, StorageError, ConnectionError, *kinds)
     try:
         yield
     except Exception as error:

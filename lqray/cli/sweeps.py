@@ -96,24 +96,27 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration import signals
 
     signals.from_here("leave")
+    from lqray.experiment.errors import UnfitTrialError
     from lqray.experiment.store import StorageError
     from lqray.orchestration.cluster import ClusterError
     from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
     from lqray.orchestration.placement import PlacementError
     from lqray.orchestration.progress import Progress
-    from lqray.orchestration.run import Presentation, make_plan, run_plan
+    from lqray.orchestration.run import Presentation, check_plan, make_plan, run_plan
     from lqray.orchestration.store_access import StoreAwayError
     from lqray.reporting.figures.density import draw_density
     from lqray.reporting.summary import sweep_summary
 
     console = shared.console()
-    with shared.clear_errors(PlacementError, ClusterError, StoreAwayError, UnfitForJobsError, StorageError):
+    known = (PlacementError, ClusterError, StoreAwayError, UnfitForJobsError, StorageError, UnfitTrialError)
+    with shared.clear_errors(*known):
         if runs_in_a_job():
             check_lasting(experiment.tracking, experiment.storage, here=True)
         plan = make_plan(experiment, options)
         if dry_run:
             from lqray.orchestration.dry_run import show_plan
 
+            check_plan(experiment, plan, options, thorough=True)
             show_plan(console, plan, experiment)
             return 0
         _say_plan(console, experiment.name, plan)

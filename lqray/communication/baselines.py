@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lqray.communication.bucket import refuse_sparse
 from lqray.communication.volume import Volume
 from lqray.experiment.options import ExchangeOptions, PowerSgdOptions, QuantizerOptions
 
@@ -43,7 +44,9 @@ class Baseline:
             self._hook = _CASTS[options.method]
 
     def attach(self, model: DistributedDataParallel) -> None:
-        """Make `model` exchange its gradients through torch's hook."""
+        """Make `model` exchange its gradients through torch's hook. Raises ValueError for sparse ones with PowerSGD."""
+        if isinstance(self._state, powerSGD_hook.PowerSGDState):
+            refuse_sparse(model.module)
         model.register_comm_hook(self, _counted)
 
     def begin_step(self) -> None:

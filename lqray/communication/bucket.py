@@ -95,6 +95,29 @@ def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]
     return frozenset(name for name, parameter in module.named_parameters() if skips(name, parameter.numel()))
 
 
+def check_parameters(module: nn.Module) -> None:
+    """Raise ValueError, which names the parameter, for gradients that are not quantized: sparse ones, and those of
+    another dtype than float32, float16 or bfloat16."""
+    refuse_sparse(module)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the parameter {name} is {parameter.dtype}; allowed: float32, float16 or bfloat16, in which gradients "
+                "are quantized (`model.float()`), or the method full_precision"
+            )
+
+
+def refuse_sparse(module: nn.Module) -> None:
+    """Raise ValueError, which names the parameter, for an embedding whose gradients are sparse."""
+    for prefix, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad:
+            raise ValueError(
+                f"the parameter {prefix}{'.' if prefix else ''}weight has sparse gradients, of an embedding with "
+                "sparse=True; allowed: dense ones. Make the embedding with sparse=False, or train with the method "
+                "full_precision"
+            )
+
+
 def cut_bucket(bucket: GradBucket, names: Mapping[Tensor, str], skipped: frozenset[str], by_layer: bool) -> Cut:
     """names: of the model's parameters. by_layer: each tensor on its own; else all that is quantized as one."""
     flat = bucket.buffer()

@@ -19,7 +19,14 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication.bucket import Cut, Span, cut_bucket, flat_like, skipped_names
+from lqray.communication.bucket import (
+    Cut,
+    Span,
+    check_parameters,
+    cut_bucket,
+    flat_like,
+    skipped_names,
+)
 from lqray.communication.collectives import gather_now
 from lqray.communication.parcel import CheckWords, Parcel, check_of
 from lqray.communication.reduction import Reduction, load_reduction
@@ -78,7 +85,9 @@ class GradientExchange:
 
     def attach(self, model: DistributedDataParallel) -> None:
         """Make `model` exchange its gradients through this object. Collective: raises RanksDisagreeError where ranks
-        would misread each other's payloads, or round alike."""
+        would misread each other's payloads, or round alike; ValueError for a parameter whose gradients are sparse, or
+        of a dtype that no payload holds."""
+        check_parameters(model.module)
         agreed = {
             "quantizer": self.quantizer.options.model_dump(),
             "exchange": self._options.model_dump(),

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lqray.experiment.options import Variant
+from lqray.experiment.options import (
+    LARGEST,
+    MOST_EXAMPLES,
+    MOST_SEED,
+    MOST_UNITS,
+    MOST_WEIGHTS,
+    SMALLEST,
+    Variant,
+    Word,
+)
 
 
 class DataOptions(Variant):
@@ -22,9 +31,9 @@ class DataOptions(Variant):
 class FileOptions(DataOptions):
     """A dataset that is read from files."""
 
-    root: str | None = Field(default=None, min_length=1, json_schema_extra={"identity": False})
-    """Folder of the files, `~` for the home directory; null: the environment variable LQRAY_DATA of the process that
-    loads them, or else ~/data."""
+    root: Word | None = Field(default=None, json_schema_extra={"identity": False})
+    """Folder of the files, ~ for the home directory, $NAME or ${NAME} for a variable of the environment of the process
+    that loads them; null: its variable LQRAY_DATA, or else ~/data."""
 
 
 class DownloadedOptions(FileOptions):
@@ -69,9 +78,9 @@ class SvhnOptions(DownloadedOptions):
 class ImagenetOptions(FileOptions):
     """ImageNet, or any images in folders train/<class>/ and val/<class>/ below `root`."""
 
-    size: int = Field(default=224, ge=8)
+    size: int = Field(default=224, ge=8, le=8192)
     """Side of the inputs, pixels; for evaluation the shorter side is first resized to 256/224 of it."""
-    loading_processes: int = Field(default=4, ge=0, json_schema_extra={"identity": False})
+    loading_processes: int = Field(default=4, ge=0, le=1024, json_schema_extra={"identity": False})
     """Processes that read images ahead for each training process; 0: it reads them itself."""
 
 
@@ -79,18 +88,28 @@ class GaussianMixtureOptions(DataOptions):
     """Synthetic: a class is a normal distribution around a centre of its own."""
 
     classes: Literal[2, 5, 10] = 2
-    dimension: int = Field(default=100, ge=1)
+    dimension: int = Field(default=100, ge=1, le=MOST_UNITS)
     """Of the inputs."""
-    centre_scale: float = Field(default=1.0, gt=0)
+    centre_scale: float = Field(default=1.0, ge=SMALLEST, le=LARGEST)
     """C: standard deviation of the coordinates of the centres."""
-    noise_scale: float = Field(default=1.0, gt=0)
+    noise_scale: float = Field(default=1.0, ge=SMALLEST, le=LARGEST)
     """D: standard deviation of the coordinates of examples around their centre."""
-    train_size: int = Field(default=1000, ge=10)
+    train_size: int = Field(default=1000, ge=10, le=MOST_EXAMPLES)
     """Training examples."""
-    test_size: int = Field(default=1000, ge=10)
+    test_size: int = Field(default=1000, ge=10, le=MOST_EXAMPLES)
     """Test examples."""
-    data_seed: int = Field(default=0, ge=0)
+    data_seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of centres and examples, apart from the trial's seed: trials share their data."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> GaussianMixtureOptions:
+        examples = max(self.train_size, self.test_size)
+        if examples * self.dimension > MOST_WEIGHTS:
+            raise ValueError(
+                f"at most {MOST_WEIGHTS:,} coordinates, which are held in memory; found {examples} examples of "
+                f"{self.dimension}"
+            )
+        return self
 
 
 DATA: dict[str, type[DataOptions]] = {

@@ -6,6 +6,17 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+_MOST_CHARACTERS = 200
+_MOST_PROBLEMS = 20
+
+
+def shortened(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """At most so many characters of a text that somebody else wrote, its beginning and its end."""
+    if len(text) <= most:
+        return text
+    kept = (most - 5) // 2
+    return f"{text[:kept]} ... {text[-kept:]}"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -26,8 +37,8 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line is not None else self.file
         lines = [
-            f"{place}: {self.key}" if self.key else place,
-            f"  found:   {self.found}",
+            f"{place}: {shortened(self.key)}" if self.key else place,
+            f"  found:   {shortened(self.found, 2 * _MOST_CHARACTERS)}",
             f"  allowed: {self.allowed}",
         ]
         if self.hint:
@@ -36,11 +47,20 @@ class Problem:
 
 
 class ExperimentError(ValueError):
-    """An experiment file that cannot become trials. `problems` lists everything found wrong, in file order."""
+    """An experiment file that cannot become trials. `problems` lists everything found wrong, in file order; of very
+    many, the message shows the first."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        shown = [str(problem) for problem in self.problems[:_MOST_PROBLEMS]]
+        if len(self.problems) > _MOST_PROBLEMS:
+            shown.append(f"... and more: {len(self.problems) - _MOST_PROBLEMS} of what was found is not shown")
+        super().__init__("\n".join(shown))
+
+
+class UnfitTrialError(ValueError):
+    """A trial whose options are valid each, and which cannot be trained all the same: its data do not fit its network,
+    or the like. Says which option, what was found and what is allowed."""
 
 
 class UnknownTrialError(ValueError):
@@ -48,7 +68,9 @@ class UnknownTrialError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like `name`, or None when none looks alike."""
+    """The known name that looks most like `name`, or None when none looks alike, or `name` is longer than any name."""
+    if len(str(name)) > _MOST_CHARACTERS:
+        return None
     matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
 

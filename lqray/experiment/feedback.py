@@ -1,4 +1,5 @@
-"""Which methods error feedback can be used with, as far as their options say.
+"""What the levels that a method starts with say of its options: whether they differ in float32, and which methods error
+feedback can be used with.
 
 What quantizing lost is added to the next gradient and quantized again. That stays bounded where quantizing is a
 contraction: where it loses less than there was. Two things are known from the levels alone:
@@ -15,11 +16,14 @@ Levels that adapt are fitted before anything is fed back, and what they lose is 
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from lqray.experiment.options import (
     AdaptiveLevelsOptions,
     BucketOptions,
+    ExponentialLevelsOptions,
     FixedLevelsOptions,
     QuantizerOptions,
     TernaryOptions,
@@ -57,6 +61,33 @@ _NORMS_AND_LEVELS: dict[str, tuple[str, Callable[[int, float], list[float]]]] = 
     "amq_n": ("l2", _exponential),
     "optimal": ("l2", _exponential),
 }
+
+
+def collision_problem(options: QuantizerOptions) -> tuple[str, str] | None:
+    """(found, allowed) where the exponential levels +-multiplier**j that a method starts with are not all different in
+    float32, in which they travel; None where they are, or the method has others."""
+    if not isinstance(options, ExponentialLevelsOptions):
+        return None
+    if _NORMS_AND_LEVELS.get(options.method, ("", _uniform))[1] is not _exponential:
+        return None
+    return _collision(options.bits, options.multiplier)
+
+
+@lru_cache(maxsize=1024)
+def _collision(bits: int, multiplier: float) -> tuple[str, str] | None:
+    if _differ(_exponential(bits, multiplier)):
+        return None
+    most = next((fewer for fewer in range(bits - 1, 0, -1) if _differ(_exponential(fewer, multiplier))), 0)
+    smallest = f"{multiplier!r} with {bits} bits, whose levels reach down to {multiplier!r}**{2 ** (bits - 1) - 1}"
+    return (
+        f"{smallest}: in float32 not all of them differ",
+        f"quantizer.bits of at most {most} with this multiplier, or a multiplier such as 0.5",
+    )
+
+
+def _differ(levels: Sequence[float]) -> bool:
+    """As `lqray.quantization.levels.as_float32` has it."""
+    return all(one < after for one, after in itertools.pairwise(array("f", levels)))
 
 
 def adapts(options: QuantizerOptions) -> bool:

@@ -32,6 +32,7 @@ from lqray.experiment.naming import Namer
 from lqray.experiment.overrides import SOURCE, overridden
 from lqray.experiment.sampling import corner, draws, rounded
 from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
+from lqray.experiment.unused import unused_options
 from lqray.experiment.validation import explain
 from lqray.experiment.yaml import Document, Path_, load, parse
 
@@ -176,7 +177,9 @@ class Experiment:
         for setting in settings:
             groups.setdefault(setting.key.partition(".")[0], []).append(setting)
         keys = {name: repr([(one.key, one.value) for one in group]) for name, group in groups.items()}
-        ready = {name: self._sections.get((name, keys.get(name, ""))) for name in {**self.layout.base, **groups}}
+        set_last = [key.partition(".")[0] for key in self.layout.overrides]
+        given = {**self.layout.base, **groups, **dict.fromkeys(set_last)}
+        ready = {name: self._sections.get((name, keys.get(name, ""))) for name in given}
         if all(section is not None for section in ready.values()):
             # Sections that are valid each may not go together; what follows says where that was set.
             with suppress(ValidationError):
@@ -209,11 +212,15 @@ class Experiment:
 
 
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file; its first trial is validated, later ones as they are made. overrides: `--set`.
+    """Read an experiment file; its first trial is validated, later ones as they are made. overrides: `--set`. An option
+    that no trial uses is an error here, and none in `experiment_from_text`, which reads what was launched before.
 
     Raises ExperimentError with file, line, key, what was found and what is allowed.
     """
-    return _experiment(load(path), overrides)
+    experiment = _experiment(load(path), overrides)
+    if problems := unused_options(experiment.layout, experiment.document):
+        raise ExperimentError(problems)
+    return experiment
 
 
 def experiment_from_text(text: str, file: str) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lqray.experiment.errors import ExperimentError, Problem, did_you_mean
+from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
 from lqray.experiment.options import Section
+from lqray.experiment.sampling import number_of_draws
 from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.validation import explain_section, key_problem
 from lqray.experiment.yaml import Document, Path_, dotted
@@ -19,6 +21,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
 _SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage", "search")
 CLAIMS = "lqray-leases"
 """The MLflow experiment that holds claims on trials; no experiment of trials is called so."""
+_MOST_PROBLEMS = 100
+"""After so many nobody reads on; each costs a search for what was meant."""
+MOST_COMBINATIONS = 10_000_000
+"""Planning a million of them takes half a minute."""
 _BLOCK_KEYS = ("matrix", "include", "exclude")
 
 
@@ -63,6 +69,8 @@ class _Reader:
     def problem(self, path: Path_, found: str, allowed: str, hint: str | None = None) -> None:
         line = self.document.line_of(path)
         self.problems.append(Problem(self.document.file, line, dotted(path), found, allowed, hint))
+        if len(self.problems) > _MOST_PROBLEMS:
+            raise ExperimentError(self.problems)
 
     def mapping(self, value: Any, path: Path_, allowed: str) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -152,6 +160,17 @@ class _Reader:
             entries.append(Entry(item, here))
         return tuple(entries)
 
+    def size(self, blocks: Sequence[Block], search: Search | None) -> None:
+        """Whether all combinations could ever be run."""
+        swept = sum(
+            math.prod(map(len, block.matrix.values())) * bool(block.matrix) + len(block.include) for block in blocks
+        )
+        drawn = number_of_draws(search) if search and not search.adaptive else 1
+        count = (swept if blocks else 1) * drawn
+        if count > MOST_COMBINATIONS:
+            key = ("sweep",) if swept > 1 else ("search",)
+            self.problem(key, f"{count:,} combinations", f"at most {MOST_COMBINATIONS:,} in a file")
+
     def trial_key(self, key: str, path: Path_) -> None:
         wrong = key_problem(key)
         if wrong:
@@ -193,6 +212,7 @@ def read_layout(document: Document) -> Layout:
     search = None
     if "search" in data:
         search = reader.search(data["search"], blocks)
+    reader.size(blocks, search)
     if reader.problems:
         raise ExperimentError(sorted(reader.problems, key=lambda problem: problem.line or 0))
     return Layout(name, base, blocks, resources, tracking, storage, search)
@@ -205,8 +225,8 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list):
-        return f"the list {value!r}" if value else "an empty list"
-    return repr(value)
+        return f"the list {shortened(repr(value))}" if value else "an empty list"
+    return shortened(repr(value))
 
 
 def _hashable(value: Any) -> object:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
+from functools import cached_property
 from typing import Any
+
+from pydantic import BaseModel
 
 from lqray.experiment.layout import Layout
 from lqray.experiment.sampling import corner, draws
@@ -12,38 +16,18 @@ from lqray.experiment.schema import Trial, flatten
 
 _MAX_LENGTH = 60
 _MOST_PARTS = 10_000
+_MOST_DRAWS = 1000
+"""Of a longer search the first draws, and its choices, show what varies."""
 _MISSING = object()
 
 
 class Namer:
-    """Names the trials of one experiment. `axes` are the dotted keys that vary, in the order of the file, `values` what
-    each of them takes, in the order of the file, each once."""
+    """Names the trials of one experiment. `axes` are the dotted keys that vary, in the order of the file."""
 
     def __init__(self, layout: Layout) -> None:
-        base = flatten(layout.base)
-        seen: dict[str, list[Any]] = {}
-        for block in layout.blocks:
-            settings = [*((key, value) for key, values in block.matrix.items() for value in values)]
-            settings += [(key, value) for entry in block.include for key, value in entry.values.items()]
-            for key, value in settings:
-                for leaf, item in flatten({key: value}).items():
-                    seen.setdefault(leaf, []).append(item)
-        drawn = list(draws(layout.search)) if layout.search else []
-        if layout.search and layout.search.adaptive:
-            drawn = [corner(layout.search, high) for high in (False, True)]
-        for draw in drawn:
-            for key, value in draw.items():
-                for leaf, item in flatten({key: value}).items():
-                    seen.setdefault(leaf, []).append(item)
-        searched = set(layout.search.space) if layout.search else set()
-        for key, values in seen.items():
-            if key in searched:
-                continue
-            everywhere = all(any(name == key or key.startswith(f"{name}.") for name in b.matrix) for b in layout.blocks)
-            if not everywhere:
-                values.append(base.get(key))
+        self._layout = layout
+        seen = _settings(layout, _MOST_DRAWS)
         self.axes = tuple(key for key, values in seen.items() if any(repr(v) != repr(values[0]) for v in values))
-        self.values = {key: tuple({repr(value): value for value in seen[key]}.values()) for key in self.axes}
         self._labels = {key: _label(key, self.axes) for key in self.axes}
         words = {key: {v for v in values if isinstance(v, str)} for key, values in seen.items() if key in self.axes}
         self._alone = {
@@ -52,6 +36,12 @@ class Namer:
             if own and not any(own & other for another, other in words.items() if another != key)
         }
         self._parts: dict[tuple[str, str], str] = {}
+
+    @cached_property
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """What each of `axes` takes, in the order of the file, each once."""
+        seen = _settings(self._layout, None)
+        return {key: tuple({repr(value): value for value in seen[key]}.values()) for key in self.axes}
 
     def name(self, trial: Trial) -> str:
         """Name of one trial of this experiment; axes that mean nothing to it (bits of full_precision) are left out."""
@@ -80,10 +70,50 @@ class Namer:
         return text
 
 
+def _settings(layout: Layout, most: int | None) -> dict[str, list[Any]]:
+    """Values that a file gives to each dotted key that it may vary; of a search's draws the first `most`, or all."""
+    base = flatten(layout.base)
+    seen: dict[str, list[Any]] = {}
+
+    def add(key: str, value: Any) -> None:
+        for leaf, item in flatten({key: value}).items():
+            seen.setdefault(leaf, []).append(item)
+
+    for block in layout.blocks:
+        for key, values in block.matrix.items():
+            for value in values:
+                add(key, value)
+        for entry in block.include:
+            for key, value in entry.values.items():
+                add(key, value)
+    search = layout.search
+    if search:
+        # All that a grid takes are its choices: there is no need to go through their combinations.
+        most = _MOST_DRAWS if search.sampler == "grid" else most
+        drawn = [corner(search, high) for high in (False, True)] if search.adaptive else draws(search)
+        count = 0
+        for draw in itertools.islice(drawn, most):
+            count += 1
+            for key, value in draw.items():
+                add(key, value)
+        if count == most:
+            for key, domain in search.space.items():
+                for value in domain.choice or ():
+                    add(key, value)
+    searched = set(search.space) if search else set()
+    for key, values in seen.items():
+        if key in searched:
+            continue
+        everywhere = all(any(name == key or key.startswith(f"{name}.") for name in b.matrix) for b in layout.blocks)
+        if not everywhere:
+            values.append(base.get(key))
+    return seen
+
+
 def _value(trial: Trial, key: str) -> Any:
     value: Any = trial
     for part in key.split("."):
-        if part not in type(value).model_fields:
+        if not isinstance(value, BaseModel) or part not in type(value).model_fields:
             return _MISSING
         value = getattr(value, part)
     return value

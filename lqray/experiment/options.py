@@ -6,6 +6,9 @@ options of its own needs no change here.
 
 A key that belongs to another name of the same section (momentum beside `name: adam`) is left out of the trial, so that
 one `base` serves a sweep over names; a key that belongs to none is an error.
+
+Every number has a range, wide enough for whatever can be computed: what lies outside fails only when its trial's turn
+comes, or means nothing. Where a limit is not the method's own, its reason stands with one of the constants below.
 """
 
 from __future__ import annotations
@@ -14,10 +17,35 @@ import itertools
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lqray.experiment.identity import canonical_json
 from lqray.experiment.store import wrong_address
+
+MOST_ITERATIONS = 2**32 - 1
+"""Steps, or epochs, of a run: an exchange counts iterations with 32 bits, and its rounding noise follows from them."""
+SMALLEST, LARGEST = 1e-38, 1e38
+"""Of numbers that float32 tensors are multiplied by: beyond them are its zero and its infinity."""
+MOST_EXAMPLES = 2**31 - 1
+"""In a data set, and hence in a batch: more than any that lqray reads into memory has."""
+MOST_UNITS = 2**20
+"""Units or channels of a layer."""
+MOST_WEIGHTS = 2**34
+"""Of a layer, and coordinates of synthetic data: 64 GiB in float32, as much as a large GPU has."""
+MOST_WORKERS = 2**14
+"""Workers, processes and trials at a time: more than any cluster that Ray is known to serve has processes."""
+MOST_SAMPLES = 10_000
+"""Extra gradients at one measurement or fit; each costs a backward pass or its memory."""
+MOST_OF_A_LIST = 10_000
+"""Entries of a list, which every error and every record of a trial repeats."""
+MOST_OF_A_WORD = 4096
+"""Characters, as of a path."""
+MOST_COORDINATES = 2**48
+"""Of a tensor, as lqray.ops has it."""
+MOST_SEED = 2**64 - 1
+"""Integers of 64 bits."""
+MOST_DRAWS = 100_000
+"""Of a search: more trials than have ever been run to find a number."""
 
 
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -26,8 +54,13 @@ def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-Iterations = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False), AfterValidator(_ascending)]
-PositiveInts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+Iterations = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=MOST_ITERATIONS)], ...],
+    Field(strict=False, max_length=MOST_OF_A_LIST),
+    AfterValidator(_ascending),
+]
+Word = Annotated[str, Field(min_length=1, max_length=MOST_OF_A_WORD)]
+Units = Annotated[int, Field(ge=1, le=MOST_UNITS)]
 
 
 class Section(BaseModel):
@@ -70,31 +103,49 @@ class ModelOptions(Variant):
     """bf16: forward passes in bfloat16 where torch's autocast deems it safe; weights and gradients stay float32."""
 
 
+def _weights_fit(key: str, one: int, two: int) -> None:
+    if one * two > MOST_WEIGHTS:
+        raise ValueError(f"{key} whose weights are at most {MOST_WEIGHTS:,}; found {one} x {two} of a layer")
+
+
 class CnnOptions(ModelOptions):
     """Two 3x3 convolutions with max pooling, then two fully connected layers."""
 
-    channels: Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Field(strict=False)] = (16, 32)
+    channels: Annotated[tuple[Units, Units], Field(strict=False)] = (16, 32)
     """Output channels of the two convolutions."""
-    hidden: int = Field(default=64, ge=1)
+    hidden: int = Field(default=64, ge=1, le=MOST_UNITS)
     """Units of the hidden fully connected layer."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> CnnOptions:
+        one, two = self.channels
+        _weights_fit("channels", one, 9 * two)
+        _weights_fit("hidden, of as many channels,", two, self.hidden)
+        return self
 
 
 class MlpOptions(ModelOptions):
     """Fully connected layers with ReLU between them."""
 
-    layers: PositiveInts = (64,)
+    layers: Annotated[tuple[Units, ...], Field(strict=False, max_length=1000)] = (64,)
     """Units of each hidden layer."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MlpOptions:
+        for one, two in itertools.pairwise(self.layers):
+            _weights_fit("layers", one, two)
+        return self
 
 
 def _resnet_depth(depth: int) -> int:
-    if depth < 8 or (depth - 2) % 6:
+    if not 8 <= depth <= 1202 or (depth - 2) % 6:
         raise ValueError("6 n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, ..., 110, ..., 1202")
     return depth
 
 
 def _wide_resnet_depth(depth: int) -> int:
-    if depth < 10 or (depth - 4) % 6:
-        raise ValueError("6 n + 4: 10, 16, 22, 28, 34, 40, ...")
+    if not 10 <= depth <= 1204 or (depth - 4) % 6:
+        raise ValueError("6 n + 4: 10, 16, 22, 28, 34, 40, ..., 1204")
     return depth
 
 
@@ -110,7 +161,7 @@ class WideResnetOptions(ModelOptions):
 
     depth: Annotated[int, AfterValidator(_wide_resnet_depth)] = 28
     """Layers with weights: 6 n + 4 for n blocks a stage."""
-    width: int = Field(default=10, ge=1)
+    width: int = Field(default=10, ge=1, le=1024)
     """Times 16, 32 and 64 channels."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations dropped between a block's convolutions."""
@@ -119,7 +170,7 @@ class WideResnetOptions(ModelOptions):
 class TorchvisionOptions(ModelOptions):
     """A classifier of torchvision.models."""
 
-    architecture: str
+    architecture: Word
     """Its name there, such as resnet18."""
     pretrained: bool = False
     """Start from torchvision's weights, which it downloads."""
@@ -129,9 +180,9 @@ class OptimizerOptions(Variant):
     """An optimizer of torch.optim."""
 
     name: str
-    lr: float = Field(gt=0)
+    lr: float = Field(ge=SMALLEST, le=LARGEST)
     """Learning rate at the start."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=LARGEST)
     """L2 penalty, added to the averaged gradient."""
 
 
@@ -153,7 +204,7 @@ class AdamOptions(OptimizerOptions):
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, ge=SMALLEST, le=LARGEST)
 
 
 class AdamWOptions(AdamOptions):
@@ -171,9 +222,9 @@ class QuantizerOptions(Variant):
 class PowerSgdOptions(QuantizerOptions):
     """torch's PowerSGD hook: low-rank approximation with error feedback (Vogels et al. 2019)."""
 
-    rank: int = Field(default=4, ge=1)
+    rank: int = Field(default=4, ge=1, le=MOST_UNITS)
     """Rank of the approximation of each matrix."""
-    start_iteration: int = Field(default=10, ge=2)
+    start_iteration: int = Field(default=10, ge=2, le=MOST_ITERATIONS)
     """Iterations in full precision first."""
 
 
@@ -206,7 +257,7 @@ class TernaryOptions(BucketOptions):
     """Levels -1, 0, 1 in two bit planes (TernGrad, Wen et al. 2017)."""
 
     bits: ClassVar[int] = 2
-    clip: float | None = Field(default=None, gt=0)
+    clip: float | None = Field(default=None, ge=SMALLEST, le=LARGEST)
     """Clip each tensor to this many of its standard deviations first (2.5 in the paper), which biases the estimate;
     null: no clipping."""
 
@@ -221,21 +272,21 @@ class ExponentialLevelsOptions(FixedLevelsOptions):
 class AdaptiveLevelsOptions(ExponentialLevelsOptions):
     """A quantizer that fits its levels to the gradients (Faghri et al. 2020, section 3)."""
 
-    samples: int = Field(default=10, ge=1)
+    samples: int = Field(default=10, ge=1, le=MOST_SAMPLES)
     """Gradients of each worker that a fit uses."""
     sampling: Literal["training", "fresh"] = "training"
     """training: the gradients of the training steps just before the update, at no extra cost; fresh: as many extra
     backward passes at the update."""
     update_at: Iterations = (0, 100, 2000)
     """Iterations after whose backward pass the levels are fitted anew."""
-    update_every: int = Field(default=10_000, ge=0)
+    update_every: int = Field(default=10_000, ge=0, le=MOST_ITERATIONS)
     """After the last of `update_at`, fit every so many iterations; 0: no more."""
 
 
 class MixtureOptions(AdaptiveLevelsOptions):
     """A fit to a mixture: one truncated normal for each of the buckets of largest norm."""
 
-    components: int = Field(default=20, ge=1)
+    components: int = Field(default=20, ge=1, le=MOST_UNITS)
     """Buckets of largest norm kept as components of the mixture."""
     weighting: Literal["norm", "norm_squared"] = "norm"
     """Weight of a component: norm, the paper's, or norm_squared, by which the bucket enters the squared error."""
@@ -297,24 +348,24 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
 class ScheduleOptions(Section):
     """How long to train, in what steps."""
 
-    iterations: int | None = Field(default=None, ge=1)
+    iterations: int | None = Field(default=None, ge=1, le=MOST_ITERATIONS)
     """Optimizer steps."""
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=MOST_ITERATIONS)
     """Instead of `iterations`: passes over the training set. Then `decay_at`, `decay_every` and `warm_up` count epochs,
     too."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=MOST_EXAMPLES)
     """Examples per worker and step: a step sees workers * batch_size of them."""
     decay_at: Iterations = ()
     """Iterations at which the learning rate is multiplied by decay_rate."""
-    decay_rate: float = Field(default=0.1, gt=0, le=1)
+    decay_rate: float = Field(default=0.1, ge=SMALLEST, le=1)
     decay: Literal["step", "exponential", "cosine"] = "step"
     """step: the learning rate drops at `decay_at` and every `decay_every`; exponential: it falls evenly, by decay_rate
     every `decay_every` iterations (0: over the run); cosine: to 0 at the end, by half a cosine."""
-    decay_every: int = Field(default=0, ge=0)
+    decay_every: int = Field(default=0, ge=0, le=MOST_ITERATIONS)
     """Iterations from one decay to the next; 0: none but `decay_at`."""
-    warm_up: int = Field(default=0, ge=0)
+    warm_up: int = Field(default=0, ge=0, le=MOST_ITERATIONS)
     """Iterations over which the learning rate rises linearly first."""
-    evaluate_every: int = Field(default=100, ge=1)
+    evaluate_every: int = Field(default=100, ge=1, le=MOST_ITERATIONS)
     """Iterations between evaluations on the test set; the last iteration is always followed by one."""
     evaluate_train: bool = False
     """Evaluate on the training set, too."""
@@ -339,12 +390,12 @@ class ExchangeOptions(Section):
     buckets: Literal["network", "layer"] = "network"
     """Quantization buckets run through all that DDP exchanges at a time (the paper's), or start anew at every layer's
     tensor."""
-    bucket_cap_mb: float = Field(default=25.0, gt=0)
-    """MiB of gradient that torch DDP gathers before it starts an exchange."""
-    skip: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    bucket_cap_mb: float = Field(default=25.0, ge=2**-20, le=MOST_UNITS)
+    """MiB of gradient that torch DDP gathers before it starts an exchange: from a byte to a TiB."""
+    skip: Annotated[tuple[Word, ...], Field(strict=False, max_length=MOST_OF_A_LIST)] = ()
     """Parameters whose gradients stay in full precision, bundled in one all-reduce: `bias`, `norm` (parameters of
     normalization layers), or a pattern of names such as `layer4.*.weight`."""
-    skip_below: int = Field(default=0, ge=0)
+    skip_below: int = Field(default=0, ge=0, le=MOST_COORDINATES)
     """Parameters of fewer coordinates stay in full precision, too."""
     error_feedback: Literal[False, True, "scaled"] = False
     """true: each worker adds to its next gradient what quantizing the last one lost (Karimireddy et al. 2019), with
@@ -355,7 +406,7 @@ class ExchangeOptions(Section):
     bypass: Literal["never", "auto"] = "never"
     """auto: measure encode, decode and the link at the start, and exchange in full precision where quantizing would not
     be faster. Then the clock has a say in the result."""
-    quantize_from: int = Field(default=0, ge=0)
+    quantize_from: int = Field(default=0, ge=0, le=MOST_ITERATIONS)
     """Iterations exchanged in full precision first."""
     trajectory: Literal["quantized", "full_precision"] = "quantized"
     """full_precision: training follows the mean of the exact gradients, and quantization is only measured."""
@@ -366,9 +417,9 @@ class ExchangeOptions(Section):
 class TelemetryOptions(Section):
     """What is measured while training."""
 
-    every: int = Field(default=10, ge=0)
+    every: int = Field(default=10, ge=0, le=MOST_ITERATIONS)
     """Iterations between measurements; 0: none."""
-    samples: int = Field(default=0, ge=0)
+    samples: int = Field(default=0, ge=0, le=MOST_SAMPLES)
     """Extra gradients of each worker at a measurement, from which the variance of the gradient and of the quantized one
     are estimated (10 in the paper); 0: none, and no such metrics."""
 
@@ -379,33 +430,46 @@ class TelemetryOptions(Section):
         return self
 
 
+def _share_of_gpus(share: float) -> float:
+    # Ray counts in ten-thousandths.
+    if (share > 1 and share != int(share)) or 0 < share < 1e-4:
+        raise ValueError("a whole number of GPUs, or a share of one below 1, of at least 0.0001; 0: none")
+    return share
+
+
+def _trials_at_a_time(count: Any) -> Any:
+    if count != "auto" and (not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_WORKERS):
+        raise ValueError(f"auto, or a number of trials from 1 to {MOST_WORKERS}")
+    return count
+
+
 class Resources(Section):
     """Where trials run. Not part of a trial: elsewhere it gives the same result, up to float summation order."""
 
-    processes: int | None = Field(default=None, ge=1)
+    processes: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Processes of a trial, a divisor of its workers; by default one for each. Workers that share a process compute
     their gradients in turn, each encoded on its own."""
-    cpus_per_process: int = Field(default=1, ge=1)
+    cpus_per_process: int = Field(default=1, ge=1, le=4096)
     """CPU cores, and torch threads, of a process."""
-    gpus_per_process: float = Field(default=0, ge=0)
-    """GPUs of a process; 0 trains on the CPU."""
-    memory_gib_per_process: float | None = Field(default=None, gt=0)
+    gpus_per_process: Annotated[float, AfterValidator(_share_of_gpus)] = Field(default=0, ge=0, le=MOST_WORKERS)
+    """GPUs of a process: a whole number, or a share of one below 1; 0 trains on the CPU."""
+    memory_gib_per_process: float | None = Field(default=None, ge=2**-10, le=MOST_UNITS)
     """Memory that a process may use, in GiB; beyond it, the trial fails as out of memory. Ray sets as much aside."""
-    timeout_seconds: float = Field(default=600.0, gt=0)
-    """How long a process waits for the others in a collective before it fails."""
-    network_interface: str | None = Field(default=None, min_length=1)
+    timeout_seconds: float = Field(default=600.0, ge=0.01, le=30 * 86400)
+    """How long a process waits for the others in a collective before it fails; at most a month."""
+    network_interface: str | None = Field(default=None, min_length=1, max_length=MOST_OF_A_WORD)
     """Network interface that gradients travel over, such as eth0, on every machine; a prefix will do for NCCL. By
     default GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the machine's environment, or else torch's choice."""
-    concurrent_trials: int | Literal["auto"] = "auto"
+    concurrent_trials: Annotated[int | Literal["auto"], BeforeValidator(_trials_at_a_time)] = "auto"
     """Trials at a time; auto: as many as fit."""
 
 
 class Tracking(Section):
     """Where runs are recorded. Not part of a trial."""
 
-    uri: str | None = Field(default=None, min_length=1, json_schema_extra={"founding": "sqlite:///lqray.db"})
-    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from. By
-    default MLFLOW_TRACKING_URI of its environment, else sqlite:///lqray.db."""
+    uri: Word | None = Field(default=None, json_schema_extra={"founding": "sqlite:///lqray.db"})
+    """An MLflow tracking URI; a relative sqlite path is relative to the directory that `lqray run` is called from, and
+    $NAME or ${NAME} is a variable of its environment. By default MLFLOW_TRACKING_URI there, else sqlite:///lqray.db."""
     figures: bool = True
     """Draw the levels of each quantized trial of a minute or more against the density of its last gradient, when it
     ends."""
@@ -424,13 +488,13 @@ def _storage_folder(folder: str | None) -> str | None:
 class Storage(Section):
     """Where checkpoints and logs of trials are kept. Not part of a trial."""
 
-    folder: Annotated[str | None, AfterValidator(_storage_folder)] = Field(default=None, min_length=1)
+    folder: Annotated[Word | None, AfterValidator(_storage_folder)] = None
     """A folder, on several machines one that all of them see; or s3://BUCKET/PREFIX, gs://... of an object store. A
-    relative path is relative to the directory that `lqray run` is called from. By default LQRAY_STORAGE of its
-    environment, else lqray-storage."""
-    checkpoint_every: int = Field(default=500, ge=1)
+    relative path is relative to the directory that `lqray run` is called from; ~ is the home directory, $NAME or
+    ${NAME} a variable of its environment. By default LQRAY_STORAGE of that environment, else lqray-storage."""
+    checkpoint_every: int = Field(default=500, ge=1, le=MOST_ITERATIONS)
     """Iterations between checkpoints; the end of a run is always one."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=MOST_ITERATIONS)
     """Checkpoints of a trial that stay, beside the best."""
 
 
@@ -438,19 +502,19 @@ class EarlyStopping(Section):
     """ASHA (Li et al. 2020): at rungs of grace_period * reduction_factor**k iterations only the best 1/reduction_factor
     of the trials go on."""
 
-    metric: str = "test/accuracy"
+    metric: Word = "test/accuracy"
     """Any reported metric."""
     mode: Literal["max", "min"] = "max"
-    grace_period: int = Field(default=1, ge=1)
+    grace_period: int = Field(default=1, ge=1, le=MOST_ITERATIONS)
     """Iterations before a trial can be stopped."""
-    reduction_factor: float = Field(default=4, gt=1)
-    brackets: int = Field(default=1, ge=1)
+    reduction_factor: float = Field(default=4, ge=1.01, le=MOST_WORKERS)
+    brackets: int = Field(default=1, ge=1, le=100)
 
 
 class Domain(Section):
     """Values that `search` draws a key from: exactly one of the four."""
 
-    choice: Annotated[tuple[Any, ...] | None, Field(strict=False, min_length=1)] = None
+    choice: Annotated[tuple[Any, ...] | None, Field(strict=False, min_length=1, max_length=MOST_OF_A_LIST)] = None
     """Any of these, equally likely."""
     uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     """Between low and high."""
@@ -469,6 +533,8 @@ class Domain(Section):
         bounds = self.uniform or self.log_uniform or self.integer
         if bounds and not bounds[0] < bounds[1]:
             raise ValueError(f"{given[0]}: [low, high] with low below high")
+        if bounds and not max(map(abs, bounds)) <= LARGEST:
+            raise ValueError(f"{given[0]}: [low, high] between {-LARGEST:g} and {LARGEST:g}")
         if self.log_uniform and self.log_uniform[0] <= 0:
             raise ValueError("log_uniform: [low, high] with low above 0")
         return self
@@ -481,12 +547,12 @@ class Search(Section):
     """random: every combination of the sweep takes the same `samples` draws, so that methods compare on equal terms;
     grid: all combinations of choices; optuna: without a sweep, each draw made from the results so far (Optuna's TPE,
     through Ray Tune; `pip install optuna`)."""
-    samples: int = Field(default=10, ge=1)
+    samples: int = Field(default=10, ge=1, le=MOST_DRAWS)
     """Draws of the random sampler, or trials that Optuna suggests."""
-    metric: str = "test/accuracy"
+    metric: Word = "test/accuracy"
     """What Optuna optimizes: any metric of the final evaluation."""
     mode: Literal["max", "min"] = "max"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of the draws, which are a function of it, their number and the key."""
     space: dict[str, Domain] = {}
     """Dotted keys of a trial, and where their values come from."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lqray.experiment.errors import ExperimentError, Problem, did_you_mean
+from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
 from lqray.experiment.layout import Layout
 from lqray.experiment.options import Section
 from lqray.experiment.schema import Resources, Storage, Tracking, Trial
@@ -33,7 +33,7 @@ def overridden(layout: Layout, overrides: Sequence[str]) -> Layout:
         elif section in _SECTIONS:
             known = list(_SECTIONS[section].model_fields)
             if option in known:
-                document = parse(value, f"{SOURCE} {text}")
+                document = parse(value, f"{SOURCE} {shortened(text)}")
                 layout = _with_option(layout, section, option, document.data, problems)
             else:
                 choices = [f"{section}.{name}" for name in known]
@@ -46,7 +46,7 @@ def overridden(layout: Layout, overrides: Sequence[str]) -> Layout:
                 allowed, hint = f"keys below {', '.join(choices)}", did_you_mean(section, choices)
             problems.append(Problem(SOURCE, None, key, found, allowed, hint))
         else:
-            settings[key] = parse(value, f"{SOURCE} {text}").data
+            settings[key] = parse(value, f"{SOURCE} {shortened(text)}").data
     if problems:
         raise ExperimentError(problems)
     # An axis that is overridden has one value; where the file excludes that value, it still does.

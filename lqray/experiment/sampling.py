@@ -28,6 +28,15 @@ def draws(search: Search) -> Iterator[dict[str, Any]]:
         }
 
 
+def number_of_draws(search: Search) -> int:
+    """How many mappings `draws` gives, without making them."""
+    if search.adaptive:
+        return 0
+    if search.sampler == "grid" or not search.space:
+        return math.prod(len(domain.choice or ()) for domain in search.space.values())
+    return search.samples
+
+
 def corner(search: Search, high: bool) -> dict[str, Any]:
     """The first, or lowest, of each key's values, or the last, or highest."""
     ends = {}

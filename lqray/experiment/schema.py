@@ -11,9 +11,11 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, cre
 from pydantic_core import PydanticCustomError
 
 from lqray.experiment import dataset_options, names, options
-from lqray.experiment.feedback import REMEDY, contraction_problem, described
+from lqray.experiment.feedback import REMEDY, collision_problem, contraction_problem, described
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options import (
+    MOST_SEED,
+    MOST_WORKERS,
     ExchangeOptions,
     Resources,
     ScheduleOptions,
@@ -79,12 +81,12 @@ class Trial(Section):
     model: _Model
     optimizer: _Optimizer
     schedule: ScheduleOptions
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=MOST_WORKERS)
     """K of the algorithm: gradients computed, encoded and averaged at each step."""
     exchange: _Exchange = _Exchange()
     quantizer: _Quantizer
     telemetry: TelemetryOptions = TelemetryOptions()
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, le=MOST_SEED)
     """Seed of initial weights, data order and stochastic rounding; methods with equal seeds see equal batches."""
 
     @model_validator(mode="before")
@@ -95,6 +97,15 @@ class Trial(Section):
         if method == "sgd":
             return {**values, "workers": 1}
         return values
+
+    @model_validator(mode="after")
+    def _levels_differ_in_float32(self) -> Trial:
+        if problem := collision_problem(self.quantizer):
+            found, allowed = problem
+            raise PydanticCustomError(
+                "combination", "{allowed}", {"key": "quantizer.multiplier", "found": found, "allowed": allowed}
+            )
+        return self
 
     @model_validator(mode="after")
     def _error_feedback_needs_a_contraction(self) -> Trial:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from lqray.experiment.errors import Problem, did_you_mean
+from lqray.experiment.errors import Problem, did_you_mean, shortened
+from lqray.experiment.options import Variant
 from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import Document, Path_, dotted
 
 _Loc = tuple[str | int, ...]
+_MOST_PROBLEMS = 100
 
 
 class _Setting(Protocol):
@@ -26,7 +29,7 @@ def explain(
 ) -> list[Problem]:
     """Problems of a trial that is not valid: `config` is its raw form, `settings` what a block set on the base."""
     problems = []
-    for detail in error.errors():
+    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
         loc, found, allowed, hint = _describe(dict(detail), Trial, config)
         key = dotted(loc)
         line = _line(key, loc, document, settings)
@@ -39,7 +42,7 @@ def explain_section(
 ) -> list[Problem]:
     """Problems of a plain section (resources, tracking) that failed to validate."""
     problems = []
-    for detail in error.errors():
+    for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
         loc, found, allowed, hint = _describe(dict(detail), cls, value)
         line = document.line_of((*path, *loc))
         problems.append(Problem(document.file, line, dotted((*path, *loc)), found, allowed, hint))
@@ -57,7 +60,7 @@ def key_problem(key: str) -> tuple[str, str, str | None] | None:
             where = f"keys of {before}" if before else "keys of a trial"
             choices = [f"{before}.{name}" if before else name for name in known]
             allowed = f"{where}: {', '.join(choices)}" if known else f"no key below {before}"
-            return f"the unknown key {key!r}", allowed, did_you_mean(".".join(parts[: depth + 1]), choices)
+            return f"the unknown key {shortened(key)!r}", allowed, did_you_mean(".".join(parts[: depth + 1]), choices)
         classes = [model for cls in classes if part in cls.model_fields for model in _models(cls, part)]
     return None
 
@@ -74,6 +77,13 @@ def _models(cls: type[BaseModel], field: str) -> list[type[BaseModel]]:
 
     walk(cls.model_fields[field].annotation)
     return found
+
+
+@cache
+def variants(field: str) -> dict[str, type[Variant]]:
+    """Of a trial's section that is chosen by name: the class of each name; of any other field nothing."""
+    found = {_tag_of(Trial, field, member): member for member in _models(Trial, field)}
+    return {tag: member for tag, member in found.items() if tag is not None and issubclass(member, Variant)}
 
 
 def _line(key: str, loc: _Loc, document: Document, settings: Sequence[_Setting]) -> int | None:
@@ -94,14 +104,14 @@ def _describe(detail: dict[str, Any], root: type[BaseModel], config: Any) -> tup
         return tuple(context["key"].split(".")), context["found"], context["allowed"], None
     if kind == "extra_forbidden":
         known = sorted({*cls.model_fields, *getattr(cls, "siblings", ())})
-        return loc, f"the unknown key {loc[-1]!r}", ", ".join(known), did_you_mean(str(loc[-1]), known)
+        return loc, f"the unknown key {shortened(str(loc[-1]))!r}", ", ".join(known), did_you_mean(str(loc[-1]), known)
     if kind == "missing":
         return loc, "nothing", f"a value: {loc[-1]!r} is required", None
     if kind == "union_tag_invalid":
         known = [name.strip().strip("'") for name in context["expected_tags"].split(",")]
         selector = _selector(root, loc)
         tag = str(context["tag"])
-        return (*loc, selector), f"the unknown name {tag!r}", ", ".join(known), did_you_mean(tag, known)
+        return (*loc, selector), f"the unknown name {shortened(tag)!r}", ", ".join(known), did_you_mean(tag, known)
     if kind == "union_tag_not_found":
         selector = _selector(root, loc)
         if isinstance(value, dict):
@@ -152,6 +162,12 @@ _NUMBERS = {
     "less_than": ("lt", "a number below {}"),
     "less_than_equal": ("le", "a number of at most {}"),
 }
+_LENGTHS = {
+    "too_short": ("min_length", "a list of at least {}"),
+    "too_long": ("max_length", "a list of at most {}"),
+    "string_too_short": ("min_length", "a word of at least {} character"),
+    "string_too_long": ("max_length", "a word of at most {} characters"),
+}
 _TYPES = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -174,6 +190,9 @@ def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
         return _TYPES[kind]
     if kind == "literal_error":
         return str(context["expected"])
+    if kind in _LENGTHS:
+        key, text = _LENGTHS[kind]
+        return text.format(context[key])
     return message.removeprefix("Value error, ")
 
 
@@ -182,5 +201,4 @@ def _shown(value: Any) -> str:
         return "nothing (null)"
     if isinstance(value, dict):
         return "a mapping"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(repr(value), 80)

@@ -7,6 +7,7 @@ Here PyYAML parses and composes; scalars are resolved by the YAML 1.2 core schem
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lqray.experiment.errors import ExperimentError, Problem
+from lqray.experiment.errors import ExperimentError, Problem, shortened
 
 Path_ = tuple[str | int, ...]
 
@@ -26,7 +27,16 @@ _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
 }
-_MAX_NODES = 1_000_000
+_MAX_NODES = 100_000
+_MAX_BYTES = 2 * 2**20
+"""More than any experiment that a person writes; PyYAML reads some hundred kilobytes of them a second."""
+_MAX_LEVELS = 50
+"""An experiment file has eight at most; Python's own stack ends at a few hundred."""
+_MAX_INTEGER = 2**64
+_MOST_DIGITS = 1000
+"""Python refuses to read integers of some thousand digits."""
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of a pair, and separators of lines and paragraphs."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +60,71 @@ class Document:
 def load(path: str | Path) -> Document:
     """Read a YAML file.
 
-    Raises ExperimentError: unreadable file, not YAML, duplicate key, explicit tag, merge key, recursive alias, or a
-    key that is not a string.
+    Raises ExperimentError: unreadable file, not YAML, duplicate key, explicit tag, merge key, recursive alias, a key
+    that is not a string, a control character, an integer beyond 64 bits, or more bytes, values or levels than allowed.
     """
     file = str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+        text = content.decode("utf-8") if len(content) <= _MAX_BYTES else ""
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or f"bytes that are not UTF-8 ({error})"
         raise ExperimentError([Problem(file, None, "", reason, "a readable YAML file in UTF-8")]) from error
-    return parse(text, file)
+    if len(content) > _MAX_BYTES:
+        raise ExperimentError([_too_long(file)])
+    return parse(text.replace("\r\n", "\n").replace("\r", "\n"), file)
 
 
 def parse(text: str, file: str = "<string>") -> Document:
     """Parse YAML text; `file` is the name used in errors. Raises as `load`."""
+    if len(text) > _MAX_BYTES:
+        raise ExperimentError([_too_long(file)])
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        found = getattr(error, "problem", None) or str(error)
-        raise ExperimentError([Problem(file, line, "", found, "well-formed YAML, one document")]) from error
+        root = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two for numbers of escapes and directives
+        raise ExperimentError([_not_yaml(error, text, file)]) from error
     builder = _Builder(file)
     data = builder.build(root, ()) if root is not None else None
     return Document(file, data, builder.lines, text)
+
+
+def _too_long(file: str) -> Problem:
+    allowed = f"at most {_MAX_BYTES // 2**20} MiB"
+    return Problem(file, None, "", f"more than {_MAX_BYTES // 2**20} MiB of text", allowed, "an experiment is a few KB")
+
+
+def _not_yaml(error: Exception, text: str, file: str) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 if mark else None
+    found = getattr(error, "problem", None) or str(error)
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        found = f"the character {chr(error.character)!r}" if isinstance(error.character, int) else error.reason
+    if isinstance(error, _TooDeepError):
+        return Problem(file, line, "", found, f"at most {_MAX_LEVELS} levels")
+    return Problem(file, line, "", found, "well-formed YAML, one document")
+
+
+class _TooDeepError(yaml.MarkedYAMLError):
+    """Lists and mappings within each other beyond the limit."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML composes nodes by recursion; this one counts how deep."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self._level > _MAX_LEVELS:
+            mark = self.peek_event().start_mark
+            raise _TooDeepError(problem=f"over {_MAX_LEVELS} levels of lists and mappings", problem_mark=mark)
+        self._level += 1
+        try:
+            node: yaml.Node | None = super().compose_node(parent, index)
+            return node
+        finally:
+            self._level -= 1
 
 
 class _Builder:
@@ -90,9 +141,11 @@ class _Builder:
             raise self._error(node, path, f"over {_MAX_NODES:,} values", "aliases that do not multiply a file's size")
         if id(node) in self._open:
             raise self._error(node, path, "an alias to a value that contains it", "aliases to finished values")
+        if len(path) > _MAX_LEVELS:
+            raise self._error(node, path, f"over {_MAX_LEVELS} levels, through aliases", f"at most {_MAX_LEVELS}")
         self._refuse_tag(node, path)
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node)
+            return self._value(node, path)
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -105,7 +158,7 @@ class _Builder:
         result: dict[Hashable, Any] = {}
         for key_node, value_node in node.value:
             self._refuse_tag(key_node, path)
-            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(_scalar(key_node), str):
+            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(self._value(key_node, path), str):
                 raise self._error(key_node, path, f"the key {_text(key_node)}", "keys that are words")
             key = key_node.value
             if key == "<<" and key_node.style is None:
@@ -118,6 +171,15 @@ class _Builder:
             self.lines[here] = key_node.start_mark.line + 1
             result[key] = self.build(value_node, here)
         return result
+
+    def _value(self, node: yaml.ScalarNode, path: Path_) -> Any:
+        value = _scalar(node)
+        if isinstance(value, str) and any(unicodedata.category(each) in _UNSEEN for each in value):
+            found = f"{shortened(repr(value))}, which has a line break or another control character in it"
+            raise self._error(node, path, found, "words in one line, without control characters")
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise self._error(node, path, f"an integer of {len(node.value)} characters", "integers of at most 64 bits")
+        return value
 
     def _refuse_tag(self, node: yaml.Node, path: Path_) -> None:
         if node.tag and not node.tag.startswith("tag:yaml.org,2002:"):
@@ -153,7 +215,7 @@ def dotted(path: Path_) -> str:
 
 
 def _text(node: yaml.Node) -> str:
-    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
+    return shortened(repr(node.value)) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
@@ -163,6 +225,8 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INTEGER.match(text):
+        if len(text) > _MOST_DIGITS:
+            return _MAX_INTEGER + 1
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
     if _FLOAT.match(text):
         return float(text)

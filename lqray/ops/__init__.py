@@ -7,7 +7,7 @@ which one ran. The wire format and the arithmetic are described in docs/wire-for
 All tensors of codes are uint8 and hold bit planes; `bits` is the number of planes; `levels` is float32, strictly
 increasing, with at most 2**bits elements. `seed` and `offset` are unsigned 64-bit integers. A tensor has at most 2**48
 coordinates, a bucket at most 2**30. Whoever calls torch.ops.lqray directly meets the same checks, as RuntimeError where
-a native kernel serves.
+a native kernel serves, and may give tensors of the device meta, of which shapes come back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lqray.ops.checks import (
     check_blocks,
     check_input,
     check_levels,
+    check_memory,
     check_norm,
     check_norms,
     check_payload,
@@ -31,6 +32,7 @@ from lqray.ops.checks import (
 __all__ = [
     "bucket_norms",
     "bucket_statistics",
+    "check_memory",
     "code_bytes",
     "decode",
     "decode_sum",
@@ -78,6 +80,7 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     with a NaN or an infinity in it, or whose norm exceeds float32, has norm NaN.
     Raises ValueError for another dtype, shape, norm or bucket size.
     """
+    check_memory("bucket_norms", x=x)
     check_input("bucket_norms", x, bucket_size)
     check_norm("bucket_norms", norm)
     return torch.ops.lqray.bucket_norms(x, bucket_size, norm)  # type: ignore[no-any-return]
@@ -91,6 +94,7 @@ def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int
     seed, offset: key and upper counter half of Philox4x32-10. Returns (code_bytes(n, bits),) uint8.
     Raises ValueError for shapes, dtypes or numbers outside these.
     """
+    check_memory("encode", x=x, norms=norms, levels=levels)
     check_input("encode", x, bucket_size)
     check_levels("encode", levels, bits, x)
     check_norms("encode", norms, x, bucket_size)
@@ -102,6 +106,7 @@ def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: s
 
     Returns (norm_bytes(n, bucket_size) + code_bytes(n, bits),) uint8. Arguments and errors as in those two.
     """
+    check_memory("encode_fused", x=x, levels=levels)
     check_input("encode_fused", x, bucket_size)
     check_norm("encode_fused", norm)
     check_levels("encode_fused", levels, bits, x)
@@ -114,6 +119,7 @@ def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int)
     payload: (norm_bytes + code_bytes,) uint8. Returns (n,) float32. A code beyond the last level decodes as the last
     level. Raises ValueError when the payload's length is not what n, bits and bucket_size make it.
     """
+    check_memory("decode", payload=payload, levels=levels)
     check_payload("decode", payload, n, bits, bucket_size, 1)
     check_levels("decode", levels, bits, payload)
     return torch.ops.lqray.decode(payload, levels, n, bits, bucket_size)  # type: ignore[no-any-return]
@@ -127,6 +133,7 @@ def decode_sum(
     payloads: (W, norm_bytes + code_bytes) uint8, W >= 1. add: (n,) float32 or None. Returns a new (n,) float32.
     Raises as `decode`, and for an `add` of another shape or dtype.
     """
+    check_memory("decode_sum", payload=payloads, levels=levels, add=add)
     check_payload("decode_sum", payloads, n, bits, bucket_size, 2)
     check_levels("decode_sum", levels, bits, payloads)
     check_sum("decode_sum", scale, add, payloads, n)
@@ -139,6 +146,7 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     The norm as of `bucket_norms` but for its last float32 bit; mean and standard deviation (ddof = 1; 0 for a bucket of
     one) of the coordinates divided by it, 0 where it is 0, NaN where it is NaN. Raises as `bucket_norms`.
     """
+    check_memory("bucket_statistics", x=x)
     check_input("bucket_statistics", x, bucket_size)
     check_norm("bucket_statistics", norm)
     return torch.ops.lqray.bucket_statistics(x, bucket_size, norm)  # type: ignore[no-any-return]
@@ -152,6 +160,7 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool =
     of the coordinate (`encode`'s, of the same seed and offset) is below 1/2. Returns (n,) float32.
     Raises ValueError for another dtype, shape or block size.
     """
+    check_memory("hadamard", x=x)
     check_blocks("hadamard", x, block_size)
     return torch.ops.lqray.hadamard(x, block_size, _signed(seed), _signed(offset), inverse)  # type: ignore[no-any-return]
 
@@ -160,6 +169,7 @@ def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
     """Codes of bit planes, one for each coordinate: (code_bytes(n, bits),) uint8 to (n,) uint8. For inspection.
     Raises ValueError for another length or dtype."""
     size = code_bytes(n, bits)
+    check_memory("unpack", codes=codes)
     if codes.dtype != torch.uint8 or codes.shape != (size,):
         raise ValueError(
             f"unpack: codes is {codes.dtype} of shape {tuple(codes.shape)}; allowed: torch.uint8 of ({size},), which "

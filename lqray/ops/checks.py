@@ -48,13 +48,32 @@ def check_bits(op: str, bits: int) -> None:
 
 def check_bucket_size(op: str, bucket_size: int) -> None:
     """bucket_size: coordinates of a bucket."""
-    if not 1 <= bucket_size <= MOST_OF_A_BUCKET:
+    if type(bucket_size) is float or not 1 <= bucket_size <= MOST_OF_A_BUCKET:
         raise ValueError(f"{op}: bucket_size is {bucket_size}; allowed: at least 1 and at most 2**30")
+
+
+def check_dense(op: str, name: str, tensor: Tensor) -> None:
+    """tensor: one number after the other, whatever its shape and wherever they are."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{op}: {name} is a {type(tensor).__name__}; allowed: a tensor")
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else f"{tensor.layout}"
+        raise ValueError(f"{op}: {name} is a tensor of {tensor.dtype}, {kind}; allowed: a dense one (`to_dense()`)")
+
+
+def check_memory(op: str, **tensors: Tensor | None) -> None:
+    """tensors: dense, with numbers. What computes with shapes alone calls torch.ops.lqray, or has fake tensors."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_dense(op, name, tensor)
+            if tensor.device.type == "meta" and type(tensor) is Tensor:
+                raise ValueError(f"{op}: {name} is on the device meta, without numbers; allowed: a tensor in memory")
 
 
 def check_input(op: str, x: Tensor, bucket_size: int) -> None:
     """x: what is encoded or looked at."""
-    if x.dim() != 1 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or x.layout != torch.strided:
+    check_dense(op, "x", x)
+    if x.dim() != 1 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{op}: x is {_shown(x)}; allowed: one dimension of float32, float16 or bfloat16, dense")
     check_coordinates(op, x.numel())
     check_bucket_size(op, bucket_size)
@@ -69,6 +88,7 @@ def check_norm(op: str, norm: str) -> None:
 def check_levels(op: str, levels: Tensor, bits: int, beside: Tensor) -> None:
     """levels: (L,) on the device of `beside`. That they increase is seen on the CPU only: a GPU would have to wait."""
     check_bits(op, bits)
+    check_dense(op, "levels", levels)
     if levels.dtype != torch.float32 or levels.dim() != 1 or not 2 <= levels.numel() <= 2**bits:
         raise ValueError(
             f"{op}: levels is {_shown(levels)}; allowed: torch.float32 of shape (L,) with 2 <= L <= {2**bits}"
@@ -85,7 +105,8 @@ def check_levels(op: str, levels: Tensor, bits: int, beside: Tensor) -> None:
 def check_norms(op: str, norms: Tensor, x: Tensor, bucket_size: int) -> None:
     """norms: of the buckets of x."""
     buckets = -(-x.numel() // bucket_size)
-    if norms.dtype != torch.float32 or norms.dim() != 1 or norms.numel() != buckets or norms.layout != torch.strided:
+    check_dense(op, "norms", norms)
+    if norms.dtype != torch.float32 or norms.dim() != 1 or norms.numel() != buckets:
         raise ValueError(
             f"{op}: norms is {_shown(norms)}; allowed: torch.float32 of shape ({buckets},), one norm for each bucket"
         )
@@ -98,7 +119,8 @@ def check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int,
     check_bits(op, bits)
     check_bucket_size(op, bucket_size)
     size = norm_bytes(n, bucket_size) + code_bytes(n, bits)
-    if payload.dtype != torch.uint8 or payload.dim() != dimensions or payload.layout != torch.strided:
+    check_dense(op, "payload", payload)
+    if payload.dtype != torch.uint8 or payload.dim() != dimensions:
         raise ValueError(f"{op}: payload is {_shown(payload)}; allowed: torch.uint8 of {dimensions} dimensions, dense")
     if payload.shape[-1] != size:
         raise ValueError(
@@ -114,17 +136,20 @@ def check_sum(op: str, scale: float, add: Tensor | None, beside: Tensor, n: int)
     if not abs(scale) <= _FLOAT32_MAX:
         raise ValueError(f"{op}: scale is {scale}; allowed: a finite float32")
     if add is not None:
-        if add.dtype != torch.float32 or add.dim() != 1 or add.numel() != n or add.layout != torch.strided:
+        check_dense(op, "add", add)
+        if add.dtype != torch.float32 or add.dim() != 1 or add.numel() != n:
             raise ValueError(f"{op}: add is {_shown(add)}; allowed: torch.float32 of shape ({n},)")
         _check_device(op, "add", add, beside)
 
 
 def check_blocks(op: str, x: Tensor, block_size: int) -> None:
     """x: whole blocks of a Hadamard transform."""
-    if x.dim() != 1 or x.dtype != torch.float32 or x.layout != torch.strided:
+    check_dense(op, "x", x)
+    if x.dim() != 1 or x.dtype != torch.float32:
         raise ValueError(f"{op}: x is {_shown(x)}; allowed: one dimension of float32, dense")
     check_coordinates(op, x.numel())
-    if not 1 <= block_size <= MOST_OF_A_BUCKET or block_size & (block_size - 1) or x.numel() % block_size:
+    whole = type(block_size) is not float
+    if not (whole and 1 <= block_size <= MOST_OF_A_BUCKET) or block_size & (block_size - 1) or x.numel() % block_size:
         raise ValueError(
             f"{op}: block_size is {block_size} for {x.numel()} coordinates; allowed: a power of two that divides their "
             "number, at most 2**30"
@@ -137,6 +162,4 @@ def _check_device(op: str, name: str, tensor: Tensor, beside: Tensor) -> None:
 
 
 def _shown(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}" + (
-        "" if tensor.layout == torch.strided else f" and layout {tensor.layout}"
-    )
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from lqray.experiment.schema import Storage, Tracking
 from lqray.experiment.secrets import masked
-from lqray.experiment.store import DEFAULT_FOLDER, DEFAULT_STORE, FOLDER_VARIABLE, STORE_VARIABLE, sqlite_path
+from lqray.experiment.store import (
+    DEFAULT_FOLDER,
+    DEFAULT_STORE,
+    FOLDER_VARIABLE,
+    STORE_VARIABLE,
+    begins_elsewhere,
+    sqlite_path,
+)
 
 _OF_JOBS = "working_dir_files"
 
@@ -31,7 +38,7 @@ def check_lasting(tracking: Tracking, storage: Storage, here: bool) -> None:
     folder = said or (os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER if here else "")
     problems = []
     path = sqlite_path(uri)
-    if path is not None and not path.is_absolute():
+    if path is not None and _relative(str(path)):
         problems.append(
             f"tracking.uri\n  found:   {uri}{_default(tracking.uri)}\n"
             f"  allowed: an MLflow server (http://..., `lqray server`), a database, or sqlite:////ABSOLUTE/lqray.db\n"
@@ -64,7 +71,7 @@ def check_secret(text: str, where: str) -> None:
 
 
 def _relative(path: str) -> bool:
-    return not Path(path).expanduser().is_absolute()
+    return not (begins_elsewhere(path) or Path(path).is_absolute())
 
 
 def _default(value: str | None) -> str:

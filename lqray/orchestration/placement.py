@@ -24,6 +24,26 @@ def processes_of(trial: Trial, resources: Resources) -> int:
     return chosen
 
 
+_KINDS = {
+    "CPU": (1, "CPU cores", "resources.cpus_per_process"),
+    "GPU": (1, "GPUs", "resources.gpus_per_process"),
+    "memory": (2**30, "GiB of memory", "resources.memory_gib_per_process"),
+}
+
+
+def too_little(need: Mapping[str, float], available: Mapping[str, float], where: str) -> str | None:
+    """What is missing for a single trial, and what to do; None where nothing is. available: amounts by kind; of a kind
+    that it does not name, none is there."""
+    for kind, amount in need.items():
+        if available.get(kind, 0.0) < amount:
+            unit, name, key = _KINDS[kind]
+            return (
+                f"a trial needs {amount / unit:,.7g} {name}, {where} has {available.get(kind, 0.0) / unit:,.4g}; lower "
+                f"{key}, resources.processes or workers, or add machines"
+            )
+    return None
+
+
 def needed(trials: Iterable[Trial], resources: Resources) -> dict[str, float]:
     """CPUs and GPUs of the largest of the trials."""
     processes = max(processes_of(trial, resources) for trial in trials)
@@ -55,25 +75,20 @@ def backend_of(resources: Resources) -> str:
     return "nccl" if resources.gpus_per_process >= 1 else "gloo"
 
 
-def concurrent_trials(need: Mapping[str, float], available: Mapping[str, float], resources: Resources) -> int:
-    """Trials that run at a time: as many as fit, and no more than `resources.concurrent_trials`.
+def concurrent_trials(
+    need: Mapping[str, float], available: Mapping[str, float], resources: Resources, where: str = "the cluster"
+) -> int:
+    """Trials that run at a time: as many as fit, and no more than `resources.concurrent_trials`. where: whose resources
+    are available, in words.
 
     More would deadlock: each trial's driver holds its place while its workers wait for theirs. A share of a GPU is of
     one GPU: three processes of 0.4 need two of them. Raises PlacementError when not even one trial fits.
     """
     share = resources.gpus_per_process
-    if share > 1 and share != int(share):
-        raise PlacementError(
-            f"resources.gpus_per_process is {share:g}; allowed: a whole number of GPUs, or a share of one below 1"
-        )
-    for kind, amount in need.items():
-        if available.get(kind, 0.0) < amount:
-            raise PlacementError(
-                f"a trial needs {amount:g} {kind}, the cluster has {available.get(kind, 0.0):g}; lower workers or "
-                f"resources.{kind.lower()}s_per_process, or add machines"
-            )
+    if missing := too_little(need, available, where):
+        raise PlacementError(missing)
     fitting = int(min(available[kind] // amount for kind, amount in need.items()))
-    if 0 < share < 1:
+    if 0 < share < 1 and "GPU" in need:
         processes = round(need["GPU"] / share)
         places = int(available["GPU"]) * ranks_per_gpu(share)
         fitting = min(fitting, places // processes)

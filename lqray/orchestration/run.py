@@ -18,6 +18,7 @@ from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
 from lqray.orchestration.cluster import RayLostError
 from lqray.orchestration.control import file_of, matching, publish_plan
 from lqray.orchestration.evaluations import Evaluation, stored_evaluations
+from lqray.orchestration.feasible import check_places, check_trials
 from lqray.orchestration.history import History, expected
 from lqray.orchestration.inline import InlineLauncher
 from lqray.orchestration.launcher import Launcher, LaunchInterrupted, Observer, TrialResult, Work
@@ -25,7 +26,7 @@ from lqray.orchestration.leases import HEARTBEAT_SECONDS, HOLDER_PATIENCE
 from lqray.orchestration.ledger import TAGS, Keeping, Ledger, Planned, planned
 from lqray.orchestration.narrator import ACCURACY, Narrator
 from lqray.orchestration.optuna_source import OptunaSource, stored_draws
-from lqray.orchestration.placement import PlacementError, backend_of, processes_of
+from lqray.orchestration.placement import PlacementError, backend_of
 from lqray.orchestration.provenance import provenance, training_code
 from lqray.orchestration.queue import Given, Held, Limits, Source, TrialQueue
 from lqray.orchestration.signals import from_here
@@ -131,6 +132,21 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     return Plan(uri, trials, states, options.limit)
 
 
+def check_plan(experiment: Experiment, plan: Plan, options: RunOptions, thorough: bool) -> None:
+    """What can be known before the first trial, and is the same for a launch and for its dry run. thorough: see
+    `check_trials`; the launchers `auto` and `inline`, and a dry run, need torch for other things, too. Raises
+    PlacementError, StorageError, UnfitTrialError."""
+    inline = options.launcher == "inline"
+    if inline and experiment.search and experiment.search.early_stopping:
+        raise PlacementError(
+            "search.early_stopping compares trials through Ray Tune; found --launcher inline; allowed: warm, isolated"
+        )
+    storage_address(experiment.storage.folder)
+    examples = _examples(experiment, plan)
+    check_places(shapes(examples), experiment.resources, inline)
+    check_trials(examples, thorough)
+
+
 def run_plan(
     experiment: Experiment,
     source: str,
@@ -139,17 +155,12 @@ def run_plan(
     observer: Observer,
     presentation: Presentation = Presentation(),
 ) -> Ran:
-    """Run what is due. source: text of the experiment file. Raises PlacementError, StorageError,
+    """Run what is due. source: text of the experiment file. Raises PlacementError, StorageError, UnfitTrialError,
     ClusterError, StoreAwayError."""
     from_here("note")  # from now on there is something to record
     due, resources = plan.due, experiment.resources
-    if options.launcher == "inline" and experiment.search and experiment.search.early_stopping:
-        raise PlacementError(
-            "search.early_stopping compares trials through Ray Tune; found --launcher inline; allowed: warm, isolated"
-        )
+    check_plan(experiment, plan, options, thorough=options.launcher in ("auto", "inline"))
     examples = _examples(experiment, plan)
-    for trial in shapes(examples):
-        processes_of(trial, resources)
     if due or plan.more:
         check_folder(open_folder(f"{storage_address(experiment.storage.folder)}/{experiment.name}"))
     storage = storage_address(experiment.storage.folder)

@@ -98,6 +98,7 @@ class Payload:
             raise ValueError(f"a payload of {self.n} coordinates has a tail of {self.tail}; allowed: 0 to {self.n}")
         expected = self.head_bytes + 4 * self.tail
         found, dimensions = (self.buffer, 1) if rows is None else (rows, 2)
+        ops.check_memory("decode", payload=found)
         if found.dtype != torch.uint8 or found.dim() != dimensions or found.shape[-1] != expected:
             raise ValueError(
                 f"a payload is {found.dtype} of shape {tuple(found.shape)}; allowed: torch.uint8 of {expected} bytes, "
@@ -125,9 +126,8 @@ class Payload:
 
 def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> Payload:
     """Encode a tensor of any shape and strides, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"encode: the tensor is {x.dtype}; allowed: float32, float16 or bfloat16")
-    clipped = clip(x.detach().reshape(-1), coding)
+    flat = flattened("encode", x)
+    clipped = clip(flat, coding)
     tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
     head = clipped.numel() - tail
     coordinates = rotate(clipped[:head], coding, offset)
@@ -136,6 +136,15 @@ def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int)
         buffer = torch.cat([buffer, clipped[head:].to(torch.float32).contiguous().view(torch.uint8)])
     rotation = offset if coding.rotate else None
     return Payload(buffer, x.numel(), coding.bits, coding.bucket_size, x.dtype, tail, rotation, offset)
+
+
+def flattened(op: str, x: Tensor) -> Tensor:
+    """A tensor of any shape and strides as (n,), row-major. Raises ValueError for what is no dense tensor of float32,
+    float16 or bfloat16."""
+    ops.check_memory(op, tensor=x)
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{op}: the tensor is {x.dtype}; allowed: float32, float16 or bfloat16")
+    return x.detach().reshape(-1)
 
 
 def decode(payload: Payload, levels: Tensor) -> Tensor:

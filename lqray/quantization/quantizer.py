@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lqray import ops
 from lqray.experiment import names, options
 from lqray.experiment.errors import did_you_mean
 from lqray.quantization import codec
@@ -80,6 +81,7 @@ class Quantizer:
 
         seed: unsigned 64-bit, different for every worker. offset: unsigned 64-bit, different for every tensor and step.
         """
+        ops.check_memory("encode", tensor=tensor)
         return codec.encode(tensor, self.levels_on(tensor.device), self.coding, seed=seed, offset=offset)
 
     def decode(self, payload: Payload) -> Tensor:
@@ -93,7 +95,8 @@ class Quantizer:
         """Mean of W decoded payloads, rows of (W, nbytes), in their order; `like` is one of them: (n,). The mean is
         taken in float32 and cast once; dtype and errors as of `decode`."""
         self._check_own(like)
-        return codec.decode_sum(payloads, like, self.levels_on(payloads.device), 1.0 / max(1, len(payloads)))
+        like.check(payloads)
+        return codec.decode_sum(payloads, like, self.levels_on(payloads.device), 1.0 / len(payloads))
 
     def _check_own(self, payload: Payload) -> None:
         found = payload.bits, payload.bucket_size, payload.rotation is not None
@@ -107,8 +110,8 @@ class Quantizer:
         """||E[decode(encode(x))] - x|| / ||x||: 0 unless the method clips, or x is 0."""
         if self.coding.clip is None:
             return 0.0
-        exact = tensor.reshape(-1).to(torch.float64)
-        clipped = codec.clip(tensor.reshape(-1), self.coding).to(torch.float64)
+        flat = codec.flattened("bias", tensor)
+        exact, clipped = flat.to(torch.float64), codec.clip(flat, self.coding).to(torch.float64)
         size = float(exact.norm())
         return float((clipped - exact).norm()) / size if size else 0.0
 
@@ -120,7 +123,7 @@ class Quantizer:
         fit = self.method.fit
         if fit is None:
             return
-        gradient = tensor.detach().reshape(-1)
+        gradient = codec.flattened("observe", tensor)
         seen = fit.observe(
             codec.rotate(codec.clip(gradient, self.coding), self.coding, 0), self.coding.norm, self.options
         )

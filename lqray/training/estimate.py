@@ -8,24 +8,19 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lqray.experiment.options import BucketOptions
+from lqray.communication.bucket import skipped_names
+from lqray.experiment.errors import UnfitTrialError
+from lqray.experiment.options import BucketOptions, TorchvisionOptions
 from lqray.experiment.schema import Trial
+from lqray.training.known_data import known_data
 from lqray.training.models import build_model
 
 _FLOPS_PER_SECOND = 2e10
 _STEP_SECONDS = 3e-3
-# (channels, height, width), classes, training examples
-_DATASETS = {
-    "digits": ((1, 8, 8), 10, 1437),
-    "mnist": ((1, 28, 28), 10, 60_000),
-    "fashion_mnist": ((1, 28, 28), 10, 60_000),
-    "cifar10": ((3, 32, 32), 10, 50_000),
-    "cifar100": ((3, 32, 32), 100, 50_000),
-    "svhn": ((3, 32, 32), 10, 73_257),
-    "imagenet": ((3, 224, 224), 1000, 1_281_167),
-}
 _FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2}
 
 
@@ -45,37 +40,67 @@ class Estimate:
 
 
 def estimate(trial: Trial, processes: int) -> Estimate | None:
-    """For a trial on so many processes; None for a dataset of which too little is known without its files."""
-    if trial.data.name == "gaussian_mixture":
-        options = trial.data.model_dump()
-        shape, classes, examples = (1, 1, options["dimension"]), options["classes"], options["train_size"]
-    elif trial.data.name in _DATASETS:
-        shape, classes, examples = _DATASETS[trial.data.name]
-    else:
+    """For a trial on so many processes; None for a dataset of which too little is known without its files. Raises
+    UnfitTrialError for a network that cannot be built, or does not take its data."""
+    data = known_data(trial.data)
+    if data is None:
         return None
-    if trial.data.name == "imagenet":
-        side = trial.data.model_dump()["size"]
-        shape = (3, side, side)
-    parameters, flops = _model(trial.model.model_dump_json(), shape, classes)
+    parameters, flops = _model(trial.model.model_dump_json(), data.shape, data.classes)
     schedule, batch = trial.schedule, trial.schedule.batch_size * trial.workers
-    iterations = schedule.iterations or (schedule.epochs or 1) * max(1, examples // batch)
+    iterations = schedule.iterations or (schedule.epochs or 1) * max(1, data.examples // batch)
     sent = _bytes(trial, parameters, processes)
     return Estimate(iterations, parameters, sent, 3 * flops * batch)
 
 
 @lru_cache(maxsize=256)
 def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
-    """Trained coordinates, and operations of a forward pass of one example."""
-    from pydantic import TypeAdapter
+    """Trained coordinates, and operations of a forward pass of one example. Raises UnfitTrialError."""
+    with torch.device("meta"):
+        model = _built(config, shape, classes)
+        counter = FlopCounterMode(display=False)
+        try:
+            with counter:
+                model.eval()(torch.empty(1, *shape))
+        except NotImplementedError:  # an operator that has no shapes without numbers
+            return _trained(model), 0.0
+        except (RuntimeError, ValueError) as error:
+            found = f"a model that does not take data of shape {shape} (channels, height, width): {error}"
+            raise UnfitTrialError(f"model: found {found}; allowed: one that does, or other data") from error
+    return _trained(model), counter.get_total_flops()
 
+
+def _built(config: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A model without numbers; pretrained ones have no others."""
     annotation: Any = Trial.model_fields["model"].annotation
     options = TypeAdapter(annotation).validate_json(config)
+    if isinstance(options, TorchvisionOptions):
+        options = options.model_copy(update={"pretrained": False})
+    try:
+        return build_model(options, shape, classes)
+    except ValueError as error:
+        raise UnfitTrialError(str(error)) from error
+
+
+def _trained(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def check_network(trial: Trial) -> None:
+    """Build a trial's network, without memory for its numbers, and find in it what `exchange.skip` names. Nothing where
+    too little is known of its data. Raises UnfitTrialError."""
+    data = known_data(trial.data)
+    if data is None:
+        return
+    config = trial.model.model_dump_json()
+    _model(config, data.shape, data.classes)
+    if not isinstance(trial.quantizer, BucketOptions):  # nobody else looks at what is skipped
+        return
     with torch.device("meta"):
-        model = build_model(options, shape, classes)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model.eval()(torch.empty(1, *shape))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops()
+        model = _built(config, data.shape, data.classes)
+    try:
+        skipped_names(model, trial.exchange)
+    except ValueError as error:
+        raise UnfitTrialError(str(error)) from error
 
 
 def _bytes(trial: Trial, n: int, processes: int) -> float | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lqray.experiment.dataset_options import DownloadedOptions, FileOptions
+from lqray.experiment.store import StorageError, expanded, with_home
 
 VARIABLE = "LQRAY_DATA"
 DEFAULT = "~/data"
@@ -49,16 +50,17 @@ class Folder:
 
 
 def folder(options: FileOptions) -> Folder:
-    """The dataset's folder: `root`, else LQRAY_DATA of this process's environment, else ~/data."""
-    if options.root is not None:
-        return Folder(_absolute(options.root), "data.root")
+    """The dataset's folder: `root`, else LQRAY_DATA of this process's environment, else ~/data; with variables and ~ in
+    place. Raises MissingDataError for a variable that is not set."""
+    path, origin = DEFAULT, f"the default; data.root and the environment variable {VARIABLE} are not set"
     if os.environ.get(VARIABLE):
-        return Folder(_absolute(os.environ[VARIABLE]), f"the environment variable {VARIABLE}")
-    return Folder(_absolute(DEFAULT), f"the default; data.root and the environment variable {VARIABLE} are not set")
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()
+        path, origin = os.environ[VARIABLE], f"the environment variable {VARIABLE}"
+    if options.root is not None:
+        path, origin = options.root, "data.root"
+    try:
+        return Folder(with_home(Path(expanded(path, origin)), origin).absolute(), origin)
+    except StorageError as error:
+        raise MissingDataError(f"dataset {options.name}: {error}") from error
 
 
 def first_missing(paths: Iterable[Path]) -> Path | None:

@@ -11,11 +11,12 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, Volume, decide
+from lqray.communication.baselines import Baseline
 from lqray.communication.hook import _Bundle
 from lqray.communication.parcel import Parcel
 from lqray.communication.reductions.all_gather import AllGather
 from lqray.communication.reductions.scatter_reduce import ScatterReduce, _plan_of
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options import ExchangeOptions, PowerSgdOptions
 from lqray.quantization import Quantizer
 from tests.ranks import run_ranks
 
@@ -212,3 +213,29 @@ def test_bypass_measures_the_reduction_that_would_be_used():
         assert used == [{"all_gather": "AllGather", "scatter_reduce": "ScatterReduce"}[key.split()[0]]]
         quantized = sum(metrics[f"bypass/{phase}_seconds"] for phase in ("encode", "decode", "exchange"))
         assert metrics["bypass/bypass"] == (quantized >= metrics["bypass/all_reduce_seconds"])
+
+
+class Words(nn.Module):
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(10, 4, sparse=sparse), nn.Linear(4, 2)
+
+    def forward(self, words):
+        return self.linear(self.embedding(words).sum(1))
+
+
+def test_an_embedding_with_sparse_gradients_is_named(group):
+    for attached in (exchange_of(group), Baseline(PowerSgdOptions(method="powersgd"), group)):
+        with pytest.raises(ValueError, match=r"embedding\.weight has sparse gradients.*sparse=False"):
+            attached.attach(DistributedDataParallel(Words(sparse=True)))
+    exchange = exchange_of(group)
+    model = DistributedDataParallel(Words(sparse=False))
+    exchange.attach(model)
+    exchange.begin_step(0)
+    model(torch.tensor([[1, 2]])).sum().backward()
+    exchange.close()
+
+
+def test_a_parameter_that_no_payload_holds_is_named(group):
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.float64; allowed: float32"):
+        exchange_of(group).attach(DistributedDataParallel(nn.Sequential(nn.Linear(3, 2).double())))

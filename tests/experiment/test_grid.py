@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lqray.experiment.errors import ExperimentError
-from lqray.experiment.grid import Experiment, with_value
+from lqray.experiment.grid import Experiment, read_experiment, with_value
 from lqray.experiment.layout import read_layout
+from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.yaml import parse
 
 BASE = """
@@ -22,8 +23,8 @@ base:
 """
 
 
-def experiment(sweep: str) -> Experiment:
-    document = parse(BASE + sweep, "test.yaml")
+def experiment(sweep: str, base: str = BASE) -> Experiment:
+    document = parse(base + sweep, "test.yaml")
     return Experiment(document, read_layout(document))
 
 
@@ -277,3 +278,128 @@ def test_sections_that_do_not_go_together_say_where_that_was_set():
     problem = error.value.problems[0]
     assert (problem.key, problem.found) == ("exchange.error_feedback", "2")
     assert "scaled" in problem.allowed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sweep", "overrides", "key"),
+    [
+        ("name: cnn", "name: mlp, hidden: 3", "", (), "model.hidden"),
+        ("lr: 0.1", "lr: 0.1, beta1: 0.8", "", (), "optimizer.beta1"),
+        ("name: cnn", "name: cnn, hidden: 3", "sweep: [{matrix: {model.name: [mlp, linear]}}]", (), "model.hidden"),
+        ("", "", "sweep: [{matrix: {model.layers: [[3], [4]]}}]", (), "model.layers"),
+        ("", "", "sweep: [{matrix: {seed: [1]}, include: [{data.root: x}]}]", (), "data.root"),
+        ("", "", "search: {space: {optimizer.beta2: {uniform: [0.8, 0.9]}}}", (), "optimizer.beta2"),
+        ("", "", "", ("model.layers=[3]",), "model.layers"),
+        ("", "", "", ("model.name=mlp", "model.hidden=3"), "model.hidden"),
+    ],
+)
+def test_an_option_that_no_trial_uses_is_refused(tmp_path, old, new, sweep, overrides, key):
+    path = tmp_path / "test.yaml"
+    path.write_text(BASE.replace(old, new) + sweep)
+    with pytest.raises(ExperimentError) as error:
+        read_experiment(path, overrides)
+    (problem,) = error.value.problems
+    assert problem.key == key
+    assert key.partition(".")[2] in problem.found
+    assert "belongs to" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("new", "sweep", "overrides"),
+    [
+        ("name: cnn, hidden: 3", "sweep: [{matrix: {model.name: [cnn, mlp]}}]", ()),
+        ("name: cnn, hidden: 3", "sweep: [{matrix: {seed: [1]}, include: [{model.name: mlp}]}]", ()),
+        ("name: cnn, hidden: 3", "", ("model.name=mlp",)),  # it is the file's own cnn that uses it
+        ("name: mlp, hidden: 3", "", ("model.name=cnn",)),
+        ("hidden: 3", "search: {sampler: grid, space: {model.name: {choice: [mlp, cnn]}}}", ()),
+    ],
+)
+def test_an_option_that_one_trial_uses_may_be_in_the_base(tmp_path, new, sweep, overrides):
+    path = tmp_path / "test.yaml"
+    path.write_text(BASE.replace("name: cnn", new) + sweep)
+    assert list(read_experiment(path, overrides).trials())
+
+
+def test_a_mapping_among_plain_values_is_told_at_its_own_trial():
+    sweep = "sweep: [{matrix: {seed: [5]}}, {matrix: {quantizer.method: [alq], quantizer.bucket_size: [64, {a: 1}]}}]"
+    found = experiment(sweep)
+    assert next(found.trials()).name == "seed5-qsgd"
+    with pytest.raises(ExperimentError, match=r"quantizer\.bucket_size\n  found:   a mapping"):
+        list(found.trials())
+
+
+def test_more_combinations_than_can_be_planned_are_refused_at_once():
+    numbers = ",".join(map(str, range(1, 101)))
+    keys = ("seed", "workers", "schedule.batch_size", "quantizer.bucket_size", "schedule.iterations")
+    for text in (
+        f"sweep: [{{matrix: {{{', '.join(f'{key}: [{numbers}]' for key in keys)}}}}}]",
+        f"search: {{sampler: grid, space: {{{', '.join(f'{key}: {{choice: [{numbers}]}}' for key in keys)}}}}}",
+    ):
+        with pytest.raises(ExperimentError, match=r"10,000,000,000 combinations"):
+            experiment(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("lr: 0.1", "lr: 1e300", "optimizer.lr"),
+        ("lr: 0.1", "lr: 1e-300", "optimizer.lr"),
+        ("iterations: 10", "iterations: 1000000000000", "schedule.iterations"),
+        ("iterations: 10", "epochs: 1000000000000", "schedule.epochs"),
+        ("workers: 2", "workers: 1000000000", "workers"),
+        ("name: cnn", "name: mlp, layers: [1000000000000]", "model.layers[0]"),
+        ("name: cnn", "name: mlp, layers: [1000000, 1000000]", "model"),
+        ("workers: 2", "exchange: {bucket_cap_mb: 1e308}", "exchange.bucket_cap_mb"),
+        ("method: qsgd, bits: 3", "method: nuqsgd, bits: 8, multiplier: 0.4", "quantizer.multiplier"),
+        ("method: qsgd, bits: 3", "method: amq, bits: 2, multiplier: 0.999999999", "quantizer.multiplier"),
+    ],
+)
+def test_numbers_that_no_trial_could_use_are_refused(old, new, key):
+    with pytest.raises(ExperimentError) as error:
+        list(experiment("", BASE.replace(old, new)).trials())
+    assert [problem.key for problem in error.value.problems] == [key]
+
+
+def test_levels_that_float32_tells_apart_are_accepted():
+    for new in ("method: nuqsgd, bits: 7, multiplier: 0.4", "method: alq_inf, bits: 8, multiplier: 0.4"):
+        assert list(experiment("", BASE.replace("method: qsgd, bits: 3", new)).trials())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "concurrent_trials: -5",
+        "concurrent_trials: 0",
+        "concurrent_trials: some",
+        "gpus_per_process: 1.5",
+        "timeout_seconds: 1e300",
+        "memory_gib_per_process: 1e300",
+    ],
+)
+def test_resources_that_mean_nothing_are_refused(option):
+    with pytest.raises(ExperimentError) as error:
+        experiment(f"resources: {{{option}}}")
+    assert [problem.key for problem in error.value.problems] == [f"resources.{option.partition(':')[0]}"]
+
+
+def test_every_number_of_an_experiment_has_a_range():
+    """Also one that is added: a number without limits is an error that waits for its trial's turn."""
+    found = Trial.model_json_schema(), *(cls.model_json_schema() for cls in (Resources, Storage, Tracking, Search))
+    without = []
+
+    def walk(node, where):
+        if isinstance(node, dict):
+            if node.get("type") in ("integer", "number") and "enum" not in node and "const" not in node:
+                low, high = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
+                if not (low & set(node) and high & set(node)):
+                    without.append(where)
+            for key, value in node.items():
+                walk(value, f"{where}.{key}")
+        if isinstance(node, list):
+            for value in node:
+                walk(value, where)
+
+    for schema in found:
+        walk(schema, schema["title"])
+    own = {"depth", "concurrent_trials", "uniform", "log_uniform", "integer"}  # their validators say what is allowed
+    assert {where for where in without if not own & set(where.split("."))} == set()

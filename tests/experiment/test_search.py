@@ -45,6 +45,13 @@ search: {samples: 3, seed: 5, space: {optimizer.lr: {log_uniform: [1e-4, 1]}, qu
     assert names[0].startswith("qsgd-lr")
 
 
+def test_what_is_set_stays_set_also_in_sections_that_the_file_does_not_have():
+    found = changed("", "exchange.skip=[bias]", "telemetry.every=3")
+    for _ in range(2):  # the second time all its sections are known
+        (named,) = found.trials()
+        assert (named.trial.exchange.skip, named.trial.telemetry.every) == (("bias",), 3)
+
+
 def test_a_searched_grid_and_integers():
     text = "search: {sampler: grid, space: {quantizer.bits: {choice: [2, 3]}, seed: {choice: [1, 2]}}}"
     assert values(text, "quantizer.bits", "seed") == [(2, 1), (2, 2), (3, 1), (3, 2)]

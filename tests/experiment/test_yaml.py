@@ -51,6 +51,14 @@ def test_lines_of_values_and_keys():
         ("1: 2", 1, "key '1'"),
         ("a: [1, 2", 1, ""),
         ("a: 1\n---\nb: 2\n", 2, "document"),
+        ('a: 1\nb: "x\\ny"\n', 2, "line break"),
+        ('a: "\\ud800"\n', 1, "control character"),
+        ("a: 1\nb: \x01\n", 2, "character"),
+        (f"a: {'9' * 5000}\n", 1, "5000 characters"),
+        ('a: "\\UFFFFFFFF"\n', None, "too large"),
+        ("a:\n  b: " + "[" * 3000, 2, "50 levels"),
+        ("\n".join(" " * level + "a:" for level in range(300)), 51, "50 levels"),
+        ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 300)), 1, "50 levels"),
     ],
 )
 def test_what_is_refused(text, line, found):
@@ -67,6 +75,18 @@ def test_aliases_that_multiply_are_refused():
     )
     with pytest.raises(ExperimentError, match="multiply"):
         parse(text)
+
+
+def test_a_huge_value_is_not_echoed_whole():
+    for text in (f"a: !{'x' * 100_000} 1", f"a: 1\n{'k' * 900}: 1\n{'k' * 900}: 1"):
+        with pytest.raises(ExperimentError) as error:
+            parse(text, "file.yaml")
+        assert len(str(error.value)) < 2000
+
+
+def test_an_endless_file_is_refused():
+    with pytest.raises(ExperimentError, match="more than 2 MiB"):
+        load("/dev/zero")
 
 
 def test_a_missing_file_is_a_clear_error(tmp_path):

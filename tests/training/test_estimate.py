@@ -6,7 +6,8 @@ from torch.distributed import group
 
 from lqray.experiment.schema import Trial
 from lqray.training.data import load_dataset
-from lqray.training.estimate import _DATASETS, estimate
+from lqray.training.estimate import estimate
+from lqray.training.known_data import known_data
 from lqray.training.loop import train
 from lqray.training.models import build_model
 from tests.ranks import run_ranks
@@ -24,7 +25,8 @@ CONFIG = {
 def test_facts_of_the_dataset_that_ships():
     trial = Trial.model_validate(CONFIG)
     dataset = load_dataset(trial.data)
-    assert _DATASETS["digits"] == (dataset.shape, dataset.classes, dataset.train_examples)
+    known = known_data(trial.data)
+    assert (known.shape, known.classes, known.examples) == (dataset.shape, dataset.classes, dataset.train_examples)
 
 
 def test_parameters_iterations_and_operations():

@@ -70,7 +70,10 @@ class AllGather:
 
 
 def _means(rows: Tensor, parcel: Parcel, quantizer: Quantizer, volume: Volume, checks: CheckWords) -> list[Tensor]:
-    """The means of all tensors, of all workers' rows (K, bytes)."""
+    """The means of all tensors, of all workers' rows (K, bytes). Raises ValueError for rows of another length."""
+    expected = sum(payload.nbytes for payload in parcel.tensors) + CHECK_BYTES
+    if rows.shape[1] != expected:
+        raise ValueError(f"rows of {rows.shape[1]} bytes arrived; allowed: {expected}, as they were sent")
     checks.compare(rows[:, -CHECK_BYTES:], len(parcel.payloads))
     with volume.timed("decode", rows.device):
         parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.tensors], dim=1)

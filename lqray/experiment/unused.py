@@ -1,0 +1,89 @@
+"""Options that no trial of a file uses: `hidden` of a cnn where all models are mlp.
+
+A key that belongs to another name of its section is left out of a trial, so that one `base` serves a sweep over names.
+Where no trial has a name that the key belongs to, somebody expects an effect that never comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lqray.experiment.errors import Problem
+from lqray.experiment.layout import Layout
+from lqray.experiment.overrides import SOURCE
+from lqray.experiment.schema import Trial
+from lqray.experiment.validation import variants
+from lqray.experiment.yaml import Document, Path_
+
+_Given = Iterator[tuple[str, Any, Path_]]
+
+
+def unused_options(layout: Layout, document: Document) -> list[Problem]:
+    """What is wrong so with the file, whose names are its own and those of `--set`, and with `--set`."""
+    problems: dict[tuple[str, str], Problem] = {}
+    for section in Trial.model_fields:
+        known = variants(section)
+        if not known:
+            continue
+        selector = next(iter(known.values())).selector
+        names, chosen = _names(layout, section, selector), layout.overrides.get(f"{section}.{selector}")
+        given = [(key, document.file, document.line_of(path)) for key, _, path in _given(layout, section)]
+        given += [(key, SOURCE, None) for full in layout.overrides for key, _, _ in _within(section, full, None, ())]
+        for key, file, line in given:
+            now = names if chosen is None else {chosen} if file == SOURCE else names | {chosen}
+            if problem := _problem(section, key, now, file, line):
+                problems.setdefault((file, key), problem)
+    return list(problems.values())
+
+
+def _problem(section: str, key: str, names: set[Any], file: str, line: int | None) -> Problem | None:
+    known = variants(section)
+    owners = [name for name, cls in known.items() if key in cls.model_fields]
+    if not owners or not names.issubset(known) or not names.isdisjoint(owners):
+        return None  # unknown keys and names are told when a trial is made
+    own = sorted({field for name in names for field in known[name].model_fields})
+    found = f"{key!r}, which belongs to {', '.join(owners[:8])}: here are only {', '.join(sorted(names))}"
+    return Problem(file, line, f"{section}.{key}", found, ", ".join(own), "leave it out")
+
+
+def _names(layout: Layout, section: str, selector: str) -> set[Any]:
+    """Names that trials may have, as hashable values; those of combinations that are excluded among them."""
+    names = [value for key, value, path in _given(layout, section) if key == selector and path[0] != "base"]
+    swept = f"{section}.{selector}"
+    always = bool(layout.blocks) and all(swept in block.matrix for block in layout.blocks)
+    if not always and not (layout.search and swept in layout.search.space):
+        base = layout.base.get(section)
+        names.append(base.get(selector) if isinstance(base, dict) else None)
+    return {name if isinstance(name, str) else repr(name) for name in names}
+
+
+def _given(layout: Layout, section: str) -> _Given:
+    """(key within the section, value, where it stands) of all that the file sets in it."""
+    yield from _spread(section, layout.base.get(section), ("base", section))
+    for block in layout.blocks:
+        for key, values in block.matrix.items():
+            for index, value in enumerate(values):
+                yield from _within(section, key, value, (*block.path, "matrix", key, index))
+        for entry in block.include:
+            for key, value in entry.values.items():
+                yield from _within(section, key, value, (*entry.path, key))
+    for key, domain in (layout.search.space if layout.search else {}).items():
+        for value in domain.choice or (None,):
+            yield from _within(section, key, value, ("search", "space", key))
+
+
+def _within(section: str, key: str, value: Any, path: Path_) -> _Given:
+    head, _, rest = key.partition(".")
+    if head != section:
+        return
+    if rest:
+        yield rest, value, path
+    else:
+        yield from _spread(section, value, path)
+
+
+def _spread(section: str, value: Any, path: Path_) -> _Given:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key, item, (*path, key)
