@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from lqray.cli import overview, reports, services, submission, sweeps
+from lqray.experiment.foreign import in_lines
 from lqray.orchestration.output import outlive_readers
 
 __all__ = ["main"]
 
 _TO_BE_READ = ("expand", "status", "logs", "failures", "report", "compare", "doctor")
 """Commands that do nothing but print: when nobody reads on, they end. The others go on."""
+
+
+class _Plain(logging.Formatter):
+    """Warnings name what others wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_lines(super().format(record))
 
 
 class _Commands(click.Group):
@@ -30,6 +40,8 @@ class _Commands(click.Group):
 def main(context: click.Context) -> None:
     """Learning to quantize: sweeps of data-parallel training whose gradients travel in a few bits."""
     outlive_readers(needed=context.invoked_subcommand in _TO_BE_READ)
+    if logging.lastResort:
+        logging.lastResort.setFormatter(_Plain())
 
 
 for _command in (

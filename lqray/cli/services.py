@@ -99,7 +99,7 @@ def doctor(file: Path | None, uri: str, cluster: bool) -> None:
     broken = False
     for finding in examine(shared.absolute(uri)):
         broken = broken or finding.state == "broken"
-        click.echo(shown(finding))
+        shared.say(shown(finding))
     sys.exit(broken)
 
 
@@ -114,6 +114,6 @@ def _examine_cluster(file: Path | None, uri: str) -> int:
         with running_cluster():
             reports = examine_cluster(folder, shared.absolute(uri), datasets_of(experiment) if experiment else [])
     for line in details(reports):
-        click.echo(line)
+        shared.say(line)
     shared.console().print(cluster_table(reports))
     return int(broken(reports))

@@ -78,25 +78,25 @@ def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool
         tunnel = Tunnel(config) if config else None
         with closing(tunnel) if tunnel else nullcontext():
             cluster = Cluster(
-                tunnel.address if tunnel else lambda: job_server(address), lambda text: click.echo(text, err=True)
+                tunnel.address if tunnel else lambda: job_server(address), lambda text: shared.say(text, err=True)
             )
             job = cluster.submit(sweep)
             again = shlex.join(["lqray", "submit", *map(str, sweep.files), *sweep.options, *where])
             if job.attached:
-                click.echo(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
+                shared.say(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
             else:
-                click.echo(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
+                shared.say(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
             if no_wait:
-                click.echo(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
+                shared.say(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
                 return 0
             try:
                 ended = cluster.outcome(
-                    job.submission_id, (lambda text: click.echo(text, nl=False)) if follow else None
+                    job.submission_id, (lambda text: shared.say(text, nl=False)) if follow else None
                 )
             except KeyboardInterrupt:
-                click.echo(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep, where)}", err=True)
+                shared.say(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep, where)}", err=True)
                 return 130
-            click.echo(f"{job.submission_id}: {ended}", err=True)
+            shared.say(f"{job.submission_id}: {ended}", err=True)
             return 0 if ended == "SUCCEEDED" else 1
 
 

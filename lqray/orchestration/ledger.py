@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -197,7 +198,8 @@ class Ledger:
             run_id, attempt = state.run_id, state.attempt
             # The experiment file says where storage is, by now perhaps elsewhere; the run, which folder there it has.
             known = state.tags.get("lqray.folder", "").rstrip("/").rpartition("/")[2]
-            folder = f"{self._folder}/{known}" if known else self._folder_of(trial_id, attempt)
+            own = re.fullmatch(rf"{trial_id}(-\d+)*", known)  # others can write tags: none leads to another's folder
+            folder = f"{self._folder}/{known}" if own else self._folder_of(trial_id, attempt)
         else:
             run_id, attempt = "", state.attempt + 1 if state else 1
             folder = self._new_folder(named, attempt)

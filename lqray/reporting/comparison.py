@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lqray.experiment.errors import did_you_mean
+from lqray.experiment.foreign import whole_number
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import in_order
 from lqray.reporting.records import Record
@@ -329,7 +330,5 @@ def bytes_sent(record: Record) -> float | None:
     where it says nothing of either, or its steps are not known."""
     if BYTES in record.metrics:
         return record.metrics[BYTES]
-    try:
-        return record.metrics["wire/bytes_sent"] * int(record.params["schedule.iterations"])
-    except (KeyError, ValueError):
-        return None
+    iterations = whole_number(record.params.get("schedule.iterations", ""), 0)
+    return record.metrics["wire/bytes_sent"] * iterations if iterations and "wire/bytes_sent" in record.metrics else None
