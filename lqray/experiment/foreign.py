@@ -38,7 +38,7 @@ _MOST_DIGITS = 18
 
 
 def in_line(text: object) -> str:
-    """On a terminal, within a line: what is not to be seen is written as in Python's strings, a newline as \\n."""
+    """On a terminal, within a line: what is not to be seen is written as Python escapes it, a newline as well."""
     return _IN_LINE.sub(_written, str(text))
 
 
@@ -61,7 +61,7 @@ def plain_console(**options: Any) -> Console:
     from rich.console import Console
 
     class PlainConsole(Console):
-        def render_str(self, text: str, **given: Any) -> Text:  # type: ignore[override]
+        def render_str(self, text: str, **given: Any) -> Text:
             return super().render_str(in_lines(text), **{**given, "markup": False, "emoji": False})
 
     return PlainConsole(markup=False, emoji=False, **options)

@@ -34,13 +34,15 @@ class PublishedPlan(NamedTuple):
 
 
 def plan_tags(launch_id: str, text: str, file: str = "") -> dict[str, str]:
-    """Tags that hold the text; the one that says so comes last; none, with a warning, of a text of more than MOST_BYTES.
-    file: see `PublishedPlan`."""
+    """Tags that hold the text; the one that says so comes last. None, with a warning, of more than MOST_BYTES.
+
+    file: see `PublishedPlan`.
+    """
     content = text.encode()
     if len(content) > MOST_BYTES:
         _log.warning(
-            "the experiment file has %d bytes, and is not kept with its MLflow experiment: allowed are %d. Reports by the "
-            "experiment's name do not know of it; `lqray report FILE` does",
+            "the experiment file has %d bytes, and is not kept with its MLflow experiment: allowed are %d. Reports by "
+            "the experiment's name do not know of it; `lqray report FILE` does",
             len(content),
             MOST_BYTES,
         )

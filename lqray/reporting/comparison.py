@@ -26,6 +26,7 @@ from lqray.reporting.selection import (
 )
 
 BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
+_BYTES_A_STEP = "wire/bytes_sent"
 _LAST = 5
 
 
@@ -330,5 +331,5 @@ def bytes_sent(record: Record) -> float | None:
     where it says nothing of either, or its steps are not known."""
     if BYTES in record.metrics:
         return record.metrics[BYTES]
-    iterations = whole_number(record.params.get("schedule.iterations", ""), 0)
-    return record.metrics["wire/bytes_sent"] * iterations if iterations and "wire/bytes_sent" in record.metrics else None
+    iterations, each = whole_number(record.params.get("schedule.iterations", ""), 0), record.metrics.get(_BYTES_A_STEP)
+    return each * iterations if iterations and each is not None else None

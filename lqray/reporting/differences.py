@@ -118,7 +118,7 @@ def in_markdown(found: Differences, everything: bool) -> str:
     for section, rows in found.sections.items():
         chosen = _chosen(rows, everything)
         lines.append(f"| **{section}**{'' if chosen else ': no difference'} |" + " |" * len(names))
-        lines += ["| " + " | ".join(map(in_markdown, (row.what, *row.values))) + " |" for row in chosen]
+        lines += ["| " + " | ".join(map(foreign.in_markdown, (row.what, *row.values))) + " |" for row in chosen]
     return "\n".join(lines) + "\n"
 
 

@@ -31,12 +31,14 @@ def sweep_summary(standing: Standing) -> str:
     parts.append(f"**{total} {'trial' if total == 1 else 'trials'}**{f': {counts}' if counts else ''} ({clock})")
     if standing.best:
         chosen = standing.best[:_MOST_METHODS]
-        lines = [f"- **{one.method}** {one.accuracy:.2%}: {in_markdown_code(one.name)}, of {one.finished} finished" for one in chosen]
+        lines = [
+            f"- **{one.method}** {one.accuracy:.2%}: {in_markdown_code(one.name)}, of {one.finished} finished"
+            for one in chosen
+        ]
         parts.append("Best test accuracy of each method:\n\n" + "\n".join(lines))
     name = _cut(shlex.quote(in_line(standing.experiment).replace("`", "'")), _COMMAND)
-    parts.append(
-        f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by {in_markdown_code(_cut(standing.command, _COMMAND))}"
-    )
+    command = in_markdown_code(_cut(standing.command, _COMMAND))
+    parts.append(f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by {command}")
     return _cut("\n\n".join(parts), _MOST)
 
 
