@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.deleted_runs import DELETED, is_deleted, is_refusal, why_deleted
 from lqray.orchestration.description import run_colour
 from lqray.orchestration.failures import failure_of
-from lqray.orchestration.fencing import LostClaimError, new_folder
+from lqray.orchestration.fencing import LostClaimError, new_folder, own_name
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.leases import HEARTBEAT_SECONDS, Leases
 from lqray.orchestration.narrator import Narrator
@@ -197,9 +196,8 @@ class Ledger:
         elif state and not fresh:
             run_id, attempt = state.run_id, state.attempt
             # The experiment file says where storage is, by now perhaps elsewhere; the run, which folder there it has.
-            known = state.tags.get("lqray.folder", "").rstrip("/").rpartition("/")[2]
-            own = re.fullmatch(rf"{trial_id}(-\d+)*", known)  # others can write tags: none leads to another's folder
-            folder = f"{self._folder}/{known}" if own else self._folder_of(trial_id, attempt)
+            known = own_name(state.tags.get("lqray.folder", ""), trial_id)
+            folder = f"{self._folder}/{known}" if known else self._folder_of(trial_id, attempt)
         else:
             run_id, attempt = "", state.attempt + 1 if state else 1
             folder = self._new_folder(named, attempt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lqray.experiment.errors import ExperimentError
@@ -69,6 +69,7 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
     records = latest_attempts(read_records(uri, experiment))
     if everything:
         return records, ""
+    trials: Iterable[NamedTrial] | None
     if recorded.file:
         trials = None if recorded.file.adaptive else recorded.file.trials()
     else:

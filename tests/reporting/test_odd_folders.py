@@ -1,5 +1,6 @@
 """Exported folders that anybody may have written, and artifacts that are damaged."""
 
+import copy
 import json
 import shutil
 from contextlib import suppress
@@ -212,7 +213,7 @@ def outcome(folder, draw):
 def test_any_folder_is_read_or_refused(folder):
     sound = {name: (folder / name).read_bytes() for name in ("runs.json", "metrics.parquet", "experiment.yaml")}
     document = json.loads(sound["runs.json"])
-    for _, draw in mutants("folders"):
+    for _, draw in mutants("folders", 200):
         name = draw.choice(("runs.json", "runs.json", "runs.json", "metrics.parquet", "experiment.yaml"))
         file = folder / name
         if name == "runs.json" and draw.random() < 0.7:
@@ -247,10 +248,11 @@ def test_any_parameters_are_drawn_or_left_out(folder):
     keys = ("quantizer.bits", "schedule.decay_at", "schedule.decay_every", "quantizer.method", "seed")
     odd = ("[1, 20]", "1e-300", "-1", "x", "{}", "$\\frac{$", "0", "9" * 400, "4")
     for _, draw in mutants("figures", 25):
-        mutant = odd_tree(draw, document)
-        for run in mutant.get("runs", []) if isinstance(mutant, dict) else []:
-            if isinstance(run, dict) and isinstance(run.get("params"), dict) and draw.random() < 0.5:
+        mutant = copy.deepcopy(document)
+        for run in mutant["runs"]:
+            if draw.random() < 0.5:
                 run["params"][draw.choice(keys)] = draw.choice(odd)
+                run["metrics"][draw.choice(list(run["metrics"]))] = draw.choice((0, -1, 1e299, 1e-299, "nan", "inf"))
         (folder / "runs.json").write_text(json.dumps(mutant))
         with suppress(ExportedFolderError, NothingToDrawError, PlotError, UnknownExperimentError, UnknownKeyError):
             found = recordings_of([Recorded("digits", str(folder))], Request("all"))

@@ -1,6 +1,7 @@
 """Tags that other users of a store have written: each costs at most what it is of."""
 
 import json
+import logging
 import random
 import sqlite3
 import time
@@ -108,6 +109,29 @@ def test_what_others_wrote_is_shown_as_it_is_and_does_nothing(store):
         assert "[/x]" in sound_end(invoke(*compared, "--format", shape)).replace("\\", "")
 
 
+def test_logs_are_shown_and_obeyed_by_nothing(store, tmp_path):
+    folder = tmp_path / HOSTILE.replace("/", "")
+    folder.mkdir()
+    (folder / "rank-0.log").write_text(f"10%\r100%\n\x1b[31mred\x1b[0m {HOSTILE}\n")
+    (folder / "rank-x.log").write_text("no rank's")
+    store.run("alq", 1, [0.5], tags={"lqray.folder": str(folder)})
+    store.run("alq", 2, [0.5], tags={"lqray.folder": "/\x00"})
+    shown = sound_end(invoke("logs", "alq-seed1", "--uri", store.uri))
+    assert "100%\nred [/x] [bold]" in shown
+    assert shown.count("==> ") == 1
+    assert "cannot be read" in sound_end(invoke("logs", "alq-seed2", "--uri", store.uri))
+
+
+def test_warnings_are_shown_and_obeyed_by_nothing(store, capfd):
+    invoke("status", "--uri", store.uri)
+    record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "of %s", (HOSTILE,), None)
+    assert logging.lastResort
+    logging.lastResort.handle(record)
+    said = capfd.readouterr().err
+    assert is_plain(said)
+    assert r"of [/x] [bold]\x1b[2J" in said
+
+
 def test_experiments_that_others_named(store):
     store.client.create_experiment(HOSTILE)
     for command in ("status", "report", "failures"):
@@ -122,6 +146,7 @@ def test_a_plan_of_more_trials_than_anybody_can_expand_is_passed_over(store):
     keys = ("seed", "schedule.batch_size", "quantizer.bucket_size", "quantizer.components")
     axes = {key: list(range(1, 100)) for key in keys}
     base = yaml.safe_load(QUICKSTART.read_text())["base"]
+    base["quantizer"]["method"] = "alq"
     text = yaml.safe_dump({"name": "known", "base": base, "sweep": [{"matrix": axes}]})
     for key, value in plan_tags("launch", text).items():
         store.client.set_experiment_tag(store.number, key, value)
