@@ -3,11 +3,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from lqray.cli import main
+from lqray.cli import main, shared, sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "experiments/quickstart.yaml"
@@ -103,3 +104,9 @@ def test_doctor_names_what_is_broken_and_the_remedy(tmp_path):
     assert broken == ["Ray", "MLflow"]
     assert done.stdout.count("remedy:") == 3
     assert "slow    operators on cpu    reference" in done.stdout
+
+
+def test_a_folder_in_brackets_is_printed_with_them(capsys):
+    plan = SimpleNamespace(trials=[], more=0, limit=None, due=[], uri="sqlite:////x/[old]/:smile:/lqray.db")
+    sweeps._say_plan(shared.console(), "[/x]", plan)
+    assert capsys.readouterr().out == "[/x]: no trials, recorded in sqlite:////x/[old]/:smile:/lqray.db\n"
