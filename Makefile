@@ -6,7 +6,7 @@ RUNS := $(VENV)/.installed-for-runs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint soak bench cuda-check ui lock clean
+.PHONY: help run test lint fuzz soak bench cuda-check ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -40,6 +40,9 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(INSTALLED)  ## what others can write, mutated 5,000 times a test; LQRAY_FUZZ=N make fuzz: N times
+	LQRAY_FUZZ=$${LQRAY_FUZZ:-5000} $(BIN)/python -m pytest -m fuzz
 
 soak: $(INSTALLED)  ## an hour or two: every act of a sweep fails in every way, then sweeps under random faults
 	$(BIN)/python -m tests.faults --pairs 100

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from lqray.cli import main, shared
+from lqray.cli import main, shared, sweeps
 from lqray.reporting.figures.style import write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,3 +138,9 @@ def test_a_figure_on_a_full_disk_says_what_it_takes_and_leaves_nothing(tmp_path,
     with pytest.raises(OSError, match=r"No space left on device \(the figure takes [\d,]+ bytes\): '.*x.pdf'"):
         write(Figure(), tmp_path / "x", ["pdf"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_brackets_is_printed_with_them(capsys):
+    plan = SimpleNamespace(trials=[], more=0, limit=None, due=[], uri="sqlite:////x/[old]/:smile:/lqray.db")
+    sweeps._say_plan(shared.console(), "[/x]", plan)
+    assert capsys.readouterr().out == "[/x]: no trials, recorded in sqlite:////x/[old]/:smile:/lqray.db\n"

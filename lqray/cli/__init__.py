@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from typing import Any
@@ -9,18 +10,24 @@ from typing import Any
 import click
 
 from lqray.cli import overview, reports, services, submission, sweeps
+from lqray.experiment.foreign import in_lines
 from lqray.orchestration.output import outlive_readers, was_lost
 
 __all__ = ["main"]
 
 _TO_BE_READ = ("expand", "status", "logs", "failures", "report", "compare", "doctor")
 """Commands that do nothing but print: when nobody reads on, they end. The others go on."""
-
-
 _DEFECT = (
     "This is a defect of lqray: nothing that you did should end so. Please report it in the issue tracker of the place "
     "that you got lqray from, with the lines above, the command and what `lqray doctor` prints. Records are kept."
 )
+
+
+class _Plain(logging.Formatter):
+    """Warnings name what others wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_lines(super().format(record))
 
 
 class _Commands(click.Group):
@@ -57,6 +64,8 @@ def main(context: click.Context) -> None:
     # Processes that are started here do not look for modules in the working folder first: a file queue.py there would
     # be taken for Python's own.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    if logging.lastResort:
+        logging.lastResort.setFormatter(_Plain())
 
 
 for _command in (

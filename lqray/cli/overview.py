@@ -52,7 +52,7 @@ def stop(experiment: str, only: str, uri: str) -> None:
     with shared.clear_errors(UnknownExperimentError):
         name, store = shared.store_of(experiment, uri)
         ask_to_stop(store, experiment_id(store, name), only)
-    click.echo(
+    shared.say(
         f"Asked: trials of {name} that match {only!r} stop within seconds; `lqray status {experiment}` shows it."
     )
 
@@ -64,6 +64,7 @@ def stop(experiment: str, only: str, uri: str) -> None:
 @shared.uri
 def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None:
     """Print what the processes of TRIAL, a name or an id, wrote."""
+    from lqray.experiment.foreign import in_line
     from lqray.experiment.store import StorageError
     from lqray.orchestration.overview import UnknownRunError, find_trial, logs_of
 
@@ -71,8 +72,8 @@ def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None
         name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
         for of_rank, address, text in logs_of(find_trial(store, trial, name)):
             if rank is None or of_rank == rank:
-                click.echo(f"==> {address} <==")
-                click.echo(text)
+                shared.say(f"==> {in_line(address)} <==")
+                shared.say(text)
 
 
 @click.command()
@@ -80,6 +81,7 @@ def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None
 @shared.uri
 def failures(experiment: str, uri: str) -> None:
     """Show the failed trials of EXPERIMENT, a name or a file, by cause, and whether a retry makes sense."""
+    from lqray.experiment.foreign import in_line
     from lqray.orchestration.overview import UnknownRunError, advice, failed_trials
 
     with shared.clear_errors(UnknownRunError):
@@ -89,6 +91,7 @@ def failures(experiment: str, uri: str) -> None:
             if failed.kind != kind:
                 kind = failed.kind
                 click.secho(f"{kind}: {advice(kind)}", bold=True)
-            click.echo(f"\n{failed.name} ({failed.where}): {failed.error}\n{failed.traceback.strip()}\n")
+            headline = in_line(f"{failed.name} ({failed.where}): {failed.error}")
+            shared.say(f"\n{headline}\n{failed.traceback.strip()}\n")
         if kind is None:
-            click.echo(f"No failed trials in {name}.")
+            shared.say(f"No failed trials in {name}.")

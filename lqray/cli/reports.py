@@ -86,7 +86,7 @@ def report(
     click.echo(written(made, shape), nl=False)
     if shape in ("csv", "latex"):
         for line in made.remarks:
-            click.echo(line, err=True)
+            shared.say(line, err=True)
 
 
 @click.command()
@@ -131,7 +131,7 @@ def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) 
         (recorded,) = shared.recorded([experiment], uri)
         made = make_report([recorded], ReportOptions(everything=everything))
         for file in export_to(recorded, made, folder, raw, lambda target: plot_all([recorded], target, everything)):
-            click.echo(file)
+            shared.say(file)
 
 
 @click.command()
@@ -182,6 +182,6 @@ def plot(
         options = Options(metrics, group_by, target, smooth or 0, width)
         request = Request(kind, options, only, where, running, everything, formats, out)
         for drawn in draw(shared.recorded(experiments, uri), request):
-            click.echo(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")
+            shared.say(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")
             for remark in drawn.remarks:
-                click.echo(f"  {remark}")
+                shared.say(f"  {remark}")

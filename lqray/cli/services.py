@@ -88,7 +88,7 @@ def relocate(uri: str) -> None:
 
     with shared.clear_errors():
         names = relocate(shared.absolute(uri))
-    click.echo(f"Corrected: {', '.join(names)}" if names else "Nothing to correct: all artifacts are beside the store.")
+    shared.say(f"Corrected: {', '.join(names)}" if names else "Nothing to correct: all artifacts are beside the store.")
 
 
 @click.command()
@@ -115,7 +115,7 @@ def doctor(file: Path | None, uri: str, cluster: bool) -> None:
     broken = False
     for finding in examine(store):
         broken = broken or finding.state == "broken"
-        click.echo(shown(finding))
+        shared.say(shown(finding))
     sys.exit(broken)
 
 
@@ -130,6 +130,6 @@ def _examine_cluster(file: Path | None, uri: str) -> int:
         with running_cluster():
             reports = examine_cluster(folder, shared.absolute(uri), datasets_of(experiment) if experiment else [])
     for line in details(reports):
-        click.echo(line)
+        shared.say(line)
     shared.console().print(cluster_table(reports))
     return int(broken(reports))

@@ -76,9 +76,16 @@ def absolute(uri: str | None) -> str:
 
 def console() -> Console:
     """The terminal; where there is none, lines wide enough for whole tables."""
-    from rich.console import Console
+    from lqray.experiment.foreign import plain_console
 
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return plain_console() if sys.stdout.isatty() else plain_console(width=160)
+
+
+def say(text: object, err: bool = False, nl: bool = True) -> None:
+    """Print lines to standard output or error, of which any part may be text that somebody else wrote."""
+    from lqray.experiment.foreign import in_lines
+
+    click.echo(in_lines(text), err=err, nl=nl)
 
 
 @contextmanager
@@ -101,7 +108,7 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
         said = f"the MLflow store: {_of_the_store(error)}" if of_the_store else str(error)
         if of_a_file and type(error).__module__ == "builtins":
             said = f"{error.filename}: {error.strerror}"  # type: ignore[attr-defined]
-        click.echo(f"Error: {masked(said)}", err=True)
+        say(f"Error: {masked(said)}", err=True)
         sys.exit(2)
 
 

@@ -78,8 +78,8 @@ def _show(sweep: Sweep) -> None:
     with shared.clear_errors(PackageError):
         would = shipment(sweep)
     for name in would.names:
-        click.echo(_printable(name))
-    click.echo(
+        shared.say(name)
+    shared.say(
         f"{len(would.names)} files, {would.size / 1e6:.1f} MB, would be sent, to run: {would.entrypoint}", err=True
     )
     _say_left_out(would.left_out)
@@ -87,12 +87,8 @@ def _show(sweep: Sweep) -> None:
 
 def _say_left_out(names: Sequence[str]) -> None:
     if names:
-        shown = ", ".join(map(_printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
-        click.echo(f"left out, {len(names)}, since by their names they hold secrets: {shown}", err=True)
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        shared.say(f"left out, {len(names)}, since by their names they hold secrets: {shown}", err=True)
 
 
 def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool) -> int:
@@ -110,26 +106,26 @@ def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool
         tunnel = Tunnel(config) if config else None
         with closing(tunnel) if tunnel else nullcontext():
             cluster = Cluster(
-                tunnel.address if tunnel else lambda: job_server(address), lambda text: click.echo(text, err=True)
+                tunnel.address if tunnel else lambda: job_server(address), lambda text: shared.say(text, err=True)
             )
             job = cluster.submit(sweep)
             again = shlex.join(["lqray", "submit", *map(str, sweep.files), *sweep.options, *where])
             if job.attached:
-                click.echo(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
+                shared.say(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
             else:
-                click.echo(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
+                shared.say(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
             _say_left_out(job.left_out)
             if no_wait:
-                click.echo(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
+                shared.say(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
                 return 0
             try:
                 ended = cluster.outcome(
-                    job.submission_id, (lambda text: click.echo(text, nl=False)) if follow else None
+                    job.submission_id, (lambda text: shared.say(text, nl=False)) if follow else None
                 )
             except KeyboardInterrupt:
-                click.echo(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep, where)}", err=True)
+                shared.say(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep, where)}", err=True)
                 return 130
-            click.echo(f"{job.submission_id}: {ended}", err=True)
+            shared.say(f"{job.submission_id}: {ended}", err=True)
             return 0 if ended == "SUCCEEDED" else 1
 
 

@@ -128,7 +128,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     _say_what_is_left(ran)
     own = f"{sys.executable} -m lqray" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
     view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{own} ui {file}"
-    click.echo(f"Compare them in the MLflow UI:  {view}")
+    shared.say(f"Compare them in the MLflow UI:  {view}")
     _leave_if_interrupted(plan, ran)
     if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
         return 1
@@ -148,9 +148,9 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> 
         records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
         console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
     except UnknownExperimentError:
-        click.echo(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
+        shared.say(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
     except StoreError as error:
-        click.echo(
+        shared.say(
             f"Error: the trials cannot be compared now: {error} Later:  lqray report {experiment.name}", err=True
         )
         return False
@@ -160,11 +160,11 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> 
 def _say_what_failed(ran: Ran, name: str) -> None:
     failed = [(result.named.name, result.failure) for result in ran.results if result.failure]
     for trial, failure in failed[:_MOST_NAMED]:
-        click.echo(f"{trial} failed ({failure.kind}): {failure.error}", err=True)
+        shared.say(f"{trial} failed ({failure.kind}): {failure.error}", err=True)
     if len(failed) > _MOST_NAMED:
-        click.echo(f"... and {len(failed) - _MOST_NAMED} more failed", err=True)
+        shared.say(f"... and {len(failed) - _MOST_NAMED} more failed", err=True)
     if failed:
-        click.echo(f"With tracebacks, and what to do:  lqray failures {name}", err=True)
+        shared.say(f"With tracebacks, and what to do:  lqray failures {name}", err=True)
 
 
 def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
@@ -173,18 +173,18 @@ def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
 
     left = len(plan.due) - len(ran.results)
     if ran.halted:
-        click.echo(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
+        shared.say(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
     if ran.lost and not signals.heard():
-        click.echo(f"Ended before its time, with Ray: {left} trials were not started or not finished.", err=True)
+        shared.say(f"Ended before its time, with Ray: {left} trials were not started or not finished.", err=True)
         _leave_at_once(1)
     if ran.interrupted:
-        click.echo(
+        shared.say(
             "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
             f"({left} were not started).",
             err=True,
         )
     elif signals.heard():
-        click.echo("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
+        shared.say("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
     if ran.lost:
         _leave_at_once(signals.exit_code())
     if ran.interrupted or signals.heard():
@@ -200,9 +200,9 @@ def _say_what_is_left(ran: Ran) -> None:
     ]
     lines += [f"{named.name}: not begun ({why})" for named, why in ran.left_out]
     for line in lines[:_MOST_NAMED]:
-        click.echo(line, err=True)
+        shared.say(line, err=True)
     if len(lines) > _MOST_NAMED:
-        click.echo(f"... and {len(lines) - _MOST_NAMED} more such trials", err=True)
+        shared.say(f"... and {len(lines) - _MOST_NAMED} more such trials", err=True)
 
 
 def _leave_at_once(code: int) -> NoReturn:
@@ -213,6 +213,9 @@ def _leave_at_once(code: int) -> NoReturn:
 
 
 def _say_plan(console: Console, name: str, plan: Plan) -> None:
+    from rich.text import Text
+
+    from lqray.experiment.foreign import rich_text
     from lqray.experiment.secrets import masked
 
     counts: dict[str, int] = {}
@@ -229,7 +232,8 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
     parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
     parts += f", {plan.more} to be suggested" if plan.more else ""
     limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
-    console.print(f"[bold]{name}[/]: {parts}{limited}, recorded in {masked(plan.uri)}", highlight=False)
+    said = f": {parts}{limited}, recorded in {masked(plan.uri)}"
+    console.print(Text.assemble(rich_text(name, "bold"), rich_text(said)))
 
 
 @click.command()
@@ -272,7 +276,7 @@ def train(
     data = (MissingDataError, CorruptDataError)
     known = (CheckpointError, NoSpaceError, StorageError, DivergedError, NoContractionError, LaunchVariablesError)
     with shared.clear_errors(*data, *known):
-        run_standalone(named.trial, experiment.resources, click.echo, folder, metrics, profile)
+        run_standalone(named.trial, experiment.resources, shared.say, folder, metrics, profile)
 
 
 def _print_json(experiment: Experiment) -> None:
@@ -289,15 +293,18 @@ def _print_json(experiment: Experiment) -> None:
 def _print_trials(experiment: Experiment) -> None:
     from rich.table import Table
 
+    from lqray.experiment.foreign import rich_text
+
     console = shared.console()
     combinations = sum(1 for _ in experiment.combinations())
     table = Table(header_style="bold")
     for title in ("id", "name", *experiment.axes):
-        table.add_column(title, no_wrap=title in ("id", "name"))
+        table.add_column(rich_text(title), no_wrap=title in ("id", "name"))
     count = 0
     for named in experiment.trials():
         flat = named.trial.flat()
-        table.add_row(named.trial.id, named.name, *(str(flat.get(axis, "-")) for axis in experiment.axes))
+        cells = (named.trial.id, named.name, *(flat.get(axis, "-") for axis in experiment.axes))
+        table.add_row(*map(rich_text, cells))
         count += 1
     console.print(table)
     same = combinations - count

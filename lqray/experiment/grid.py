@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -134,6 +135,17 @@ class Experiment:
                 if not names.add(hashlib.sha256(name.encode()).hexdigest()[:16]):
                     name = f"{name}-{trial.id[:6]}"
                 yield NamedTrial(name, trial)
+
+    @property
+    def most_trials(self) -> int:
+        """More it cannot have; those of the base and of an adaptive search are not counted. Makes none."""
+        swept = sum(math.prod(map(len, one.matrix.values())) + len(one.include) for one in self.layout.blocks) or 1
+        search = self.layout.search
+        if search is None or not search.space:
+            return swept
+        if search.sampler == "grid":
+            return swept * math.prod(len(domain.choice or ()) for domain in search.space.values())
+        return swept * search.samples
 
     def find(self, chosen: str | None) -> NamedTrial:
         """The trial of a name or id (or its beginning); without one, the only trial.

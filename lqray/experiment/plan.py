@@ -15,8 +15,13 @@ import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lqray.experiment.foreign import in_line, json_value
+
 PLAN = "lqray.plan"
+MOST_BYTES = 4 << 20
+"""Of a text, in UTF-8: whoever writes tags could have a megabyte of them inflated to a gigabyte by everybody."""
 _PART = 4000  # MLflow's limit for a tag of an experiment is 5,000 characters
+_MOST_PARTS = 2 * MOST_BYTES // _PART
 _log = logging.getLogger(__name__)
 
 
@@ -29,8 +34,20 @@ class PublishedPlan(NamedTuple):
 
 
 def plan_tags(launch_id: str, text: str, file: str = "") -> dict[str, str]:
-    """Tags that hold the text; the one that says so comes last. file: see `PublishedPlan`."""
-    packed = base64.b85encode(zlib.compress(text.encode())).decode()
+    """Tags that hold the text; the one that says so comes last. None, with a warning, of more than MOST_BYTES.
+
+    file: see `PublishedPlan`.
+    """
+    content = text.encode()
+    if len(content) > MOST_BYTES:
+        _log.warning(
+            "the experiment file has %d bytes, and is not kept with its MLflow experiment: allowed are %d. Reports by "
+            "the experiment's name do not know of it; `lqray report FILE` does",
+            len(content),
+            MOST_BYTES,
+        )
+        return {}
+    packed = base64.b85encode(zlib.compress(content)).decode()
     digest = _digest(text)
     head = {"launch": launch_id, "file": file[-400:], "digest": digest}
     if len(packed) <= _PART:
@@ -47,8 +64,8 @@ def published_plan(tags: Mapping[str, str]) -> PublishedPlan | None:
     if plan is None:
         return None
     try:
-        told = json.loads(plan)
-        text = zlib.decompress(base64.b85decode(_packed(told, tags))).decode()
+        told = json_value(plan)
+        text = _inflated(base64.b85decode(_packed(told, tags))).decode()
         if told.get("digest", _digest(text)) != _digest(text):
             raise ValueError("its digest is not that of its text")
         return PublishedPlan(str(told["launch"]), text, str(told.get("file", "")))
@@ -58,7 +75,7 @@ def published_plan(tags: Mapping[str, str]) -> PublishedPlan | None:
             "and are passed over; the next `lqray run FILE` writes them again",
             PLAN,
             type(error).__name__,
-            error,
+            in_line(error)[:200],
         )
         return None
 
@@ -68,7 +85,21 @@ def _packed(told: Mapping[str, object], tags: Mapping[str, str]) -> str:
         return str(told["text"])
     # Before there were digests, parts had numbers only.
     prefix = f"{PLAN}.{told['digest']}" if "digest" in told else PLAN
-    return "".join(tags[f"{prefix}.{number}"] for number in range(int(str(told["parts"]))))
+    parts = int(str(told["parts"]))
+    if parts > _MOST_PARTS:
+        raise ValueError(f"it has {parts} parts; allowed: {_MOST_PARTS}")
+    return "".join(tags[f"{prefix}.{number}"] for number in range(parts))
+
+
+def _inflated(packed: bytes) -> bytes:
+    """At most MOST_BYTES, whatever would come of it. Raises ValueError, zlib.error."""
+    inflating = zlib.decompressobj()
+    content = inflating.decompress(packed, MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it inflates to more than {MOST_BYTES} bytes")
+    if not inflating.eof:
+        raise ValueError("its end is missing")
+    return content
 
 
 def _digest(text: str) -> str:

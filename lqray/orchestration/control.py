@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lqray.experiment.foreign import in_line, json_value
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.plan import PLAN, PublishedPlan, plan_tags, published_plan
 from lqray.orchestration.deleted_runs import why_deleted
@@ -73,9 +74,10 @@ class Wishes:
                 continue
             self._heeded.add(item)
             try:
-                pattern = str(json.loads(item[1])["pattern"])
+                pattern = str(json_value(item[1])["pattern"])
             except (ValueError, KeyError, TypeError):
-                _log.warning("the tag %s of the MLflow experiment is no request of `lqray stop`: %.80s", *item)
+                said = (in_line(item[0]), in_line(item[1])[:80])
+                _log.warning("the tag %s of the MLflow experiment is no request of `lqray stop`: %s", *said)
                 continue
             yield matching(pattern), "lqray stop"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from lqray.experiment.foreign import rich_text
 from lqray.experiment.grid import Experiment
 from lqray.orchestration.history import History, expected
 from lqray.orchestration.run import Plan
@@ -20,6 +21,7 @@ _Expected = tuple[Estimate | None, float | None, bool]
 def show_plan(console: Console, plan: Plan, experiment: Experiment) -> None:
     """The first trials that would run, and counts, steps, bytes and time of all."""
     from rich.table import Table
+    from rich.text import Text
 
     history = History(plan.uri, experiment.name)
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
@@ -46,7 +48,7 @@ def show_plan(console: Console, plan: Plan, experiment: Experiment) -> None:
         seconds += time or 0.0
         if number < _ROWS:
             table.add_row(
-                named.name,
+                rich_text(named.name),
                 trial.id,
                 what[trial.id],
                 f"{known.iterations:,}" if known else "-",
@@ -60,7 +62,8 @@ def show_plan(console: Console, plan: Plan, experiment: Experiment) -> None:
     counts = Counter(one.what for one in plan.trials)
     names = {"run": "new", "done": "finished", "early": "stopped early"}
     summary = ", ".join(f"{count:,} {names.get(word, word)}" for word, count in counts.most_common())
-    console.print(f"[bold]{experiment.name}[/]: {summary or 'no trials'}; {len(due):,} would run", highlight=False)
+    said = f": {summary or 'no trials'}; {len(due):,} would run"
+    console.print(Text.assemble(rich_text(experiment.name, "bold"), said))
     if plan.more:
         console.print(f"{plan.more:,} more would be suggested, each from the results so far")
     if due:

@@ -4,8 +4,10 @@ an earlier start of it has left behind, writes nothing beside, or over, what its
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from lqray.experiment.foreign import whole_number
 from lqray.training.storage import Folder, open_folder
 
 _FILE = "claim"
@@ -70,6 +72,13 @@ def new_folder(address: str) -> str:
         chosen = f"{base}-{number}"
 
 
+def own_name(address: str, trial_id: str) -> str:
+    """The name of a trial's folder, at the end of an address: its id, or that with a number; "" for any other. The
+    address is a tag, which others can write: it leads to no other trial's folder, nor out of that of all."""
+    name = address.rstrip("/").rpartition("/")[2]
+    return name if re.fullmatch(rf"{re.escape(trial_id)}(-[0-9]+)*", name) else ""
+
+
 def _reserved(address: str) -> bool:
     if "://" in address:
         return not open_folder(address).names("*")
@@ -87,4 +96,4 @@ def _board(claim: str) -> str:
 
 
 def _turn(claim: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in claim.split(" ")[1:] if word.isdigit())
+    return tuple(whole_number(word, 0) for word in claim.split(" ")[1:] if word.isdecimal())

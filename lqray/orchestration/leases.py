@@ -23,6 +23,7 @@ lasts until `valid_until`, before anybody may take it for dead; after that it as
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import threading
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lqray.experiment.foreign import whole_number
 from lqray.experiment.layout import CLAIMS
 from lqray.orchestration.deleted_runs import is_deleted
 from lqray.orchestration.store_access import client_of, patiently
@@ -43,6 +45,7 @@ _MARGIN = 5.0
 """Seconds before HOLDER_PATIENCE is over in which a holder no longer writes without asking."""
 _LOOK_SECONDS = 3.0
 _TAKEN = "taken"
+_CLAIM = re.compile(r"claim\.(?P<trial_id>[^.]+)\.(?P<number>[0-9]{1,18})")
 _NOTE = "Which launch runs which trial. Kept by lqray; may be deleted while no sweep runs."
 T = TypeVar("T")
 
@@ -62,9 +65,12 @@ class Holder:
 
     @classmethod
     def parse(cls, text: str) -> Holder:
-        """What `str` gives."""
+        """What `str` gives. Raises ValueError for any other text."""
         launch, host, space, pid, born = text.split(" ")
-        return cls(launch, host, space, int(pid), born)
+        number = whole_number(pid, 0)
+        if not number:
+            raise ValueError(f"no number of a process: {pid!r}")
+        return cls(launch, host, space, number, born)
 
     @classmethod
     def this_process(cls, launch: str) -> Holder:
@@ -212,14 +218,14 @@ class Leases:
         with self._lock:
             self._looked = now()
             for key, holder in data.params.items():
-                _, trial_id, number = key.split(".")
-                if int(number) > self._claims.get(trial_id, (0, ""))[0]:
-                    self._claims[trial_id] = (int(number), holder)
+                found = _CLAIM.fullmatch(key)  # others can write here, too: what is no claim counts for nothing
+                if found and int(found["number"]) > self._claims.get(found["trial_id"], (0, ""))[0]:
+                    self._claims[found["trial_id"]] = (int(found["number"]), holder if _is_holder(holder) else "")
             for key, value in data.tags.items():
                 kind, _, name = key.partition(".")
                 if kind == "released":
                     trial_id = name.partition(".")[0]
-                    self._released[trial_id] = max(int(value), self._released.get(trial_id, 0))
+                    self._released[trial_id] = max(whole_number(value, 0), self._released.get(trial_id, 0))
                 elif kind == "alive":
                     counters[name] = value
             for trial_id in self._claims:
@@ -383,6 +389,14 @@ def _first_run(client: Any) -> str:
     run: str = client.create_run(home, run_name="boards", tags={"lqray.first": "yes"}).info.run_id
     client.set_terminated(run, "FINISHED")
     return look() or run  # another launch may have waited for as long
+
+
+def _is_holder(text: str) -> bool:
+    try:
+        Holder.parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _space() -> str:

@@ -20,7 +20,7 @@ from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.deleted_runs import DELETED, is_deleted, is_refusal, why_deleted
 from lqray.orchestration.description import run_colour
 from lqray.orchestration.failures import failure_of
-from lqray.orchestration.fencing import LostClaimError, new_folder
+from lqray.orchestration.fencing import LostClaimError, new_folder, own_name
 from lqray.orchestration.launcher import TrialResult, Work
 from lqray.orchestration.leases import HEARTBEAT_SECONDS, Leases
 from lqray.orchestration.narrator import Narrator
@@ -196,7 +196,7 @@ class Ledger:
         elif state and not fresh:
             run_id, attempt = state.run_id, state.attempt
             # The experiment file says where storage is, by now perhaps elsewhere; the run, which folder there it has.
-            known = state.tags.get("lqray.folder", "").rstrip("/").rpartition("/")[2]
+            known = own_name(state.tags.get("lqray.folder", ""), trial_id)
             folder = f"{self._folder}/{known}" if known else self._folder_of(trial_id, attempt)
         else:
             run_id, attempt = "", state.attempt + 1 if state else 1

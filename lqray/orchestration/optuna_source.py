@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from lqray.experiment.foreign import json_value
 from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.options import Domain
 from lqray.orchestration.launcher import TrialResult
@@ -49,7 +49,10 @@ def stored_draws(uri: str, experiment: Experiment) -> dict[str, tuple[NamedTrial
             if not all(key in params for key in search.space):
                 continue
             values = {key: _value(params[key], domain) for key, domain in search.space.items()}
-            named = experiment.suggested(values)
+            try:
+                named = experiment.suggested(values)
+            except (ValueError, TypeError, OverflowError):  # no trial of this file: another version, or a tool's
+                continue
             if named.trial.id == run.data.tags["lqray.trial_id"] and attempt >= latest.get(named.trial.id, 0):
                 latest[named.trial.id] = attempt
                 ended = last_values(run.data.metrics, run.data.tags).get(search.metric)
@@ -146,7 +149,7 @@ def _domain(domain: Domain) -> Any:
 def _value(text: str, domain: Domain) -> Any:
     """A param of MLflow's as the value that was drawn."""
     try:
-        value = json.loads(text)
+        value = json_value(text)
     except ValueError:
         value = text
     for choice in domain.choice or ():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from lqray.experiment.foreign import in_line, json_value, rich_text
+from lqray.experiment.store import StorageError
 from lqray.orchestration.failures import ADVICE, Kind
 from lqray.orchestration.rank_logs import log_name, read_logs
 from lqray.orchestration.states import TrialState, read_states
@@ -18,8 +19,11 @@ from lqray.training.storage import cached_path
 if TYPE_CHECKING:
     from rich.table import Table
 
-_PROGRESS = ("lqray.progress", "lqray.error", "lqray.failure", "lqray.early", "lqray.stopped", "lqray.attempt")
+_WORD = "lqray.progress"
+_MOST = 1e15
+_PROGRESS = (_WORD, "lqray.error", "lqray.failure", "lqray.early", "lqray.stopped", "lqray.attempt")
 _SILENT_SECONDS = 60.0
+_OTHERWISE: Kind = "user_error"
 _SHOWN = ("test/accuracy", "train/loss")
 
 
@@ -44,14 +48,27 @@ class Progress:
 
 
 def progress_of(state: TrialState, now: float) -> Progress | None:
-    """What the run last said of itself; None before its first word."""
-    text = state.tags.get("lqray.progress")
+    """What the run last said of itself; None before its first word, or where its tag is not what lqray writes."""
+    text = state.tags.get(_WORD)
     if not text:
         return None
-    said = json.loads(text)
-    return Progress(
-        said["iteration"], said["iterations"], said["host"].partition(":")[0], said.get("rate"), now - said["time"]
-    )
+    try:
+        said = json_value(text)
+        iteration, iterations, time_, rate = (_number(said[key]) for key in ("iteration", "iterations", "time", "rate"))
+        if iteration is None or iterations is None or time_ is None:
+            return None
+        return Progress(int(iteration), int(iterations), str(said["host"]).partition(":")[0], rate, now - time_)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _number(value: object) -> float | None:
+    """None for null. Raises ValueError unless it is a number that a clock or a count of steps can be."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST:
+        raise ValueError(f"no usable number: {value!r}")
+    return float(value)
 
 
 def known_experiments(uri: str) -> list[str]:
@@ -64,7 +81,7 @@ def states_or_error(uri: str, experiment: str, tags: Collection[str] = _PROGRESS
     """As `read_states`. Raises UnknownRunError, with the names that there are, for an experiment without trials."""
     states = read_states(uri, experiment, tags)
     if not states:
-        known = ", ".join(sorted(known_experiments(uri))) or "none"
+        known = ", ".join(map(in_line, sorted(known_experiments(uri)))) or "none"
         raise UnknownRunError(f"no trials of an experiment {experiment!r} in {uri}; there are: {known}")
     return states
 
@@ -72,6 +89,7 @@ def states_or_error(uri: str, experiment: str, tags: Collection[str] = _PROGRESS
 def status_table(uri: str, experiments: Sequence[str]) -> Table:
     """A row for each trial that runs, or failed, or was stopped, and a line of counts for each experiment."""
     from rich.table import Table
+    from rich.text import Text
 
     now = time.time()
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -85,10 +103,10 @@ def status_table(uri: str, experiments: Sequence[str]) -> Table:
             word = _word(state, now)
             counts[word] = counts.get(word, 0) + 1
         summary = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no trials"
-        table.add_row(f"[bold]{experiment}[/]: {summary}")
+        table.add_row(Text.assemble(rich_text(experiment, "bold"), ": ", rich_text(summary)))
         for state in sorted(states.values(), key=lambda one: one.started):
             if state.status != "FINISHED":
-                table.add_row(*_row(state, now, client), style=_STYLES.get(_word(state, now)))
+                table.add_row(*map(rich_text, _row(state, now, client)), style=_STYLES.get(_word(state, now)))
     return table
 
 
@@ -117,7 +135,8 @@ def _row(state: TrialState, now: float, client: object) -> list[str]:
     else:
         last = state.tags.get("lqray.early") or state.tags.get("lqray.stopped") or ""
     if said is None:
-        return [f"  {state.name}", word, "", "", "", last, ""]
+        step = f"{_WORD} is unreadable" if state.tags.get(_WORD) else ""
+        return [f"  {state.name}", word, step, "", "", last, ""]
     running = word == "running"
     return [
         f"  {state.name}",
@@ -147,7 +166,7 @@ def find_trial(uri: str, trial: str, experiment: str | None = None) -> TrialStat
                 found.append(state)
     if len(found) == 1:
         return found[0]
-    several = ", ".join(f"{one.name} ({one.trial_id})" for one in found[:5])
+    several = ", ".join(in_line(f"{one.name} ({one.trial_id})") for one in found[:5])
     what = f"{len(found)} trials are called {trial!r}: {several}; give an id" if found else f"no trial {trial!r}"
     raise UnknownRunError(f"{what} in {uri}; `lqray status` lists those that are not finished, `lqray expand` all")
 
@@ -158,7 +177,9 @@ def logs_of(state: TrialState) -> list[tuple[int, str, str]]:
     folder = state.tags.get("lqray.folder", "")
     try:
         logs = [(rank, f"{folder}/{log_name(rank)}", text) for rank, text in read_logs(folder)] if folder else []
-    except OSError as error:
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:  # a ValueError of an address that is none
         raise UnknownRunError(f"the logs of {state.name} in {folder} cannot be read: {error}") from error
     if not logs:
         late = f"; a process that was killed leaves its last words on its machine, in {cached_path(folder)}"
@@ -186,10 +207,15 @@ def failed_trials(uri: str, experiment: str) -> Iterator[FailedTrial]:
     tags = ("lqray.failure", "lqray.error", "lqray.failed_host", "lqray.failed_rank")
     failed = [one for one in states_or_error(uri, experiment, tags).values() if one.status == "FAILED"]
     kinds = get_args(Kind)
-    for state in sorted(failed, key=lambda one: (kinds.index(one.tags.get("lqray.failure", "user_error")), one.name)):
+
+    def kind_of(state: TrialState) -> Kind:
+        kind: Kind = state.tags.get("lqray.failure", _OTHERWISE)  # type: ignore[assignment]
+        return kind if kind in kinds else _OTHERWISE
+
+    for state in sorted(failed, key=lambda one: (kinds.index(kind_of(one)), one.name)):
         host, rank = state.tags.get("lqray.failed_host"), state.tags.get("lqray.failed_rank")
         where = ", ".join([*([host] if host else []), *([f"rank {rank}"] if rank else [])]) or "place unknown"
-        kind: Kind = state.tags.get("lqray.failure", "user_error")  # type: ignore[assignment]
+        kind = kind_of(state)
         yield FailedTrial(state.name, kind, state.tags.get("lqray.error", "?"), where, _traceback(uri, state.run_id))
 
 
@@ -201,7 +227,7 @@ def advice(kind: Kind) -> str:
 def _traceback(uri: str, run_id: str) -> str:
     try:
         text: str = reading_client(uri).download_artifacts(run_id, "traceback.txt")
-        return Path(text).read_text()
+        return Path(text).read_text(encoding="utf-8", errors="replace")
     except StoreError:
         raise
     except Exception:  # the artifact is a courtesy; its last line is a tag

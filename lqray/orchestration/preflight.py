@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lqray.experiment.dataset_options import DataOptions
+from lqray.experiment.foreign import rich_text
 from lqray.experiment.grid import Experiment
 from lqray.experiment.secrets import masked
 from lqray.orchestration.doctor import Finding
@@ -204,7 +205,7 @@ def cluster_table(reports: Sequence[NodeReport]) -> Any:
             Text(state.upper() if state == "broken" else state or "-", styles.get(state, ""))
             for state in worst.values()
         ]
-        table.add_row(one.name, *cells)
+        table.add_row(rich_text(one.name), *cells)
     return table
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lqray.experiment.foreign import json_value
 from lqray.orchestration.private_folder import make_private
 
 _LONGEST_ROOT = 32
@@ -109,8 +110,8 @@ class Presence:
     def _others(self) -> Iterator[tuple[int, int]]:
         for folder in self._root.iterdir():
             if folder != self.folder and _lives(folder):
-                with suppress(OSError, ValueError, KeyError):  # it ends just now
-                    claim = json.loads((folder / _CLAIM).read_bytes())
+                with suppress(OSError, ValueError, KeyError, TypeError):  # it ends just now
+                    claim = json_value((folder / _CLAIM).read_bytes())
                     yield int(claim["pid"]), int(claim["cores"])
 
 

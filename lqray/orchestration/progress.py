@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lqray.experiment.foreign import rich_text
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launcher import TrialResult
@@ -137,7 +138,7 @@ class Progress:
                     width=24,
                     pulse=running.first_report is None,
                 )
-                table.add_row(running.named.name, bar, _line(running, now))
+                table.add_row(rich_text(running.named.name), bar, _line(running, now))
         return table
 
 

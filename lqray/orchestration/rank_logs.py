@@ -56,8 +56,8 @@ def log_name(rank: int) -> str:
 def read_logs(address: str) -> Iterator[tuple[int, str]]:
     """(rank, text) of every log in a trial's folder. Raises OSError, StorageError."""
     folder = open_folder(address)
-    ranks = [int(name.removeprefix("rank-").removesuffix(".log")) for name in folder.names("rank-*.log")]
-    for rank in sorted(ranks):
+    found = (name.removeprefix("rank-").removesuffix(".log") for name in folder.names("rank-*.log"))
+    for rank in sorted(int(rank) for rank in found if rank.isdecimal() and len(rank) < 10):
         yield rank, folder.read(log_name(rank)).decode("utf-8", errors="replace")
 
 

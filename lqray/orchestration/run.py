@@ -269,8 +269,9 @@ def _finish_models(plan: Plan, archivist: Archivist) -> None:
     """Models of trials that an earlier launch finished and ended before it made them."""
     for one in plan.trials:
         state = plan.states.get(one.named.trial.id)
-        if state and state.status == "FINISHED" and state.tags.get(MODEL_TAG) == "pending":
-            archivist.model(state.run_id, state.tags["lqray.folder"], one.named.trial.config())
+        folder = state.tags.get("lqray.folder") if state else None
+        if state and folder and state.status == "FINISHED" and state.tags.get(MODEL_TAG) == "pending":
+            archivist.model(state.run_id, folder, one.named.trial.config())
 
 
 def _describe(narrator: Narrator | None, plan: Plan, ran: Ran) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lqray.experiment.foreign import whole_number
 from lqray.orchestration.store_access import reading_client
 from lqray.store.errors import NoStoreError
 from lqray.store.tables import ACTIVE, connected, workspace
@@ -38,8 +39,7 @@ class TrialState:
 
 def attempt_of(tags: Mapping[str, str]) -> int:
     """Which attempt at its trial a run is, from 1, by its tags."""
-    text = tags.get(_ATTEMPT, "1")
-    return int(text) if text.isdecimal() else 1
+    return whole_number(tags.get(_ATTEMPT, "1"), 1)
 
 
 def read_states(
@@ -121,7 +121,7 @@ def _from_search(
 def _state(
     run_id: str,
     status: str,
-    started: int,
+    started: int | None,
     ended: int | None,
     name: str,
     tags: Mapping[str, str],
@@ -132,7 +132,7 @@ def _state(
         return
     chosen = {key: tags[key] for key in wanted if key in tags}
     metrics = last_values(metrics, tags)
-    begun, over = started / 1000, ended / 1000 if ended else None
+    begun, over = (started or 0) / 1000, ended / 1000 if ended else None
     yield TrialState(
         tags[_TRIAL], run_id, tags.get(_NAME, name), status, begun, over, chosen, metrics, attempt_of(tags)
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lqray.experiment.errors import did_you_mean
+from lqray.experiment.foreign import whole_number
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import in_order
 from lqray.reporting.records import Record
@@ -25,6 +26,7 @@ from lqray.reporting.selection import (
 )
 
 BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
+_BYTES_A_STEP = "wire/bytes_sent"
 _LAST = 5
 
 
@@ -329,7 +331,5 @@ def bytes_sent(record: Record) -> float | None:
     where it says nothing of either, or its steps are not known."""
     if BYTES in record.metrics:
         return record.metrics[BYTES]
-    try:
-        return record.metrics["wire/bytes_sent"] * int(record.params["schedule.iterations"])
-    except (KeyError, ValueError):
-        return None
+    iterations, each = whole_number(record.params.get("schedule.iterations", ""), 0), record.metrics.get(_BYTES_A_STEP)
+    return each * iterations if iterations and each is not None else None

@@ -23,7 +23,8 @@ def experiments_of(connection: Any) -> dict[str, tuple[str, dict[str, str]]]:
         f"WHERE {EXPERIMENTS}"
     )
     for name, key, value in _rows(connection, query):
-        found[name][1][key] = value
+        if name in found:  # not of one that was made in between
+            found[name][1][key] = value
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lqray.experiment import foreign
 from lqray.reporting.records import Record, find_runs
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def find_run(uri: str, run: str, experiment: str | None = None) -> Record:
             f"found no run {run!r} in {uri}; allowed: a run id, the name or the id of a trial; "
             "`lqray report EXPERIMENT --group-by trial --format json` lists them"
         )
-    several = ", ".join(f"{one.name} of {one.experiment} (run {one.run_id})" for one in list(trials.values())[:5])
+    some = list(trials.values())[:5]
+    several = ", ".join(foreign.in_line(f"{one.name} of {one.experiment} (run {one.run_id})") for one in some)
     raise UnknownRunError(f"found {len(trials)} trials called {run!r}: {several}; give a run id, or --experiment")
 
 
@@ -94,31 +96,29 @@ def differences(records: Sequence[Record]) -> Differences:
 def shown(found: Differences, everything: bool) -> RenderableType:
     """On the terminal: what differs; or all."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     table.add_column("")
     for one in found.records:
-        table.add_column(escape(one.name), overflow="fold")
+        table.add_column(foreign.rich_text(one.name), overflow="fold")
     for section, rows in found.sections.items():
         chosen = _chosen(rows, everything)
-        table.add_row(f"[bold]{section}[/]" + ("" if chosen else ": no difference"))
+        table.add_row(Text.assemble((section, "bold"), "" if chosen else ": no difference"))
         for row in chosen:
-            table.add_row(escape(f"  {row.what}"), *map(escape, row.values))
+            table.add_row(foreign.rich_text(f"  {row.what}"), *map(foreign.rich_text, row.values))
     return table
 
 
 def in_markdown(found: Differences, everything: bool) -> str:
     """The same in Markdown."""
-    names = [one.name for one in found.records]
+    names = [foreign.in_markdown(one.name) for one in found.records]
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for section, rows in found.sections.items():
         chosen = _chosen(rows, everything)
         lines.append(f"| **{section}**{'' if chosen else ': no difference'} |" + " |" * len(names))
-        lines += [
-            f"| {row.what} | " + " | ".join(value.replace("|", "\\|") for value in row.values) + " |" for row in chosen
-        ]
+        lines += ["| " + " | ".join(map(foreign.in_markdown, (row.what, *row.values))) + " |" for row in chosen]
     return "\n".join(lines) + "\n"
 
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from lqray.experiment.foreign import in_csv, in_line, in_markdown, in_markdown_code
 from lqray.experiment.plan import published_plan
 from lqray.experiment.secrets import masked
-from lqray.reporting.artifacts import read_text
-from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS
+from lqray.reporting.artifacts import DENSITY, ArtifactError, read_density, read_text
+from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS, faults_of_run
 from lqray.reporting.histories import read_histories
 from lqray.reporting.planned import Recorded
 from lqray.reporting.records import Record, experiment_tags
 from lqray.reporting.report import Report, written
 from lqray.reporting.selection import metrics_of, params_of
-from lqray.store.client import reading_client
-from lqray.store.errors import StoreError
 
 Raw = Literal["parquet", "csv"]
+_log = logging.getLogger(__name__)
 
 _TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
     "report.md": "markdown",
@@ -30,7 +32,6 @@ _TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
     "report.json": "json",
     "report.tex": "latex",
 }
-_DENSITY = "density.json"
 _ASKED = """| `experiment.yaml` | the experiment file: what was asked for |
 """
 _AGAIN = """With one of these versions of lqray:
@@ -71,15 +72,18 @@ def export(
         text = _experiment_text(experiment, report.records)
         if text:
             (aside / FILE).write_text(text, encoding="utf-8")
-        recorded = [one for one in report.records if one.run_id]
+        recorded, remarks = _sound([one for one in report.records if one.run_id])
         _write_runs(aside / "runs.csv", report.records)
         document = {"experiment": experiment.name, "runs": [_plain(one) for one in recorded]}
         (aside / RUNS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        _copy_artifacts(experiment.uri, recorded, aside / ARTIFACTS)
+        remarks += _copy_artifacts(experiment.uri, recorded, aside / ARTIFACTS)
         write = _write_parquet if raw == "parquet" else _write_csv
         write(aside / f"{POINTS}.{raw}", _points(experiment, recorded))
+        for line in remarks:
+            _log.warning("%s", line)
         said = draw(aside / "figures") if draw else []
-        (aside / "README.md").write_text(_readme(experiment, report, raw, said, text is not None), encoding="utf-8")
+        readme = _readme(experiment, report, raw, [*said, *remarks], text is not None)
+        (aside / "README.md").write_text(readme, encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         aside.rename(folder)
@@ -95,18 +99,25 @@ def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | N
     plan = published_plan(experiment_tags(experiment.uri, experiment.name))
     if plan:
         return plan[1]
-    from mlflow.exceptions import MlflowException
+    first = next((one for one in records if one.run_id), None)  # the runs of a launch share their file
+    try:
+        return read_text(experiment.uri, first, FILE) if first else None
+    except ArtifactError as error:
+        _log.warning("%s", error)
+        return None
 
+
+def _sound(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Runs that an export can hold, and of the others, in a sentence, why it cannot: another user of the store may have
+    written them, and their ids become names of files."""
+    sound, remarks = [], []
     for one in records:
-        if one.run_id:
-            try:
-                kept = reading_client(experiment.uri).download_artifacts(one.run_id, "experiment.yaml")
-            except StoreError:
-                raise
-            except (MlflowException, OSError):
-                break  # the runs of a launch share their file: others would not have it either
-            return Path(kept).read_text(encoding="utf-8")
-    return None
+        faults = faults_of_run(_plain(one))
+        if faults:
+            remarks.append(f"left out: run {in_line(one.run_id)} ({in_line(one.name)}): {'; '.join(faults)}")
+        else:
+            sound.append(one)
+    return sound, remarks
 
 
 def _plain(record: Record) -> dict[str, Any]:
@@ -114,12 +125,19 @@ def _plain(record: Record) -> dict[str, Any]:
     return {**vars(record), "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
 
 
-def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> None:
+def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> list[str]:
+    """Returns what is left out, in sentences."""
+    remarks = []
     for one in records:
-        text = read_text(uri, one.run_id, _DENSITY) if one.status == "FINISHED" else None
-        if text is not None:
+        try:
+            found = read_density(uri, one) if one.status == "FINISHED" else None
+        except ArtifactError as error:
+            remarks.append(f"left out: {error}")
+            continue
+        if found is not None:
             (folder / one.run_id).mkdir(parents=True, exist_ok=True)
-            (folder / one.run_id / _DENSITY).write_text(text, encoding="utf-8")
+            (folder / one.run_id / DENSITY).write_text(json.dumps(found), encoding="utf-8")
+    return remarks
 
 
 def _write_runs(file: Path, records: Sequence[Record]) -> None:
@@ -127,21 +145,13 @@ def _write_runs(file: Path, records: Sequence[Record]) -> None:
     tags = ("lqray.git_commit", "lqray.git_dirty", "lqray.code", "lqray.host", "lqray.attempt", "lqray.error")
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["run_id", "trial_id", "name", "state", *params, *metrics, *tags])
+        writer.writerow(map(in_csv, ["run_id", "trial_id", "name", "state", *params, *metrics, *tags]))
         for one in records:
             values = [one.metrics.get(key, "") for key in metrics]
             own = [one.tags.get(key, "") for key in tags]
-            writer.writerow(
-                [
-                    one.run_id,
-                    one.trial_id,
-                    one.name,
-                    one.state,
-                    *(one.params.get(key, "") for key in params),
-                    *values,
-                    *own,
-                ]
-            )
+            parameters = [one.params.get(key, "") for key in params]
+            cells = [one.run_id, one.trial_id, one.name, one.state, *parameters, *values, *own]
+            writer.writerow(map(in_csv, cells))
 
 
 def _points(experiment: Recorded, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
@@ -180,16 +190,18 @@ def _write_csv(file: Path, parts: Iterator[dict[str, Any]]) -> None:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
+        text = cache(in_csv)
         for part in parts:
-            writer.writerows(zip(*(part[name].tolist() for name in COLUMNS), strict=True))
+            for run_id, trial, metric, *numbers in zip(*(part[name].tolist() for name in COLUMNS), strict=True):
+                writer.writerow([run_id, text(trial), text(metric), *numbers])
 
 
 def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[str], with_file: bool) -> str:
     runs = [one for one in report.records if one.run_id]
-    codes = sorted({_code(one) for one in runs})
+    codes = sorted({in_markdown(_code(one)) for one in runs})
     commands = sorted({one.tags["lqray.command"] for one in runs if "lqray.command" in one.tags})
-    drawn = "\n".join(f"* {line}" for line in figures) or "* none"
-    return f"""# {experiment.name}
+    said = [in_markdown(line, sentence=True) for line in figures]
+    return f"""# {in_markdown(experiment.name)}
 
 {len(runs)} runs of lqray, exported from their records in MLflow.
 
@@ -208,14 +220,14 @@ def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[st
 {written(report, "markdown")}
 ## Figures
 
-{drawn}
+{_lines(said or ["none"])}
 
 ## To run it again
 
 {(_AGAIN if with_file else _NO_FILE).format(codes=_lines(codes))}
 These runs were launched by
 
-{_lines([f"`{command}`" for command in commands])}
+{_lines(list(map(in_markdown_code, commands)))}
 
 Trials are functions of their parameters and seed: on the same kind of machine, with the same versions, the metrics are
 the same to the last bit, but for times.

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lqray.experiment.foreign import in_csv
 from lqray.reporting.comparison import Comparison, Group, Measured, Spread
 
 
@@ -19,9 +20,9 @@ def csv_table(comparison: Comparison) -> str:
     rows = [_row(group, comparison, states) for group in comparison.groups]
     stream = io.StringIO()
     titles = list(rows[0]) if rows else [*comparison.keys, *states, "runs"]
-    writer = csv.DictWriter(stream, titles, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(in_csv, titles))
+    writer.writerows([in_csv("" if row[title] is None else row[title]) for title in titles] for row in rows)
     return stream.getvalue()
 
 

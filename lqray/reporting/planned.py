@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lqray.experiment.errors import ExperimentError
-from lqray.experiment.grid import Experiment, experiment_from_text
+from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.plan import published_plan
 from lqray.experiment.secrets import masked
 from lqray.reporting.records import Record, experiment_tags, latest_attempts, read_records
+
+_MOST_TRIALS = 1_000_000
 
 
 class SeveralStoresError(ValueError):
@@ -65,15 +67,25 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
     """(records, what is left out of them, in a sentence; "" for nothing)."""
     uri, experiment = recorded.uri, recorded.name
     records = latest_attempts(read_records(uri, experiment))
-    try:
-        plan = None if everything else recorded.file or _published(uri, experiment)
-    except ExperimentError:
-        return records, f"The file of {experiment} is not valid for this version of lqray: all recorded runs are shown."
-    if plan is None or plan.adaptive:
+    if everything:
+        return records, ""
+    trials: Iterable[NamedTrial] | None
+    if recorded.file:
+        trials = None if recorded.file.adaptive else recorded.file.trials()
+    else:
+        try:
+            trials = _published(uri, experiment)
+        except ExperimentError:
+            why = f"The file of {experiment} is not valid for this version of lqray"
+            return records, f"{why}: all recorded runs are shown."
+        except OverflowError:
+            why = f"The file of {experiment}, as launched last, has more than {_MOST_TRIALS:,} trials"
+            return records, f"{why}: all recorded runs are shown; name the file itself to have those that are missing."
+    if trials is None:
         return records, ""
     by_trial = {one.trial_id: one for one in records}
     wanted = []
-    for named in plan.trials():
+    for named in trials:
         found = by_trial.pop(named.trial.id, None)
         wanted.append(
             replace(found, name=named.name)
@@ -87,6 +99,14 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
     return wanted, f"{len(by_trial)} runs of {experiment} are not of its file as it stands; --all shows them, too."
 
 
-def _published(uri: str, experiment: str) -> Experiment | None:
+def _published(uri: str, experiment: str) -> list[NamedTrial] | None:
+    """Trials of the file that was launched last; None without one, or where it suggests them as it goes. Others can
+    write it: it may be too large to be expanded by everybody who reads a report. Raises ExperimentError, OverflowError.
+    """
     found = published_plan(experiment_tags(uri, experiment))
-    return experiment_from_text(found[1], f"the file of {experiment}, as launched last") if found else None
+    plan = experiment_from_text(found.text, f"the file of {experiment}, as launched last") if found else None
+    if plan is None or plan.adaptive:
+        return None
+    if plan.most_trials > _MOST_TRIALS:
+        raise OverflowError
+    return list(plan.trials())

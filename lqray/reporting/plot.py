@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lqray.experiment.foreign import in_file_name
 from lqray.reporting.figures import Kind, kinds, load_kind
 from lqray.reporting.figures.recordings import FINISHED, RUNNING, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.style import FORMATS, styled, write
@@ -110,7 +111,7 @@ def _destination(names: Sequence[str], request: Request) -> tuple[Path, str, Seq
         if request.kind == ALL:
             raise PlotError(f"found --kind all with --out {request.out}, one file; allowed: a folder")
         return request.out.parent, request.out.stem.replace("{", "{{").replace("}", "}}"), (shape,)
-    name = "+".join(names).replace("/", "-").replace("{", "{{").replace("}", "}}")
+    name = in_file_name("+".join(names)).replace("{", "{{").replace("}", "}}")
     return request.out or _FOLDER, f"{name}-{{kind}}", request.formats
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lqray.experiment.foreign import in_line, whole_number
 from lqray.experiment.plan import plan_tags
 from lqray.reporting import database
 from lqray.reporting.exported import experiment_of, export_folder, runs_in
@@ -46,8 +47,7 @@ class Record:
     @property
     def attempt(self) -> int:
         """Counts the trial's runs in its experiment, from 1."""
-        text = self.tags.get("lqray.attempt", "1")
-        return int(text) if text.isdecimal() else 1
+        return whole_number(self.tags.get("lqray.attempt", "1"), 1)
 
     @property
     def state(self) -> str:
@@ -143,7 +143,7 @@ def _experiment(uri: str, experiment: str) -> tuple[str, dict[str, str]]:
 
 def _known(uri: str, found: Mapping[str, tuple[str, dict[str, str]]], experiment: str) -> tuple[str, dict[str, str]]:
     if experiment not in found:
-        known = ", ".join(sorted(set(found) - {"lqray-leases"})) or "none"
+        known = ", ".join(map(in_line, sorted(set(found) - {"lqray-leases"}))) or "none"
         raise UnknownExperimentError(f"no experiment {experiment!r} in {uri}; there are: {known}")
     return found[experiment]
 

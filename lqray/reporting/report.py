@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from lqray.experiment.foreign import in_markdown, rich_text
 from lqray.experiment.secrets import masked
 from lqray.reporting.comparison import Comparison, compare_groups
 from lqray.reporting.machine import csv_table, json_document
@@ -89,7 +90,7 @@ def written(report: Report, shape: Format) -> str:
         return json_document(report.comparison, report.stores)
     if shape == "latex":
         return latex_table(report.comparison)
-    said = [*notes(report.comparison), *report.remarks]
+    said = [in_markdown(line, sentence=True) for line in (*notes(report.comparison), *report.remarks)]
     return markdown_table(report.comparison) + "\n\n" + "\n".join(f"* {line}" for line in said) + "\n"
 
 
@@ -98,5 +99,5 @@ def show(console: Console, report: Report) -> None:
     from lqray.reporting.tables import terminal_table
 
     console.print(terminal_table(report.comparison))
-    for line in [*notes(report.comparison), *report.remarks]:
+    for line in map(rich_text, [*notes(report.comparison), *report.remarks]):
         console.print(line, style="dim", highlight=False, markup=False)

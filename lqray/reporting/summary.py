@@ -7,6 +7,7 @@ import shlex
 import time
 from typing import Any
 
+from lqray.experiment.foreign import in_line, in_markdown, in_markdown_code
 from lqray.experiment.standing import Standing
 
 STATES = ("finished", "running", "failed", "killed", "not begun")
@@ -22,7 +23,7 @@ def sweep_summary(standing: Standing) -> str:
     parts = [_quoted(standing.question)] if standing.question else []
     if standing.axes:
         shown = list(standing.axes)[:_MOST_AXES]
-        lines = [f"- `{_cut(key, _NAME)}`: {_values(standing, key)}" for key in shown]
+        lines = [f"- {in_markdown_code(_cut(key, _NAME))}: {_values(standing, key)}" for key in shown]
         more = len(standing.axes) - _MOST_AXES
         parts.append("\n".join([*lines, *([f"- … {more} more axes"] if more > 0 else [])]))
     counts = ", ".join(f"{standing.counts[state]} {state}" for state in STATES if standing.counts.get(state))
@@ -30,12 +31,14 @@ def sweep_summary(standing: Standing) -> str:
     parts.append(f"**{total} {'trial' if total == 1 else 'trials'}**{f': {counts}' if counts else ''} ({clock})")
     if standing.best:
         chosen = standing.best[:_MOST_METHODS]
-        lines = [f"- **{one.method}** {one.accuracy:.2%}: `{one.name}`, of {one.finished} finished" for one in chosen]
+        lines = [
+            f"- **{one.method}** {one.accuracy:.2%}: {in_markdown_code(one.name)}, of {one.finished} finished"
+            for one in chosen
+        ]
         parts.append("Best test accuracy of each method:\n\n" + "\n".join(lines))
-    name = _cut(shlex.quote(standing.experiment), _COMMAND)
-    parts.append(
-        f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by `{_one_line(standing.command)}`"
-    )
+    name = _cut(shlex.quote(in_line(standing.experiment).replace("`", "'")), _COMMAND)
+    command = in_markdown_code(_cut(standing.command, _COMMAND))
+    parts.append(f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by {command}")
     return _cut("\n\n".join(parts), _MOST)
 
 
@@ -47,7 +50,7 @@ def _values(standing: Standing, key: str) -> str:
         return f"{how}, {_text(min(values))} to {_text(max(values))}"
     shown = ", ".join(_text(value) for value in values[:_MOST_VALUES])
     more = f", … {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
-    return _cut(shown.replace("\n", " "), _VALUES) + more
+    return in_markdown(_cut(shown, _VALUES)) + more
 
 
 def _quoted(text: str) -> str:
@@ -58,10 +61,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _one_line(text: str) -> str:
-    return _cut(text.replace("`", "'").replace("\n", " "), _COMMAND)
 
 
 def _cut(text: str, most: int) -> str:

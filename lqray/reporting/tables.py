@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
 from lqray.reporting.comparison import Comparison, Group, Spread
 from lqray.reporting.methods import look
 from lqray.reporting.selection import METHOD
@@ -49,19 +50,19 @@ def terminal_table(comparison: Comparison) -> Table:
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     columns = columns_of(comparison)
     for column in columns:
-        table.add_column(column.title, justify="right" if column.numeric else "left", vertical="bottom")
+        table.add_column(rich_text(column.title), justify="right" if column.numeric else "left", vertical="bottom")
     for group in comparison.groups:
         style = "red" if group.states.get("failed") else None if _complete(group) else "yellow"
-        table.add_row(*(column.cell(group) for column in columns), style=style)
+        table.add_row(*(rich_text(column.cell(group)) for column in columns), style=style)
     return table
 
 
 def markdown_table(comparison: Comparison) -> str:
     """The same in Markdown."""
     columns = columns_of(comparison)
-    head = "| " + " | ".join(column.title for column in columns) + " |"
+    head = "| " + " | ".join(in_markdown(column.title) for column in columns) + " |"
     rule = "| " + " | ".join("---:" if column.numeric else "---" for column in columns) + " |"
-    rows = ["| " + " | ".join(column.cell(group) for column in columns) + " |" for group in comparison.groups]
+    rows = ["| " + " | ".join(in_markdown(one.cell(group)) for one in columns) + " |" for group in comparison.groups]
     return "\n".join([head, rule, *rows])
 
 
@@ -69,13 +70,13 @@ def latex_table(comparison: Comparison) -> str:
     """The same for LaTeX with the package booktabs; the best mean of each metric is bold. Comments name the runs."""
     columns = columns_of(comparison)
     shape = "".join("r" if column.numeric else "l" for column in columns)
-    lines = [f"% {line}" for line in notes(comparison)]
+    lines = [f"% {in_line(line)}" for line in notes(comparison)]
     lines += [f"\\begin{{tabular}}{{{shape}}}", "\\toprule"]
-    lines += [" & ".join(_escaped(column.title) for column in columns) + " \\\\", "\\midrule"]
+    lines += [" & ".join(in_latex(column.title) for column in columns) + " \\\\", "\\midrule"]
     for group in comparison.groups:
-        cells = [column.latex(group) if column.latex else _escaped(column.cell(group)) for column in columns]
+        cells = [column.latex(group) if column.latex else in_latex(column.cell(group)) for column in columns]
         lines.append(" & ".join(cells) + " \\\\")
-        lines.append(f"% runs: {' '.join(one.run_id for one in group.finished) or 'none'}")
+        lines.append(f"% runs: {in_line(' '.join(one.run_id for one in group.finished) or 'none')}")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
@@ -100,7 +101,7 @@ def _key_column(key: str, keys: Sequence[str]) -> Column:
         return _NOTHING if value is None else value
 
     if key == METHOD:
-        return Column(title, cell, numeric=False, latex=lambda group: _escaped(look(cell(group)).label))
+        return Column(title, cell, numeric=False, latex=lambda group: in_latex(look(cell(group)).label))
     return Column(title.replace("_", " "), cell, numeric=key != "trial")
 
 
@@ -197,9 +198,3 @@ def _interval(values: Spread, show: Callable[[float], str]) -> str:
 
 def _signed(value: float, show: Callable[[float], str]) -> str:
     return ("+" if value >= 0 else "") + show(value)
-
-
-def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
-    return "".join(special.get(letter, letter) for letter in text)

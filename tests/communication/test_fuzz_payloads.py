@@ -19,7 +19,7 @@ from lqray.communication.reductions.all_gather import _means
 from lqray.communication.transport import Piece, _check_lengths, _expand, _expanded, _squeeze, _squeezed
 from lqray.communication.volume import Volume
 from lqray.quantization import Payload, Quantizer, rans
-from tests.fuzzing import limits, seeds
+from tests.fuzzing import limits, mutants
 
 pytestmark = pytest.mark.fuzz
 
@@ -76,7 +76,7 @@ def is_right(found: torch.Tensor, payload: Payload) -> bool:
 
 def test_a_mutant_of_a_payload_is_decoded_or_refused():
     became = set()
-    for chosen in seeds("payloads"):
+    for _, chosen in mutants("payloads"):
         quantizer, payload = encoded(chosen)
         wrong = torch.from_numpy(mutated(payload.buffer.numpy(), chosen))
         mutant = dataclasses.replace(payload, buffer=wrong)
@@ -94,7 +94,7 @@ def test_a_mutant_of_a_payload_is_decoded_or_refused():
 
 
 def test_a_mutant_of_an_operators_payload_is_decoded_or_refused():
-    for chosen in seeds("operators"):
+    for _, chosen in mutants("operators"):
         n, bits, bucket = chosen.choice(SIZES), chosen.randint(1, 8), chosen.choice([1, 32, 64, 1000])
         levels = torch.linspace(-1, 1, chosen.randint(2, 2**bits))
         good = ops.encode_fused(torch.randn(n), levels, bits, bucket, "linf", 1, 2)
@@ -113,7 +113,7 @@ def test_a_mutant_of_an_operators_payload_is_decoded_or_refused():
 
 
 def test_mutants_of_gathered_rows_are_averaged_or_refused():
-    for chosen in seeds("rows"):
+    for _, chosen in mutants("rows"):
         quantizer, payload = encoded(chosen)
         parcel = Parcel([[payload]], [1], [2], check_of(quantizer.levels, 2))
         good = torch.cat([payload.buffer, parcel.check_word()])
@@ -128,7 +128,7 @@ def test_mutants_of_gathered_rows_are_averaged_or_refused():
 
 def test_a_mutant_of_an_entropy_coded_stream_is_codes_or_refused():
     became = set()
-    for chosen in seeds("streams"):
+    for _, chosen in mutants("streams"):
         n, bits = chosen.choice(SIZES), chosen.randint(1, 8)
         codes = np.random.default_rng(chosen.randrange(2**31)).binomial(2**bits - 1, 0.4, n).astype(np.uint8)
         wrong = mutated(rans.encode(codes, bits), chosen)
@@ -145,7 +145,7 @@ def test_a_mutant_of_an_entropy_coded_stream_is_codes_or_refused():
 
 
 def test_a_mutant_of_an_entropy_coded_row_is_a_row_or_refused():
-    for chosen in seeds("coded rows"):
+    for _, chosen in mutants("coded rows"):
         _, payload = encoded(chosen)
         row = np.concatenate([payload.buffer.numpy(), np.arange(4, dtype=np.uint8)])
         pieces = [Piece(payload.norm_bytes, payload.coded, payload.bits)]

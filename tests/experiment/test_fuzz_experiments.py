@@ -15,7 +15,7 @@ from lqray.experiment.errors import ExperimentError, UnfitTrialError
 from lqray.experiment.grid import read_experiment
 from lqray.orchestration.feasible import check_places, check_trials
 from lqray.orchestration.placement import PlacementError
-from tests.fuzzing import limits, seeds
+from tests.fuzzing import limits, mutants
 
 pytestmark = pytest.mark.fuzz
 
@@ -139,7 +139,7 @@ def check(text: str, folder: Path) -> str:
 def test_every_mutant_of_a_tree_is_a_plan_or_an_error_with_its_place(tmp_path):
     trees = [yaml.safe_load(text) for text in TEXTS]
     became = {}
-    for chosen in seeds("trees"):
+    for _, chosen in mutants("trees"):
         text = yaml.safe_dump(mutated_tree(chosen.choice(trees), chosen), sort_keys=False, width=10**9)
         try:
             became.setdefault(check(text, tmp_path), text)
@@ -151,7 +151,7 @@ def test_every_mutant_of_a_tree_is_a_plan_or_an_error_with_its_place(tmp_path):
 
 def test_every_mutant_of_a_text_is_a_plan_or_an_error_with_its_place(tmp_path):
     became = {}
-    for chosen in seeds("texts"):
+    for _, chosen in mutants("texts"):
         text = mutated_text(chosen.choice(TEXTS), chosen)
         try:
             became.setdefault(check(text, tmp_path), text)

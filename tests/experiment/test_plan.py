@@ -4,11 +4,12 @@ import base64
 import itertools
 import json
 import random
+import tracemalloc
 import zlib
 
 import pytest
 
-from lqray.experiment.plan import PLAN, plan_tags, published_plan
+from lqray.experiment.plan import MOST_BYTES, PLAN, plan_tags, published_plan
 
 SHORT = "name: short\n" + "# a comment\n" * 100
 LONG = "name: long\n# " + "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9000))
@@ -60,3 +61,41 @@ def test_damaged_tags_are_passed_over_with_a_word(caplog):
         assert published_plan(damaged) is None
         assert "are damaged" in caplog.text
         assert "`lqray run FILE` writes them again" in caplog.text
+
+
+def test_a_plan_that_inflates_to_more_than_the_limit_is_not_inflated(caplog):
+    packer = zlib.compressobj(1)
+    blown = b"".join(packer.compress(b"x" * (1 << 20)) for _ in range(48)) + packer.flush()
+    packed = base64.b85encode(blown).decode()
+    parts = [packed[start : start + 4000] for start in range(0, len(packed), 4000)]
+    tags = {f"{PLAN}.d.{number}": part for number, part in enumerate(parts)}
+    tags[PLAN] = json.dumps({"launch": "x", "file": "", "digest": "d", "parts": len(parts)})
+    tracemalloc.start()
+    assert published_plan(tags) is None
+    assert tracemalloc.get_traced_memory()[1] < 6 * MOST_BYTES
+    tracemalloc.stop()
+    assert f"inflates to more than {MOST_BYTES} bytes" in caplog.text
+
+
+def test_a_text_too_long_to_be_read_back_is_not_published(caplog):
+    long = "#" * MOST_BYTES
+    assert published_plan(plan_tags("launch", long)) == ("launch", long, "")
+    assert plan_tags("launch", long + "#") == {}
+    assert "allowed are 4194304" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "[" * 5000,
+        json.dumps({"launch": "x", "digest": "d", "parts": 10**12}),
+        json.dumps({"launch": "x", "digest": "d", "parts": "9" * 4800}),
+        json.dumps({"launch": "x", "text": "\x1b[2J\u202e"}),
+        json.dumps({"launch": "x", "text": base64.b85encode(zlib.compress(b"name: x")[:-5]).decode()}),
+        json.dumps({"launch": "x", "digest": "\x1b[2J", "parts": 1}),
+    ],
+)
+def test_a_head_of_any_kind_is_passed_over(head, caplog):
+    assert published_plan({PLAN: head}) is None
+    assert "are damaged" in caplog.text
+    assert "\x1b" not in caplog.text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lqray.orchestration.fencing import Fence, LostClaimError, new_folder
+from lqray.orchestration.fencing import Fence, LostClaimError, new_folder, own_name
 from lqray.training.storage import LocalFolder
 
 
@@ -48,3 +48,12 @@ def test_folders_of_new_runs_are_new(tmp_path):
     wanted = str(tmp_path / "some-experiment-2" / "trial")
     assert [new_folder(wanted) for _ in range(3)] == [wanted, f"{wanted}-2", f"{wanted}-3"]
     assert new_folder(f"{wanted}-3") == f"{wanted}-4"
+
+
+def test_an_address_that_others_wrote_leads_to_no_other_folder():
+    for said in ("/x/abc", "s3://bucket/x/abc/", "abc"):
+        assert own_name(said, "abc") == "abc"
+    assert own_name("/elsewhere/abc-2", "abc") == "abc-2"
+    assert own_name("/elsewhere/abc-2-3", "abc") == "abc-2-3"
+    for said in ("", "/", "/x/..", "/x/.", "/x/abc/..", "/x/abcd", "/x/abc\n", "/x/abc-", "/x/other"):
+        assert own_name(said, "abc") == ""

@@ -63,6 +63,24 @@ def test_claims_of_a_process_that_died_are_void_at_once(store):
     assert Leases(*store, "here").claim("a") == 2
 
 
+def test_what_is_no_claim_stops_nobody(store):
+    first = Leases(*store, "first")
+    client, board = MlflowClient(store[0]), first.board
+    for key in ("claim", "claim.a", "claim.a.x", "claim.a.1.2", "x.y.z", "claim.a." + "9" * 200):
+        client.log_param(board, key, "x")
+    client.log_param(board, "claim.b.1", "no holder")
+    client.log_param(board, "claim.c.1", "launch host space notanumber born")
+    for key in ("released", "released.a.1", "released.b", "alive", "alive.x"):
+        client.set_tag(board, key, "9" * 5000)
+    client.set_tag(board, "released.c.1", "\u00b2")
+    second = Leases(*store, "second")
+    second.look()
+    assert second.claim("a") == 1
+    assert second.claim("c") == 2
+    assert first.claim("c") == 0
+    assert first.claim("b")
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """The clock of claims, to be set."""

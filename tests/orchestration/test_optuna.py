@@ -2,11 +2,13 @@
 
 import math
 
+import pytest
 from mlflow import MlflowClient
 
 from lqray.experiment.grid import read_experiment
 from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.optuna_source import OptunaSource
+from lqray.orchestration.optuna_source import OptunaSource, stored_draws
+from tests.orchestration.small import empty_store
 from tests.orchestration.sweeps import recorded, run, write
 
 TEXT = """
@@ -47,3 +49,12 @@ def test_a_result_that_is_not_a_number_teaches_nothing_and_ends_nothing(tmp_path
     named = source.next()
     source.told(TrialResult(named, "FINISHED", {"test/loss": math.nan}))
     assert source.next().trial.id != named.trial.id
+
+
+@pytest.mark.parametrize("rate", ["fast", "[" * 3000, "-1", "1e400", "{}", "null", "9" * 5000])
+def test_a_run_of_parameters_that_no_file_has_is_passed_over(tmp_path, rate):
+    client = MlflowClient(uri := empty_store(tmp_path / "lqray.db"))
+    run = client.create_run(client.create_experiment("sweep"), tags={"lqray.trial_id": "0" * 16})
+    client.log_param(run.info.run_id, "optimizer.lr", rate)
+    client.log_param(run.info.run_id, "quantizer.bits", "[]")
+    assert stored_draws(uri, read_experiment(write(tmp_path, text=TEXT))) == {}

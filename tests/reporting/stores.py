@@ -30,7 +30,7 @@ class Store:
         if not (folder / "lqray.db").exists():
             (folder / "lqray.db").write_bytes(_tables())
         self.client = MlflowClient(self.uri)
-        self.number = self.client.create_experiment(experiment)
+        self.number = self.client.create_experiment(experiment, artifact_location=f"{folder}/artifacts/{experiment}")
 
     def run(
         self,

@@ -30,6 +30,11 @@ def draw_against(recordings: Recordings, options: Options, key: str, example: st
     example: a file of experiments/ that varies it. Raises NothingToDrawError, UnknownKeyError.
     """
     finished = [one for one in recordings.records if one.status == "FINISHED"]
+    odd = [one for one in finished if key in one.params and not _is_place(one.params[key])]
+    if odd:
+        recordings.remark(f"{len(odd)} runs are left out, whose {key} is no positive number: {odd[0].params[key]}")
+        kept = [one for one in recordings.records if one not in odd]
+        recordings.records, finished = kept, [one for one in finished if one not in odd]
     values = sorted({one.params[key] for one in finished if key in one.params}, key=float)
     if len(values) < 2:
         found = f"every finished trial that has it has {values[0]}" if values else "no finished trial has it"
@@ -127,6 +132,14 @@ def _axis(panel: Axes, key: str, values: Sequence[float]) -> None:
     if edges:
         panel.set_xlim(*edges)
     panel.set_xlabel(key.rpartition(".")[2].replace("_", " "))
+
+
+def _is_place(text: str) -> bool:
+    """Whether it is a number that a logarithmic axis has a place for."""
+    try:
+        return 1e-12 < float(text) < 1e12
+    except ValueError:
+        return False
 
 
 def _text(value: float, powers: bool) -> str:

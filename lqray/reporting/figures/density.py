@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lqray.reporting.artifacts import DENSITY, ArtifactError
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.style import MOST_PANELS, WIDTHS, even_columns, legend, panels, styled, wrapped
 from lqray.reporting.methods import look
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TAKES = frozenset({"group_by"})
-_ARTIFACT = "density.json"
 _WIDE, _NARROW = 3.2, 1.65
 """Inches of a panel."""
 _FILL: Mapping[str, Any] = {"color": "0.82", "linewidth": 0}
@@ -28,19 +28,27 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     Raises NothingToDrawError, UnknownKeyError.
     """
     snapshots: list[tuple[str, Mapping[str, Any]]] = []
+    damaged: list[str] = []
     groups = [one for one in recordings.groups(options.group_by) if _has_levels(one)]
     if len(groups) > MOST_PANELS:
         left = f"{len(groups) - MOST_PANELS} groups, from {groups[MOST_PANELS].label} on, are left out"
         recordings.remark(f"{MOST_PANELS} panels are drawn; {left}; choose with --only or --where")
     for group in groups[:MOST_PANELS]:
-        snapshot = recordings.snapshot(group.finished[0], _ARTIFACT)
+        try:
+            snapshot = recordings.density(group.finished[0])
+        except ArtifactError as error:
+            damaged.append(f"left out: {group.label}: {error}")
+            recordings.remark(damaged[-1])
+            continue
         if snapshot is None:
-            recordings.remark(f"left out, for it has no {_ARTIFACT}: {group.label}")
+            recordings.remark(f"left out, for it has no {DENSITY}: {group.label}")
         else:
             snapshots.append((group.label, snapshot))
+    if not snapshots and damaged:
+        raise NothingToDrawError("; ".join(damaged))
     if not snapshots:
         raise NothingToDrawError(
-            f"no finished trial has the artifact {_ARTIFACT}, which trials of quantized methods keep when they end; "
+            f"no finished trial has the artifact {DENSITY}, which trials of quantized methods keep when they end; "
             "those recorded by an earlier lqray have none: `lqray run FILE --rerun` records them"
         )
     return _draw(snapshots, options.width)

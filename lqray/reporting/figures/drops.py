@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lqray.experiment.foreign import json_value
 from lqray.reporting.figures.recordings import Recordings
 from lqray.reporting.records import Record
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST = 8
+_LEAST = 1e-15
 _LINE: Mapping[str, Any] = {"color": "0.55", "linestyle": (0, (1, 1.5)), "linewidth": 0.8}
 
 
 def learning_rate_drops(record: Record, last_step: int) -> tuple[float, ...]:
     """In iterations; of a schedule in steps, others fall evenly. last_step: of a finished run, by which those of a
     schedule in epochs are known."""
-    found = {key: _number_or_list(value) for key, value in record.params.items() if key.startswith("schedule.")}
-    if found.get("schedule.decay", "step") != "step":
+    if record.params.get("schedule.decay", "step") != "step":
         return ()
-    epochs = found.get("schedule.epochs")
-    length = last_step / epochs if epochs else 1.0
-    drops = {at * length for at in found.get("schedule.decay_at") or ()}
-    every = (found.get("schedule.decay_every") or 0) * length
-    if every:
-        drops |= {every * turn for turn in range(1, int(last_step / every) + 1)}
+    epochs = _numbers(record, "schedule.epochs")
+    length = last_step / epochs[0] if epochs else 1.0
+    drops = {at * length for at in _numbers(record, "schedule.decay_at")}
+    for every in _numbers(record, "schedule.decay_every")[:1]:
+        count = min(last_step / (every * length), _MOST + 1.0)
+        drops |= {every * length * turn for turn in range(1, int(count) + 1)}
     return tuple(sorted(at for at in drops if 0 < at < last_step))
 
 
@@ -48,8 +48,11 @@ def draw_drops(panels: Iterable[Axes], recordings: Recordings, last_steps: Mappi
     return [(Line2D([], [], **_LINE), "learning-rate drop")] if drops else []
 
 
-def _number_or_list(text: str) -> Any:
+def _numbers(record: Record, key: str) -> list[float]:
+    """Of a parameter that is a number or a list; those that can be counts of steps or epochs."""
     try:
-        return json.loads(text)
+        found = json_value(record.params.get(key, "null"))
     except ValueError:
-        return text
+        return []
+    numbers = found if isinstance(found, list) else [found]
+    return [one for one in numbers if type(one) in (int, float) and _LEAST < one < 1 / _LEAST]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -87,13 +86,11 @@ class Recordings:
             self._histories[key] = found
         return self._histories[key]
 
-    def snapshot(self, record: Record, artifact: str) -> dict[str, Any] | None:
-        """A JSON artifact of a run; None where it has none."""
-        from lqray.reporting.artifacts import read_text
+    def density(self, record: Record) -> dict[str, Any] | None:
+        """A run's `density.json`; None where it has none. Raises ArtifactError."""
+        from lqray.reporting.artifacts import read_density
 
-        text = read_text(self._uri, record.run_id, artifact)
-        found: dict[str, Any] | None = json.loads(text) if text is not None else None
-        return found
+        return read_density(self._uri, record)
 
     def groups(self, group_by: Sequence[str] = (), without: Collection[str] = ()) -> list[Group]:
         """Trials by the parameters `group_by`, by default those that tell groups of seeds apart, but not by `without`.

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lqray.experiment.foreign import in_figure
 from lqray.reporting.methods import Look
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def legend(figure: Figure, entries: Sequence[tuple[Any, str]], title: str = "") 
 
 
 def wrapped(label: str, inches: float) -> str:
-    """In lines that fit."""
-    return textwrap.fill(label, max(8, int(inches / _INCHES_PER_LETTER)))
+    """In lines that fit; see `in_figure`."""
+    return textwrap.fill(in_figure(label), max(8, int(inches / _INCHES_PER_LETTER)))
 
 
 def _columns(letters: Sequence[int], width: float) -> int:
@@ -158,7 +159,7 @@ def shown_name(metric: str) -> str:
     """A metric as an axis names it: test/accuracy is test accuracy, wire/bytes_sent is bytes sent."""
     section, _, name = metric.rpartition("/")
     kept = section if section in ("train", "test") else "level" if section.endswith("level") else ""
-    return f"{kept} {name}".strip().replace("_", " ")
+    return in_figure(f"{kept} {name}".strip().replace("_", " "))
 
 
 def write(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
