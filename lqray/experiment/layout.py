@@ -120,7 +120,10 @@ class _Reader:
                 if key not in matrix:
                     hint = did_you_mean(key, matrix)
                     self.problem(
-                        (*entry.path, key), f"{key!r}, which is no axis of this matrix", ", ".join(matrix), hint
+                        (*entry.path, key),
+                        f"{key!r}, which is no axis of this matrix",
+                        ", ".join(matrix) or "no exclude of a matrix without axes",
+                        hint,
                     )
         for entry in include:
             self.no_overlap([*matrix, *(key for key in entry.values if key not in matrix)], entry.path)

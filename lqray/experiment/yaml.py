@@ -81,8 +81,8 @@ def parse(text: str, file: str = "<string>") -> Document:
     if len(text) > _MAX_BYTES:
         raise ExperimentError([_too_long(file)])
     try:
-        root = yaml.compose(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two for numbers of escapes and directives
+        root = _composed(text)
+    except yaml.YAMLError as error:
         raise ExperimentError([_not_yaml(error, text, file)]) from error
     builder = _Builder(file)
     data = builder.build(root, ()) if root is not None else None
@@ -94,7 +94,7 @@ def _too_long(file: str) -> Problem:
     return Problem(file, None, "", f"more than {_MAX_BYTES // 2**20} MiB of text", allowed, "an experiment is a few KB")
 
 
-def _not_yaml(error: Exception, text: str, file: str) -> Problem:
+def _not_yaml(error: yaml.YAMLError, text: str, file: str) -> Problem:
     mark = getattr(error, "problem_mark", None)
     line = mark.line + 1 if mark else None
     found = getattr(error, "problem", None) or str(error)
@@ -104,6 +104,20 @@ def _not_yaml(error: Exception, text: str, file: str) -> Problem:
     if isinstance(error, _TooDeepError):
         return Problem(file, line, "", found, f"at most {_MAX_LEVELS} levels")
     return Problem(file, line, "", found, "well-formed YAML, one document")
+
+
+def _composed(text: str) -> yaml.Node | None:
+    """What yaml.compose gives; PyYAML's own errors are all that it raises."""
+    loader = _Loader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+        return node
+    except (ValueError, OverflowError) as error:
+        mark = loader.get_mark()
+        found = "a number in an escape or a directive that stands for nothing"
+        raise yaml.MarkedYAMLError(problem=f"{found} ({error})", problem_mark=mark) from error
+    finally:
+        loader.dispose()
 
 
 class _TooDeepError(yaml.MarkedYAMLError):
@@ -117,7 +131,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self._level > _MAX_LEVELS:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise _TooDeepError(problem=f"over {_MAX_LEVELS} levels of lists and mappings", problem_mark=mark)
         self._level += 1
         try:

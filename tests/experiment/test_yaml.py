@@ -55,7 +55,7 @@ def test_lines_of_values_and_keys():
         ('a: "\\ud800"\n', 1, "control character"),
         ("a: 1\nb: \x01\n", 2, "character"),
         (f"a: {'9' * 5000}\n", 1, "5000 characters"),
-        ('a: "\\UFFFFFFFF"\n', None, "too large"),
+        ('a: "\\UFFFFFFFF"\n', 1, "stands for nothing"),
         ("a:\n  b: " + "[" * 3000, 2, "50 levels"),
         ("\n".join(" " * level + "a:" for level in range(300)), 51, "50 levels"),
         ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 300)), 1, "50 levels"),
