@@ -20,6 +20,8 @@ from lqray.experiment.foreign import in_line, json_value
 PLAN = "lqray.plan"
 MOST_BYTES = 4 << 20
 """Of a text, in UTF-8: whoever writes tags could have a megabyte of them inflated to a gigabyte by everybody."""
+MOST_TRIALS = 1_000_000
+"""Of a published file that somebody else expands: a few characters can stand for more trials than there are atoms."""
 _PART = 4000  # MLflow's limit for a tag of an experiment is 5,000 characters
 _MOST_PARTS = 2 * MOST_BYTES // _PART
 _log = logging.getLogger(__name__)

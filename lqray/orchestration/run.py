@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.options import EarlyStopping
-from lqray.experiment.plan import PublishedPlan
+from lqray.experiment.plan import MOST_TRIALS, PublishedPlan
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.standing import Standing
@@ -332,5 +332,14 @@ def _still_wanted(newer: PublishedPlan, launch: Launch) -> tuple[Callable[[Named
                 launch.file,
             )
         return None
-    ids = {named.trial.id for named in experiment_from_text(newer.text, launch.file).trials()}
+    experiment = experiment_from_text(newer.text, launch.file)
+    if experiment.most_trials > MOST_TRIALS:
+        _log.warning(
+            "%s, as launched again, has more than %d trials, too many to look for this launch's among them: this one "
+            "goes on with all of its own",
+            launch.file,
+            MOST_TRIALS,
+        )
+        return None
+    ids = {named.trial.id for named in experiment.trials()}
     return (lambda named: named.trial.id in ids), f"{launch.file} was launched again without it"

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 
 from lqray.experiment.errors import ExperimentError
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
-from lqray.experiment.plan import published_plan
+from lqray.experiment.plan import MOST_TRIALS, published_plan
 from lqray.experiment.secrets import masked
 from lqray.reporting.records import Record, experiment_tags, latest_attempts, read_records
-
-_MOST_TRIALS = 1_000_000
 
 
 class SeveralStoresError(ValueError):
@@ -79,7 +77,7 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
             why = f"The file of {experiment} is not valid for this version of lqray"
             return records, f"{why}: all recorded runs are shown."
         except OverflowError:
-            why = f"The file of {experiment}, as launched last, has more than {_MOST_TRIALS:,} trials"
+            why = f"The file of {experiment}, as launched last, has more than {MOST_TRIALS:,} trials"
             return records, f"{why}: all recorded runs are shown; name the file itself to have those that are missing."
     if trials is None:
         return records, ""
@@ -107,6 +105,6 @@ def _published(uri: str, experiment: str) -> list[NamedTrial] | None:
     plan = experiment_from_text(found.text, f"the file of {experiment}, as launched last") if found else None
     if plan is None or plan.adaptive:
         return None
-    if plan.most_trials > _MOST_TRIALS:
+    if plan.most_trials > MOST_TRIALS:
         raise OverflowError
     return list(plan.trials())

@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lqray.experiment.grid import read_experiment
-from lqray.experiment.plan import plan_tags
+from lqray.experiment.plan import PublishedPlan, plan_tags
 from lqray.orchestration.control import Wishes, ask_to_stop, file_of, publish_plan
 from lqray.orchestration.run import _still_wanted
 from lqray.orchestration.tracking import Launch
@@ -65,6 +65,15 @@ def test_an_edited_file_drops_trials_and_another_file_of_its_name_does_not(launc
     assert asked(wishes) == []
     assert _still_wanted(wishes.newer_plan(), launch) is None
     assert "another launch runs another file of the name small" in caplog.text
+
+
+def test_a_file_of_more_trials_than_there_are_atoms_holds_nobody_up(launch, caplog):
+    """Before, the watcher of a running launch made them all."""
+    seeds, layers = list(range(2000)), [[width] for width in range(1, 2000)]
+    text = launch.source.replace("[full_precision, alq]", f"[alq], seed: {seeds}, model.layers: {layers}")
+    plan = PublishedPlan("two", text, file_of(launch))
+    assert _still_wanted(plan, launch) is None
+    assert "too many to look for" in caplog.text
 
 
 def test_a_damaged_plan_does_not_disturb_a_launch(launch, caplog):
