@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -42,10 +43,32 @@ class Folder:
 
     def corrupt(self, name: str, error: Exception) -> CorruptDataError:
         """The error for dataset `name`, whose files here could not be read because of `error`."""
+        hint = "delete them and get them again"
+        if isinstance(error, PermissionError):
+            hint = "let this user read them (chmod, chown), or name another folder"
+        elif isinstance(error, OSError) and error.errno is not None:
+            hint = "what they lie on does not give them now: look at that disk or share, and run the same command again"
         return CorruptDataError(
             f"dataset {name}: its files in {self.path} ({self.origin}) cannot be read\n"
             f"  found: {type(error).__name__}: {error}\n"
-            f"  hint:  delete them and get them again"
+            f"  hint:  {hint}"
+        )
+
+    def not_downloaded(self, name: str, error: Exception) -> MissingDataError:
+        """The error for dataset `name`, which was to be downloaded to here and could not be because of `error`."""
+        hint = (
+            "let this user write there, or name another folder with data.root"
+            if isinstance(error, PermissionError)
+            else "free space there, or name another folder with data.root"
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "is this machine on the network, and does a proxy stand between? Or get its files elsewhere, put them "
+            "there and leave `download` out"
+        )
+        return MissingDataError(
+            f"dataset {name}: not downloaded\n"
+            f"  to:    {self.path} ({self.origin})\n"
+            f"  found: {type(error).__name__}: {' '.join(str(error).split())[:300]}\n"
+            f"  hint:  {hint}"
         )
 
 
@@ -70,16 +93,19 @@ def first_missing(paths: Iterable[Path]) -> Path | None:
 
 def fetch(options: DownloadedOptions, present: Callable[[], bool], download: Callable[[], object]) -> None:
     """With `download: true`, call `download` unless the files are `present`, in one process at a time: the others wait,
-    and then find the files. Raises what `download` raises."""
+    and then find the files. Raises MissingDataError where it cannot."""
     if not options.download:
         return
-    place = folder(options).path
-    place.mkdir(parents=True, exist_ok=True)
-    if present() and not os.access(place, os.W_OK):
-        return
-    with _lock(place):
-        if not present():
-            download()
+    place = folder(options)
+    try:
+        place.path.mkdir(parents=True, exist_ok=True)
+        if present() and not os.access(place.path, os.W_OK):
+            return
+        with _lock(place.path):
+            if not present():
+                download()
+    except (OSError, RuntimeError) as error:  # torchvision's own, and those of its HTTP client
+        raise place.not_downloaded(options.name, error) from None
 
 
 @contextmanager

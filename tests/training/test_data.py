@@ -1,8 +1,10 @@
 """Every dataset, on small files in its real format."""
 
+import errno
 import gzip
 import multiprocessing
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from lqray.training import augmentation
 from lqray.training.batches import Batches
 from lqray.training.data import Dataset, load_dataset
 from lqray.training.data.fashion_mnist import DEBIAN_FOLDER
-from lqray.training.files import CorruptDataError, MissingDataError, fetch
+from lqray.training.files import CorruptDataError, MissingDataError, fetch, folder
 from lqray.training.images import moments
 from tests.training.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
 
@@ -262,3 +264,36 @@ def test_augmentation_changes_training_batches_alone(name, tmp_path, monkeypatch
         assert torch.equal(one, other)
     assert plain.train_batch(chosen, 2**64 - 1)[0].shape == before.shape
     assert dataset.augmentation == augmentation.chosen_steps(name, flips=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (URLError("[Errno -3] Temporary failure in name resolution"), "is this machine on the network"),
+        (RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried https://one, got:\n..."), "on the network"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), "let this user write there"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free space there"),
+    ],
+)
+def test_a_download_that_fails_says_what_to_do(tmp_path, error, hint):
+    def download():
+        raise error
+
+    with pytest.raises(MissingDataError, match=hint) as raised:
+        fetch(DownloadedOptions(name="mnist", root=str(tmp_path), download=True), lambda: False, download)
+    assert str(raised.value).startswith(f"dataset mnist: not downloaded\n  to:    {tmp_path} (data.root)")
+    assert raised.value.__suppress_context__, "what torchvision tried is fifty lines"
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "let this user read them"),
+        (OSError(errno.EIO, "Input/output error"), "look at that disk"),
+        (gzip.BadGzipFile("Not a gzipped file"), "delete them and get them again"),
+        (ValueError("magic number"), "delete them and get them again"),
+    ],
+)
+def test_files_that_cannot_be_read_are_not_always_to_be_deleted(tmp_path, error, hint):
+    found = str(folder(DownloadedOptions(name="mnist", root=str(tmp_path))).corrupt("mnist", error))
+    assert f"hint:  {hint}" in found
