@@ -296,4 +296,4 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, error, hint):
 )
 def test_files_that_cannot_be_read_are_not_always_to_be_deleted(tmp_path, error, hint):
     found = str(folder(DownloadedOptions(name="mnist", root=str(tmp_path))).corrupt("mnist", error))
-    assert f"hint:  {hint}" in found
+    assert hint in found.partition("hint:")[2]
