@@ -12,7 +12,7 @@ from lqray.training.checkpoint_file import read_checkpoint, written_form
 from tests.faults.acts import MODES, Fault
 from tests.faults.cases import Sweeps
 
-_CASES = 32
+_CASES = 20
 _RANDOM = random.Random(20261126)
 _SAMPLE = [
     (MODES[index % len(MODES)], (index // len(MODES) + _RANDOM.random()) / (_CASES // len(MODES)))

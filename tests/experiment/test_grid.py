@@ -2,7 +2,7 @@ import itertools
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lqray.experiment.errors import ExperimentError
@@ -144,6 +144,7 @@ axes = st.dictionaries(
 )
 
 
+@settings(max_examples=30)
 @given(st.lists(axes, min_size=1, max_size=3))
 def test_expansion_equals_a_naive_product(blocks):
     sweep = f"sweep: {[{'matrix': block} for block in blocks]}".replace("'", "")

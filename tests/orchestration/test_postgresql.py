@@ -103,6 +103,7 @@ def test_eight_launches_at_a_time_on_postgresql(tmp_path, database):
     untold(tmp_path, "secret-word")
 
 
+@pytest.mark.slow
 def test_a_server_on_postgresql_restarted_in_the_middle(tmp_path):
     with postgresql() as uri:
         port = free_port()

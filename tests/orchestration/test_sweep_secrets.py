@@ -101,7 +101,7 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("launcher", ["inline", "isolated", "warm"])
+@pytest.mark.parametrize("launcher", ["inline", "isolated", pytest.param("warm", marks=pytest.mark.slow)])
 def test_a_sweep_tells_no_secret_and_nobody_outside_reaches_it(home, store, launcher):
     temporary = Path(f"/tmp/lqs{os.getpid()}{launcher[0]}")  # Ray's sockets want a short one
     temporary.mkdir(mode=0o755)
