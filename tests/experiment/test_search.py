@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lqray.experiment.errors import ExperimentError
@@ -190,7 +191,7 @@ def naive(given_blocks, space):
     return result
 
 
-@settings(max_examples=30)
+@hypothesis_settings(max_examples=30)
 @given(st.lists(blocks, min_size=1, max_size=3), st.dictionaries(st.just("quantizer.bucket_size"), some_values))
 def test_expansion_equals_a_naive_one(given_blocks, space):
     text = f"sweep: {json.dumps(given_blocks)}\n"
