@@ -143,8 +143,8 @@ def test_experiments_that_others_named(store):
 
 def test_a_plan_of_more_trials_than_anybody_can_expand_is_passed_over(store):
     store.run("alq", 1, [0.5])
-    keys = ("seed", "schedule.batch_size", "quantizer.bucket_size", "quantizer.components")
-    axes = {key: list(range(1, 100)) for key in keys}
+    keys = ("seed", "schedule.batch_size", "quantizer.bucket_size")  # a file of more than ten million is no file at all
+    axes = {key: list(range(1, 150)) for key in keys}
     base = yaml.safe_load(QUICKSTART.read_text())["base"]
     base["quantizer"]["method"] = "alq"
     text = yaml.safe_dump({"name": "known", "base": base, "sweep": [{"matrix": axes}]})
