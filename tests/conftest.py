@@ -14,15 +14,20 @@ settings.register_profile("lqray", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("lqray")
 
 
+_LEFT_BEHIND = ("MLFLOW_TRACKING_URI", "PYTHONSAFEPATH")
+
+
 @pytest.fixture(autouse=True)
-def _no_store_of_another_test():
-    """mlflow.set_tracking_uri sets the environment, too, of which lqray takes its default store."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+def _no_environment_of_another_test():
+    """mlflow.set_tracking_uri sets the environment, too, of which lqray takes its default store; the command line's
+    function says where the processes that it starts look for modules."""
+    before = {name: os.environ.get(name) for name in _LEFT_BEHIND}
     yield
-    if before is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        os.environ["MLFLOW_TRACKING_URI"] = before
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def pytest_collection_modifyitems(items):
