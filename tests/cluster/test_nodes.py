@@ -120,7 +120,7 @@ def test_two_nodes_give_the_bits_of_one_and_send_what_was_counted(cluster, tmp_p
         time.sleep(3)
         idle = (samples[-1][1] - samples[0][1]) / (samples[-1][0] - samples[0][0])
         launch = lqray(cluster, path, "run", path.name, "--launcher", "warm")
-        assert launch.wait(300) == 0, output(path)
+        assert launch.wait(900) == 0, output(path)
     uri = f"sqlite:///{path.parent}/lqray.db"
     assert histories(uri) == undisturbed(tmp_path / "one", path)
 
