@@ -3,6 +3,8 @@ to be. Nothing here makes an experiment."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -53,15 +55,15 @@ def check_usable(uri: str, name: str) -> None:
     if found.trashed:
         raise StoreError(
             f"the experiment {name} of {uri} is in MLflow's trash, and its name cannot be given again; restore it with "
-            f"its runs (MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.id}), or choose "
-            "another `name:` in the file"
+            f"its runs, `MLFLOW_TRACKING_URI={shlex.quote(uri)} {shlex.quote(sys.executable)} -m mlflow experiments "
+            f"restore --experiment-id {found.id}`, or choose another name in the file"
         )
     place = _moved_from(found.location, uri)
     if place is not None:
         raise StoreError(
             f"the project was moved or copied: the store is {uri}, but artifacts of the experiment {name} are kept in "
-            f"{place}, where its folder was before. Nothing was begun. Run `lqray relocate --uri {uri}`, and those of "
-            f"all its experiments are looked for, and kept, in {_artifacts(uri)}; or move the project back"
+            f"{place}, where its folder was before. Nothing was begun. Run `lqray relocate --uri {shlex.quote(uri)}`, "
+            f"and those of all its experiments are looked for, and kept, in {_artifacts(uri)}; or move the project back"
         )
 
 

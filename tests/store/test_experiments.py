@@ -1,6 +1,8 @@
 """Whether an experiment can be recorded in, before anything is: the trash, and a project that was moved or copied."""
 
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,12 +77,12 @@ def relocate_or_word(project, through):
 def test_a_project_that_was_moved_or_copied_is_refused_until_a_command_corrects_it(
     project, tmp_path, how, through, monkeypatch
 ):
-    new = tmp_path / "new"
+    new = tmp_path / "new [2] it's"
     (shutil.move if how == "moved" else shutil.copytree)(project, new)
     with monkeypatch.context() as patched:
         if through == "api":
             patched.setattr(tables, "REVISIONS", frozenset())
-        with pytest.raises(StoreError, match=r"moved or copied.*lqray relocate --uri sqlite:///.*/new/lqray.db"):
+        with pytest.raises(StoreError, match=r"moved or copied.*lqray relocate --uri") as raised:
             check_usable(store_of(new), "T")
     monkeypatch.chdir(new)
     for dry in ([], ["--dry-run"]):
@@ -88,7 +90,9 @@ def test_a_project_that_was_moved_or_copied_is_refused_until_a_command_corrects_
         assert refused.exit_code == 2
         assert "lqray relocate --uri" in refused.output
     assert not (new / "lqray-storage").exists()
-    corrected = CliRunner().invoke(main, ["relocate", "--uri", "sqlite:///lqray.db"])
+    command, *arguments = shlex.split(str(raised.value).split("`")[1])  # as a shell reads what was printed
+    assert command == "lqray"
+    corrected = CliRunner().invoke(main, arguments)
     assert corrected.output == "Corrected: T\n"
     check_usable(store_of(new), "T")
     assert artifact(new) == "what was measured"
@@ -135,5 +139,7 @@ def test_a_dry_run_and_a_run_say_the_same_of_an_experiment_in_the_trash(project,
         refused = CliRunner().invoke(main, ["run", "T.yaml", "--launcher", "inline", *dry])
         assert refused.exit_code == 2
         assert "is in MLflow's trash" in refused.output
-        assert "mlflow experiments restore --experiment-id 1" in refused.output
     assert stored_experiment(store_of(project), "T").trashed
+    subprocess.run(refused.output.split("`")[1], shell=True, check=True, capture_output=True)
+    check_usable(store_of(project), "T")
+    assert artifact(project) == "what was measured"
