@@ -66,9 +66,7 @@ Units = Annotated[int, Field(ge=1, le=MOST_UNITS)]
 class Section(BaseModel):
     """A frozen part of a trial: unknown keys forbidden, no silent conversions, finite numbers only."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @cached_property
     def canonical_json(self) -> str:

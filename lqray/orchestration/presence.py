@@ -148,8 +148,8 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def end_processes_of(folder: Path, patience: float = _END_SECONDS) -> None:
-    """End the processes of the Ray that a launch has had in its folder; those that are ending have `patience` seconds.
-    No other process has its mark."""
+    """End the processes of the Ray that a launch has had in its folder; those that are ending have `patience`
+    seconds."""
     import psutil
 
     ours = {child.pid for child in multiprocessing.active_children()}  # one may have been started as Ray's were
@@ -162,18 +162,28 @@ def end_processes_of(folder: Path, patience: float = _END_SECONDS) -> None:
 
 
 def _marked(process: Any, folder: Path) -> bool:
-    """Read anew where that is possible: psutil stops at the spaces that Ray's agents write into their environment, to
-    have a long name."""
+    """Whether it carries the mark, or writes into the Ray session in `folder`: Ray's agents write their long names over
+    the beginning of their environment, and the mark may stand there."""
     import psutil
 
-    wanted = f"{MARK_VARIABLE}={folder}"
     if process.pid == os.getpid():
         return False
+    wanted = f"{MARK_VARIABLE}={folder}"
+    own = Path(f"/proc/{process.pid}")
     with suppress(psutil.Error, OSError):  # it has just ended, or is another user's
-        if Path("/proc/self/environ").exists():
-            return wanted.encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        return f"{MARK_VARIABLE}={process.environ().get(MARK_VARIABLE)}" == wanted
+        if not Path("/proc/self/environ").exists():
+            return bool(process.environ().get(MARK_VARIABLE) == str(folder))
+        if wanted.encode() in (own / "environ").read_bytes().split(b"\0"):
+            return True
+        return any(_link(one).startswith(f"{folder}/session_") for one in (own / "fd").iterdir())
     return False
+
+
+def _link(file: Path) -> str:
+    """Where it leads; nothing for one that has just gone."""
+    with suppress(OSError):
+        return str(file.readlink())
+    return ""
 
 
 def _remove_dead(root: Path) -> None:

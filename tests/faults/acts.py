@@ -119,17 +119,23 @@ def _act(kind: Kind, name: str, call: Callable[[], Any]) -> Any:
         if mode == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if mode in ("before", "always"):
-            raise _error(kind)
+            raise _error(kind, name)
         result = call()
         if mode == "after":
-            raise _error(kind)
+            raise _error(kind, name)
         return result
     finally:
         _inside.act = False
 
 
-def _error(kind: Kind) -> Exception:
+def _error(kind: Kind, name: str) -> Exception:
     """As the outside would say it."""
+    if kind == "store" and name == "execute":
+        import sqlite3
+
+        from sqlalchemy.exc import OperationalError
+
+        return OperationalError("execute", {}, sqlite3.OperationalError("database is locked"))
     if kind == "store":
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE

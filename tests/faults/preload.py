@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.reduction
 import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from typing import Any
 
 import mlflow
 import mlflow.entities
@@ -15,24 +19,41 @@ import rich.live
 import rich.table
 import sklearn.datasets
 import torch
+import torch._dynamo
 import torch.distributed
 import torch.nn.parallel
 
 import lqray.cli
 import lqray.communication
 import lqray.ops
+import lqray.orchestration.lasting
+import lqray.orchestration.progress
 import lqray.orchestration.run
 import lqray.quantization
 import lqray.reporting.comparison
+import lqray.reporting.figures.density
 import lqray.reporting.records
 import lqray.reporting.summary
 import lqray.reporting.tables
 import lqray.training.data.gaussian_mixture
+import lqray.training.estimate
 import lqray.training.models.mlp
 import lqray.training.standalone
 import lqray.training.worker
 
 _PATIENCE = 2.0
+_received = multiprocessing.reduction.recvfds
+
+
+def _received_or_aborted(*arguments: Any) -> Any:
+    """One that is killed in the middle of asking the fork server for a process would else be that server's end."""
+    try:
+        return _received(*arguments)
+    except EOFError as error:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "killed while it asked") from error
+
+
+multiprocessing.reduction.recvfds = _received_or_aborted
 
 __all__ = ["hurry", "lqray", "mlflow", "rich", "sklearn", "torch"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lqray.orchestration.presence import MARK_VARIABLE, Presence
+from lqray.orchestration.presence import MARK_VARIABLE, Presence, end_processes_of
 
 CHILD = """
 import sys, time
@@ -98,3 +98,24 @@ while True:
         assert writer.stdout.readline() == b"ready\n"
     writer.wait(60)  # it was ended, and psutil has its exit status
     assert not presence.folder.exists()
+
+
+def test_a_process_of_rays_that_wrote_over_its_environment_is_ended(root):
+    """As Ray's agents do, which outlive a killed raylet by a minute; the files they have open tell whose they are."""
+    script = "import sys, time; log = open(sys.argv[1], 'w'); print('ready', flush=True); time.sleep(600)"
+    with Presence(root) as presence:
+        logs = presence.folder / "session_2026" / "logs"
+        logs.mkdir(parents=True)
+        environment = {key: value for key, value in os.environ.items() if key != MARK_VARIABLE}
+        command = [sys.executable, "-c", script]
+        agent = subprocess.Popen([*command, str(logs / "agent.out")], stdout=subprocess.PIPE, env=environment)
+        other = subprocess.Popen([*command, str(root.parent / "other.out")], stdout=subprocess.PIPE, env=environment)
+        try:
+            assert agent.stdout.readline() == other.stdout.readline() == b"ready\n"
+            end_processes_of(presence.folder, patience=0.0)
+            agent.wait(10)
+            assert other.poll() is None
+        finally:
+            for process in (agent, other):
+                process.kill()
+                process.wait()
