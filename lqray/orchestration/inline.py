@@ -1,6 +1,6 @@
 """The inline launcher: trials one after the other on this machine, without Ray.
 
-A trial of one process trains in this one; one of several starts processes of its own.
+A trial of one process trains in this one; one of several has processes of its own: see `copies`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, cast
 
 from lqray.experiment.schema import Resources
+from lqray.orchestration.copies import copying, take_over
 from lqray.orchestration.failures import ProcessEndedError, ProcessLostError, failure_of
 from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work
 from lqray.orchestration.ledger import Ledger
@@ -44,7 +46,7 @@ class InlineLauncher:
     def launch(self, queue: TrialQueue) -> None:
         """See `lqray.orchestration.launcher.Launcher.launch`."""
         try:
-            with raising(), Presence() as presence:
+            with raising(), Presence() as presence, copying(presence.folder) as context:
                 while not queue.over:
                     raise_if_heard()
                     with noting():
@@ -53,7 +55,7 @@ class InlineLauncher:
                         time.sleep(_POLL_SECONDS)
                         continue
                     presence.use(processes_of(work.named.trial, self._resources) * self._resources.cpus_per_process)
-                    result = self._run(work, queue)
+                    result = self._run(work, queue, context)
                     if result.failure:
                         raise_if_heard()  # torch may have made an error of its own of it
                     with noting():
@@ -61,7 +63,7 @@ class InlineLauncher:
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
 
-    def _run(self, work: Work, queue: TrialQueue) -> TrialResult:
+    def _run(self, work: Work, queue: TrialQueue, context: BaseContext) -> TrialResult:
         task = self._make_task(work)
         trial_id = work.named.trial.id
 
@@ -79,7 +81,7 @@ class InlineLauncher:
             outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
             release_ended_groups()
         else:
-            outcomes = _run_processes(task, processes, self._resources, heard)
+            outcomes = _run_processes(context, task, processes, self._resources, heard)
         return result_of(work, outcomes, queue.stop_reason(trial_id))
 
 
@@ -107,7 +109,10 @@ class _Piped:
         self._pipe, self._answers = pipe, answers
 
     def send(self, news: News) -> None:
-        self._pipe.send(news)
+        try:
+            self._pipe.send(news)
+        except OSError:  # the launcher is gone, as `_end_with_launcher` is about to notice
+            os._exit(1)
 
     def heard(self) -> Heard:
         return Heard(self._answers[0], bool(self._answers[1]))
@@ -159,17 +164,16 @@ class _Listener:
 
 
 def _run_processes(
-    task: WorkerTask, world: int, resources: Resources, heard: Callable[[News], Heard]
+    context: BaseContext, task: WorkerTask, world: int, resources: Resources, heard: Callable[[News], Heard]
 ) -> dict[int, Outcome]:
     """Train on `world` processes. Once one has failed, the others have a while to say so, too, and are then ended."""
-    context = multiprocessing.get_context("spawn")
     answers = context.RawArray("q", 2)
     pipes = [context.Pipe(duplex=False) for _ in range(world)]
     port = _free_port()
     processes = [
-        context.Process(
+        context.Process(  # type: ignore[attr-defined]
             target=_process,
-            args=(rank, task, world, port, device_of(rank, resources), sender, answers),
+            args=(rank, task, world, port, device_of(rank, resources), sender, answers, dict(os.environ)),
             daemon=True,
         )
         for rank, (_, sender) in enumerate(pipes)
@@ -179,8 +183,11 @@ def _run_processes(
     ended_here: set[BaseProcess] = set()
     try:
         with starting_processes():
-            for process, (_, sender) in zip(processes, pipes, strict=True):
-                process.start()
+            for rank, (process, (_, sender)) in enumerate(zip(processes, pipes, strict=True)):
+                try:
+                    process.start()
+                except (OSError, EOFError) as error:  # no more processes, or the original of the copies was killed
+                    outcomes[rank] = Outcome(failure=failure_of(_not_started(rank, error), rank))
                 sender.close()
         deadline: float | None = None
         while any(process.is_alive() for process in processes) and len(outcomes) < world:
@@ -209,6 +216,10 @@ def _run_processes(
     return outcomes
 
 
+def _not_started(rank: int, error: Exception) -> Exception:
+    return ProcessLostError(f"the process of rank {rank} could not be started: {error or type(error).__name__}")
+
+
 def _gone(rank: int, process: BaseProcess, ended_here: bool) -> Exception:
     if ended_here:
         return ProcessEndedError(
@@ -220,10 +231,20 @@ def _gone(rank: int, process: BaseProcess, ended_here: bool) -> Exception:
     return ProcessLostError(f"the process of rank {rank} {how}, without a word")
 
 
-def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, pipe: Connection, answers: Any) -> None:
+def _process(
+    rank: int,
+    task: WorkerTask,
+    world: int,
+    port: int,
+    device: str,
+    pipe: Connection,
+    answers: Any,
+    environment: Mapping[str, str],
+) -> None:
     leave_to_launcher()
+    take_over(environment)
     outlive_readers()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     link = _Piped(pipe, answers) if rank == 0 else None
     outcome = run_task(task, rank, device, link, place=Place(rank, world, port))
     with suppress(OSError):  # the launcher is gone, and with it whoever would hear of it
@@ -231,10 +252,12 @@ def _process(rank: int, task: WorkerTask, world: int, port: int, device: str, pi
     _leave()
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the launcher is gone: a trial that nobody hears of would go on beside its successor."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_launcher() -> None:
+    """End this process when the launcher is gone, or the original that it is a copy of, through which alone the
+    launcher knows whether it is alive: a trial that nobody hears of would go on beside its successor."""
+    launcher, original = multiprocessing.parent_process(), os.getppid()
+    while launcher is not None and launcher.is_alive() and os.getppid() == original:
+        launcher.join(0.5)
     os._exit(1)
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lqray.experiment.options import ModelOptions
 from lqray.training.data import Batch
-from lqray.training.forward import logits
+from lqray.training.forward import logits, seed_pass
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def extra_gradient(network: nn.Module, options: ModelOptions, batch: Batch, seed
     inputs, labels = batch
     devices = [inputs.device] if inputs.is_cuda else []
     with torch.random.fork_rng(devices), kept_buffers(network):
-        torch.manual_seed(seed)
+        seed_pass(seed, inputs.device)
         loss = cross_entropy(logits(network, inputs, options), labels)
         # torch.autograd.grad leaves .grad alone and so never starts DDP's exchange.
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

@@ -24,7 +24,7 @@ from lqray.training.checkpoint import Checkpoints
 from lqray.training.data import Batch, Dataset, Split, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
-from lqray.training.forward import logits, prepared
+from lqray.training.forward import logits, prepared, seed_pass
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError, all_finite, diverged
 from lqray.training.optimizers import build_optimizer
@@ -212,7 +212,7 @@ class _Run:
         wires = self.wires
         first, last = worker == wires.workers[0], worker == wires.workers[-1]
         inputs, labels = batch
-        torch.manual_seed(derive_seed(self.trial.seed, "forward", iteration, worker))
+        seed_pass(derive_seed(self.trial.seed, "forward", iteration, worker), self.device)
         with ExitStack() as stack:
             if not first:
                 stack.enter_context(kept_buffers(wires.model))

@@ -6,6 +6,7 @@ import multiprocessing
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from lqray.experiment.dataset_options import DownloadedOptions
 from lqray.experiment.schema import Trial
 from lqray.training import augmentation
 from lqray.training.batches import Batches
-from lqray.training.data import Dataset, load_dataset
+from lqray.training.data import Dataset, digits, load_dataset
 from lqray.training.data.fashion_mnist import DEBIAN_FOLDER
 from lqray.training.files import CorruptDataError, MissingDataError, fetch, folder
 from lqray.training.images import moments
@@ -175,8 +176,8 @@ def test_nothing_is_downloaded_unasked(tmp_path):
 
 
 def test_sizes_and_layouts(tmp_path, monkeypatch):
-    digits = load("digits")
-    assert (len(digits.train), len(digits.test), digits.shape) == (1437, 360, (1, 8, 8))
+    shipped = load("digits")
+    assert (len(shipped.train), len(shipped.test), shipped.shape) == (1437, 360, (1, 8, 8))
     for name in WRITERS:
         WRITERS[name](tmp_path, monkeypatch)
     monkeypatch.setenv("LQRAY_DATA", str(tmp_path))
@@ -297,3 +298,16 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, error, hint):
 def test_files_that_cannot_be_read_are_not_always_to_be_deleted(tmp_path, error, hint):
     found = str(folder(DownloadedOptions(name="mnist", root=str(tmp_path))).corrupt("mnist", error))
     assert hint in found.partition("hint:")[2]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_digits_are_those_of_scikit_learn_wherever_its_file_lies(monkeypatch, found):
+    from sklearn.datasets import load_digits
+
+    if not found:
+        monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    bunch = load_digits()
+    pixels, classes = digits._shipped()
+    assert (pixels.dtype, classes.dtype) == (np.uint8, np.uint8)
+    assert np.array_equal(pixels, bunch.data)
+    assert np.array_equal(classes, bunch.target)

@@ -8,6 +8,7 @@ from lqray.experiment.options import ScheduleOptions
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.data import load_dataset
+from lqray.training.forward import seed_pass
 from lqray.training.loop import DivergedError
 from lqray.training.reports import Report
 from lqray.training.schedule import in_iterations
@@ -244,3 +245,12 @@ def test_a_metric_that_is_finite_again_is_not_lost():
         schedule={"iterations": 3, "batch_size": 16},
     )[1]
     assert [one.lost for one in reports] == [()] * len(reports)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63, 2**64 - 1])
+def test_a_pass_is_random_as_after_manual_seed(seed):
+    torch.manual_seed(seed)
+    expected = torch.rand(5)
+    torch.manual_seed(1)
+    seed_pass(seed, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected)
