@@ -6,6 +6,16 @@ import sys
 if not sys.flags.safe_path and sys.path:
     sys.path.append(sys.path.pop(0))
 
-from lqray.cli import main
+if sys.version_info < (3, 11):  # noqa: UP036  where it was not installed, but sent
+    sys.exit(f"Error: lqray needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}")
+try:
+    from lqray.cli import main
+except ModuleNotFoundError as error:
+    if (error.name or "lqray").partition(".")[0] == "lqray":
+        raise
+    sys.exit(
+        f"Error: lqray needs {error.name}, which {sys.executable} does not have; install what requirements.lock in "
+        "lqray's source tree names (`make run` there, or on a cluster's machines `ray up cluster.yaml`)"
+    )
 
 main()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +15,14 @@ import click
 from lqray.cli import shared, sweeps
 
 if TYPE_CHECKING:
-    from lqray.orchestration.submission import Sweep
+    from lqray.experiment.grid import Experiment
+    from lqray.orchestration.job_head import JobHead
+    from lqray.orchestration.package import Package
+    from lqray.orchestration.submission import Cluster, Job, Sweep
 
 _SHOWN = 10
+_WORTH_A_BAR = 10**6
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def _options_of_run() -> list[click.Parameter]:
@@ -46,21 +53,14 @@ def submit(
 
     The same files and options are the same job: submitted again while it runs, it is followed; after its end it is
     run again, for what is missing. Ctrl-C leaves it running. --dry-run shows what would be sent, and sends nothing.
-    Exit code: 0 when the job succeeded, 1 when it failed or was stopped, 130 when left running.
-    """
-    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, check_secret
 
-    with shared.clear_errors(UnfitForJobsError):
-        if address and cluster:
-            raise click.UsageError("--address and --cluster: only one of them")
-        overrides: tuple[str, ...] = options["overrides"]  # type: ignore[assignment]
-        experiments = [shared.read(file, overrides) for file in files]
-        for experiment in experiments:
-            check_lasting(experiment.tracking, experiment.storage, here=False)
-        for file, experiment in zip(files, experiments, strict=True):
-            check_secret(experiment.document.text, str(file))
-        for override in overrides:
-            check_secret(override, "--set")
+    Exit code: 0 when the job succeeded (or, with --no-wait, was taken), 1 when it failed, was stopped, or ran other
+    code than was sent, 2 when something has to be put right first or the cluster cannot be reached any more, 130 when
+    left running.
+    """
+    experiments = _read(files, options)
+    if address and cluster:
+        raise click.UsageError("--address and --cluster: only one of them")
     from lqray.orchestration.submission import Sweep
 
     dry_run = options.pop("dry_run")
@@ -68,75 +68,192 @@ def submit(
     if dry_run:
         _show(sweep)
         return
-    sys.exit(_submit(sweep, address, cluster, follow, no_wait))
+    known = {experiment.tracking.uri for experiment in experiments}
+    store = known.pop() if len(known) == 1 else None
+    sys.exit(_submit(sweep, address, cluster, follow, no_wait, store))
+
+
+def _read(files: Sequence[Path], options: dict[str, object]) -> list[Experiment]:
+    """The experiments. Leaves with 2 for what would fail there, and can be known here."""
+    from lqray.experiment.errors import UnfitTrialError
+    from lqray.orchestration.control import NothingChosenError, check_chosen, chosen
+    from lqray.orchestration.feasible import check_trials
+    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, check_secret
+    from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
+
+    overrides: tuple[str, ...] = options["overrides"]  # type: ignore[assignment]
+    only: tuple[str, ...] = options["only"]  # type: ignore[assignment]
+    rules: tuple[str, ...] = options["stop_on"]  # type: ignore[assignment]
+    with shared.clear_errors(UnfitForJobsError, UnfitTrialError, StopRuleError, NothingChosenError):
+        for rule in rules:
+            parse_stop_rule(rule)
+        experiments = [shared.read(file, overrides) for file in files]
+        check_chosen(experiments, only)
+        for experiment in experiments:
+            check_lasting(experiment.tracking, experiment.storage, here=False)
+            if not experiment.adaptive:
+                check_trials(chosen(experiment, only), thorough=False)
+        for file, experiment in zip(files, experiments, strict=True):
+            check_secret(experiment.document.text, str(file))
+        for override in overrides:
+            check_secret(override, "--set")
+    return experiments
 
 
 def _show(sweep: Sweep) -> None:
-    from lqray.orchestration.package import PackageError
     from lqray.orchestration.submission import shipment
+    from lqray.orchestration.working_tree import PackageError
 
     with shared.clear_errors(PackageError):
         would = shipment(sweep)
-    for name in would.names:
+    for name in would.package.names:
         shared.say(name)
-    shared.say(
-        f"{len(would.names)} files, {would.size / 1e6:.1f} MB, would be sent, to run: {would.entrypoint}", err=True
-    )
-    _say_left_out(would.left_out)
+    shared.say(f"would be sent: {_described(would.package)}; to run: {would.entrypoint}", err=True)
+    _say_what_stays(would.package)
 
 
-def _say_left_out(names: Sequence[str]) -> None:
-    if names:
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        shared.say(f"left out, {len(names)}, since by their names they hold secrets: {shown}", err=True)
+def _described(package: Package) -> str:
+    """Files, bytes and the largest of them, in words."""
+    large = [f"{name} {size / 1e6:.1f} MB" for size, name in package.largest if size >= _WORTH_A_BAR][:3]
+    return f"{package.files} files, {package.size / 1e6:.1f} MB" + (f" ({', '.join(large)})" if large else "")
 
 
-def _submit(sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool) -> int:
+def _say_what_stays(package: Package) -> None:
+    """And which lqray will run."""
+    tree = package.tree
+    if not tree.has_lqray:
+        shared.say(f"{tree.around} holds no lqray: the cluster's own runs", err=True)
+    elif tree.root != tree.around:
+        place = tree.root.relative_to(tree.around)
+        shared.say(f"lqray is that of {place} in {tree.around}, and nothing outside of it is sent", err=True)
+    for names, why in (
+        (tree.secrets, "since by their names they hold secrets"),
+        (tree.results, "which are results of lqray's"),
+        (tree.absent, "submodules that are not checked out (git submodule update --init)"),
+    ):
+        if names:
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            shared.say(f"left out, {len(names)}, {why}: {shown}", err=True)
+
+
+def _submit(
+    sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool, store: str | None
+) -> int:
     from contextlib import closing, nullcontext
 
     from lqray.orchestration.cluster import ClusterError
-    from lqray.orchestration.package import PackageError
+    from lqray.orchestration.job_head import JobHead
+    from lqray.orchestration.job_server import SubmissionError, address_of
     from lqray.orchestration.ray_access import offer_token
-    from lqray.orchestration.submission import Cluster, SubmissionError, job_server
+    from lqray.orchestration.submission import Cluster
     from lqray.orchestration.tunnel import Tunnel
+    from lqray.orchestration.working_tree import PackageError
 
     offer_token()  # before anything imports Ray, which reads the setting then
-    where = ["--cluster", str(config)] if config else ["--address", job_server(address)]
+    where = ["--cluster", str(config)] if config else ["--address", address_of(address)]
+    again = shlex.join(["lqray", "submit", *_files(sweep), *sweep.options, *where])
     with shared.clear_errors(ClusterError, SubmissionError, PackageError):
         tunnel = Tunnel(config) if config else None
-        with closing(tunnel) if tunnel else nullcontext():
-            cluster = Cluster(
-                tunnel.address if tunnel else lambda: job_server(address), lambda text: shared.say(text, err=True)
-            )
+        with closing(tunnel) if tunnel else nullcontext(), _upload_shown() as sent:
+            find = tunnel.address if tunnel else lambda: address_of(address)
+            cluster = Cluster(find, lambda text: shared.say(text, err=True), sent)
             job = cluster.submit(sweep)
-            again = shlex.join(["lqray", "submit", *map(str, sweep.files), *sweep.options, *where])
-            if job.attached:
-                shared.say(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
-            else:
-                shared.say(f"{job.submission_id}: submitted, {job.files} files, {job.size / 1e6:.1f} MB", err=True)
-            _say_left_out(job.left_out)
+            head = JobHead(job.code, store)
+            _say_submitted(job)
+
+            def goes_on() -> str:
+                return _how_to_go_on(again, job.submission_id, sweep, where, head.store)
+
             if no_wait:
-                shared.say(_how_to_go_on(again, job.submission_id, sweep, where), err=True)
+                shared.say(goes_on(), err=True)
                 return 0
             try:
-                ended = cluster.outcome(
-                    job.submission_id, (lambda text: shared.say(text, nl=False)) if follow else None
-                )
+                ended = _followed(cluster, job, head, follow)
             except KeyboardInterrupt:
-                shared.say(f"\nDetached. {_how_to_go_on(again, job.submission_id, sweep, where)}", err=True)
+                shared.say(f"\nDetached. {goes_on()}", err=True)
                 return 130
             shared.say(f"{job.submission_id}: {ended}", err=True)
-            return 0 if ended == "SUCCEEDED" else 1
+            return 0 if ended == "SUCCEEDED" and not head.other_code else 1
 
 
-def _how_to_go_on(again: str, submission_id: str, sweep: Sweep, where: list[str]) -> str:
+def _files(sweep: Sweep) -> list[str]:
+    return [f"./{file}" if str(file).startswith("-") else str(file) for file in sweep.files]
+
+
+def _followed(cluster: Cluster, job: Job, head: JobHead, follow: bool) -> str:
+    """Show the job's log, and say where what runs is not what was sent; returns how it ended."""
+
+    def show(text: str) -> None:
+        for remark in head.heard(text):
+            shared.say(remark, err=True)
+        shared.say(text, nl=False)
+
+    ended = cluster.outcome(job.submission_id, show if follow else None)
+    if follow and (remark := head.not_said(ended)):
+        shared.say(remark, err=True)
+    return ended
+
+
+def _say_submitted(job: Job) -> None:
+    import ray
+
+    if job.package is None:
+        shared.say(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
+    else:
+        shared.say(f"{job.submission_id}: submitted, {_described(job.package)}", err=True)
+        _say_what_stays(job.package)
+    if job.ray.split(".")[:2] != ray.__version__.split(".")[:2]:
+        shared.say(f"the cluster has Ray {job.ray}, and this machine Ray {ray.__version__}", err=True)
+
+
+@contextmanager
+def _upload_shown() -> Iterator[Callable[[int, int], None]]:
+    """Yields what is told how an upload gets on: a bar in a terminal, elsewhere a line now and then."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
+
+    from lqray.experiment.foreign import plain_console
+
+    bar = Progress(
+        *("sending", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
+        console=plain_console(stderr=True),
+        transient=True,
+    )
+    task: list[TaskID] = []
+    said = time.monotonic()
+
+    def told(sent: int, size: int) -> None:
+        nonlocal said
+        if size < _WORTH_A_BAR:
+            return
+        if sys.stderr.isatty():
+            if not task:
+                bar.start()
+                task.append(bar.add_task("", total=size))
+            bar.update(task[0], completed=sent)
+            if sent >= size:
+                bar.stop()
+        elif time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            shared.say(f"sent {sent / 1e6:.1f} of {size / 1e6:.1f} MB", err=True)
+
+    try:
+        yield told
+    finally:
+        bar.stop()
+
+
+def _how_to_go_on(again: str, submission_id: str, sweep: Sweep, where: list[str], store: str | None) -> str:
+    from lqray.experiment.secrets import masked
+
     option, value = where
     stop = f"RAY_AUTH_MODE=token ray job stop --address {value} {submission_id}"
     if option == "--cluster":
         stop = shlex.join(["ray", "exec", value, f"RAY_AUTH_MODE=token ray job stop {submission_id}"])
+    at = f" --uri {shlex.quote(masked(store))}" if store else ""
+    known = "" if store else "\n               (with --uri, and the store that the job's log says it records in)"
     return (
         f"{submission_id} goes on without you.\n  follow it:   {again}\n"
-        f"  stop trials: {'; '.join(f'lqray stop {name} --uri ...' for name in sweep.names)}\n"
+        f"  stop trials: {'; '.join(f'lqray stop {shlex.quote(name)}{at}' for name in sweep.names)}{known}\n"
         f"  stop it:     {stop}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -76,19 +77,36 @@ def run(
     trials are left to another launch that runs them, 130 when interrupted.
     """
     from lqray.orchestration import signals
+    from lqray.orchestration.control import NothingChosenError, check_chosen
     from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
     from lqray.orchestration.store_access import hasten
 
     click.get_current_context().with_resource(signals.heeded("leave"))
     hasten(signals.heard_seconds_ago)
-    with shared.clear_errors(StopRuleError):
+    _say_what_runs()
+    with shared.clear_errors(StopRuleError, NothingChosenError):
         rules = tuple(parse_stop_rule(text) for text in stop_on)
         experiments = [shared.read(file, overrides) for file in files]
+        check_chosen(experiments, only)
     from lqray.orchestration.run import RunOptions
 
     options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
     codes = [_run_one(experiment, file, options, dry_run) for file, experiment in zip(files, experiments, strict=True)]
     sys.exit(max(codes))
+
+
+def _say_what_runs() -> None:
+    """In a job, whose code may be that which was sent, or the machine's own: which it is."""
+    from lqray.orchestration.code_version import code_version
+    from lqray.orchestration.lasting import runs_in_a_job
+    from lqray.orchestration.provenance import running_code
+    from lqray.orchestration.submitted import OtherCodeError, check_code
+
+    if not runs_in_a_job():
+        return
+    shared.say(running_code())
+    with shared.clear_errors(OtherCodeError):
+        check_code(code_version(), Path(__file__).parents[1])
 
 
 def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
@@ -124,10 +142,10 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
             shown = Presentation(sweep_summary, draw_density)
             ran = run_plan(experiment, experiment.document.text, plan, options, progress, shown)
     compared = _compare(console, experiment, plan, ran)
-    _say_what_failed(ran, experiment.name)
+    _say_what_failed(ran, f"{experiment.name}{_recorded_at(plan.uri)}")
     _say_what_is_left(ran)
     own = f"{sys.executable} -m lqray" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
-    view = f"lqray ui {experiment.name}" if runs_in_a_job() else f"{own} ui {file}"
+    view = f"{own} ui {file}" if not _recorded_at(plan.uri) else f"lqray ui {experiment.name}{_recorded_at(plan.uri)}"
     shared.say(f"Compare them in the MLflow UI:  {view}")
     _leave_if_interrupted(plan, ran)
     if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
@@ -151,13 +169,24 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> 
         shared.say(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
     except StoreError as error:
         shared.say(
-            f"Error: the trials cannot be compared now: {error} Later:  lqray report {experiment.name}", err=True
+            f"Error: the trials cannot be compared now: {error} Later:  lqray report "
+            f"{experiment.name}{_recorded_at(plan.uri)}",
+            err=True,
         )
         return False
     return True
 
 
+def _recorded_at(uri: str) -> str:
+    """Option for commands that are printed in a job, and will be called elsewhere."""
+    from lqray.experiment.secrets import masked
+    from lqray.orchestration.lasting import runs_in_a_job
+
+    return f" --uri {shlex.quote(masked(uri))}" if runs_in_a_job() else ""
+
+
 def _say_what_failed(ran: Ran, name: str) -> None:
+    """name: of the experiment, as a command's arguments."""
     failed = [(result.named.name, result.failure) for result in ran.results if result.failure]
     for trial, failure in failed[:_MOST_NAMED]:
         shared.say(f"{trial} failed ({failure.kind}): {failure.error}", err=True)
@@ -195,7 +224,8 @@ def _say_what_is_left(ran: Ran) -> None:
     """Name the trials of the plan that this launch has not run, and say why."""
     lines = [f"{named.name}: left to {held}, which runs it" for named, held in ran.elsewhere]
     lines += [
-        f"{named.name}: failed in another launch; `lqray failures {ran.launch.experiment}` shows how"
+        f"{named.name}: failed in another launch; `lqray failures {ran.launch.experiment}"
+        f"{_recorded_at(ran.launch.uri)}` shows how"
         for named in ran.failed_elsewhere
     ]
     lines += [f"{named.name}: not begun ({why})" for named, why in ran.left_out]

@@ -7,17 +7,18 @@ import json
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lqray.experiment.foreign import in_line, json_value
-from lqray.experiment.grid import NamedTrial
+from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.plan import PLAN, PublishedPlan, plan_tags, published_plan
 from lqray.orchestration.deleted_runs import why_deleted
 from lqray.orchestration.store_access import client_of, patiently
 from lqray.orchestration.tracking import Launch
 
 _STOP = "lqray.stop"
+_SHOWN = 8
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +27,31 @@ def matching(pattern: str) -> Callable[[NamedTrial], bool]:
     return lambda named: (
         fnmatch.fnmatchcase(named.name, pattern) or (len(pattern) >= 4 and named.trial.id.startswith(pattern))
     )
+
+
+class NothingChosenError(ValueError):
+    """A pattern that no trial of a file fits."""
+
+
+def chosen(experiment: Experiment, only: Sequence[str]) -> list[NamedTrial]:
+    """The trials of an experiment's file that one of the patterns matches; all of them without patterns. Raises
+    ExperimentError for a trial that is not valid."""
+    fits = [matching(pattern) for pattern in only]
+    return [named for named in experiment.trials() if not fits or any(one(named) for one in fits)]
+
+
+def check_chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> None:
+    """Raise NothingChosenError for a pattern that matches no trial of any of the files; trials that a search suggests
+    have no names before. Raises ExperimentError for a trial that is not valid."""
+    if not only or any(experiment.adaptive for experiment in experiments):
+        return
+    trials = [named for experiment in experiments for named in experiment.trials()]
+    for pattern in only:
+        if not any(map(matching(pattern), trials)):
+            some = ", ".join(named.name for named in trials[:_SHOWN]) + (", ..." if len(trials) > _SHOWN else "")
+            raise NothingChosenError(
+                f"--only {pattern}: found no trial of such a name, or whose id begins so; allowed: {some}"
+            )
 
 
 def ask_to_stop(uri: str, experiment_id: str, pattern: str) -> None:

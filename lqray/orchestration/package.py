@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import stat
-import subprocess
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lqray.experiment.secrets import is_secret_file
+from lqray.orchestration.code_version import digest_of
+from lqray.orchestration.provenance import origin
+from lqray.orchestration.submitted import FILE, Submitted
+from lqray.orchestration.working_tree import PackageError, WorkingTree, working_tree
 
 LIMIT = 100 * 10**6
 """Bytes of the zip file; Ray's job server takes no more than 100 MiB."""
-
+_LARGEST_TREE = 5
+"""Times the limit: no tree that is larger is read, to see how small it becomes."""
 _OUTSIDE = "submitted"
 _SHOWN = 8
-
-
-class PackageError(ValueError):
-    """A working tree that cannot be sent."""
+_PIECE = 2**20
 
 
 @dataclass(frozen=True)
 class Package:
     """A packed tree. names: of the files in it. size: bytes of the zip file. experiments: the experiment files' paths
-    in it. left_out: files that by their names hold secrets, and stay here."""
+    in it. submitted: what it says of where it comes from. largest: (bytes, name) of its largest files, unpacked."""
 
     path: Path
-    tree: Path
+    tree: WorkingTree
     names: tuple[str, ...]
     size: int
     experiments: tuple[str, ...]
-    left_out: tuple[str, ...]
+    submitted: Submitted
+    largest: tuple[tuple[int, str], ...]
 
     @property
     def files(self) -> int:
@@ -40,109 +42,100 @@ class Package:
         return len(self.names)
 
 
-def pack(experiments: Sequence[Path], target: Path, directory: Path | None = None, limit: int = LIMIT) -> Package:
-    """Write the working tree around `directory`, by default the current one, to the zip file `target`.
+def pack(
+    experiments: Sequence[Path],
+    target: Path,
+    directory: Path | None = None,
+    limit: int = LIMIT,
+) -> Package:
+    """Write the working tree around `directory`, by default the current one, to the zip file `target`: see
+    `working_tree` for what that is. The experiment files always come along, and what is known of their sender.
 
-    In a git repository those are the files that git tracks or does not ignore; elsewhere all but what Ray leaves out,
-    too (.git, .venv, __pycache__, what .gitignore and .rayignore name). Native libraries are of one machine and stay
-    here, and so do files that by their names, or those that links lead to, hold secrets. The experiment files always
-    come along. Equal trees make equal bytes, which Ray does not upload again. Raises PackageError for a link that leads
-    out of the tree, and, with the largest files, beyond `limit`.
+    Equal trees make equal bytes, which Ray does not upload again. A file that vanishes meanwhile is left out. Raises
+    PackageError for a tree that cannot be sent, and, with the largest files, for one beyond `limit`; one far beyond is
+    not even read.
     """
-    place = (directory or Path.cwd()).resolve()
-    tree, names = _tree(place)
-    chosen = {name: tree / name for name in names if not _native(name)}
-    left_out = sorted(name for name, file in chosen.items() if _secret(tree, name, file))
-    for name in left_out:
-        del chosen[name]
+    try:
+        return _packed(experiments, target, (directory or Path.cwd()).resolve(), limit)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _packed(experiments: Sequence[Path], target: Path, place: Path, limit: int) -> Package:
+    tree = working_tree(place)
+    chosen = {name: tree.root / name for name in tree.names}
     inside = []
     for number, file in enumerate(experiments, start=1):
         path = (place / file).resolve()
-        name = path.relative_to(tree).as_posix() if path.is_relative_to(tree) else f"{_OUTSIDE}/{number}/{path.name}"
+        within = path.is_relative_to(tree.root)
+        name = path.relative_to(tree.root).as_posix() if within else f"{_OUTSIDE}/{number}/{path.name}"
         chosen[name] = path
         inside.append(name)
-    packed: list[tuple[int, str]] = []
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    sizes = _sizes(chosen)
+    if sum(sizes.values()) > _LARGEST_TREE * limit:
+        raise PackageError(_too_large(tree.root, sizes, limit, f"{sum(sizes.values()) / 1e6:.0f} MB of files"))
+    told = replace(origin(tree.root / "lqray" if tree.has_lqray else None), code=code_of(tree))
+    with target.open("wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(chosen):
-            packed.append((_add(archive, name, chosen[name]), name))
-            if sum(size for size, _ in packed) > limit:
-                target.unlink()
-                raise PackageError(_too_large(tree, packed, limit))
-    sent = tuple(name for _, name in packed)
-    return Package(target, tree, sent, target.stat().st_size, tuple(inside), tuple(left_out))
+            added = _add(archive, name, chosen[name], lambda: raw.tell() <= limit)
+            if not added and name in inside:
+                raise PackageError(f"{chosen[name]}: the experiment's file has vanished")
+            if raw.tell() > limit:
+                packed = {one.filename: one.compress_size for one in archive.infolist()}
+                raise PackageError(_too_large(tree.root, packed, limit, f"more than {limit / 1e6:g} MB compressed"))
+        archive.writestr(_entry(FILE, executable=False), told.as_json())
+        names = tuple(archive.namelist())
+    return Package(target, tree, names, target.stat().st_size, tuple(inside), told, _largest(sizes))
 
 
-def _secret(tree: Path, name: str, file: Path) -> bool:
-    """Whether a file is to stay here. Raises PackageError where a link leads to one outside the tree, which nobody has
-    thought of sending."""
-    if is_secret_file(name):
-        return True
-    found = file.resolve()
-    if not found.is_relative_to(tree):
-        raise PackageError(
-            f"{name} in the working tree {tree} is a link to {found}, outside of it; whoever has the cluster's token "
-            "could read that. Allowed: links within the tree. Name it in .gitignore, or put a copy in its place"
-        )
-    return is_secret_file(found.relative_to(tree).as_posix())
+def code_of(tree: WorkingTree) -> str:
+    """Digest of the lqray that a tree holds, as `code_version` of the process that will run it; "" where it
+    holds none."""
+    return digest_of(tree.root / "lqray", [tree.root / name for name in tree.code]) if tree.has_lqray else ""
 
 
-def _add(archive: zipfile.ZipFile, name: str, file: Path) -> int:
-    """Add a file; returns its compressed bytes."""
+def _sizes(files: Mapping[str, Path]) -> dict[str, int]:
+    """Bytes of each that is there."""
+    found = {}
+    for name, file in files.items():
+        try:
+            found[name] = file.stat().st_size
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _add(archive: zipfile.ZipFile, name: str, file: Path, room: Callable[[], bool]) -> bool:
+    """Add a file, as long as there is room; False for one that has vanished."""
+    try:
+        source = file.open("rb")
+    except FileNotFoundError:
+        return False
+    with source:
+        entry = _entry(name, executable=bool(os.fstat(source.fileno()).st_mode & stat.S_IXUSR))
+        with archive.open(entry, "w") as into:
+            while room() and (piece := source.read(_PIECE)):
+                into.write(piece)
+    return True
+
+
+def _entry(name: str, executable: bool) -> zipfile.ZipInfo:
     # A date of its own would change the bytes, and with them the name under which Ray keeps the package.
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    executable = file.stat().st_mode & stat.S_IXUSR
     entry.external_attr = (stat.S_IFREG | (0o755 if executable else 0o644)) << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
-    archive.writestr(entry, file.read_bytes())
-    return entry.compress_size
+    return entry
 
 
-def _too_large(tree: Path, packed: list[tuple[int, str]], limit: int) -> str:
-    largest = sorted(packed, reverse=True)[:_SHOWN]
-    lines = "".join(f"\n  {size / 1e6:8.1f} MB  {name}" for size, name in largest)
+def _largest(sizes: Mapping[str, int]) -> tuple[tuple[int, str], ...]:
+    return tuple(sorted(((size, name) for name, size in sizes.items()), reverse=True)[:_SHOWN])
+
+
+def _too_large(root: Path, sizes: Mapping[str, int], limit: int, found: str) -> str:
+    lines = "".join(f"\n  {size / 1e6:8.1f} MB  {name}" for size, name in _largest(sizes))
     return (
-        f"the working tree {tree} is too large to send: more than {limit / 1e6:g} MB compressed. Its largest files so "
-        f"far:{lines}\nName what a sweep does not need in .gitignore (data belongs on the machines: LQRAY_DATA)"
+        f"the working tree {root} is too large to send: {found}. Its largest files so far:{lines}\nName what a sweep "
+        f"does not need in .gitignore (data belongs on the machines: LQRAY_DATA); at most {limit / 1e6:g} MB, "
+        "compressed, are sent"
     )
-
-
-def _native(name: str) -> bool:
-    return Path(name).name.startswith("_native") and name.endswith(".so")
-
-
-def _tree(place: Path) -> tuple[Path, list[str]]:
-    """(root, files below it) of the working tree around a folder."""
-    top = _git(place, "rev-parse", "--show-toplevel")
-    if top is None:
-        return place, sorted(path.relative_to(place).as_posix() for path in _walk(place, _default_excludes()))
-    root = Path(top.rstrip("\n")).resolve()
-    listed = _git(root, "ls-files", "-co", "--exclude-standard", "-z") or ""
-    # Files that were deleted, but not from the index, and submodules, which are folders, are listed as well.
-    return root, [name for name in listed.split("\0") if name and (root / name).is_file()]
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _default_excludes() -> frozenset[str]:
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-
-    return frozenset(get_runtime_env_default_excludes())
-
-
-def _walk(folder: Path, excluded: frozenset[str], ignored: tuple[Callable[[Path], bool], ...] = ()) -> Iterator[Path]:
-    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
-
-    here = (*ignored, *get_excludes_from_ignore_files(folder, include_gitignore=True))
-    for path in sorted(folder.iterdir()):
-        if path.name in excluded or any(match(path) for match in here):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path, excluded, here)
-        elif path.is_file():
-            yield path

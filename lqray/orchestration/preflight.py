@@ -15,9 +15,9 @@ from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.foreign import rich_text
 from lqray.experiment.grid import Experiment
 from lqray.experiment.secrets import masked
+from lqray.orchestration.code_version import code_version
 from lqray.orchestration.doctor import Finding
 from lqray.orchestration.probe import Probe, Wanted, package_versions
-from lqray.orchestration.provenance import code_version
 
 _PATIENCE = 60.0
 _CLOCK_SECONDS = 1.0

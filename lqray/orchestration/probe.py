@@ -18,8 +18,8 @@ from pathlib import Path
 
 from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.secrets import masked
+from lqray.orchestration.code_version import code_version
 from lqray.orchestration.doctor import LEAST_FREE_BYTES, Finding, operator_findings
-from lqray.orchestration.provenance import code_version
 from lqray.training.storage import check_folder, open_folder
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "scipy")

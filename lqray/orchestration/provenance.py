@@ -3,101 +3,100 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import lqray
 from lqray.experiment.secrets import is_secret_file, masked
+from lqray.orchestration.code_version import code_version, package_folder
 from lqray.orchestration.signals import starting_processes
-
-_TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training")
-_WORKER_PARTS = (
-    *("channel", "failures", "fencing", "group", "loopback_groups", "points", "private_folder", "rank_logs", "spool"),
-    *("stop_rules", "system_metrics", "worker"),
-)
+from lqray.orchestration.submitted import Submitted, submitted
 
 
 def provenance() -> dict[str, str]:
-    """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host, command."""
+    """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host, command. In a job
+    of `lqray submit`, user and command are those of whoever submitted it, and so is the commit of code that was sent.
+    """
+    sent = submitted() or Submitted()
     tags = {
         "lqray.version": importlib.metadata.version("lqray"),
         "lqray.code": code_version(),
         "lqray.python": platform.python_version(),
         "lqray.host": socket.gethostname(),
-        "lqray.command": masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "mlflow.user": _user(),
+        "lqray.command": sent.command or _command(),
+        "mlflow.user": sent.user or _user(),
     }
+    if sent.host:
+        tags["lqray.submitted_from"] = sent.host
     for package in ("torch", "ray", "mlflow"):
         tags[f"lqray.{package}"] = importlib.metadata.version(package)
-    commit = _git("rev-parse", "HEAD")
+    commit, dirty = (sent.commit, sent.dirty) if sent.code else _commit(package_folder())
     if commit:
         tags["lqray.git_commit"] = tags["mlflow.source.git.commit"] = commit
-        tags["lqray.git_dirty"] = str(bool(_git("status", "--porcelain"))).lower()
+        tags["lqray.git_dirty"] = dirty
     return tags
 
 
-@cache
-def code_version() -> str:
-    """12 hexadecimal digits of the SHA-256 of lqray's own Python files, as this process found them."""
-    folder = Path(lqray.__file__).resolve().parent
-    return _digest(folder, sorted(folder.rglob("*.py")))
+def running_code() -> str:
+    """Which lqray this process is, in a line that `lqray submit` looks for in a job's log: see `CODE_LINE`."""
+    version, ray = (importlib.metadata.version(package) for package in ("lqray", "ray"))
+    machine = f"Python {platform.python_version()}, Ray {ray}, on {socket.gethostname()}"
+    return f"lqray {version}, code {code_version()}, from {package_folder()}; {machine}"
 
 
-@cache
-def training_code() -> str:
-    """As `code_version`, of the files that training runs: what a launch and its workers must have in common."""
-    folder = Path(lqray.__file__).resolve().parent
-    files = [file for room in _TRAINING_ROOMS for file in (folder / room).rglob("*.py")]
-    files += [folder / "orchestration" / f"{part}.py" for part in _WORKER_PARTS]
-    return _digest(folder, sorted(files))
+CODE_LINE = re.compile(r"(?m)^lqray \S+, code (?P<code>[0-9a-f]{12}), from (?P<place>.+); Python \S+, Ray \S+, on \S+$")
 
 
-def _digest(folder: Path, files: Sequence[Path]) -> str:
-    """Hidden files are an editor's, and no code; one that is gone meanwhile is a difference of its own."""
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts):
-            continue
-        digest.update(f"{name}\0".encode())
-        with suppress(FileNotFoundError):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+def origin(package: Path | None) -> Submitted:
+    """Of what this process submits. package: the folder of lqray's code that is sent; None where none is."""
+    told = Submitted(user=_user(), host=socket.gethostname(), command=_command())
+    if package is None:
+        return told
+    commit, dirty = _commit(package)
+    return replace(told, commit=commit, dirty=dirty, changes=masked(_changes(package)))
 
 
 def code_changes() -> str:
     """What differs from the last commit in lqray's code, as a diff; files that git does not know are part of it. ""
-    without a difference, or without git."""
-    if not _git("status", "--porcelain"):
+    without a difference, or without git. Of code that was sent to this job: what its sender saw."""
+    sent = submitted()
+    return sent.changes if sent and sent.code else _changes(package_folder())
+
+
+def _changes(folder: Path) -> str:
+    if not _git(folder, "status", "--porcelain", "."):
         return ""
-    index = Path(_git("rev-parse", "--absolute-git-dir")) / "index"
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "index"  # the user's own stays as it is
+    index = Path(_git(folder, "rev-parse", "--absolute-git-dir")) / "index"
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "index"  # the user's own stays as it is
         if index.is_file():
             shutil.copyfile(index, copy)
         environment = os.environ | {"GIT_INDEX_FILE": str(copy)}
-        _git("add", "--intent-to-add", ".", environment=environment)
-        changed = _git("diff", "HEAD", "--name-only", "-z", "--relative", "--", ".", environment=environment)
+        _git(folder, "add", "--intent-to-add", ".", environment=environment)
+        changed = _git(folder, "diff", "HEAD", "--name-only", "-z", "--relative", "--", ".", environment=environment)
         # Whoever reads the store reads this.
         secret = [f":(exclude,literal){name}" for name in changed.split("\0") if is_secret_file(name)]
-        changes = _git("diff", "HEAD", "--", ".", *secret, environment=environment)
+        changes = _git(folder, "diff", "HEAD", "--", ".", *secret, environment=environment)
     return changes + "\n" if changes else ""
 
 
-def _git(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    folder = Path(lqray.__file__).resolve().parent
+def _commit(folder: Path) -> tuple[str, str]:
+    """(hash of the last commit, whether anything differs from it: true or false); "" where there is no git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    return commit, str(bool(_git(folder, "status", "--porcelain"))).lower() if commit else ""
+
+
+def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     command = ["git", "-C", str(folder), *arguments]
     try:
         with starting_processes():
@@ -107,6 +106,10 @@ def _git(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _command() -> str:
+    return masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _user() -> str:

@@ -16,7 +16,8 @@ from lqray.experiment.standing import Standing
 from lqray.experiment.store import absolute_store, storage_address
 from lqray.orchestration.archivist import MODEL_TAG, Archivist, Draw
 from lqray.orchestration.cluster import RayLostError
-from lqray.orchestration.control import file_of, matching, publish_plan
+from lqray.orchestration.code_version import training_code
+from lqray.orchestration.control import chosen, file_of, publish_plan
 from lqray.orchestration.evaluations import Evaluation, stored_evaluations
 from lqray.orchestration.feasible import check_places, check_trials
 from lqray.orchestration.history import History, expected
@@ -27,7 +28,7 @@ from lqray.orchestration.ledger import TAGS, Keeping, Ledger, Planned, planned
 from lqray.orchestration.narrator import ACCURACY, Narrator
 from lqray.orchestration.optuna_source import OptunaSource, stored_draws
 from lqray.orchestration.placement import PlacementError, backend_of
-from lqray.orchestration.provenance import provenance, training_code
+from lqray.orchestration.provenance import provenance
 from lqray.orchestration.queue import Given, Held, Limits, Source, TrialQueue
 from lqray.orchestration.signals import from_here
 from lqray.orchestration.states import TrialState, read_states
@@ -123,12 +124,7 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
         observed = [(values, metric) for _, values, metric in draws.values() if metric is not None]
         more = max(0, experiment.search.samples - len(known))
         return Plan(uri, known, states, options.limit, min(more, options.limit or more), observed)
-    chosen = [matching(pattern) for pattern in options.only]
-    trials = [
-        planned(named, states, options.rerun)
-        for named in experiment.trials()
-        if not chosen or any(one(named) for one in chosen)
-    ]
+    trials = [planned(named, states, options.rerun) for named in chosen(experiment, options.only)]
     return Plan(uri, trials, states, options.limit)
 
 

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from lqray.experiment.options import Storage
 from lqray.experiment.schema import Resources, Trial
+from lqray.orchestration.code_version import training_code
 from lqray.orchestration.failures import CodeChangedError, Failure, MemoryLimitError, failure_of
 from lqray.orchestration.fencing import Fence
 from lqray.orchestration.points import Point
-from lqray.orchestration.provenance import training_code
 from lqray.orchestration.rank_logs import host_and_process, output_to_log
 from lqray.orchestration.stop_rules import StopRule
 from lqray.orchestration.system_metrics import EVERY_SECONDS, SystemMetrics

@@ -108,3 +108,34 @@ def test_submitted_twice_followed_stopped_and_continued(cluster, tmp_path):
     alone = write(tmp_path / "alone", text=TEXT)
     run(alone, "--launcher", "inline")
     assert histories(uri) == histories(f"sqlite:///{alone.parent}/lqray.db")
+
+
+@pytest.mark.slow
+def test_a_tree_that_takes_longer_than_a_minute_arrives_once(tmp_path):
+    """27 MB over 3 Mbit/s: longer than any time-out of the whole."""
+    with nodes(2, "3mbit") as cluster:
+        store = f"sqlite:///{cluster.folder}/lqray.db"
+        environment = {
+            "MLFLOW_TRACKING_URI": store,
+            "LQRAY_STORAGE": str(cluster.folder / "storage"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        cluster.start(0, environment=environment, dashboard=True)
+        tree = tmp_path / "tree"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
+        (tree / "far.yaml").write_text(TEXT.replace("iterations: 1500", "iterations: 5"))
+        (tree / "noise.bin").write_bytes(os.urandom(27 * 10**6))
+        address = f"http://{cluster.hosts.addresses[0]}:{DASHBOARD}"
+        log, begun = tree.parent / "said.log", time.monotonic()
+        arguments = ["submit", "far.yaml", "--address", address, "--launcher", "inline", "--set", "workers=1"]
+        process = cluster.run(
+            1, "-m", "lqray", *arguments, log=log, cwd=tree, environment={"RAY_ADDRESS": "", "PYTHONPATH": str(tree)}
+        )
+        assert process.wait(400) == 0, log.read_text()
+        said = log.read_text()
+        assert time.monotonic() - begun > 27 * 8 / 3
+        assert "the upload broke off" not in said
+        assert len([line for line in said.splitlines() if line.startswith("sent ")]) >= 4
+        assert "noise.bin 27.0 MB" in said
+        assert ": SUCCEEDED" in said
+        assert {one.info.status for one in recorded(store).values()} == {"FINISHED"}

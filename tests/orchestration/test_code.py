@@ -11,9 +11,9 @@ import pytest
 
 import lqray
 from lqray.experiment.options import Resources, Storage
+from lqray.orchestration.code_version import _WORKER_PARTS, code_version, training_code
 from lqray.orchestration.failures import CodeChangedError, failure_of
 from lqray.orchestration.outcomes import result_of
-from lqray.orchestration.provenance import _WORKER_PARTS, code_version, training_code
 from lqray.orchestration.worker import Outcome, WorkerTask, run_task
 from tests.orchestration.test_queue import Books, Threads, queue_of, trials
 
@@ -64,7 +64,7 @@ def test_all_that_a_worker_imports_of_orchestration_is_known():
     code = "import sys, lqray.orchestration.worker; print(*(n for n in sys.modules if n.startswith('lqray.orch')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     found = {name.removeprefix("lqray.orchestration").removeprefix(".") for name in done.stdout.split()} - {""}
-    assert found - {"provenance", "signals"} <= set(_WORKER_PARTS)
+    assert found - {"signals"} <= set(_WORKER_PARTS)
 
 
 def test_a_worker_with_other_code_says_so(tmp_path):

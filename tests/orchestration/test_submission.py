@@ -20,8 +20,12 @@ from mlflow import MlflowClient
 
 from lqray.cli import main
 from lqray.experiment.schema import Storage, Tracking
+from lqray.orchestration.code_version import digest_of
 from lqray.orchestration.lasting import UnfitForJobsError, check_lasting
-from lqray.orchestration.package import PackageError, pack
+from lqray.orchestration.package import pack
+from lqray.orchestration.provenance import CODE_LINE
+from lqray.orchestration.submitted import FILE
+from lqray.orchestration.working_tree import PackageError
 from tests.orchestration.heads import TOKEN, free_port, ray_head, without
 from tests.orchestration.sweeps import marked
 
@@ -65,7 +69,7 @@ def test_the_tree_is_what_git_tracks_or_does_not_ignore_and_the_experiments(tree
     outside.write_text("outside")
     package = pack([Path("../new.yaml"), Path("../ignored.yaml"), outside], tmp_path / "a.zip", tree / "sub")
     assert package.experiments == ("new.yaml", "ignored.yaml", "submitted/3/outside.yaml")
-    expected = {".gitignore", "kept.py", "sub/deep.py", *package.experiments}
+    expected = {".gitignore", "kept.py", "sub/deep.py", FILE, *package.experiments}
     assert set(zipfile.ZipFile(package.path).namelist()) == expected
     assert package.files == len(expected)
 
@@ -80,7 +84,7 @@ def test_without_git_the_tree_is_what_ray_would_take(tree, tmp_path):
     (tree / ".venv/python").write_text("")
     (tree / "_native.abi3.so").write_text("of another machine")
     package = pack([tree / "new.yaml"], tmp_path / "a.zip", tree)
-    assert set(zipfile.ZipFile(package.path).namelist()) == {".gitignore", "kept.py", "sub/deep.py", "new.yaml"}
+    assert set(zipfile.ZipFile(package.path).namelist()) == {".gitignore", "kept.py", "sub/deep.py", "new.yaml", FILE}
 
 
 def test_a_tree_too_large_names_its_largest_files(tree, tmp_path):
@@ -135,6 +139,26 @@ def test_no_password_goes_into_a_job(tmp_path, where):
     assert refused.exit_code == 2
     assert "MLFLOW_TRACKING_URI" in refused.stderr
     assert "hidden" not in refused.output
+
+
+# --- what only reads ---
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("status", "status far", "stop far", "ui far", "logs far", "failures far", "report far"),
+        *("compare far other", "export far folder", "plot far --kind curves"),
+    ],
+)
+def test_a_command_in_a_folder_without_a_store_makes_none(tmp_path, monkeypatch, command):
+    """As on a laptop whose runs are recorded elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = CliRunner().invoke(main, command.split())
+    assert done.exit_code == 2, done.output
+    assert "lqray.db" in done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- on a cluster ---
@@ -296,6 +320,41 @@ def test_one_job_for_one_sweep_followed_through_a_lost_connection(cluster, tmp_p
     told += "".join(file.read_bytes().decode(errors="replace") for file in written)
     for secret in (OF_CLIENT, OF_CLUSTER, TOKEN):
         assert secret not in told
+
+
+@pytest.mark.ray
+@pytest.mark.cluster
+def test_the_lqray_that_was_edited_here_runs_there_and_is_recorded_as_what_it_is(cluster, tmp_path):
+    """lqray in a folder of a larger repository, edited; on the cluster is another one, with a commit of its own."""
+    mono = tmp_path / "mono"
+    shutil.copytree(ROOT / "lqray", mono / "lq/lqray", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    path = experiment(mono / "lq", 5, "edited")
+    git = ["git", "-C", str(mono), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    with (mono / "lq/lqray/training/models/mlp.py").open("a") as file:
+        file.write("# an idea\n")
+    arguments = [path.name, "--launcher", "inline", "--set", f"storage.folder={cluster.log.parent}/storage"]
+    arguments += ["--address", cluster.dashboard]
+    told = submit(path.parent, *arguments)
+    assert f"lqray is that of lq in {mono}, and nothing outside of it is sent" in told
+    log = said(path.parent, "out.txt")
+    code = digest_of(mono / "lq/lqray", (mono / "lq/lqray").rglob("*.py"))
+    assert CODE_LINE.search(log)["code"] == code
+    assert "working_dir_files" in CODE_LINE.search(log)["place"]
+    assert f"lqray ui edited --uri {store(cluster)}" in log
+    (run,) = runs(cluster, "edited")
+    assert run.data.tags["lqray.code"] == code
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert (run.data.tags["lqray.git_commit"], run.data.tags["lqray.git_dirty"]) == (head, "true")
+    assert run.data.tags["lqray.command"].startswith("__main__.py submit far.yaml")
+    kept = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert "+# an idea" in (kept / "git.diff").read_text()
+
+    changed = path.with_name("-dash.yaml")
+    changed.write_text(path.read_text().replace("edited", "dash", 1))
+    submit(path.parent, f"./{changed.name}", *arguments[1:])
+    assert [one.info.status for one in runs(cluster, "dash")] == ["FINISHED"]
 
 
 @pytest.mark.ray

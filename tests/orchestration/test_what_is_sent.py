@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from lqray.cli import main
 from lqray.experiment.secrets import is_secret_file
-from lqray.orchestration.package import PackageError, pack
+from lqray.orchestration.package import pack
+from lqray.orchestration.submitted import FILE
+from lqray.orchestration.working_tree import PackageError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """
@@ -43,8 +45,8 @@ def names(tree: Path) -> set[str]:
     package = pack([tree / "e.yaml"], tree.parent / "tree.zip", tree)
     found = set(zipfile.ZipFile(package.path).namelist())
     assert found == set(package.names)
-    assert found.isdisjoint(package.left_out)
-    return found
+    assert found.isdisjoint(package.tree.secrets)
+    return found - {FILE}
 
 
 def test_files_of_secrets_stay_here(tree):
@@ -58,7 +60,7 @@ def test_files_of_secrets_stay_here(tree):
     (tree / "secrets.py").write_text("")
     assert names(tree) == {"e.yaml", "kept.py", ".env.example", "secrets.py"}
     package = pack([tree / "e.yaml"], tree.parent / "tree.zip", tree)
-    assert set(package.left_out) == {*secret, ".aws/config"}
+    assert set(package.tree.secrets) == {*secret, ".aws/config"}
 
 
 def test_a_link_to_a_secret_stays_here_and_one_within_the_tree_goes(tree):
@@ -94,12 +96,13 @@ def test_a_folder_that_became_a_link_out_of_the_tree_is_refused(tmp_path):
 def test_a_dry_run_shows_what_would_be_sent_and_asks_no_cluster(tree, monkeypatch):
     (tree / ".env").write_text("hidden")
     monkeypatch.chdir(tree)
-    arguments = ["submit", "e.yaml", "--address", "http://127.0.0.1:1", "--dry-run", "--only", "seed1"]
+    arguments = ["submit", "e.yaml", "--address", "http://127.0.0.1:1", "--dry-run", "--only", "qsgd*"]
     shown = CliRunner().invoke(main, arguments)
     assert shown.exit_code == 0, shown.output
-    assert shown.stdout.splitlines() == ["e.yaml", "kept.py"]
-    assert "python -m lqray run e.yaml --only seed1" in shown.stderr
-    assert "2 files" in shown.stderr
+    assert shown.stdout.splitlines() == ["e.yaml", "kept.py", FILE]
+    assert "python -m lqray run e.yaml --only 'qsgd*'" in shown.stderr
+    assert "3 files" in shown.stderr
+    assert "holds no lqray: the cluster's own runs" in shown.stderr
     assert "left out, 1, since by their names they hold secrets: .env" in shown.stderr
 
 

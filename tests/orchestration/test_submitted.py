@@ -1,0 +1,98 @@
+"""What a job does with what its sender told it, and what is refused before anything is sent."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from lqray.cli import main
+from lqray.orchestration.code_version import code_version
+from lqray.orchestration.provenance import provenance, running_code
+from lqray.orchestration.submitted import FILE, Submitted, submitted
+
+TEXT = """
+name: sent
+base:
+  data: {name: gaussian_mixture}
+  model: {name: mlp, layers: [8]}
+  optimizer: {name: sgd, lr: 0.1}
+  schedule: {iterations: 5, batch_size: 16}
+  workers: 1
+  quantizer: {method: qsgd_inf, bits: 3, bucket_size: 64}
+sweep:
+  - matrix: {seed: [1, 2]}
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """The folder of a job, as the current one."""
+    folder = tmp_path / "working_dir_files/_ray_pkg_1"
+    folder.mkdir(parents=True)
+    (folder / "sent.yaml").write_text(TEXT)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/lqray.db")
+    monkeypatch.setenv("LQRAY_STORAGE", str(tmp_path / "storage"))
+    submitted.cache_clear()
+    yield folder
+    submitted.cache_clear()
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["run", "sent.yaml", "--launcher", "inline", *arguments])
+
+
+def test_other_code_than_was_sent_does_not_run(job):
+    (job / FILE).write_text(Submitted(code="0" * 12).as_json())
+    done = run()
+    assert done.exit_code == 2
+    assert done.stdout.splitlines() == [running_code()]
+    assert f"was sent with lqray's code {'0' * 12}, and what runs is {code_version()}" in done.stderr
+    assert not (job.parents[1] / "lqray.db").exists()
+
+
+def test_a_job_says_first_which_lqray_it_is_and_its_commands_are_for_the_laptop(job):
+    (job / FILE).write_text(Submitted(code=code_version(), user="ada", command="lqray submit sent.yaml").as_json())
+    done = run("--limit", "1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0] == running_code()
+    store = f"sqlite:///{job.parents[1]}/lqray.db"
+    assert f"lqray ui sent --uri {store}" in done.stdout
+    assert provenance()["mlflow.user"] == "ada"
+    assert provenance()["lqray.command"] == "lqray submit sent.yaml"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10**5, json.dumps({"code": 3, "user": ["x"], "new": "y"})])
+def test_a_damaged_note_is_passed_over(job, text):
+    (job / FILE).write_text(text)
+    assert submitted() in (None, Submitted())
+
+
+def test_elsewhere_a_note_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / FILE).write_text(Submitted(user="ada").as_json())
+    submitted.cache_clear()
+    assert submitted() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        (("bits: 3", "bits: 99"), [], "bits"),
+        (("seed: [1, 2]", "seed: [1, x]"), [], "seed"),
+        ((), ["--only", "nosuch"], "--only nosuch: found no trial of such a name"),
+        ((), ["--stop-on", "acuracy"], "acuracy"),
+        ((), ["--set", "quantizer.bits=99"], "bits"),
+        (("batch_size: 16", "batch_size: 100000000"), [], "batch"),
+    ],
+)
+@pytest.mark.parametrize("command", ["submit", "run"])
+def test_what_cannot_run_is_refused_here(tmp_path, monkeypatch, command, change, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent.yaml").write_text(TEXT.replace(*change) if change else TEXT)
+    where = ["--address", "http://127.0.0.1:1", "--set", "storage.folder=/x"] if command == "submit" else []
+    done = CliRunner().invoke(main, [command, "sent.yaml", *where, *options])
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "127.0.0.1:1" not in done.stderr
+    assert "Traceback" not in done.stderr
