@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from lqray.orchestration.inline import _end_with_launcher, _Piped, _run_processe
 from lqray.orchestration.worker import Heard, News
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="copies are made on Linux alone")
+
+
+@pytest.fixture(autouse=True)
+def _no_original_of_other_tests():
+    forkserver._forkserver._stop()
+
 
 WITHOUT_A_GPU = """
 import importlib, sys, threading

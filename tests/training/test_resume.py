@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from click.testing import CliRunner
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -69,6 +70,7 @@ def train(rank: int, kind: str, folder: str, every: int = 4, kill_at: int = 0) -
         nonlocal steps
         steps += 1
         if steps == kill_at:
+            dist.barrier()  # rank 0 may still be writing a checkpoint, and is ended with the first that is killed
             os.kill(os.getpid(), signal.SIGKILL)
 
     run_worker(trial(kind), note, torch.device("cpu"), 1, checkpoints=Checkpoints(folder, every), after_step=after_step)
