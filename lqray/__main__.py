@@ -11,11 +11,10 @@ if sys.version_info < (3, 11):  # noqa: UP036  where it was not installed, but s
 try:
     from lqray.cli import main
 except ModuleNotFoundError as error:
-    if (error.name or "lqray").partition(".")[0] == "lqray":
+    from lqray.experiment.requirements import what_is_missing
+
+    if not (line := what_is_missing(error)):
         raise
-    sys.exit(
-        f"Error: lqray needs {error.name}, which {sys.executable} does not have; install what requirements.lock in "
-        "lqray's source tree names (`make run` there, or on a cluster's machines `ray up cluster.yaml`)"
-    )
+    sys.exit(line)
 
 main()

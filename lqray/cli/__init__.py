@@ -11,6 +11,7 @@ import click
 
 from lqray.cli import overview, reports, services, submission, sweeps
 from lqray.experiment.foreign import in_lines
+from lqray.experiment.requirements import what_is_missing
 from lqray.orchestration.output import outlive_readers, was_lost
 
 __all__ = ["main"]
@@ -42,7 +43,10 @@ class _Commands(click.Group):
             if not end.code and was_lost():
                 raise SystemExit(1) from None
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and (line := what_is_missing(error)):
+                click.echo(line, err=True)
+                raise SystemExit(2) from None
             traceback.print_exc()
             click.echo(_DEFECT, err=True)
             raise SystemExit(1) from None

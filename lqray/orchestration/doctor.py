@@ -54,7 +54,11 @@ def _versions() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     yield Finding("python", "ok", platform.python_version())
-    requires = [Requirement(text) for text in importlib.metadata.requires("lqray") or []]
+    try:
+        requires = [Requirement(text) for text in importlib.metadata.requires("lqray") or []]
+    except importlib.metadata.PackageNotFoundError:  # its source tree alone is here, as in a job on a bare machine
+        yield Finding("lqray", "broken", "not installed", "`make` installs everything into .venv")
+        return
     needed = {one.name.lower(): one.specifier for one in requires if one.marker is None}
     yield Finding("lqray", "ok", importlib.metadata.version("lqray"))
     for name in ("torch", "torchvision", "ray", "mlflow", "numpy", "scipy"):

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,11 @@ def save_model(path: str, mlflow_model: Any, network: Path) -> None:
 
     target = Path(path)
     shutil.copytree(network, target / _NETWORK)
-    versions = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in ("lqray", "torch")]
-    (target / _REQUIREMENTS).write_text("\n".join(versions) + "\n", encoding="utf-8")
+    lines = ""
+    for name in ("lqray", "torch"):
+        with suppress(importlib.metadata.PackageNotFoundError):  # lqray itself may only have been sent
+            lines += f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n"
+    (target / _REQUIREMENTS).write_text(lines, encoding="utf-8")
     mlflow_model.add_flavor(FLAVOR, data=_NETWORK)
     mlflow.pyfunc.add_to_model(mlflow_model, loader_module=__name__, data=_NETWORK)
     mlflow_model.save(str(target / "MLmodel"))

@@ -29,7 +29,7 @@ def provenance() -> dict[str, str]:
     """
     sent = submitted() or Submitted()
     tags = {
-        "lqray.version": importlib.metadata.version("lqray"),
+        "lqray.version": _version("lqray"),
         "lqray.code": code_version(),
         "lqray.python": platform.python_version(),
         "lqray.host": socket.gethostname(),
@@ -39,7 +39,7 @@ def provenance() -> dict[str, str]:
     if sent.host:
         tags["lqray.submitted_from"] = sent.host
     for package in ("torch", "ray", "mlflow"):
-        tags[f"lqray.{package}"] = importlib.metadata.version(package)
+        tags[f"lqray.{package}"] = _version(package)
     commit, dirty = (sent.commit, sent.dirty) if sent.code else _commit(package_folder())
     if commit:
         tags["lqray.git_commit"] = tags["mlflow.source.git.commit"] = commit
@@ -49,12 +49,11 @@ def provenance() -> dict[str, str]:
 
 def running_code() -> str:
     """Which lqray this process is, in a line that `lqray submit` looks for in a job's log: see `CODE_LINE`."""
-    version, ray = (importlib.metadata.version(package) for package in ("lqray", "ray"))
-    machine = f"Python {platform.python_version()}, Ray {ray}, on {socket.gethostname()}"
-    return f"lqray {version}, code {code_version()}, from {package_folder()}; {machine}"
+    machine = f"Python {platform.python_version()}, Ray {_version('ray')}, on {socket.gethostname()}"
+    return f"lqray {_version('lqray')}, code {code_version()}, from {package_folder()}; {machine}"
 
 
-CODE_LINE = re.compile(r"(?m)^lqray \S+, code (?P<code>[0-9a-f]{12}), from (?P<place>.+); Python \S+, Ray \S+, on \S+$")
+CODE_LINE = re.compile(r"(?m)^lqray .+, code (?P<code>[0-9a-f]{12}), from (?P<place>.+); Python \S+, Ray .+, on \S+$")
 
 
 def origin(package: Path | None) -> Submitted:
@@ -106,6 +105,14 @@ def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = 
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    """That is installed; lqray itself may only have been sent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _command() -> str:

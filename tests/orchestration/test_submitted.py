@@ -1,13 +1,17 @@
 """What a job does with what its sender told it, and what is refused before anything is sent."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import lqray
 from lqray.cli import main
 from lqray.orchestration.code_version import code_version
-from lqray.orchestration.provenance import provenance, running_code
+from lqray.orchestration.provenance import CODE_LINE, provenance, running_code
 from lqray.orchestration.submitted import FILE, Submitted, submitted
 
 TEXT = """
@@ -96,3 +100,41 @@ def test_what_cannot_run_is_refused_here(tmp_path, monkeypatch, command, change,
     assert said in done.stderr
     assert "127.0.0.1:1" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+WITHOUT = """
+import importlib.metadata, sys
+known = importlib.metadata.distribution
+def distribution(name):
+    if name == "lqray":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return known(name)
+importlib.metadata.distribution = distribution
+sys.modules["psutil" if sys.argv[1] == "a package" else "ignored"] = None
+sys.argv = ["lqray", "run", "sent.yaml", "--launcher", "inline", "--limit", "1"]
+from lqray.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("lacks", ["lqray", "a package"])
+def test_code_that_was_only_sent_runs_where_all_else_is_installed(job, lacks):
+    done = subprocess.run([sys.executable, "-c", WITHOUT, lacks], cwd=job, capture_output=True, text=True)
+    assert CODE_LINE.search(done.stdout)["code"] == code_version()
+    assert done.stdout.startswith("lqray (not installed), code")
+    if lacks == "lqray":
+        assert done.returncode == 0, done.stderr
+        assert "finished in" in done.stdout
+    else:
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"Error: lqray needs psutil, which {sys.executable} does not have")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_python_too_old_is_said_before_anything_is_imported(tmp_path):
+    script = (Path(lqray.__file__).parent / "__main__.py").read_text()
+    assert script.index("sys.version_info < (3, 11)") < script.index("from lqray.cli")
+    code = f"import sys; sys.version_info = (3, 9, 1); exec({script!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: lqray needs Python 3.11 or newer")

@@ -1,0 +1,16 @@
+"""What lqray needs and a machine may lack. (Nothing is imported here that it could lack.)"""
+
+from __future__ import annotations
+
+import sys
+
+
+def what_is_missing(error: ModuleNotFoundError) -> str | None:
+    """A line for people, and what to do; None for a module of lqray's own."""
+    name = (error.name or "lqray").partition(".")[0]
+    if name == "lqray":
+        return None
+    return (
+        f"Error: lqray needs {name}, which {sys.executable} does not have; install what requirements.lock in lqray's "
+        "source tree names (`make run` there, or on a cluster's machines `ray up cluster.yaml`)"
+    )
