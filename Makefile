@@ -41,7 +41,7 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fuzz: $(INSTALLED)  ## what others can write, mutated 5,000 times a test; LQRAY_FUZZ=N make fuzz: N times
+fuzz: $(INSTALLED)  ## what others can write, mutated 5,000 times a usual test; LQRAY_FUZZ=N make fuzz: N times
 	LQRAY_FUZZ=$${LQRAY_FUZZ:-5000} $(BIN)/python -m pytest -m fuzz
 
 soak: $(INSTALLED)  ## an hour or two: every act of a sweep fails in every way, then sweeps under random faults

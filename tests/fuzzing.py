@@ -24,8 +24,8 @@ ODD_VALUES = (None, True, False, 0, -1, 10**400, 1e308, -0.0, float("inf"), floa
 
 
 def count(default: int = COUNT) -> int:
-    """Mutants of a test: LQRAY_FUZZ of the environment, or `default`."""
-    return int(os.environ.get("LQRAY_FUZZ") or default)
+    """Mutants of a test: `default`, or in proportion more, where LQRAY_FUZZ says how many a usual test is to have."""
+    return max(1, default * int(os.environ.get("LQRAY_FUZZ") or COUNT) // COUNT)
 
 
 def mutants(name: str, default: int = COUNT) -> Iterator[tuple[int, random.Random]]:
