@@ -56,7 +56,7 @@ def submit(
 
     Exit code: 0 when the job succeeded (or, with --no-wait, was taken), 1 when it failed, was stopped, or ran other
     code than was sent, 2 when something has to be put right first or the cluster cannot be reached any more, 130 when
-    left running.
+    left: the job, if it was submitted, goes on.
     """
     experiments = _read(files, options)
     if address and cluster:
@@ -68,9 +68,8 @@ def submit(
     if dry_run:
         _show(sweep)
         return
-    known = {experiment.tracking.uri for experiment in experiments}
-    store = known.pop() if len(known) == 1 else None
-    sys.exit(_submit(sweep, address, cluster, follow, no_wait, store))
+    stores = {one.name: one.tracking.uri for one in experiments if one.tracking.uri}
+    sys.exit(_submit(sweep, address, cluster, follow, no_wait, stores))
 
 
 def _read(files: Sequence[Path], options: dict[str, object]) -> list[Experiment]:
@@ -126,6 +125,8 @@ def _say_what_stays(package: Package) -> None:
     elif tree.root != tree.around:
         place = tree.root.relative_to(tree.around)
         shared.say(f"lqray is that of {place} in {tree.around}, and nothing outside of it is sent", err=True)
+    if tree.has_lqray and not tree.tells:
+        shared.say("its lqray is older than this one, and will not record the commit that it has here", err=True)
     for names, why in (
         (tree.secrets, "since by their names they hold secrets"),
         (tree.results, "which are results of lqray's"),
@@ -137,7 +138,7 @@ def _say_what_stays(package: Package) -> None:
 
 
 def _submit(
-    sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool, store: str | None
+    sweep: Sweep, address: str | None, config: Path | None, follow: bool, no_wait: bool, stores: dict[str, str]
 ) -> int:
     from contextlib import closing, nullcontext
 
@@ -157,12 +158,16 @@ def _submit(
         with closing(tunnel) if tunnel else nullcontext(), _upload_shown() as sent:
             find = tunnel.address if tunnel else lambda: address_of(address)
             cluster = Cluster(find, lambda text: shared.say(text, err=True), sent)
-            job = cluster.submit(sweep)
-            head = JobHead(job.code, store)
+            try:
+                job = cluster.submit(sweep)
+            except KeyboardInterrupt:
+                shared.say("\nInterrupted while it was sent: the same command again submits it, or finds it", err=True)
+                return 130
+            head = JobHead(job.code, stores)
             _say_submitted(job)
 
             def goes_on() -> str:
-                return _how_to_go_on(again, job.submission_id, sweep, where, head.store)
+                return _how_to_go_on(again, job.submission_id, sweep, where, head.stores)
 
             if no_wait:
                 shared.say(goes_on(), err=True)
@@ -195,15 +200,11 @@ def _followed(cluster: Cluster, job: Job, head: JobHead, follow: bool) -> str:
 
 
 def _say_submitted(job: Job) -> None:
-    import ray
-
     if job.package is None:
         shared.say(f"{job.submission_id} runs already, with the files it was submitted with", err=True)
     else:
         shared.say(f"{job.submission_id}: submitted, {_described(job.package)}", err=True)
         _say_what_stays(job.package)
-    if job.ray.split(".")[:2] != ray.__version__.split(".")[:2]:
-        shared.say(f"the cluster has Ray {job.ray}, and this machine Ray {ray.__version__}", err=True)
 
 
 @contextmanager
@@ -242,18 +243,22 @@ def _upload_shown() -> Iterator[Callable[[int, int], None]]:
         bar.stop()
 
 
-def _how_to_go_on(again: str, submission_id: str, sweep: Sweep, where: list[str], store: str | None) -> str:
+def _how_to_go_on(again: str, submission_id: str, sweep: Sweep, where: list[str], stores: dict[str, str]) -> str:
     from lqray.experiment.secrets import masked
 
     option, value = where
     stop = f"RAY_AUTH_MODE=token ray job stop --address {value} {submission_id}"
     if option == "--cluster":
         stop = shlex.join(["ray", "exec", value, f"RAY_AUTH_MODE=token ray job stop {submission_id}"])
-    at = f" --uri {shlex.quote(masked(store))}" if store else ""
-    known = "" if store else "\n               (with --uri, and the store that the job's log says it records in)"
+    commands = [
+        f"lqray stop {shlex.quote(name)}" + (f" --uri {shlex.quote(masked(stores[name]))}" if name in stores else "")
+        for name in sweep.names
+    ]
+    all_known = stores.keys() >= set(sweep.names)
+    known = "" if all_known else "\n               (with --uri, and the store that the job's log says it records in)"
     return (
         f"{submission_id} goes on without you.\n  follow it:   {again}\n"
-        f"  stop trials: {'; '.join(f'lqray stop {shlex.quote(name)}{at}' for name in sweep.names)}{known}\n"
+        f"  stop trials: {'; '.join(commands)}{known}\n"
         f"  stop it:     {stop}"
     )
 

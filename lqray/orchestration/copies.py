@@ -11,12 +11,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
+
+from lqray.orchestration.signals import raise_if_heard, starting_processes
 
 IMPORTED = ("lqray.orchestration.inline", "torch._dynamo", "lqray.training.worker", "lqray.communication.reductions")
 
@@ -46,6 +49,32 @@ def copying(folder: Path) -> Iterator[BaseContext]:
             with suppress(ProcessLookupError):  # by itself it would take down what it imported, for a second or two
                 os.kill(original._forkserver_pid, signal.SIGKILL)
             original._stop()
+
+
+def wait_for_the_original(context: BaseContext) -> None:
+    """Until it has imported what it is to, and copies begin at once: to be called where signals are heeded, which they
+    are not while processes are started. Raises what a signal raises."""
+    original: Any = forkserver._forkserver
+    if context.get_start_method() != "forkserver":
+        return
+    with starting_processes():
+        original.ensure_running()
+    first = threading.Thread(target=_make_one, args=(context,), daemon=True)
+    first.start()
+    while first.is_alive():
+        raise_if_heard()
+        first.join(0.05)
+
+
+def _make_one(context: BaseContext) -> None:
+    with suppress(OSError, EOFError):  # as whoever starts the next one will see
+        process = context.Process(target=_nothing)  # type: ignore[attr-defined]
+        process.start()
+        process.join()
+
+
+def _nothing() -> None:
+    os._exit(0)
 
 
 def take_over(environment: Mapping[str, str]) -> None:

@@ -18,7 +18,8 @@ _WITHOUT_LOG = 60.0
 the connection is a loss of its own, and not more of the one before."""
 _QUIET_SECONDS, _QUIET_TIMES = 10.0, 6
 _OF_THE_LOG = re.compile(r",? *last available logs .*", re.DOTALL)
-_MISSING = re.compile(r"No module named '?(?P<module>[A-Za-z_]\w*)|lqray needs (?P<needed>\w+), which")
+# The last line of a log: elsewhere such words may be a warning.
+_MISSING = re.compile(r"No module named '?(?P<module>[A-Za-z_][\w.]*)'?\s*\Z|lqray needs (?P<needed>\w+), which.*\s*\Z")
 
 Outcome = Literal["SUCCEEDED", "FAILED", "STOPPED"]
 
@@ -51,14 +52,19 @@ class Following:
             try:
                 if lost:
                     client, address = self._connect()
-                    ended = self._ended(client)
-                    if ended and begun - trouble > _WITHOUT_LOG:  # its log cannot be had, its end can
-                        return ended
+                    client.get_job_status(self._id)
                     self._say(f"connected to {address} again")
                     lost, heard = False, time.monotonic()
-                if self._show:
-                    asyncio.run(log.follow(client, self._id))
-                if ended := self._ended(client):
+                try:
+                    if self._show:
+                        asyncio.run(log.follow(client, self._id))
+                except Exception as error:
+                    if not trouble or time.monotonic() - trouble < _WITHOUT_LOG or not may_pass(error):
+                        raise
+                    if not (ended := self._ended(client, log_was_shown=False)):
+                        raise
+                    return ended  # its log cannot be had, its end can
+                if ended := self._ended(client, log_was_shown=self._show is not None):
                     return ended
                 trouble, delay, heard = 0.0, _FIRST_DELAY, time.monotonic()
                 time.sleep(_FIRST_DELAY)
@@ -81,26 +87,15 @@ class Following:
                 time.sleep(delay)
                 delay = min(2 * delay, _LAST_DELAY)
 
-    def _ended(self, client: Any) -> Outcome | None:
+    def _ended(self, client: Any, log_was_shown: bool) -> Outcome | None:
         status = client.get_job_status(self._id)
         ended: Outcome | None = status.value if status.is_terminal() else None
         if ended == "FAILED":
             message = client.get_job_info(self._id).message or ""
             if message and message != self._told:
                 self._told = message
-                self._say(masked(self._in_short(message)))
+                self._say(masked(_in_short(message) if log_was_shown else message) + _what_to_do(message))
         return ended
-
-    def _in_short(self, message: str) -> str:
-        """Without the end of the log, where that was shown; with what to do about a machine that lacks something."""
-        short = _OF_THE_LOG.sub("", message) if self._show else message
-        missing = _MISSING.search(message)
-        if missing is None:
-            return short
-        return (
-            f"{short}\nThe cluster's Python has no {missing['module'] or missing['needed']}. `ray up cluster.yaml` "
-            "installs what lqray needs on all machines, and `make run` in its source tree on one; then submit it again."
-        )
 
     def _why(self, address: str, error: Exception) -> str:
         if isinstance(error, RuntimeError) and "status code 404" in str(error):
@@ -109,6 +104,25 @@ class Following:
                 "jobs. What was recorded is kept: submit it again, and it continues."
             )
         return why(address, error)
+
+
+def _in_short(message: str) -> str:
+    """Without the end of the log, which was shown."""
+    return _OF_THE_LOG.sub("", message)
+
+
+def _what_to_do(message: str) -> str:
+    """Further lines for a job that lacked something."""
+    missing = _MISSING.search(message)
+    if missing is None:
+        return ""
+    module = missing["module"] or missing["needed"]
+    if module.startswith("lqray."):
+        return f"\n{module} was not sent: does .gitignore name it?"
+    return (
+        f"\nThe cluster's Python has no {module}. `ray up cluster.yaml` installs what lqray needs on all machines, and "
+        "`make run` in its source tree on one; then submit it again."
+    )
 
 
 class _Log:

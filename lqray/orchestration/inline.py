@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn, cast
 
 from lqray.experiment.schema import Resources
-from lqray.orchestration.copies import copying, take_over
+from lqray.orchestration.copies import copying, take_over, wait_for_the_original
 from lqray.orchestration.failures import ProcessEndedError, ProcessLostError, failure_of
 from lqray.orchestration.launcher import LaunchInterrupted, TrialResult, Work
 from lqray.orchestration.ledger import Ledger
@@ -81,6 +81,7 @@ class InlineLauncher:
             outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
             release_ended_groups()
         else:
+            wait_for_the_original(context)
             outcomes = _run_processes(context, task, processes, self._resources, heard)
         return result_of(work, outcomes, queue.stop_reason(trial_id))
 

@@ -18,6 +18,8 @@ STALLED_SECONDS = 60.0
 _ANSWER_SECONDS = 300.0
 """An upload's answer comes after megabytes that wait in this machine's buffers."""
 _UPLOADS = 5
+PATIENCE = 600.0
+"""Seconds that a network may be away."""
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 15.0
 _PIECE = 2**16
 
@@ -59,8 +61,9 @@ def connect(find: Callable[[], str], say: Callable[[str], None], sent: Sent | No
 
         def _upload_package(self, package_uri: str, package_path: str, *_: Any, **__: Any) -> None:
             protocol, name = uri_to_http_components(package_uri)
-            pause = _FIRST_PAUSE
-            for left in reversed(range(_UPLOADS)):
+            tries, away = 0, False
+            pause, until = _FIRST_PAUSE, time.monotonic() + PATIENCE
+            while True:
                 with Path(package_path).open("rb") as file:
                     body = _Body(file, sent)
                     try:
@@ -73,20 +76,27 @@ def connect(find: Callable[[], str], say: Callable[[str], None], sent: Sent | No
                             self._raise_error(answer)
                         return
                     except Exception as error:
-                        if not left or not may_pass(error):
+                        if time.monotonic() > until or not may_pass(error):
                             raise
-                        say(
-                            f"the upload broke off after {body.sent / 1e6:.1f} of {len(body) / 1e6:.1f} MB "
-                            f"({first_line(error)}); trying again"
-                        )
+                        if body.sent:  # it begins anew: and so does the patience with a network that is away
+                            until = time.monotonic() + PATIENCE
+                            tries += 1
+                        if tries > _UPLOADS:
+                            raise
+                        if body.sent or not away:
+                            say(
+                                f"the upload broke off after {body.sent / 1e6:.1f} of {len(body) / 1e6:.1f} MB "
+                                f"({first_line(error)}); trying again"
+                            )
+                        away = not body.sent
                 time.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
-                self._address = find()
                 if self._arrived(package_uri):  # what was lost was the answer
                     return
 
         def _arrived(self, package_uri: str) -> bool:
             try:
+                self._address = find()
                 return bool(self._package_exists(package_uri))
             except Exception as error:
                 if not may_pass(error):
@@ -113,6 +123,16 @@ class _Body:
         piece = self._file.read(min(size, _PIECE) if size >= 0 else _PIECE)
         self.sent += len(piece)
         return piece
+
+
+def of_versions(client: Any) -> str | None:
+    """A remark where the cluster has another Ray than this machine."""
+    import ray
+
+    there, here = str(client._server_ray_version), ray.__version__
+    if there.split(".")[:2] == here.split(".")[:2]:
+        return None
+    return f"the cluster has Ray {there}, and this machine Ray {here}"
 
 
 def of_the_server(error: Exception) -> bool:

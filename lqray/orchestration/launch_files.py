@@ -21,7 +21,6 @@ from lqray.orchestration.doctor import examine, shown
 from lqray.orchestration.provenance import code_changes
 
 TAG = "lqray.launch_files"
-_MOST_CHANGES = 1 << 20
 
 
 class LaunchFiles:
@@ -82,9 +81,6 @@ def launch_files(uri: str) -> dict[str, str]:
         "requirements.txt": "\n".join(sorted(packages, key=str.lower)) + "\n",
     }
     changes = masked(code_changes())
-    if len(changes.encode()) > _MOST_CHANGES:
-        kept = changes.encode()[:_MOST_CHANGES].decode(errors="ignore")
-        changes = f"{kept}\n[cut by lqray after 1 MiB; the whole diff has {len(changes.encode())} bytes]\n"
     return {**files, "git.diff": changes} if changes else files
 
 

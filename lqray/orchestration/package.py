@@ -12,7 +12,7 @@ from pathlib import Path
 from lqray.orchestration.code_version import digest_of
 from lqray.orchestration.provenance import origin
 from lqray.orchestration.submitted import FILE, Submitted
-from lqray.orchestration.working_tree import PackageError, WorkingTree, working_tree
+from lqray.orchestration.working_tree import PackageError, WorkingTree, check_names, working_tree
 
 LIMIT = 100 * 10**6
 """Bytes of the zip file; Ray's job server takes no more than 100 MiB."""
@@ -49,7 +49,7 @@ def pack(
     limit: int = LIMIT,
 ) -> Package:
     """Write the working tree around `directory`, by default the current one, to the zip file `target`: see
-    `working_tree` for what that is. The experiment files always come along, and what is known of their sender.
+    `working_tree` for what that is. The experiment files always come along, and what git knows of its lqray.
 
     Equal trees make equal bytes, which Ray does not upload again. A file that vanishes meanwhile is left out. Raises
     PackageError for a tree that cannot be sent, and, with the largest files, for one beyond `limit`; one far beyond is
@@ -72,10 +72,11 @@ def _packed(experiments: Sequence[Path], target: Path, place: Path, limit: int) 
         name = path.relative_to(tree.root).as_posix() if within else f"{_OUTSIDE}/{number}/{path.name}"
         chosen[name] = path
         inside.append(name)
+    check_names(tree.root, chosen)
     sizes = _sizes(chosen)
     if sum(sizes.values()) > _LARGEST_TREE * limit:
         raise PackageError(_too_large(tree.root, sizes, limit, f"{sum(sizes.values()) / 1e6:.0f} MB of files"))
-    told = replace(origin(tree.root / "lqray" if tree.has_lqray else None), code=code_of(tree))
+    told = replace(origin(tree.root / "lqray"), code=code_of(tree)) if tree.has_lqray else Submitted()
     with target.open("wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(chosen):
             added = _add(archive, name, chosen[name], lambda: raw.tell() <= limit)

@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -175,15 +176,18 @@ def _marked(process: Any, folder: Path) -> bool:
             return bool(process.environ().get(MARK_VARIABLE) == str(folder))
         if wanted.encode() in (own / "environ").read_bytes().split(b"\0"):
             return True
-        return any(_link(one).startswith(f"{folder}/session_") for one in (own / "fd").iterdir())
+        logs = f"{folder.resolve()}/session_"
+        return any(_writes_below(logs, descriptor, own) for descriptor in (own / "fd").iterdir())
     return False
 
 
-def _link(file: Path) -> str:
-    """Where it leads; nothing for one that has just gone."""
-    with suppress(OSError):
-        return str(file.readlink())
-    return ""
+def _writes_below(place: str, descriptor: Path, process: Path) -> bool:
+    """Whether an open file of a process is there, and open for writing."""
+    with suppress(OSError):  # it has just been closed
+        if str(descriptor.readlink()).startswith(place):
+            flags = re.search(r"flags:\s*(\d+)", (process / "fdinfo" / descriptor.name).read_text())
+            return flags is not None and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
 
 
 def _remove_dead(root: Path) -> None:

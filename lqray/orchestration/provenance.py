@@ -14,30 +14,33 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from lqray.experiment.secrets import is_secret_file, masked
 from lqray.orchestration.code_version import code_version, package_folder
 from lqray.orchestration.signals import starting_processes
-from lqray.orchestration.submitted import Submitted, submitted
+from lqray.orchestration.submitted import Sender, Submitted, sender, submitted
+
+_GIT_SECONDS = 30.0
+"""Enough for the state of a large repository whose files nobody has looked at lately."""
+_MOST_CHANGES = 2**20
 
 
 def provenance() -> dict[str, str]:
     """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host, command. In a job
     of `lqray submit`, user and command are those of whoever submitted it, and so is the commit of code that was sent.
     """
-    sent = submitted() or Submitted()
+    sent, by = submitted() or Submitted(), sender()
     tags = {
         "lqray.version": _version("lqray"),
         "lqray.code": code_version(),
         "lqray.python": platform.python_version(),
         "lqray.host": socket.gethostname(),
-        "lqray.command": sent.command or _command(),
-        "mlflow.user": sent.user or _user(),
+        "lqray.command": by.command or _command(),
+        "mlflow.user": by.user or _user(),
     }
-    if sent.host:
-        tags["lqray.submitted_from"] = sent.host
+    if by.host:
+        tags["lqray.submitted_from"] = by.host
     for package in ("torch", "ray", "mlflow"):
         tags[f"lqray.{package}"] = _version(package)
     commit, dirty = (sent.commit, sent.dirty) if sent.code else _commit(package_folder())
@@ -53,16 +56,20 @@ def running_code() -> str:
     return f"lqray {_version('lqray')}, code {code_version()}, from {package_folder()}; {machine}"
 
 
-CODE_LINE = re.compile(r"(?m)^lqray .+, code (?P<code>[0-9a-f]{12}), from (?P<place>.+); Python \S+, Ray .+, on \S+$")
+CODE_LINE = re.compile(
+    r"(?m)^lqray .+, code (?P<code>[0-9a-f]{12}), from (?P<place>.+); Python (?P<python>\S+), Ray .+, on \S+$"
+)
 
 
-def origin(package: Path | None) -> Submitted:
-    """Of what this process submits. package: the folder of lqray's code that is sent; None where none is."""
-    told = Submitted(user=_user(), host=socket.gethostname(), command=_command())
-    if package is None:
-        return told
+def origin(package: Path) -> Submitted:
+    """Of lqray's code in a folder, which is to be sent; its digest is for who sends it."""
     commit, dirty = _commit(package)
-    return replace(told, commit=commit, dirty=dirty, changes=masked(_changes(package)))
+    return Submitted(commit=commit, dirty=dirty, changes=masked(_changes(package)))
+
+
+def this_sender() -> Sender:
+    """Of what this process submits."""
+    return Sender(_user(), socket.gethostname(), _command())
 
 
 def code_changes() -> str:
@@ -73,9 +80,12 @@ def code_changes() -> str:
 
 
 def _changes(folder: Path) -> str:
-    if not _git(folder, "status", "--porcelain", "."):
+    if _git(folder, "status", "--porcelain", ".") == "":
         return ""
-    index = Path(_git(folder, "rev-parse", "--absolute-git-dir")) / "index"
+    place = _git(folder, "rev-parse", "--absolute-git-dir")
+    if not place:
+        return ""
+    index = Path(place) / "index"
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "index"  # the user's own stays as it is
         if index.is_file():
@@ -83,28 +93,42 @@ def _changes(folder: Path) -> str:
         environment = os.environ | {"GIT_INDEX_FILE": str(copy)}
         _git(folder, "add", "--intent-to-add", ".", environment=environment)
         changed = _git(folder, "diff", "HEAD", "--name-only", "-z", "--relative", "--", ".", environment=environment)
+        if changed is None:
+            return ""
         # Whoever reads the store reads this.
         secret = [f":(exclude,literal){name}" for name in changed.split("\0") if is_secret_file(name)]
-        changes = _git(folder, "diff", "HEAD", "--", ".", *secret, environment=environment)
+        changes = _git(folder, "diff", "HEAD", "--", ".", *secret, environment=environment) or ""
+    if len(changes.encode()) > _MOST_CHANGES:
+        kept = changes.encode()[:_MOST_CHANGES].decode(errors="ignore")
+        return f"{kept}\n[cut by lqray after 1 MiB; the whole diff has {len(changes.encode())} bytes]\n"
     return changes + "\n" if changes else ""
 
 
 def _commit(folder: Path) -> tuple[str, str]:
-    """(hash of the last commit, whether anything differs from it: true or false); "" where there is no git."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    return commit, str(bool(_git(folder, "status", "--porcelain"))).lower() if commit else ""
+    """(hash of the last commit, whether anything differs from it: true, false, or unknown where git takes too long);
+    "" where there is no git."""
+    commit = _git(folder, "rev-parse", "HEAD") or ""
+    status = _git(folder, "status", "--porcelain") if commit else None
+    return commit, "" if not commit else "unknown" if status is None else str(bool(status)).lower()
 
 
-def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """What it says; None where it fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         with starting_processes():
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=10, env=environment, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_GIT_SECONDS,
+                env=environment,
+                check=False,
             )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lqray.orchestration.following import Following, Outcome
-from lqray.orchestration.job_server import Sent, SubmissionError, connect, reached
+from lqray.orchestration.job_server import Sent, SubmissionError, connect, of_versions, reached
 from lqray.orchestration.package import LIMIT, Package, pack
+from lqray.orchestration.provenance import this_sender
 
 # Seconds between `ray job stop`'s SIGTERM and SIGKILL: for a sweep to record what it interrupts. Ray's own 3 are few.
 _STOP_SECONDS = "30"
@@ -51,12 +52,11 @@ class Sweep:
 @dataclass(frozen=True)
 class Job:
     """A job on the cluster. package: what was sent; None where the job was running already. code: digest of the lqray
-    that was sent for it, "" where the cluster's own runs; None where that is not known. ray: version there."""
+    that was sent for it, "" where the cluster's own runs; None where that is not known."""
 
     submission_id: str
     package: Package | None
     code: str | None
-    ray: str
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,15 @@ class Cluster:
         self._find, self._say, self._sent = find, say, sent
         self.address = ""
         self._client = self._reached(self._connect)
+        if remark := of_versions(self._client):
+            say(remark)
 
     def submit(self, sweep: Sweep, limit: int = LIMIT) -> Job:
         """Submit the sweep, or find the job that runs it already. Raises SubmissionError, PackageError."""
-        version = str(self._client._server_ray_version)
         attempts = self._attempts(sweep.base)
         for submission_id, running, code in attempts.values():
             if running:
-                return Job(submission_id, None, code, version)
+                return Job(submission_id, None, code)
         number = max(attempts, default=0) + 1
         submission_id = sweep.base if number == 1 else f"{sweep.base}-{number}"
         with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
@@ -105,16 +106,20 @@ class Cluster:
                             # Nothing else of this environment: everyone who sees the dashboard sees a job's.
                             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
                         },
-                        metadata={"lqray.experiment": ", ".join(sweep.names), _CODE: sent},
+                        metadata={
+                            "lqray.experiment": ", ".join(sweep.names),
+                            _CODE: sent,
+                            **this_sender().as_metadata(),
+                        },
                     )
                 )
             except SubmissionError:
                 # Somebody was faster, or the answer was lost and not the request.
                 _, running, code = self._attempts(sweep.base).get(number, ("", False, None))
                 if running:
-                    return Job(submission_id, None, code, version)
+                    return Job(submission_id, None, code)
                 raise
-        return Job(submission_id, package, sent, version)
+        return Job(submission_id, package, sent)
 
     def outcome(self, submission_id: str, show: Callable[[str], None] | None) -> Outcome:
         """See `Following.outcome`."""

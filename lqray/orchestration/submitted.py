@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -13,6 +14,8 @@ from lqray.orchestration.lasting import runs_in_a_job
 
 FILE = ".lqray-submitted.json"
 """In a job's folder."""
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # that is its name
+_PREFIX = "lqray.sent_by."
 
 
 class OtherCodeError(ValueError):
@@ -21,17 +24,14 @@ class OtherCodeError(ValueError):
 
 @dataclass(frozen=True)
 class Submitted:
-    """What the sender's machine knows, and the cluster does not. code: digest of the lqray that was sent, "" where the
-    cluster's own is to run. commit, dirty, changes: of that lqray in its git repository, as `lqray.git_commit`,
-    `lqray.git_dirty` and git.diff. user, host, command: who submitted it, where, and how."""
+    """What the sender's machine knows of the lqray that was sent, and the cluster does not. code: its digest, "" where
+    the cluster's own is to run. commit, dirty, changes: of its git repository, as `lqray.git_commit`, `lqray.git_dirty`
+    and git.diff. Of who sent it nothing is here: the same tree is to be the same bytes."""
 
     code: str = ""
     commit: str = ""
     dirty: str = ""
     changes: str = ""
-    user: str = ""
-    host: str = ""
-    command: str = ""
 
     def as_json(self) -> str:
         """Equal for equal contents."""
@@ -42,6 +42,30 @@ class Submitted:
         """Of what the file holds; what is not text in it, or not known, is passed over."""
         known = {one.name for one in fields(Submitted)}
         return Submitted(**{key: value for key, value in found.items() if key in known and isinstance(value, str)})
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who submitted a job, where, and how: metadata of the job."""
+
+    user: str = ""
+    host: str = ""
+    command: str = ""
+
+    def as_metadata(self) -> dict[str, str]:
+        """With lqray's prefix."""
+        return {f"{_PREFIX}{key}": value for key, value in asdict(self).items()}
+
+
+@cache
+def sender() -> Sender:
+    """Of the job that this process is, as far as that is known."""
+    try:
+        found = json_value(os.environ.get(_JOB_VARIABLE, ""))["metadata"]
+        known = {one.name: found[f"{_PREFIX}{one.name}"] for one in fields(Sender)}
+    except (ValueError, TypeError, KeyError):
+        return Sender()
+    return Sender(**known) if all(isinstance(one, str) for one in known.values()) else Sender()
 
 
 @cache

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import lqray
 from lqray.experiment.secrets import is_secret_file
 
-# Its package, by two files that no other has.
-_OF_LQRAY = ("lqray/__init__.py", "lqray/orchestration/working_tree.py")
+# Its package, by two files that it has always had.
+_OF_LQRAY = ("lqray/__init__.py", "lqray/orchestration/__init__.py")
+_TELLS = "lqray/orchestration/submitted.py"
 _RESULT_FOLDERS = frozenset({"lqray-storage", "lqray-artifacts", "mlruns", "mlartifacts"})
 _RESULT_FILE = re.compile(r"lqray\.db(-wal|-shm|-journal)?")
 _CHECKPOINT = re.compile(r"step-\d+\.pt")
-_NO_REPOSITORY = "not a git repository"
+_NO_REPOSITORY = "not a git repository (or any"  # without the rest, it is one that is damaged
 
 
 class PackageError(ValueError):
@@ -38,6 +39,11 @@ class WorkingTree:
     secrets: tuple[str, ...] = ()
     results: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+
+    @property
+    def tells(self) -> bool:
+        """Whether its lqray says in a job which code it is, and records what the sender knows; older ones do not."""
+        return _TELLS in self.names
 
     @property
     def code(self) -> tuple[str, ...]:
@@ -67,8 +73,9 @@ def working_tree(place: Path) -> WorkingTree:
     below = _place_of_lqray(around, place, names)
     root = around / below if below else around
     prefix = f"{below}/" if below else ""
-    inside = sorted(one.removeprefix(prefix) for one in names if one.startswith(prefix) and not _native(one))
-    _check_names(root, inside)
+    # A file in conflict is listed once for each of its versions.
+    inside = sorted({one.removeprefix(prefix) for one in names if one.startswith(prefix) and not _native(one)})
+    check_names(root, inside)
     results = _results(inside)
     chosen = [one for one in inside if one not in results]
     secret = {one for one in chosen if _secret(root, one)}
@@ -129,7 +136,7 @@ def _results(names: Sequence[str]) -> set[str]:
     return {one for one in names if result(one)}
 
 
-def _check_names(root: Path, names: Sequence[str]) -> None:
+def check_names(root: Path, names: Iterable[str]) -> None:
     """Raise PackageError for a name that cannot be written down elsewhere."""
     for name in names:
         try:

@@ -1,5 +1,6 @@
 """Following a job through losses of the connection, with a server of which everything is said here."""
 
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +97,36 @@ def test_a_failed_jobs_log_is_shown_once(show):
     assert (shown, said) == ((["the log"], [server_said]) if show else ([], [MESSAGE]))
 
 
+def test_a_job_that_failed_while_its_log_cannot_be_read_says_why(monkeypatch):
+    """As behind a proxy without WebSockets, or after a cut in which the job ended."""
+    monkeypatch.setattr(following, "_WITHOUT_LOG", 0.02)
+    server = Server(*["cut"] * 10**5, message=MESSAGE)
+    server.status = "FAILED"
+    outcome, said, shown = followed(server)
+    assert outcome() == "FAILED"
+    assert said[-1] == MESSAGE
+    assert shown == []
+
+
+def test_a_job_that_ended_during_a_cut_has_its_log_shown():
+    server = Server("a", "cut", "down", "b", "FAILED", message=MESSAGE)
+    outcome, said, shown = followed(server)
+    assert outcome() == "FAILED"
+    assert "".join(shown) == "ab"
+    assert said[-1] == "Job entrypoint command failed with exit code 1"
+
+
+def test_an_early_warning_is_no_reason_and_a_module_that_was_not_sent_is_named():
+    warning = MESSAGE.replace("the log", "UserWarning: No module named 'triton'\nlqray: the loss is NaN\n")
+    outcome, said, _ = followed(Server("x", "FAILED", message=warning))
+    assert outcome() == "FAILED"
+    assert "triton" not in said[0]
+    own = MESSAGE.replace("the log", "ModuleNotFoundError: No module named 'lqray.quantization.mine'\n")
+    outcome, said, _ = followed(Server("x", "FAILED", message=own))
+    assert outcome() == "FAILED"
+    assert "lqray.quantization.mine was not sent: does .gitignore name it?" in said[0]
+
+
 @pytest.mark.parametrize(
     "log",
     [
@@ -122,19 +153,24 @@ def test_a_machine_that_lacks_something_is_told_how_to_get_it(log):
     ],
 )
 def test_what_the_job_says_it_is_is_compared_with_what_was_sent(sent, remark, other):
-    head = JobHead(sent, None)
+    head = JobHead(sent, {})
     log = f"INFO job_manager.py: setting up\n{running_code()}\nfar: 1 to run, recorded in http://server:5000\n"
+    log += "...\nother: 2 to run, recorded in http://other\n"
     said = [one for character in log for one in head.heard(character)]
     assert head.other_code is other
-    assert head.store == "http://server:5000"
+    assert head.stores == {"far": "http://server:5000", "other": "http://other"}
     assert head.not_said("SUCCEEDED") is None
     assert said == [] if remark is None else remark in said[0]
 
 
 def test_an_older_lqray_that_says_nothing_is_noticed():
-    head = JobHead("0" * 12, "sqlite:////x.db")
+    head = JobHead("0" * 12, {"far": "sqlite:////x.db"})
+    assert head.not_said("STOPPED") is None  # before anything was heard
     assert head.heard("far: 1 to run, recorded in http://server:5000\n") == []
-    assert head.store == "sqlite:////x.db"
+    assert head.stores == {"far": "sqlite:////x.db"}
     assert "does not say which lqray" in head.not_said("SUCCEEDED")
-    own = JobHead("", None)
+    own = JobHead("", {})
     assert "the cluster's own" in own.heard(running_code().replace(code_version(), "0" * 12) + "\n")[0]
+    other = JobHead(code_version(), {})
+    (remark,) = other.heard(running_code().replace(f"Python {platform.python_version()}", "Python 3.99.1") + "\n")
+    assert "the cluster has Python 3.99.1" in remark

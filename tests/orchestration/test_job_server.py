@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
             digest.update(piece)
             left -= len(piece)
             if script == "slow":
-                time.sleep(0.02)
+                time.sleep(0.05)
         self.server.kept[self.path] = digest.hexdigest()
         return self.hang_up() if script == "silent" else self.answer(200, b"")
 
@@ -81,7 +81,6 @@ def upload(package, monkeypatch):
     """Runs an upload against a server that follows a script."""
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setattr(job_server, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(job_server, "STALLED_SECONDS", 1.0)
     monkeypatch.setattr(job_server, "_ANSWER_SECONDS", 20.0)
     servers = []
 
@@ -93,6 +92,7 @@ def upload(package, monkeypatch):
         client = job_server.connect(
             lambda: f"http://127.0.0.1:{server.server_address[1]}", said.append, lambda *progress: sent.append(progress)
         )
+        monkeypatch.setattr(job_server, "STALLED_SECONDS", 3.0)
         client._upload_package_if_needed(str(package), include_gitignore=True, is_file=True)
         return server, said, sent
 

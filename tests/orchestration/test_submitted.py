@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 import lqray
 from lqray.cli import main
+from lqray.experiment.requirements import NEEDED
 from lqray.orchestration.code_version import code_version
 from lqray.orchestration.provenance import CODE_LINE, provenance, running_code
-from lqray.orchestration.submitted import FILE, Submitted, submitted
+from lqray.orchestration.submitted import FILE, Sender, Submitted, sender, submitted
 
 TEXT = """
 name: sent
@@ -37,9 +40,11 @@ def job(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/lqray.db")
     monkeypatch.setenv("LQRAY_STORAGE", str(tmp_path / "storage"))
-    submitted.cache_clear()
+    for known in (submitted, sender):
+        known.cache_clear()
     yield folder
-    submitted.cache_clear()
+    for known in (submitted, sender):
+        known.cache_clear()
 
 
 def run(*arguments):
@@ -55,8 +60,10 @@ def test_other_code_than_was_sent_does_not_run(job):
     assert not (job.parents[1] / "lqray.db").exists()
 
 
-def test_a_job_says_first_which_lqray_it_is_and_its_commands_are_for_the_laptop(job):
-    (job / FILE).write_text(Submitted(code=code_version(), user="ada", command="lqray submit sent.yaml").as_json())
+def test_a_job_says_first_which_lqray_it_is_and_its_commands_are_for_the_laptop(job, monkeypatch):
+    (job / FILE).write_text(Submitted(code=code_version()).as_json())
+    by = {"metadata": Sender("ada", "laptop", "lqray submit sent.yaml").as_metadata()}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(by))
     done = run("--limit", "1")
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[0] == running_code()
@@ -74,7 +81,7 @@ def test_a_damaged_note_is_passed_over(job, text):
 
 def test_elsewhere_a_note_says_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / FILE).write_text(Submitted(user="ada").as_json())
+    (tmp_path / FILE).write_text(Submitted(code="0" * 12).as_json())
     submitted.cache_clear()
     assert submitted() is None
 
@@ -129,6 +136,20 @@ def test_code_that_was_only_sent_runs_where_all_else_is_installed(job, lacks):
         assert done.returncode == 2
         assert done.stderr.startswith(f"Error: lqray needs psutil, which {sys.executable} does not have")
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"metadata": []}', '{"metadata": {"lqray.sent_by.user": 3}}'])
+def test_other_metadata_says_nothing_of_a_sender(job, monkeypatch, text):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", text)
+    assert sender() == Sender()
+
+
+def test_what_is_needed_is_what_is_declared():
+    root = Path(lqray.__file__).parents[1]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {Requirement(one).name for one in declared}
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+    assert {modules.get(name, name) for name in names} == NEEDED
 
 
 def test_a_python_too_old_is_said_before_anything_is_imported(tmp_path):

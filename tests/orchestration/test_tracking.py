@@ -12,6 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+import lqray
 from lqray.experiment.grid import read_experiment
 from lqray.experiment.schema import Trial
 from lqray.orchestration import archivist as archivist_module
@@ -234,7 +235,7 @@ def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monk
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True, capture_output=True)
-    monkeypatch.setattr(provenance.lqray, "__file__", str(known))
+    monkeypatch.setattr(lqray, "__file__", str(known))
     assert provenance.code_changes() == ""
     known.write_text("a = 2\n")
     (tmp_path / "lqray" / "new.py").write_text("b = 1\n")

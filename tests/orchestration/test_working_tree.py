@@ -14,7 +14,7 @@ from lqray.orchestration import package as packing
 from lqray.orchestration.code_version import digest_of
 from lqray.orchestration.package import pack
 from lqray.orchestration.submission import Sweep
-from lqray.orchestration.submitted import FILE
+from lqray.orchestration.submitted import FILE, Sender
 from lqray.orchestration.working_tree import PackageError, working_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def lqray_in(folder: Path) -> Path:
     """A package that looks like lqray."""
     (folder / "lqray/orchestration").mkdir(parents=True)
     (folder / "lqray/__init__.py").write_text("")
-    (folder / "lqray/orchestration/working_tree.py").write_text("# edited\n")
+    (folder / "lqray/orchestration/__init__.py").write_text("# edited\n")
     return folder
 
 
@@ -52,7 +52,7 @@ def mono(tmp_path):
 def test_the_lqray_of_a_larger_repository_is_the_root_of_what_is_sent(mono, place):
     tree = working_tree(mono / place)
     assert (tree.root, tree.around, tree.has_lqray) == (mono / "lq", mono, True)
-    code = ("lqray/__init__.py", "lqray/orchestration/new.py", "lqray/orchestration/working_tree.py")
+    code = ("lqray/__init__.py", "lqray/orchestration/__init__.py", "lqray/orchestration/new.py")
     assert tree.code == code
     assert tree.names == ("e.yaml", *code)
     package = pack([mono / "lq/e.yaml", mono / "other/big.txt"], mono.parent / "a.zip", mono / place)
@@ -108,6 +108,46 @@ def test_submodules_and_repositories_within_come_along_and_what_is_not_checked_o
     assert tree.absent == ("lq/gone/",)
 
 
+def test_a_conflict_that_is_mended_and_not_yet_added_counts_once(mono):
+    """git lists such a file once for each of its versions."""
+    file = mono / "lq/lqray/orchestration/__init__.py"
+    for branch in ("one", "two"):
+        git(mono, "checkout", "-q", "-B", branch, "HEAD" if branch == "one" else "HEAD~1")
+        file.write_text(f"# {branch}\n")
+        git(mono, "commit", "-qam", branch)
+    with pytest.raises(subprocess.CalledProcessError):
+        git(mono, "merge", "one")
+    file.write_text("# mended\n")
+    tree = working_tree(mono)
+    assert len(set(tree.names)) == len(tree.names)
+    package = pack([mono / "lq/e.yaml"], mono.parent / "a.zip", mono)
+    job = mono.parent / "job"
+    zipfile.ZipFile(package.path).extractall(job)
+    assert package.submitted.code == digest_of(job / "lqray", (job / "lqray").rglob("*.py"))
+
+
+def test_equal_trees_are_equal_bytes_whoever_sends_them_and_how(mono, monkeypatch):
+    pack([mono / "lq/e.yaml"], mono.parent / "a.zip", mono)
+    monkeypatch.setattr(sys, "argv", ["lqray", "submit", "e.yaml", "--only", "x"])
+    monkeypatch.setenv("USER", "bob")
+    pack([mono / "lq/e.yaml"], mono.parent / "b.zip", mono)
+    assert (mono.parent / "a.zip").read_bytes() == (mono.parent / "b.zip").read_bytes()
+
+
+def test_a_repository_that_leads_nowhere_is_an_error(tmp_path):
+    """As of a worktree that was copied into a container."""
+    (tmp_path / "e.yaml").write_text("e")
+    (tmp_path / ".git").write_text("gitdir: /nowhere/worktrees/x\n")
+    with pytest.raises(PackageError, match="nowhere/worktrees"):
+        working_tree(tmp_path)
+
+
+def test_an_older_lqray_is_known_as_one(mono):
+    assert not working_tree(mono).tells
+    (mono / "lq/lqray/orchestration/submitted.py").write_text("")
+    assert working_tree(mono).tells
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no such names")
 @pytest.mark.parametrize("repository", [True, False])
 def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path, repository):
@@ -117,6 +157,11 @@ def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path, repository)
         git(tmp_path, "init", "-q")
     with pytest.raises(PackageError, match=r"caf\\xe9"):
         pack([tmp_path / "e.yaml"], tmp_path.parent / "a.zip", tmp_path)
+    elsewhere = Path(os.fsdecode(os.fsencode(tmp_path.parent) + b"/t\xe9.yaml"))
+    elsewhere.write_text("")
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).unlink()
+    with pytest.raises(PackageError, match=r"t\\xe9"):
+        pack([elsewhere], tmp_path.parent / "a.zip", tmp_path)
 
 
 def test_a_file_that_vanishes_is_left_out_and_an_experiment_is_not(mono, monkeypatch, tmp_path):
@@ -179,13 +224,15 @@ def test_what_was_sent_is_what_runs_and_what_is_recorded_of_it_is_the_senders(tm
     job = tmp_path / "working_dir_files/_ray_pkg_1"
     zipfile.ZipFile(package.path).extractall(job)
     assert (job / FILE).exists()
-    done = subprocess.run([sys.executable, "-c", PRINTED], cwd=job, capture_output=True, text=True)
+    by = Sender("ada", "laptop", "lqray submit e.yaml")
+    environment = {**os.environ, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": by.as_metadata()})}
+    done = subprocess.run([sys.executable, "-c", PRINTED], cwd=job, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     code, tags, changes = json.loads(done.stdout)
     assert code == package.submitted.code == tags["lqray.code"]
     assert code != digest_of(ROOT / "lqray", (ROOT / "lqray").rglob("*.py"))
     assert (tags["lqray.git_commit"], tags["lqray.git_dirty"]) == (commit, "true")
     assert "+# an idea" in changes
-    assert tags["mlflow.user"] == package.submitted.user
-    assert tags["lqray.submitted_from"] == package.submitted.host
-    assert tags["lqray.command"] == package.submitted.command
+    assert tags["mlflow.user"] == "ada"
+    assert tags["lqray.submitted_from"] == "laptop"
+    assert tags["lqray.command"] == "lqray submit e.yaml"
