@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from lqray.experiment.foreign import in_markdown, rich_text
+from lqray.experiment.foreign import in_line, in_markdown, rich_text
 from lqray.experiment.secrets import masked
 from lqray.reporting.comparison import Comparison, compare_groups
 from lqray.reporting.machine import csv_table, json_document
@@ -77,7 +77,7 @@ def _diverged(records: Sequence[Record], shown: Sequence[str]) -> list[str]:
                 found.setdefault(key, []).append(one.run_id)
     if not found:
         return []
-    keys = ", ".join(list(found)[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    keys = ", ".join(map(in_line, list(found)[:4])) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
     runs = {run_id for ids in found.values() for run_id in ids}
     return [f"{len(runs)} finished runs ended with {keys} not finite; --metric shows them."]
 

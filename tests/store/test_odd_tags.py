@@ -18,6 +18,8 @@ from lqray.experiment.plan import PLAN, plan_tags, published_plan
 from lqray.orchestration.leases import Holder
 from lqray.orchestration.overview import progress_of
 from lqray.orchestration.states import TrialState, attempt_of
+from lqray.reporting.records import Record
+from lqray.reporting.report import _diverged
 from tests.fuzzing import COUNT, count, mutants, odd_text
 from tests.reporting.stores import Store
 
@@ -170,6 +172,11 @@ def test_readers_of_single_tags_survive_any_text():
         assert read is None or read.text
         with suppress(ValueError):
             Holder.parse(odd_text(draw, holder))
+
+
+def test_names_of_metrics_stay_in_their_line():
+    odd = Record("r", "t", "n", "FINISHED", {}, {"a\tb\nc": float("nan")}, None)
+    assert _diverged([odd], []) == ["1 finished runs ended with a\\tb\\nc not finite; --metric shows them."]
 
 
 @pytest.mark.fuzz
