@@ -37,7 +37,8 @@ KEPT = (".netrc", ".env", ".ray/auth_token")
 def found_in(folder: Path) -> set[str]:
     """Files below that hold the secret, Ray's while it writes them, too."""
     found = set()
-    for file in folder.rglob("*"):
+    # os.walk passes over a folder that is removed meanwhile.
+    for file in (Path(place) / name for place, _, names in os.walk(folder) for name in names):
         try:
             if stat.S_ISREG(file.lstat().st_mode) and SECRET.encode() in file.read_bytes():
                 found.add(re.sub(r"\d{3,}", "N", str(file.relative_to(folder))))
