@@ -61,49 +61,64 @@ def connect(find: Callable[[], str], say: Callable[[str], None], sent: Sent | No
 
         def _upload_package(self, package_uri: str, package_path: str, *_: Any, **__: Any) -> None:
             protocol, name = uri_to_http_components(package_uri)
-            tries, away = 0, False
-            pause, until = _FIRST_PAUSE, time.monotonic() + PATIENCE
-            while True:
-                with Path(package_path).open("rb") as file:
-                    body = _Body(file, sent)
-                    try:
-                        answer = self._do_request(
-                            *("PUT", f"/api/packages/{protocol}/{name}"),
-                            data=body,
-                            timeout=(STALLED_SECONDS, _ANSWER_SECONDS),  # of each piece; then, of the answer
-                        )
-                        if answer.status_code != 200:
-                            self._raise_error(answer)
-                        return
-                    except Exception as error:
-                        if time.monotonic() > until or not may_pass(error):
-                            raise
-                        if body.sent:  # it begins anew: and so does the patience with a network that is away
-                            until = time.monotonic() + PATIENCE
-                            tries += 1
-                        if tries > _UPLOADS:
-                            raise
-                        if body.sent or not away:
-                            say(
-                                f"the upload broke off after {body.sent / 1e6:.1f} of {len(body) / 1e6:.1f} MB "
-                                f"({first_line(error)}); trying again"
-                            )
-                        away = not body.sent
-                time.sleep(pause)
-                pause = min(2 * pause, _LAST_PAUSE)
-                if self._arrived(package_uri):  # what was lost was the answer
-                    return
 
-        def _arrived(self, package_uri: str) -> bool:
-            try:
+            def put(body: _Body) -> None:
+                answer = self._do_request(
+                    *("PUT", f"/api/packages/{protocol}/{name}"),
+                    data=body,
+                    timeout=(STALLED_SECONDS, _ANSWER_SECONDS),  # of each piece; then, of the answer
+                )
+                if answer.status_code != 200:
+                    self._raise_error(answer)
+
+            def arrived() -> bool:
                 self._address = find()
                 return bool(self._package_exists(package_uri))
-            except Exception as error:
-                if not may_pass(error):
-                    raise
-                return False
+
+            _uploaded(Path(package_path), put, arrived, say, sent)
 
     return Client(address)
+
+
+def _uploaded(
+    package: Path,
+    put: Callable[[_Body], None],
+    arrived: Callable[[], bool],
+    say: Callable[[str], None],
+    sent: Sent | None,
+) -> None:
+    """Put a package, and again where that breaks off, unless it has arrived and only the answer was lost. Raises what
+    `put` raises, after the last time, or when the network was away for PATIENCE seconds."""
+    pause, until = _FIRST_PAUSE, time.monotonic() + PATIENCE
+    begun, away = 0, False
+    while True:
+        with package.open("rb") as file:
+            body = _Body(file, sent)
+            try:
+                put(body)
+                return
+            except Exception as error:
+                if time.monotonic() > until or not may_pass(error):
+                    raise
+                if body.sent:  # the network was there: it has as long again to come back
+                    until = time.monotonic() + PATIENCE
+                    begun += 1
+                if begun > _UPLOADS:
+                    raise
+                if body.sent or not away:
+                    say(
+                        f"the upload broke off after {body.sent / 1e6:.1f} of {len(body) / 1e6:.1f} MB "
+                        f"({first_line(error)}); trying again"
+                    )
+                away = not body.sent
+        time.sleep(pause)
+        pause = min(2 * pause, _LAST_PAUSE)
+        try:
+            if arrived():
+                return
+        except Exception as error:
+            if not may_pass(error):
+                raise
 
 
 class _Body:

@@ -72,6 +72,7 @@ def _packed(experiments: Sequence[Path], target: Path, place: Path, limit: int) 
         name = path.relative_to(tree.root).as_posix() if within else f"{_OUTSIDE}/{number}/{path.name}"
         chosen[name] = path
         inside.append(name)
+    chosen.pop(FILE, None)  # of a job's folder that became a tree
     check_names(tree.root, chosen)
     sizes = _sizes(chosen)
     if sum(sizes.values()) > _LARGEST_TREE * limit:

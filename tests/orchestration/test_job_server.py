@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from lqray.orchestration import job_server
+from lqray.orchestration.cluster import ClusterError
 
 SIZE = 16_000_000
 
@@ -84,14 +85,20 @@ def upload(package, monkeypatch):
     monkeypatch.setattr(job_server, "_ANSWER_SECONDS", 20.0)
     servers = []
 
-    def run(*script):
+    def run(*script, away=0):
+        calls = []
+
+        def find():
+            calls.append(None)
+            if 1 < len(calls) <= 1 + away:
+                raise ClusterError("no tunnel: ssh does not answer")
+            return f"http://127.0.0.1:{server.server_address[1]}"
+
         server = Server(*script)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         said, sent = [], []
-        client = job_server.connect(
-            lambda: f"http://127.0.0.1:{server.server_address[1]}", said.append, lambda *progress: sent.append(progress)
-        )
+        client = job_server.connect(find, said.append, lambda *progress: sent.append(progress))
         monkeypatch.setattr(job_server, "STALLED_SECONDS", 3.0)
         client._upload_package_if_needed(str(package), include_gitignore=True, is_file=True)
         return server, said, sent
@@ -126,6 +133,11 @@ def test_an_upload_that_breaks_off_is_made_again(upload, package, script):
 def test_what_arrived_is_not_sent_again_where_the_answer_was_lost(upload):
     server, said, _ = upload("silent")
     assert (server.puts, len(said)) == (1, 1)
+
+
+def test_a_tunnel_that_cannot_be_made_again_at_once_is_waited_for(upload):
+    server, said, _ = upload("break", away=1)
+    assert (server.puts, len(server.kept), len(said)) == (2, 1, 1)
 
 
 def test_a_network_that_never_holds_is_given_up(upload):

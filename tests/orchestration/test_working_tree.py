@@ -134,6 +134,13 @@ def test_equal_trees_are_equal_bytes_whoever_sends_them_and_how(mono, monkeypatc
     assert (mono.parent / "a.zip").read_bytes() == (mono.parent / "b.zip").read_bytes()
 
 
+def test_what_another_submission_left_is_not_sent_again(mono):
+    (mono / "lq" / FILE).write_text("of another")
+    package = pack([mono / "lq/e.yaml"], mono.parent / "a.zip", mono)
+    assert package.names.count(FILE) == 1
+    assert json.loads(zipfile.ZipFile(package.path).read(FILE))["code"] == package.submitted.code
+
+
 def test_a_repository_that_leads_nowhere_is_an_error(tmp_path):
     """As of a worktree that was copied into a container."""
     (tmp_path / "e.yaml").write_text("e")
