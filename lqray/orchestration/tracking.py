@@ -21,7 +21,7 @@ from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.description import axis_metrics, trial_description
 from lqray.orchestration.launcher import TrialResult
 from lqray.orchestration.states import TrialState, attempt_of
-from lqray.orchestration.store_access import PATIENCE, client_of, patient_client, patiently
+from lqray.orchestration.store_access import PATIENCE, StoreAwayError, client_of, patient_client, patiently
 from lqray.store.experiments import ARTIFACTS, check_usable
 
 _OF_THE_END = (
@@ -200,9 +200,17 @@ def end_run(
     if every:
         batch = [RunTag(key, value) for key, value in every.items()]
         patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)), patience)
-    patiently(_checked(check, lambda: client.set_terminated(run_id, result.status)), patience)
-    if files and (result.examples or result.snapshot or result.failure):
-        files.end(client, patiently(lambda: client.get_run(run_id), patience), result)
+    # Nothing may be asked of the store between a run's end and what is kept of it: who is ended is not looked at again.
+    kept = files if result.examples or result.snapshot or result.failure else None
+    run = patiently(lambda: client.get_run(run_id), patience) if kept else None
+    try:
+        patiently(_checked(check, lambda: client.set_terminated(run_id, result.status)), patience)
+    except StoreAwayError:  # perhaps only the answer was lost; then the writer says at least what is missing
+        if kept:
+            kept.end(client, run, result)
+        raise
+    if kept:
+        kept.end(client, run, result)
 
 
 def _checked(check: Callable[[], None], call: Callable[[], Any]) -> Callable[[], Any]:

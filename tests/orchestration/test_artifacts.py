@@ -1,12 +1,17 @@
 """Artifacts are secondary: what cannot be written is tried again, then said, and costs nothing else."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
+
+from lqray.orchestration import tracking
 from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launch_files import LaunchFiles
 from lqray.orchestration.launcher import TrialResult
+from lqray.orchestration.store_access import StoreAwayError
 
 
 class Client:
@@ -74,3 +79,23 @@ def test_and_so_does_one_whose_artifacts_are_elsewhere():
     elsewhere = SimpleNamespace(info=SimpleNamespace(run_id="r", artifact_uri="mlflow-artifacts:/r"))
     LaunchFiles("http://server").complete(client, elsewhere, {"experiment.yaml": "edited", "trial.yaml": "seed: 1"})
     assert client.texts == {("r", "trial.yaml"): "seed: 1"}
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_store_that_goes_away_with_a_trials_end_costs_no_artifact_without_a_word(monkeypatch, answered):
+    def away(*_):
+        raise ConnectionError("the store is gone")
+
+    def terminated(*_):
+        client.get_run = away
+        if not answered:
+            away()
+
+    client = SimpleNamespace(get_run=lambda _: run(1), log_batch=lambda *_, **__: None, set_terminated=terminated)
+    monkeypatch.setattr(tracking, "client_of", lambda _: client)
+    given = []
+    files = SimpleNamespace(end=lambda _, run, result: given.append(run.info.run_id))
+    ends = nullcontext() if answered else pytest.raises(StoreAwayError)
+    with ends:
+        tracking.end_run("sqlite://", "r1", failed(), files=files, patience=0.0)
+    assert given == ["r1"]
