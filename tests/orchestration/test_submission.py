@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import zipfile
@@ -168,7 +169,7 @@ class Proxy:
     """A TCP proxy to a port, which can be cut and mended."""
 
     def __init__(self, target: int) -> None:
-        self.port, self._target = free_port(), target
+        self.port, self.target = free_port(), target
         self._open: list[socket.socket] = []
         self.mend()
 
@@ -192,7 +193,7 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                far = socket.create_connection(("127.0.0.1", self.target))
                 self._open += [near, far]
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=_copy, args=(one, other), daemon=True).start()
@@ -301,6 +302,9 @@ def test_one_job_for_one_sweep_followed_through_a_lost_connection(cluster, tmp_p
         wait_for(lambda: "lost the connection" in said(tmp_path), tmp_path)
         proxy.mend()
         wait_for(lambda: "again" in said(tmp_path).partition("lost the connection")[2].partition("\n")[2], tmp_path)
+        proxy.cut()
+        wait_for(lambda: said(tmp_path).count("lost the connection") == 2, tmp_path, 30)
+        proxy.mend()
         assert first.wait(400) == 0, said(tmp_path)
     log = ask(cluster, f"/api/jobs/{job_id}/logs").json()["logs"]
     assert "finished in" in log
@@ -406,6 +410,61 @@ def test_without_the_token_nothing_answers(cluster, tmp_path, token):
     assert "token" in (done.stdout + done.stderr).lower()
 
 
+def _port(head) -> int:
+    return int(head.dashboard.rpartition(":")[2])
+
+
+@pytest.mark.ray
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_head_that_was_started_anew_is_said_and_what_is_submitted_again_continues(tmp_path, tmp_path_factory):
+    """Its job server forgets; what was recorded, and the checkpoints, are kept."""
+    path = experiment(tmp_path / "laptop", 4000)
+    kept = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/lqray.db", "LQRAY_STORAGE": str(tmp_path / "storage")}
+    arguments = [path.name, "--launcher", "inline", "--set", "storage.checkpoint_every=500"]
+    one, two = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")  # Ray's sockets do not allow for long names
+    with ray_head(one, dashboard=True, **kept) as head:
+        proxy = Proxy(_port(head))
+        arguments += ["--address", proxy.url]
+        with submitting(path.parent, *arguments) as process:
+            wait_for(lambda: list(tmp_path.glob("storage/**/step-*.pt")), path.parent)
+            proxy.cut()
+            for number in marked(one):  # as the machine's restart would
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            with ray_head(two, dashboard=True, **kept) as anew:
+                proxy.target = _port(anew)
+                proxy.mend()
+                assert process.wait(120) == 2, said(path.parent)
+                assert "the cluster was started anew" in said(path.parent)
+                submit(path.parent, *arguments)
+    assert "1 to continue" in said(path.parent, "out.txt")
+    client = MlflowClient(kept["MLFLOW_TRACKING_URI"])
+    (run,) = client.search_runs([client.get_experiment_by_name("far").experiment_id])
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.ray
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_cluster_without_what_lqray_needs_says_what_and_how_to_install_it(tmp_path, tmp_path_factory):
+    """Its Python is this one, with everything that is installed here but MLflow."""
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    (packages,) = bare.glob("lib/python*/site-packages")
+    for one in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not one.name.startswith(("mlflow", "__editable__", "lqray")):
+            (packages / one.name).symlink_to(one)
+    path = experiment(tmp_path / "laptop", 5)
+    shutil.copytree(ROOT / "lqray", path.parent / "lqray", ignore=shutil.ignore_patterns("__pycache__"))
+    there = {"PATH": f"{bare}/bin:{os.environ['PATH']}", "PYTHONPATH": ""}
+    with ray_head(tmp_path_factory.mktemp("c"), dashboard=True, **there) as head:
+        arguments = [path.name, "--set", f"storage.folder={tmp_path}", "--set", "tracking.uri=http://server"]
+        told = submit(path.parent, *arguments, "--address", head.dashboard, expected=1)
+    assert "The cluster's Python has no mlflow." in told
+    assert "ray up" in told
+
+
 @pytest.mark.ray
 @pytest.mark.cluster
 @pytest.mark.slow
@@ -447,7 +506,7 @@ json.dump(sys.argv, open({log!r}, "a")); open({log!r}, "a").write("\\n")
 near, far = sys.argv[sys.argv.index("-L") + 1].split(":")[1::2]
 class Forward(Proxy):
     def __init__(self):
-        self.port, self._target, self._open = int(near), int(far), []
+        self.port, self.target, self._open = int(near), int(far), []
         self.mend()
 Forward()
 time.sleep(600)
