@@ -210,8 +210,9 @@ def dry_run() -> dict[str, float]:
 
 STEP = """
 import sys, time, json, torch
-from lqray.orchestration.scribe import Scribe
-from lqray.orchestration.worker import Heard, News, Reporter, WorkerTask
+from lqray.orchestration.recording.metrics import MetricDelivery
+from lqray.orchestration.worker.reporter import Reporter
+from lqray.orchestration.worker.task import Ack, Update, WorkerTask
 from lqray.experiment.options import Resources, Storage
 from lqray.training.loop import Report
 from mlflow import MlflowClient
@@ -220,10 +221,10 @@ torch.set_num_threads(1)
 uri = f"sqlite:///{folder}/runs.db"
 client = MlflowClient(uri)
 run_id = client.create_run(client.create_experiment("e")).info.run_id
-scribe = Scribe(uri)
+delivery = MetricDelivery(uri)
 class Link:
-    def send(self, news): scribe.write(run_id, news.points)
-    def heard(self): return Heard(scribe.delivered(run_id))
+    def send(self, update): delivery.write(run_id, update.points)
+    def acknowledged(self): return Ack(delivery.delivered(run_id))
     def close(self): pass
 task = WorkerTask("t", "n", {}, Resources(), Storage(), folder, run_id, 1, "gloo", "c")
 reporter = Reporter(task, Link(), lambda line: None)
@@ -248,7 +249,7 @@ burn(2, True)
 pairs = []
 def measured(logged):
     # In the steady state: what came before is delivered, and deliveries of this window have begun.
-    assert scribe.settle(run_id, 60)
+    assert delivery.settle(run_id, 60)
     burn(2 if logged else 0.2, logged)
     return burn(4, logged)
 for round_ in range(rounds):
@@ -256,10 +257,10 @@ for round_ in range(rounds):
     logged, plain = (first, second) if round_ % 2 == 0 else (second, first)
     pairs.append(logged / plain)
 reporter.close()
-assert scribe.settle(run_id, 60)
+assert delivery.settle(run_id, 60)
 steps = len({m.step for m in client.get_metric_history(run_id, "group/metric3")})
 assert steps == number, (steps, number)
-scribe.close()
+delivery.close()
 print(json.dumps({"ratios": pairs, "points": 20 * number}))
 """
 

@@ -65,5 +65,5 @@ def _rank(
         dist.barrier()
     finally:
         dist.destroy_process_group()
-    # As lqray's own worker processes end, and for the same reason: see orchestration/inline.py.
+    # As lqray's own worker processes end, and for the same reason: see orchestration/launchers/inline.py.
     os._exit(0)

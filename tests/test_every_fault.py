@@ -68,6 +68,7 @@ CHANGES = {
     "a value of other bits": _in_store(
         "UPDATE metrics SET value = value * 1.0000000000000002 WHERE key = 'test/loss' AND value > 0"
     ),
+    "a parameter": _in_store("DELETE FROM params WHERE rowid = (SELECT rowid FROM params WHERE key = 'optimizer.lr')"),
     "a status": _in_store("UPDATE runs SET status = 'RUNNING' WHERE rowid = (SELECT max(rowid) FROM runs)"),
     "a run deleted": _in_store(
         "UPDATE runs SET lifecycle_stage = 'deleted' WHERE rowid = (SELECT max(rowid) FROM runs)"

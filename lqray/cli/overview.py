@@ -17,13 +17,15 @@ def status(experiment: str | None, uri: str, follow: bool | None) -> None:
 
     from rich.live import Live
 
-    from lqray.orchestration.overview import UnknownRunError, known_experiments, states_or_error, status_table
+    from lqray.cli.status_table import status_table
+    from lqray.orchestration.recording.overview import recorded_trials
+    from lqray.store.experiments import UnknownExperimentError, sweeps_of
 
-    with shared.clear_errors(UnknownRunError):
+    with shared.clear_errors(UnknownExperimentError):
         name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
         if name:
-            states_or_error(store, name)
-        names = [name] if name else known_experiments(store)
+            recorded_trials(store, name)
+        names = [name] if name else sweeps_of(store)
         console = shared.console()
         if not (console.is_terminal if follow is None else follow):
             console.print(status_table(store, names))
@@ -46,8 +48,8 @@ def stop(experiment: str, only: str, uri: str) -> None:
 
     `lqray run` continues them.
     """
-    from lqray.orchestration.control import ask_to_stop
-    from lqray.reporting.records import UnknownExperimentError, experiment_id
+    from lqray.orchestration.queue.control import ask_to_stop
+    from lqray.store.experiments import UnknownExperimentError, experiment_id
 
     with shared.clear_errors(UnknownExperimentError):
         name, store = shared.store_of(experiment, uri)
@@ -66,11 +68,14 @@ def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None
     """Print what the processes of TRIAL, a name or an id, wrote."""
     from lqray.experiment.foreign import in_line
     from lqray.experiment.store import StorageError
-    from lqray.orchestration.overview import UnknownRunError, find_trial, logs_of
+    from lqray.orchestration.recording.overview import logs_of
+    from lqray.reporting.records import find_run
+    from lqray.store.experiments import UnknownExperimentError
+    from lqray.store.runs import UnknownRunError
 
-    with shared.clear_errors(UnknownRunError, StorageError):
+    with shared.clear_errors(UnknownRunError, UnknownExperimentError, StorageError):
         name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
-        for of_rank, address, text in logs_of(find_trial(store, trial, name)):
+        for of_rank, address, text in logs_of(find_run(store, trial, name)):
             if rank is None or of_rank == rank:
                 shared.say(f"==> {in_line(address)} <==")
                 shared.say(text)
@@ -82,9 +87,10 @@ def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None
 def failures(experiment: str, uri: str) -> None:
     """Show the failed trials of EXPERIMENT, a name or a file, by cause, and whether a retry makes sense."""
     from lqray.experiment.foreign import in_line
-    from lqray.orchestration.overview import UnknownRunError, advice, failed_trials
+    from lqray.orchestration.recording.overview import advice, failed_trials
+    from lqray.store.experiments import UnknownExperimentError
 
-    with shared.clear_errors(UnknownRunError):
+    with shared.clear_errors(UnknownExperimentError):
         name, store = shared.store_of(experiment, uri)
         kind = None
         for failed in failed_trials(store, name):

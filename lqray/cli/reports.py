@@ -99,8 +99,9 @@ def report(
 @shared.uri
 def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everything: bool, uri: str) -> None:
     """Show in what RUNs differ: configuration, code, result. A run is given by its id, or by its trial's name or id."""
-    from lqray.reporting.differences import UnknownRunError, differences, find_run, in_json, in_markdown, shown
-    from lqray.reporting.records import UnknownExperimentError
+    from lqray.reporting.differences import differences, in_json, in_markdown, shown
+    from lqray.reporting.records import UnknownExperimentError, find_run
+    from lqray.store.runs import UnknownRunError
 
     if len(runs) < 2:
         raise click.UsageError("found one run; allowed: two or more")

@@ -110,7 +110,7 @@ def doctor(file: Path | None, uri: str, cluster: bool) -> None:
         store = shared.absolute(uri)
     if cluster:
         sys.exit(_examine_cluster(file, uri))
-    from lqray.orchestration.doctor import examine, shown
+    from lqray.orchestration.doctor.local import examine, shown
 
     broken = False
     for finding in examine(store):
@@ -121,8 +121,8 @@ def doctor(file: Path | None, uri: str, cluster: bool) -> None:
 
 def _examine_cluster(file: Path | None, uri: str) -> int:
     from lqray.experiment.store import StorageError, storage_address
-    from lqray.orchestration.cluster import ClusterError, running_cluster
-    from lqray.orchestration.preflight import broken, cluster_table, datasets_of, details, examine_cluster
+    from lqray.orchestration.doctor.cluster import broken, cluster_table, datasets_of, details, examine_cluster
+    from lqray.orchestration.launchers.ray.cluster import ClusterError, running_cluster
 
     with shared.clear_errors(StorageError, ClusterError):
         experiment = shared.read(file) if file else None

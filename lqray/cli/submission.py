@@ -16,9 +16,9 @@ from lqray.cli import shared, sweeps
 
 if TYPE_CHECKING:
     from lqray.experiment.grid import Experiment
-    from lqray.orchestration.job_head import JobHead
-    from lqray.orchestration.package import Package
-    from lqray.orchestration.submission import Cluster, Job, Sweep
+    from lqray.orchestration.remote.job_head import JobHead
+    from lqray.orchestration.remote.package import Package
+    from lqray.orchestration.remote.submit import Cluster, Job, Sweep
 
 _SHOWN = 10
 _WORTH_A_BAR = 10**6
@@ -61,7 +61,7 @@ def submit(
     experiments = _read(files, options)
     if address and cluster:
         raise click.UsageError("--address and --cluster: only one of them")
-    from lqray.orchestration.submission import Sweep
+    from lqray.orchestration.remote.submit import Sweep
 
     dry_run = options.pop("dry_run")
     sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options))
@@ -74,11 +74,11 @@ def submit(
 
 def _read(files: Sequence[Path], options: dict[str, object]) -> list[Experiment]:
     """The experiments. Leaves with 2 for what would fail there, and can be known here."""
+    from lqray.experiment.choice import NothingChosenError, check_chosen, chosen
     from lqray.experiment.errors import UnfitTrialError
-    from lqray.orchestration.control import NothingChosenError, check_chosen, chosen
-    from lqray.orchestration.feasible import check_trials
-    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, check_secret
-    from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
+    from lqray.orchestration.plan.feasible import check_trials
+    from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
+    from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting, check_secret
 
     overrides: tuple[str, ...] = options["overrides"]  # type: ignore[assignment]
     only: tuple[str, ...] = options["only"]  # type: ignore[assignment]
@@ -100,8 +100,8 @@ def _read(files: Sequence[Path], options: dict[str, object]) -> list[Experiment]
 
 
 def _show(sweep: Sweep) -> None:
-    from lqray.orchestration.submission import shipment
-    from lqray.orchestration.working_tree import PackageError
+    from lqray.orchestration.remote.submit import shipment
+    from lqray.orchestration.remote.working_tree import PackageError
 
     with shared.clear_errors(PackageError):
         would = shipment(sweep)
@@ -142,13 +142,13 @@ def _submit(
 ) -> int:
     from contextlib import closing, nullcontext
 
-    from lqray.orchestration.cluster import ClusterError
-    from lqray.orchestration.job_head import JobHead
-    from lqray.orchestration.job_server import SubmissionError, address_of
-    from lqray.orchestration.ray_access import offer_token
-    from lqray.orchestration.submission import Cluster
-    from lqray.orchestration.tunnel import Tunnel
-    from lqray.orchestration.working_tree import PackageError
+    from lqray.orchestration.launchers.ray.access import offer_token
+    from lqray.orchestration.launchers.ray.cluster import ClusterError
+    from lqray.orchestration.remote.job_head import JobHead
+    from lqray.orchestration.remote.job_server import SubmissionError, address_of
+    from lqray.orchestration.remote.submit import Cluster
+    from lqray.orchestration.remote.tunnel import Tunnel
+    from lqray.orchestration.remote.working_tree import PackageError
 
     offer_token()  # before anything imports Ray, which reads the setting then
     where = ["--cluster", str(config)] if config else ["--address", address_of(address)]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lqray.experiment.grid import Experiment
-    from lqray.orchestration.run import LauncherName, Plan, Ran, RunOptions
+    from lqray.orchestration.launch import Ran
+    from lqray.orchestration.plan.plan import LauncherName, Plan, RunOptions
 
 _LEFT = 3
 _MOST_NAMED = 40
@@ -76,10 +77,10 @@ def run(
     Exit code: 0 when nothing is left to do, 1 when a trial failed, 2 when something has to be put right first, 3 when
     trials are left to another launch that runs them, 130 when interrupted.
     """
+    from lqray.experiment.choice import NothingChosenError, check_chosen
     from lqray.orchestration import signals
-    from lqray.orchestration.control import NothingChosenError, check_chosen
-    from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
-    from lqray.orchestration.store_access import hasten
+    from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
+    from lqray.store.outage import hasten
 
     click.get_current_context().with_resource(signals.heeded("leave"))
     hasten(signals.heard_seconds_ago)
@@ -88,7 +89,7 @@ def run(
         rules = tuple(parse_stop_rule(text) for text in stop_on)
         experiments = [shared.read(file, overrides) for file in files]
         check_chosen(experiments, only)
-    from lqray.orchestration.run import RunOptions
+    from lqray.orchestration.plan.plan import RunOptions
 
     options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
     codes = [_run_one(experiment, file, options, dry_run) for file, experiment in zip(files, experiments, strict=True)]
@@ -98,9 +99,8 @@ def run(
 def _say_what_runs() -> None:
     """In a job, whose code may be that which was sent, or the machine's own: which it is."""
     from lqray.orchestration.code_version import code_version
-    from lqray.orchestration.lasting import runs_in_a_job
     from lqray.orchestration.provenance import running_code
-    from lqray.orchestration.submitted import OtherCodeError, check_code
+    from lqray.orchestration.submitted import OtherCodeError, check_code, runs_in_a_job
 
     if not runs_in_a_job():
         return
@@ -114,16 +114,19 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration import signals
 
     signals.from_here("leave")
+    from lqray.cli.progress import Progress
     from lqray.experiment.errors import UnfitTrialError
     from lqray.experiment.store import StorageError
-    from lqray.orchestration.cluster import ClusterError
-    from lqray.orchestration.lasting import UnfitForJobsError, check_lasting, runs_in_a_job
-    from lqray.orchestration.placement import PlacementError
-    from lqray.orchestration.progress import Progress
-    from lqray.orchestration.run import Presentation, check_plan, make_plan, run_plan
-    from lqray.orchestration.store_access import StoreAwayError
+    from lqray.orchestration.doctor.local import machine
+    from lqray.orchestration.launch import Presentation, check_plan, run_plan
+    from lqray.orchestration.launchers.placement import PlacementError
+    from lqray.orchestration.launchers.ray.cluster import ClusterError
+    from lqray.orchestration.plan.plan import make_plan
+    from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting
+    from lqray.orchestration.submitted import runs_in_a_job
     from lqray.reporting.figures.density import draw_density
     from lqray.reporting.summary import sweep_summary
+    from lqray.store.errors import StoreAwayError
 
     console = shared.console()
     known = (PlacementError, ClusterError, StoreAwayError, UnfitForJobsError, StorageError, UnfitTrialError)
@@ -132,15 +135,15 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
             check_lasting(experiment.tracking, experiment.storage, here=True)
         plan = make_plan(experiment, options)
         if dry_run:
-            from lqray.orchestration.dry_run import show_plan
+            from lqray.cli.dry_run import show_plan
 
-            check_plan(experiment, plan, options, thorough=True)
-            show_plan(console, plan, experiment)
+            check_plan(plan, options, thorough=True)
+            show_plan(console, plan)
             return 0
         _say_plan(console, experiment.name, plan)
         with Progress(console, len(plan.due) + plan.more) as progress:
-            shown = Presentation(sweep_summary, draw_density)
-            ran = run_plan(experiment, experiment.document.text, plan, options, progress, shown)
+            shown = Presentation(sweep_summary, draw_density, machine)
+            ran = run_plan(plan, options, progress, shown)
     compared = _compare(console, experiment, plan, ran)
     _say_what_failed(ran, f"{experiment.name}{_recorded_at(plan.uri)}")
     _say_what_is_left(ran)
@@ -156,10 +159,10 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
 def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> bool:
     """Print how the trials compare; False, and a line why, where the store cannot be read now."""
     from lqray.experiment.secrets import masked
-    from lqray.orchestration.store_access import StoreError
     from lqray.reporting.comparison import compare_groups
     from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
     from lqray.reporting.tables import terminal_table
+    from lqray.store.errors import StoreError
 
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     try:
@@ -180,7 +183,7 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> 
 def _recorded_at(uri: str) -> str:
     """Option for commands that are printed in a job, and will be called elsewhere."""
     from lqray.experiment.secrets import masked
-    from lqray.orchestration.lasting import runs_in_a_job
+    from lqray.orchestration.submitted import runs_in_a_job
 
     return f" --uri {shlex.quote(masked(uri))}" if runs_in_a_job() else ""
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import lqray
 
-_TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training")
+_TRAINING_ROOMS = ("experiment", "ops", "quantization", "communication", "training", "orchestration/worker")
 _WORKER_PARTS = (
-    *("channel", "code_version", "failures", "fencing", "group", "loopback_groups", "points", "private_folder"),
-    *("rank_logs", "spool", "stop_rules", "system_metrics", "worker"),
+    *("code_version", "failures", "private_folder", "queue/stop_rules"),
+    *("launchers/ray/channel", "launchers/ray/group", "launchers/ray/loopback_groups"),
 )
+"""Of orchestration, what workers have besides."""
 
 
 def digest_of(folder: Path, files: Iterable[Path]) -> str:

@@ -20,6 +20,7 @@ from lqray.experiment.secrets import is_secret_file, masked
 from lqray.orchestration.code_version import code_version, package_folder
 from lqray.orchestration.signals import starting_processes
 from lqray.orchestration.submitted import Sender, Submitted, sender, submitted
+from lqray.store.tags import CODE, COMMAND, GIT_COMMIT, GIT_DIRTY, HOST, PYTHON, SUBMITTED_FROM, VERSION
 
 _GIT_SECONDS = 30.0
 """Enough for the state of a large repository whose files nobody has looked at lately."""
@@ -32,21 +33,21 @@ def provenance() -> dict[str, str]:
     """
     sent, by = submitted() or Submitted(), sender()
     tags = {
-        "lqray.version": _version("lqray"),
-        "lqray.code": code_version(),
-        "lqray.python": platform.python_version(),
-        "lqray.host": socket.gethostname(),
-        "lqray.command": by.command or _command(),
+        VERSION: _version("lqray"),
+        CODE: code_version(),
+        PYTHON: platform.python_version(),
+        HOST: socket.gethostname(),
+        COMMAND: by.command or _command(),
         "mlflow.user": by.user or _user(),
     }
     if by.host:
-        tags["lqray.submitted_from"] = by.host
+        tags[SUBMITTED_FROM] = by.host
     for package in ("torch", "ray", "mlflow"):
         tags[f"lqray.{package}"] = _version(package)
     commit, dirty = (sent.commit, sent.dirty) if sent.code else _commit(package_folder())
     if commit:
-        tags["lqray.git_commit"] = tags["mlflow.source.git.commit"] = commit
-        tags["lqray.git_dirty"] = dirty
+        tags[GIT_COMMIT] = tags["mlflow.source.git.commit"] = commit
+        tags[GIT_DIRTY] = dirty
     return tags
 
 

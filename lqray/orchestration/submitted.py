@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from lqray.experiment.foreign import json_value
-from lqray.orchestration.lasting import runs_in_a_job
 
 FILE = ".lqray-submitted.json"
 """In a job's folder."""
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # that is its name
 _PREFIX = "lqray.sent_by."
+_OF_JOBS = "working_dir_files"
 
 
 class OtherCodeError(ValueError):
@@ -55,6 +55,11 @@ class Sender:
     def as_metadata(self) -> dict[str, str]:
         """With lqray's prefix."""
         return {f"{_PREFIX}{key}": value for key, value in asdict(self).items()}
+
+
+def runs_in_a_job() -> bool:
+    """Whether this process's directory is the unpacked working tree of a Ray job."""
+    return _OF_JOBS in Path.cwd().parts
 
 
 @cache

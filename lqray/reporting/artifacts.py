@@ -10,9 +10,9 @@ from typing import Any
 
 from lqray.experiment.foreign import in_line, json_value
 from lqray.reporting.exported import ExportedFolderError, artifact_in, export_folder
-from lqray.reporting.records import Record
 from lqray.store.client import reading_client
 from lqray.store.errors import StoreError
+from lqray.store.runs import Run
 
 DENSITY = "density.json"
 _MOST_BYTES = 16 << 20
@@ -25,7 +25,7 @@ class ArtifactError(ValueError):
     """An artifact that cannot be used. The text names it and its run, and says why."""
 
 
-def read_text(uri: str, record: Record, artifact: str) -> str | None:
+def read_text(uri: str, record: Run, artifact: str) -> str | None:
     """Text of an artifact of a run; None where it has no such one. uri: absolute store. Raises ArtifactError,
     StoreError, StoreAwayError."""
     try:
@@ -42,7 +42,7 @@ def read_text(uri: str, record: Record, artifact: str) -> str | None:
         raise _unusable(record, artifact, error) from None
 
 
-def read_density(uri: str, record: Record) -> dict[str, Any] | None:
+def read_density(uri: str, record: Run) -> dict[str, Any] | None:
     """A run's `density.json`: method, and density (n,), edges (n + 1,) ascending and levels as lists of numbers; None
     where it has none. Raises ArtifactError, StoreError, StoreAwayError."""
     text = read_text(uri, record, DENSITY)
@@ -62,7 +62,7 @@ def read_density(uri: str, record: Record) -> dict[str, Any] | None:
     return found
 
 
-def _sent(uri: str, record: Record, artifact: str) -> bytes | None:
+def _sent(uri: str, record: Run, artifact: str) -> bytes | None:
     from mlflow.exceptions import MlflowException
 
     client = reading_client(uri)
@@ -89,5 +89,5 @@ def _numbers(found: Mapping[str, Any], key: str) -> list[float]:
     return numbers
 
 
-def _unusable(record: Record, artifact: str, error: Exception) -> ArtifactError:
+def _unusable(record: Run, artifact: str, error: Exception) -> ArtifactError:
     return ArtifactError(in_line(f"{artifact} of run {record.run_id} ({record.name}) cannot be used: {error}"))

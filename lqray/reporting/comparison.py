@@ -13,7 +13,6 @@ from lqray.experiment.errors import did_you_mean
 from lqray.experiment.foreign import whole_number
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import in_order
-from lqray.reporting.records import Record
 from lqray.reporting.selection import (
     METHOD,
     SEED,
@@ -24,6 +23,7 @@ from lqray.reporting.selection import (
     metrics_of,
     resolved,
 )
+from lqray.store.runs import Run
 
 BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
 _BYTES_A_STEP = "wire/bytes_sent"
@@ -94,13 +94,13 @@ class Group:
     are in each. metrics: of its finished runs. costs: bits per coordinate, bytes sent by a process, seconds a step."""
 
     keys: Mapping[str, str | None]
-    records: tuple[Record, ...]
+    records: tuple[Run, ...]
     states: Mapping[str, int]
     metrics: Mapping[str, Measured]
     costs: Mapping[str, Spread]
 
     @property
-    def finished(self) -> tuple[Record, ...]:
+    def finished(self) -> tuple[Run, ...]:
         """Its finished runs."""
         return tuple(one for one in self.records if one.status == "FINISHED")
 
@@ -133,7 +133,7 @@ class Comparison:
 
 
 def compare_groups(
-    records: Sequence[Record],
+    records: Sequence[Run],
     uri: str,
     metrics: Sequence[str] = (),
     group_by: Sequence[str] = (),
@@ -195,7 +195,7 @@ def higher_is_better(metric: str) -> bool:
     return metric.endswith(("accuracy", "snr"))
 
 
-def _histories(uri: str, records: Sequence[Record], key: str) -> dict[str, History]:
+def _histories(uri: str, records: Sequence[Run], key: str) -> dict[str, History]:
     """Of the finished runs, by experiment one query."""
     found: dict[str, History] = {}
     for experiment in dict.fromkeys(one.experiment for one in records):
@@ -207,7 +207,7 @@ def _histories(uri: str, records: Sequence[Record], key: str) -> dict[str, Histo
 
 def _measured(
     name: str,
-    members: Sequence[Record],
+    members: Sequence[Run],
     read: Mapping[str, History],
     against: _Baseline | None,
     target: float | None,
@@ -252,11 +252,11 @@ class _Progress:
     """Seconds of training and bytes that a process has sent after a step of a run; where a run did not record them,
     from its seconds and bytes per step."""
 
-    def __init__(self, uri: str, records: Sequence[Record]) -> None:
+    def __init__(self, uri: str, records: Sequence[Run]) -> None:
         self._seconds = _histories(uri, records, SECONDS)
         self._bytes = _histories(uri, records, BYTES)
 
-    def until(self, record: Record, step: int) -> dict[str, float]:
+    def until(self, record: Run, step: int) -> dict[str, float]:
         return {
             "steps": float(step),
             "seconds": self._at(self._seconds, record, step, "time/seconds_per_step"),
@@ -264,7 +264,7 @@ class _Progress:
         }
 
     @staticmethod
-    def _at(histories: Mapping[str, History], record: Record, step: int, per_step: str) -> float:
+    def _at(histories: Mapping[str, History], record: Run, step: int, per_step: str) -> float:
         points = histories.get(record.run_id)
         if points is not None and step in points.steps:
             return float(points.values[np.searchsorted(points.steps, step)])
@@ -274,16 +274,16 @@ class _Progress:
 class _Baseline:
     """Runs of the baseline's method, found by the seed and by what else both runs vary in."""
 
-    def __init__(self, records: Sequence[Record], keys: Sequence[str], method: str) -> None:
+    def __init__(self, records: Sequence[Run], keys: Sequence[str], method: str) -> None:
         runs = [one for one in records if one.method == method and one.status == "FINISHED"]
         shared = [key for key in keys if key not in (METHOD, "trial") and all(key in one.params for one in runs)]
         self._keys = [*shared, SEED]
         self._method = method
-        self._runs: dict[tuple[str | None, ...], list[Record]] = {}
+        self._runs: dict[tuple[str | None, ...], list[Run]] = {}
         for one in runs:
             self._runs.setdefault(self._place(one), []).append(one)
 
-    def difference(self, metric: str, finished: Sequence[Record]) -> Difference | None:
+    def difference(self, metric: str, finished: Sequence[Run]) -> Difference | None:
         """None for the baseline itself and where no run has its one counterpart."""
         values, pairs, both = {}, [], []
         for one in finished:
@@ -297,7 +297,7 @@ class _Baseline:
                 both.append((mine, other))
         return Difference(spread(values), _paired_p(both), tuple(pairs)) if pairs else None
 
-    def _place(self, record: Record) -> tuple[str | None, ...]:
+    def _place(self, record: Run) -> tuple[str | None, ...]:
         return tuple(record.params.get(key) for key in self._keys)
 
 
@@ -313,7 +313,7 @@ def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
     return float(ttest_rel(first, second).pvalue)
 
 
-def _costs(members: Sequence[Record]) -> dict[str, Spread]:
+def _costs(members: Sequence[Run]) -> dict[str, Spread]:
     finished = [one for one in members if one.status == "FINISHED"]
     found = {
         "bits_per_coordinate": {one.run_id: one.metrics.get("wire/bits_per_coordinate") for one in finished},
@@ -326,7 +326,7 @@ def _costs(members: Sequence[Record]) -> dict[str, Spread]:
     }
 
 
-def bytes_sent(record: Record) -> float | None:
+def bytes_sent(record: Run) -> float | None:
     """By one process over the whole run; from its bytes per step where the run did not record their sum, and None
     where it says nothing of either, or its steps are not known."""
     if BYTES in record.metrics:

@@ -9,29 +9,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lqray.experiment import foreign
-from lqray.reporting.records import Record, find_runs
+from lqray.reporting.records import Run
+from lqray.store.tags import ATTEMPT, CODE, COMMAND, GIT_COMMIT, GIT_DIRTY, HOST, MLFLOW, PYTHON, RAY, TORCH, VERSION
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _CODE = {
-    "lqray.git_commit": "git commit",
-    "lqray.git_dirty": "uncommitted changes",
-    "lqray.code": "code version",
-    "lqray.version": "lqray",
-    "lqray.python": "python",
-    "lqray.torch": "torch",
-    "lqray.ray": "ray",
-    "lqray.mlflow": "mlflow",
-    "lqray.host": "launched on",
-    "lqray.command": "command",
-    "lqray.attempt": "attempt",
+    GIT_COMMIT: "git commit",
+    GIT_DIRTY: "uncommitted changes",
+    CODE: "code version",
+    VERSION: "lqray",
+    PYTHON: "python",
+    TORCH: "torch",
+    RAY: "ray",
+    MLFLOW: "mlflow",
+    HOST: "launched on",
+    COMMAND: "command",
+    ATTEMPT: "attempt",
 }
 _NOTHING = "-"
-
-
-class UnknownRunError(LookupError):
-    """No run, or several, of this name or id."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +48,11 @@ class Row:
 class Differences:
     """Of runs, in the order asked for: rows by section (run, configuration, code, result)."""
 
-    records: tuple[Record, ...]
+    records: tuple[Run, ...]
     sections: Mapping[str, tuple[Row, ...]]
 
 
-def find_run(uri: str, run: str, experiment: str | None = None) -> Record:
-    """The run of an id, or the latest of the trial of a name, an id or its beginning (from four letters). Raises
-    UnknownRunError unless it is exactly one trial's."""
-    found = find_runs(uri, run, experiment)
-    trials: dict[tuple[str, str], Record] = {}
-    for one in sorted(found, key=lambda one: one.attempt):
-        trials[one.experiment, one.trial_id] = one
-    if len(trials) == 1:
-        return next(iter(trials.values()))
-    if not trials:
-        raise UnknownRunError(
-            f"found no run {run!r} in {uri}; allowed: a run id, the name or the id of a trial; "
-            "`lqray report EXPERIMENT --group-by trial --format json` lists them"
-        )
-    some = list(trials.values())[:5]
-    several = ", ".join(foreign.in_line(f"{one.name} of {one.experiment} (run {one.run_id})") for one in some)
-    raise UnknownRunError(f"found {len(trials)} trials called {run!r}: {several}; give a run id, or --experiment")
-
-
-def differences(records: Sequence[Record]) -> Differences:
+def differences(records: Sequence[Run]) -> Differences:
     """Everything that is known of the runs, beside each other."""
     first = records[0]
     run = [
@@ -137,7 +115,7 @@ def _chosen(rows: Sequence[Row], everything: bool) -> list[Row]:
     return [row for row in rows if row.differs or everything]
 
 
-def _against(record: Record, first: Record, key: str) -> str:
+def _against(record: Run, first: Run, key: str) -> str:
     """A metric, with its difference from that of the first run."""
     value, other = record.metrics.get(key), first.metrics.get(key)
     if value is None:

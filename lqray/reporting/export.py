@@ -19,9 +19,10 @@ from lqray.reporting.artifacts import DENSITY, ArtifactError, read_density, read
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS, faults_of_run
 from lqray.reporting.histories import read_histories
 from lqray.reporting.planned import Recorded
-from lqray.reporting.records import Record, experiment_tags
+from lqray.reporting.records import Run, experiment_tags
 from lqray.reporting.report import Report, written
 from lqray.reporting.selection import metrics_of, params_of
+from lqray.store.tags import ATTEMPT, CODE, COMMAND, ERROR, GIT_COMMIT, GIT_DIRTY, HOST
 
 Raw = Literal["parquet", "csv"]
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def export(
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | None:
+def _experiment_text(experiment: Recorded, records: Sequence[Run]) -> str | None:
     """The file's text: as it was given, launched last, or kept with a run."""
     if experiment.file is not None:
         return masked(experiment.file.document.text)
@@ -107,7 +108,7 @@ def _experiment_text(experiment: Recorded, records: Sequence[Record]) -> str | N
         return None
 
 
-def _sound(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+def _sound(records: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Runs that an export can hold, and of the others, in a sentence, why it cannot: another user of the store may have
     written them, and their ids become names of files."""
     sound, remarks = [], []
@@ -120,12 +121,12 @@ def _sound(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     return sound, remarks
 
 
-def _plain(record: Record) -> dict[str, Any]:
+def _plain(record: Run) -> dict[str, Any]:
     metrics = {key: value if math.isfinite(value) else str(value) for key, value in record.metrics.items()}
     return {**vars(record), "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
 
 
-def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> list[str]:
+def _copy_artifacts(uri: str, records: Sequence[Run], folder: Path) -> list[str]:
     """Returns what is left out, in sentences."""
     remarks = []
     for one in records:
@@ -140,9 +141,9 @@ def _copy_artifacts(uri: str, records: Sequence[Record], folder: Path) -> list[s
     return remarks
 
 
-def _write_runs(file: Path, records: Sequence[Record]) -> None:
+def _write_runs(file: Path, records: Sequence[Run]) -> None:
     params, metrics = sorted(params_of(records)), sorted(metrics_of(records))
-    tags = ("lqray.git_commit", "lqray.git_dirty", "lqray.code", "lqray.host", "lqray.attempt", "lqray.error")
+    tags = (GIT_COMMIT, GIT_DIRTY, CODE, HOST, ATTEMPT, ERROR)
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(map(in_csv, ["run_id", "trial_id", "name", "state", *params, *metrics, *tags]))
@@ -154,7 +155,7 @@ def _write_runs(file: Path, records: Sequence[Record]) -> None:
             writer.writerow(map(in_csv, cells))
 
 
-def _points(experiment: Recorded, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+def _points(experiment: Recorded, records: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """Columns of all points, one metric at a time. time: seconds since the epoch."""
     import numpy as np
 
@@ -199,7 +200,7 @@ def _write_csv(file: Path, parts: Iterator[dict[str, Any]]) -> None:
 def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[str], with_file: bool) -> str:
     runs = [one for one in report.records if one.run_id]
     codes = sorted({in_markdown(_code(one)) for one in runs})
-    commands = sorted({one.tags["lqray.command"] for one in runs if "lqray.command" in one.tags})
+    commands = sorted({one.tags[COMMAND] for one in runs if COMMAND in one.tags})
     said = [in_markdown(line, sentence=True) for line in figures]
     return f"""# {in_markdown(experiment.name)}
 
@@ -238,10 +239,10 @@ def _lines(items: Sequence[str]) -> str:
     return "\n".join(f"* {item}" for item in items) or "* unknown"
 
 
-def _code(record: Record) -> str:
+def _code(record: Run) -> str:
     tags = record.tags
-    commit = tags.get("lqray.git_commit", "no git commit known")
-    dirty = " with uncommitted changes" if tags.get("lqray.git_dirty") == "true" else ""
+    commit = tags.get(GIT_COMMIT, "no git commit known")
+    dirty = " with uncommitted changes" if tags.get(GIT_DIRTY) == "true" else ""
     versions = ", ".join(
         f"{name} {tags[f'lqray.{name}']}" for name in ("python", "torch", "ray", "mlflow") if f"lqray.{name}" in tags
     )

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lqray.reporting import database
 from lqray.reporting.exported import export_folder, points_in
-from lqray.reporting.records import number
-from lqray.store.client import reading_client
+from lqray.store import tables
+from lqray.store.runs import number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,10 +41,11 @@ def read_histories(uri: str, experiment: str, run_ids: Collection[str], key: str
         return {
             run_id: history(steps, values, times * 1000) for run_id, steps, values, times in points if run_id in wanted
         }
-    with database.connected(uri) as connection:
-        if connection is not None:
-            return _from_tables(connection, experiment, wanted, key)
-    return _from_client(uri, sorted(wanted), key)
+    return tables.read(
+        uri,
+        lambda connection: _from_tables(connection, experiment, wanted, key),
+        lambda client: _from_client(client, sorted(wanted), key),
+    )
 
 
 def history(steps: Any, values: Any, milliseconds: Any) -> History:
@@ -62,7 +62,7 @@ def _from_tables(connection: Any, experiment: str, wanted: set[str], key: str) -
     from array import array
 
     points: dict[str, tuple[array[int], array[float], array[int]]] = {}
-    for run_id, step, value, is_nan, time in database.history_of(connection, experiment, key):
+    for run_id, step, value, is_nan, time in tables.history_of(connection, experiment, key):
         if run_id not in wanted:
             continue
         own = points.get(run_id)
@@ -74,9 +74,7 @@ def _from_tables(connection: Any, experiment: str, wanted: set[str], key: str) -
     return {run_id: history(*own) for run_id, own in points.items()}
 
 
-def _from_client(uri: str, run_ids: list[str], key: str) -> dict[str, History]:
-    client = reading_client(uri)
-
+def _from_client(client: Any, run_ids: list[str], key: str) -> dict[str, History]:
     def read(run_id: str) -> History:
         points = client.get_metric_history(run_id, key)
         return history(

@@ -9,7 +9,7 @@ from lqray.experiment.errors import ExperimentError
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
 from lqray.experiment.plan import MOST_TRIALS, published_plan
 from lqray.experiment.secrets import masked
-from lqray.reporting.records import Record, experiment_tags, latest_attempts, read_records
+from lqray.reporting.records import Run, experiment_tags, latest_attempts, read_records
 
 
 class SeveralStoresError(ValueError):
@@ -25,7 +25,7 @@ class Recorded:
     file: Experiment | None = None
 
 
-def planned_records(experiments: Sequence[Recorded], everything: bool = False) -> tuple[list[Record], list[str]]:
+def planned_records(experiments: Sequence[Recorded], everything: bool = False) -> tuple[list[Run], list[str]]:
     """(a record for each trial of the plans, what is left out of them, in sentences).
 
     The plan is the experiment's file, or else what was launched last. A trial without a run is MISSING. Of a trial the
@@ -35,7 +35,7 @@ def planned_records(experiments: Sequence[Recorded], everything: bool = False) -
     if len({one.uri for one in experiments}) > 1:
         stores = ", ".join(sorted({masked(one.uri) for one in experiments}))
         raise SeveralStoresError(f"found experiments of several stores: {stores}; allowed: of one")
-    records: list[Record] = []
+    records: list[Run] = []
     remarks: list[str] = []
     for one in experiments:
         found, left_out = _of_plan(one, everything)
@@ -51,9 +51,9 @@ def planned_records(experiments: Sequence[Recorded], everything: bool = False) -
     return unique, remarks
 
 
-def _each_once(records: Sequence[Record]) -> list[Record]:
+def _each_once(records: Sequence[Run]) -> list[Run]:
     """A trial gives the same bits wherever it runs: counted twice, it would look like two seeds."""
-    found: dict[str, Record] = {}
+    found: dict[str, Run] = {}
     for one in records:
         other = found.get(one.trial_id)
         if other is None or (one.status == "FINISHED", one.started) > (other.status == "FINISHED", other.started):
@@ -61,7 +61,7 @@ def _each_once(records: Sequence[Record]) -> list[Record]:
     return list(found.values())
 
 
-def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
+def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Run], str]:
     """(records, what is left out of them, in a sentence; "" for nothing)."""
     uri, experiment = recorded.uri, recorded.name
     records = latest_attempts(read_records(uri, experiment))
@@ -88,9 +88,7 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Record], str]:
         wanted.append(
             replace(found, name=named.name)
             if found
-            else Record(
-                "", named.trial.id, named.name, "MISSING", named.trial.params(), {}, None, experiment=experiment
-            )
+            else Run("", named.trial.id, named.name, "MISSING", named.trial.params(), {}, None, experiment=experiment)
         )
     if not by_trial:
         return wanted, ""

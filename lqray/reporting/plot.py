@@ -12,8 +12,8 @@ from lqray.reporting.figures import Kind, kinds, load_kind
 from lqray.reporting.figures.recordings import FINISHED, RUNNING, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.style import FORMATS, styled, write
 from lqray.reporting.planned import Recorded, planned_records
-from lqray.reporting.records import Record
 from lqray.reporting.selection import select
+from lqray.store.runs import Run
 
 ALL = "all"
 _FOLDER = Path("figures")
@@ -127,7 +127,7 @@ def recordings_of(experiments: Sequence[Recorded], request: Request) -> Recordin
 
 
 def _why_nothing(
-    names: str, newest: Sequence[Record], chosen: Sequence[Record], request: Request, remarks: Sequence[str]
+    names: str, newest: Sequence[Run], chosen: Sequence[Run], request: Request, remarks: Sequence[str]
 ) -> str:
     if not newest:
         return f"{names} has no trials of lqray yet; run its file with `lqray run`"

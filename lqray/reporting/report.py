@@ -13,9 +13,9 @@ from lqray.experiment.secrets import masked
 from lqray.reporting.comparison import Comparison, compare_groups
 from lqray.reporting.machine import csv_table, json_document
 from lqray.reporting.planned import Recorded, planned_records
-from lqray.reporting.records import Record
 from lqray.reporting.selection import UnknownKeyError, select
 from lqray.reporting.tables import latex_table, markdown_table, notes
+from lqray.store.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ class Report:
     """comparison: of all experiments. records: what it compares. remarks: what a reader should know of it."""
 
     comparison: Comparison
-    records: list[Record]
+    records: list[Run]
     remarks: list[str] = field(default_factory=list)
     stores: dict[str, str] = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments})
 
 
-def _diverged(records: Sequence[Record], shown: Sequence[str]) -> list[str]:
+def _diverged(records: Sequence[Run], shown: Sequence[str]) -> list[str]:
     """Finished runs that look whole in the metrics shown, but ended with others that are not finite."""
     found: dict[str, list[str]] = {}
     for one in records:

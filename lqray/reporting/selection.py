@@ -12,7 +12,7 @@ from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.errors import nearest
 from lqray.experiment.identity import outside_identity
 from lqray.reporting.methods import in_order
-from lqray.reporting.records import Record
+from lqray.store.runs import Run
 
 METHOD, SEED, TRIAL = "quantizer.method", "seed", "trial"
 
@@ -21,7 +21,7 @@ class UnknownKeyError(ValueError):
     """A parameter or metric that no run has, or that several could be meant by."""
 
 
-def select(records: Iterable[Record], only: Sequence[str] = (), where: Sequence[str] = ()) -> list[Record]:
+def select(records: Iterable[Run], only: Sequence[str] = (), where: Sequence[str] = ()) -> list[Run]:
     """Records whose name one of `only` matches (shell patterns; all without any) and that have every KEY=VALUE of
     `where`. Raises UnknownKeyError."""
     everything = list(records)
@@ -35,12 +35,12 @@ def select(records: Iterable[Record], only: Sequence[str] = (), where: Sequence[
     return chosen
 
 
-def params_of(records: Iterable[Record]) -> set[str]:
+def params_of(records: Iterable[Run]) -> set[str]:
     """Every parameter that some record has."""
     return {key for one in records for key in one.params}
 
 
-def metrics_of(records: Iterable[Record]) -> set[str]:
+def metrics_of(records: Iterable[Run]) -> set[str]:
     """Every metric that some record has."""
     return {key for one in records for key in one.metrics}
 
@@ -62,7 +62,7 @@ def resolved(name: str, known: Collection[str], what: str) -> str:
     raise UnknownKeyError(f"found {what} {name!r}; {f'{hint} ' if hint else ''}allowed: {listed}")
 
 
-def grouping_keys(records: Sequence[Record]) -> tuple[str, ...]:
+def grouping_keys(records: Sequence[Run]) -> tuple[str, ...]:
     """Parameters that tell groups of seeds apart, the method first.
 
     A parameter counts when it differs between runs that are equal in those before it: what follows from the method
@@ -79,7 +79,7 @@ def grouping_keys(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def keys_of(records: Sequence[Record], group_by: Sequence[str]) -> tuple[str, ...]:
+def keys_of(records: Sequence[Run], group_by: Sequence[str]) -> tuple[str, ...]:
     """The parameters (or `trial`) that `group_by` names; without any, `grouping_keys`. Raises UnknownKeyError."""
     if not group_by:
         return grouping_keys(records)
@@ -87,24 +87,24 @@ def keys_of(records: Sequence[Record], group_by: Sequence[str]) -> tuple[str, ..
     return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
 
 
-def grouped(records: Sequence[Record], keys: Sequence[str]) -> list[tuple[tuple[str | None, ...], list[Record]]]:
+def grouped(records: Sequence[Run], keys: Sequence[str]) -> list[tuple[tuple[str | None, ...], list[Run]]]:
     """Records by their values of `keys`, in the order of methods and of values; by TRIAL, each trial on its own, those
     of several experiments that have one name told apart by their ids."""
     ids: dict[str, set[str]] = {}
     for one in records:
         ids.setdefault(one.name, set()).add(one.trial_id)
 
-    def value(one: Record, key: str) -> str | None:
+    def value(one: Run, key: str) -> str | None:
         if key != TRIAL:
             return one.params.get(key)
         return one.name if len(ids[one.name]) == 1 else f"{one.name} ({one.trial_id[:6]})"
 
-    groups: dict[tuple[str | None, ...], list[Record]] = {}
+    groups: dict[tuple[str | None, ...], list[Run]] = {}
     for one in records:
         groups.setdefault(tuple(value(one, key) for key in keys), []).append(one)
     methods = in_order(one.method for one in records)
 
-    def order(item: tuple[tuple[str | None, ...], list[Record]]) -> list[tuple[int, float, str]]:
+    def order(item: tuple[tuple[str | None, ...], list[Run]]) -> list[tuple[int, float, str]]:
         return [
             (1, float(methods.index(text or "?")), "") if key == METHOD and text in methods else natural(text)
             for key, text in zip(keys, item[0], strict=True)
@@ -123,10 +123,10 @@ def natural(text: str | None) -> tuple[int, float, str]:
         return (2, 0.0, text)
 
 
-def _parted(groups: Iterable[list[Record]], key: str) -> list[list[Record]]:
-    parts: list[list[Record]] = []
+def _parted(groups: Iterable[list[Run]], key: str) -> list[list[Run]]:
+    parts: list[list[Run]] = []
     for group in groups:
-        by_value: dict[str | None, list[Record]] = {}
+        by_value: dict[str | None, list[Run]] = {}
         for one in group:
             by_value.setdefault(one.params.get(key), []).append(one)
         parts += by_value.values()

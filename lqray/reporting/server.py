@@ -23,7 +23,7 @@ from lqray.store.outage import patiently
 
 _START_SECONDS = 120.0
 _HERE = ("127.0.0.1", "localhost", "::1")
-# Everybody who may log in may write: the leases by which sweeps share trials are one experiment's for all users.
+# Everybody who may log in may write: the claims by which sweeps share trials are one experiment's for all users.
 _USERS = """[mlflow]
 default_permission = EDIT
 database_uri = sqlite:///{folder}/lqray-users.db

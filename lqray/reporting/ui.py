@@ -9,10 +9,10 @@ import webbrowser
 import click
 
 from lqray.experiment.secrets import masked
-from lqray.reporting.records import experiment_id
 from lqray.reporting.server import free_port, serve
 from lqray.store.client import exists
 from lqray.store.errors import NoStoreError
+from lqray.store.experiments import experiment_id
 
 
 def charts_path(identifier: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from lqray.experiment.foreign import in_line
+from lqray.experiment.layout import CLAIMS
 from lqray.experiment.store import store_folder
 from lqray.store import tables
-from lqray.store.client import reading_client
 from lqray.store.errors import NoStoreError, StoreError
 
 ARTIFACTS = "lqray-artifacts"
@@ -30,20 +33,76 @@ class StoredExperiment:
     trashed: bool = False
 
 
+@dataclass(frozen=True)
+class ActiveExperiment:
+    """id: MLflow's. tags: all of it."""
+
+    id: str
+    tags: Mapping[str, str]
+
+
+class UnknownExperimentError(LookupError):
+    """No experiment of this name in the store."""
+
+
+def active_experiments(uri: str) -> dict[str, ActiveExperiment]:
+    """By name, those that were not deleted. Raises NoStoreError, StoreError, StoreAwayError."""
+    return tables.read(
+        uri,
+        lambda connection: {
+            name: ActiveExperiment(number, tags) for name, (number, tags) in tables.experiments_of(connection).items()
+        },
+        lambda client: {one.name: ActiveExperiment(one.experiment_id, one.tags) for one in client.search_experiments()},
+    )
+
+
+def sweeps_of(uri: str) -> list[str]:
+    """Names of the experiments that may hold runs of lqray."""
+    return [name for name in active_experiments(uri) if name not in ("Default", CLAIMS)]
+
+
+def experiment_id(uri: str, experiment: str) -> str:
+    """MLflow's id of an experiment. Raises UnknownExperimentError, with the names that there are."""
+    return _known(uri, experiment).id
+
+
+def experiment_tags(uri: str, experiment: str) -> Mapping[str, str]:
+    """Tags of an experiment. Raises UnknownExperimentError."""
+    return _known(uri, experiment).tags
+
+
+def unknown_experiment(uri: str, experiment: str, known: Collection[str]) -> UnknownExperimentError:
+    """To be raised."""
+    names = ", ".join(map(in_line, sorted(set(known) - {CLAIMS}))) or "none"
+    return UnknownExperimentError(f"no experiment {experiment!r} in {uri}; there are: {names}")
+
+
+def _known(uri: str, experiment: str) -> ActiveExperiment:
+    found = active_experiments(uri)
+    if experiment not in found:
+        raise unknown_experiment(uri, experiment, found)
+    return found[experiment]
+
+
 def stored_experiment(uri: str, name: str) -> StoredExperiment | None:
     """The experiment of this name, also one that was deleted; None where there is none, or no store. Raises StoreError,
     StoreAwayError."""
+
+    def of_client(client: Any) -> StoredExperiment | None:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        trashed = found.lifecycle_stage == "deleted"
+        return StoredExperiment(found.experiment_id, name, found.artifact_location, trashed)
+
+    def of_tables(connection: Any) -> StoredExperiment | None:
+        rows = tables.experiments_named(connection, name)
+        return StoredExperiment(*rows[0]) if rows else None
+
     try:
-        with tables.connected(uri) as connection:
-            if connection is not None:
-                rows = tables.experiments_named(connection, name)
-                return StoredExperiment(*rows[0]) if rows else None
-        found = reading_client(uri).get_experiment_by_name(name)
+        return tables.read(uri, of_tables, of_client)
     except NoStoreError:
         return None
-    if found is None:
-        return None
-    return StoredExperiment(found.experiment_id, name, found.artifact_location, found.lifecycle_stage == "deleted")
 
 
 def check_usable(uri: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""When MLflow's tables are read straight from a database, and which rows of them.
+"""Every SQL statement that lqray has: MLflow's tables, read straight from a database, and which rows of them.
 
 MLflow's own search makes an object of every param, metric and tag of every run, and reads a history run by run; a query
 takes what is asked for, of all runs at once. Only tables of a revision that these queries were tested with are read so:
@@ -8,13 +8,13 @@ takes what is asked for, of all runs at once. Only tables of a revision that the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from lqray.experiment.store import sqlite_path
 from lqray.store import outage, sqlite_file
-from lqray.store.client import database_engine
+from lqray.store.client import database_engine, reading_client
 from lqray.store.errors import NoStoreError, StoreBusyError, StoreError
 
 REVISIONS = frozenset({"dc11669786a5"})
@@ -29,6 +29,8 @@ ACTIVE = (
 """The runs of an experiment; another of its name may be in another workspace."""
 
 _LOCK_SECONDS = 10.0
+_CHUNK = 50_000
+T = TypeVar("T")
 _MODELS = (("logged_models", "artifact_location"),)
 
 
@@ -37,6 +39,29 @@ def workspace() -> str:
     MLFLOW_WORKSPACE for a database only where workspaces are enabled."""
     enabled = os.environ.get("MLFLOW_ENABLE_WORKSPACES", "").lower() in ("true", "1")
     return (os.environ.get("MLFLOW_WORKSPACE", "").strip() or "default") if enabled else "default"
+
+
+def read(uri: str, from_tables: Callable[[Any], T], from_client: Callable[[Any], T]) -> T:
+    """What is to be known of a store: from its tables, where they are as expected; through MLflow's client from every
+    other store, and where its tables cannot be read for another reason than that it is away. Both give the same.
+
+    Raises NoStoreError, StoreError, StoreAwayError.
+    """
+    failed = None
+    try:
+        with connected(uri) as connection:
+            if connection is not None:
+                return from_tables(connection)
+    except (NoStoreError, StoreBusyError):
+        raise
+    except StoreError as error:
+        failed = error
+    try:
+        return from_client(reading_client(uri))
+    except Exception as error:
+        if failed is None:
+            raise
+        raise failed from error
 
 
 @contextmanager
@@ -82,6 +107,81 @@ def _revision(connection: Any) -> str | None:
         return None
     rows = connection.execute(text("SELECT version_num FROM alembic_version")).all()
     return str(rows[0][0]) if len(rows) == 1 else None
+
+
+def experiments_of(connection: Any) -> dict[str, tuple[str, dict[str, str]]]:
+    """By name, the id and the tags of active experiments."""
+    query = f"SELECT e.experiment_id, e.name FROM experiments e WHERE {EXPERIMENTS}"
+    found: dict[str, tuple[str, dict[str, str]]] = {
+        name: (str(number), {}) for number, name in _rows(connection, query)
+    }
+    query = (
+        "SELECT e.name, t.key, t.value FROM experiment_tags t JOIN experiments e ON e.experiment_id = t.experiment_id "
+        f"WHERE {EXPERIMENTS}"
+    )
+    for name, key, value in _rows(connection, query):
+        if name in found:  # not of one that was made in between
+            found[name][1][key] = value
+    return found
+
+
+def runs_of(connection: Any, experiment: str) -> list[tuple[str, str, str, int, int | None]]:
+    """(run id, name, status, start, end) of active runs, oldest first; times in milliseconds since the epoch."""
+    columns = "r.run_uuid, r.name, r.status, r.start_time, r.end_time"
+    return list(_rows(connection, f"SELECT {columns} {ACTIVE} ORDER BY r.start_time, r.run_uuid", name=experiment))
+
+
+def params_of(connection: Any, experiment: str) -> Iterator[tuple[str, str, str]]:
+    """(run id, key, value) of all params of active runs."""
+    return _rows(connection, f"SELECT run_uuid, key, value FROM params WHERE {_of(experiment)}", name=experiment)
+
+
+def tags_of(connection: Any, experiment: str, keys: Collection[str] | None = None) -> Iterator[tuple[str, str, str]]:
+    """(run id, key, value) of tags of active runs: of these keys, or all of lqray's."""
+    condition = "key LIKE 'lqray.%'" if keys is None else "key IN :keys"
+    query = f"SELECT run_uuid, key, value FROM tags WHERE {_of(experiment)} AND {condition}"
+    return _rows(connection, query, name=experiment, keys=keys)
+
+
+def latest_metrics_of(
+    connection: Any, experiment: str, keys: Collection[str] | None = None
+) -> Iterator[tuple[str, str, float, bool]]:
+    """(run id, key, value, whether it is NaN): the last value of metrics of active runs, of these keys or all."""
+    if keys is not None and not keys:
+        return iter(())
+    condition = "" if keys is None else " AND key IN :keys"
+    query = f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {_of(experiment)}{condition}"
+    return _rows(connection, query, name=experiment, keys=keys)
+
+
+def history_of(connection: Any, experiment: str, key: str) -> Iterator[tuple[str, int, float, bool, int]]:
+    """(run id, step, value, whether it is NaN, milliseconds since the epoch) of a metric of active runs, unordered.
+
+    All columns are in the primary key, which begins with the metric's: sqlite reads that index alone, if it is kept
+    (by the +) from looking up every row of every run.
+    """
+    run = "+run_uuid" if connection.dialect.name == "sqlite" else "run_uuid"
+    query = f"SELECT run_uuid, step, value, is_nan, timestamp FROM metrics WHERE key = :key AND {_of(experiment, run)}"
+    return _rows(connection, query, name=experiment, key=key)
+
+
+def _of(experiment: str, column: str = "run_uuid") -> str:
+    return f"{column} IN (SELECT r.run_uuid {ACTIVE})"
+
+
+def _rows(connection: Any, query: str, keys: Collection[str] | None = None, **values: str) -> Iterator[Any]:
+    from sqlalchemy import bindparam, text
+
+    parameters: dict[str, Any] = {"workspace": workspace(), **values}
+    statement = text(query)
+    if keys is not None:
+        statement, parameters["keys"] = statement.bindparams(bindparam("keys", expanding=True)), sorted(keys)
+    result = connection.execution_options(stream_results=True).execute(statement, parameters)
+    while True:
+        rows = result.fetchmany(_CHUNK)
+        yield from rows
+        if len(rows) < _CHUNK:
+            return
 
 
 def experiments_named(connection: Any, name: str | None = None) -> list[tuple[str, str, str, bool]]:

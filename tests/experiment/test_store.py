@@ -7,7 +7,7 @@ import pytest
 from lqray.experiment.dataset_options import FileOptions
 from lqray.experiment.schema import Storage, Tracking
 from lqray.experiment.store import StorageError, absolute_store, sqlite_path, storage_address
-from lqray.orchestration.lasting import UnfitForJobsError, check_lasting
+from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting
 from lqray.training.files import MissingDataError, folder
 
 

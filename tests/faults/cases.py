@@ -47,14 +47,16 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Fatal Python error
 
 @dataclass(frozen=True)
 class Result:
-    """What a sweep left: of each trial its status, its points by metric (times and the machine's figures apart), its
-    last checkpoint, and the names of its artifacts, in whatever folder (what is drawn in spare time apart)."""
+    """What a sweep left: of each trial its status, its parameters, its points by metric (times and the machine's
+    figures apart), its last checkpoint, and the names of its artifacts, in whatever folder (what is drawn in spare time
+    apart)."""
 
     statuses: dict[str, list[str]]
     points: dict[str, dict[str, list[tuple[int, float | str]]]]
     checkpoints: dict[str, Any]
     artifacts: dict[str, list[str]]
     folders: dict[str, str]
+    params: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -221,6 +223,7 @@ def read_result(uri: str, experiment: str = "tiny") -> Result:
         "WHERE t.key = 'lqray.trial_name' AND r.lifecycle_stage = 'active' AND e.name = :name ORDER BY t.value"
     )
     metrics = text("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = :run ORDER BY key, step")
+    params = text("SELECT key, value FROM params WHERE run_uuid = :run")
     folder = text("SELECT value FROM tags WHERE run_uuid = :run AND key = 'lqray.folder'")
     found = Result({}, {}, {}, {}, {})
     engine = create_engine(uri)
@@ -228,6 +231,7 @@ def read_result(uri: str, experiment: str = "tiny") -> Result:
         with engine.connect() as store:
             for run, name, status, artifacts in store.execute(runs, {"name": experiment}).fetchall():
                 found.statuses.setdefault(name, []).append(status)
+                found.params[name] = dict(store.execute(params, {"run": run}).fetchall())
                 mine = found.points.setdefault(name, {})
                 for key, step, value, is_nan in store.execute(metrics, {"run": run}):
                     if not key.startswith("system/"):
@@ -265,6 +269,11 @@ def differences(expected: Result, found: Result) -> list[str]:
         for key in sorted(set(metrics) | set(mine)):
             if metrics.get(key, []) != mine.get(key, []):
                 said.append(f"{name}: {key} is {_short(mine.get(key, []))}, not {_short(metrics.get(key, []))}")
+    said += [
+        f"{name}: its parameters are {found.params.get(name)}, not {params}"
+        for name, params in expected.params.items()
+        if found.params.get(name) != params
+    ]
     for name, checkpoint in expected.checkpoints.items():
         mine = found.checkpoints.get(name)
         if mine is None or not _equal(_bits(checkpoint), _bits(mine)):

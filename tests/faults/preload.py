@@ -24,11 +24,11 @@ import torch.distributed
 import torch.nn.parallel
 
 import lqray.cli
+import lqray.cli.progress
 import lqray.communication
 import lqray.ops
-import lqray.orchestration.lasting
-import lqray.orchestration.progress
-import lqray.orchestration.run
+import lqray.orchestration.launch
+import lqray.orchestration.remote.job_checks
 import lqray.quantization
 import lqray.reporting.comparison
 import lqray.reporting.figures.density
@@ -60,14 +60,17 @@ __all__ = ["hurry", "lqray", "mlflow", "rich", "sklearn", "torch"]
 
 def hurry() -> None:
     """A store that stays away is given up after two seconds, a failed trial tried again after a tenth."""
-    from lqray.orchestration import artifacts, ledger, metric_writer, queue, scribe
+    from lqray.orchestration.queue import queue
+    from lqray.orchestration.recording import artifacts, metric_writer
+    from lqray.orchestration.recording import metrics as delivery
+    from lqray.orchestration.recording import recorder as recorder
     from lqray.store import outage
 
     patient = outage._repeated
     outage._repeated = lambda call, patience: patient(call, min(patience, _PATIENCE))
-    artifacts.PATIENCE = ledger.PATIENCE = ledger._SECONDS_TO_SETTLE = scribe._REFUSAL_SECONDS = _PATIENCE
+    artifacts.PATIENCE = recorder.PATIENCE = recorder._SECONDS_TO_SETTLE = delivery._REFUSAL_SECONDS = _PATIENCE
     artifacts.ArtifactWriter.__init__.__defaults__ = (_PATIENCE,)
     metric_writer._DELIVER_SECONDS = 0.2
-    scribe._FIRST_PAUSE = 0.05
+    delivery._FIRST_PAUSE = 0.05
     limits = queue.Limits.__init__
     limits.__defaults__ = (limits.__defaults__[0], 0.1, *limits.__defaults__[2:3], _PATIENCE)

@@ -23,7 +23,7 @@ from tests.faults.acts import Acts, Fault, install
 SECONDS = 90.0
 """After so long a sweep is said not to end: it takes about one."""
 
-_PRELOADED = ("mlflow", "lqray.orchestration.run", "lqray.cli", "tests.faults.acts", "tests.faults.preload")
+_PRELOADED = ("mlflow", "lqray.orchestration.launch", "lqray.cli", "tests.faults.acts", "tests.faults.preload")
 
 
 def serve() -> None:
@@ -84,8 +84,8 @@ def _sweep(folder: Path, fault: Fault, arguments: list[str]) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # What a process does at its end, beside what the interpreter does with a thousand modules.
-    multiprocessing.util._exit_function()
+    # What a process does at its end, beside what the interpreter does with a thousand modules; multiprocessing's own is
+    # the last of it.
     import atexit
 
     atexit._run_exitfuncs()

@@ -9,7 +9,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from lqray.experiment.grid import Experiment, read_experiment
-from lqray.orchestration.run import Plan, Ran, RunOptions, make_plan, run_plan
+from lqray.orchestration.launch import Ran, run_plan
+from lqray.orchestration.plan.plan import Plan, RunOptions, make_plan
 
 TEXT = """
 name: NAME
@@ -73,4 +74,4 @@ def launch(path: Path, observer: Quiet | None = None, **options) -> tuple[Plan, 
     experiment: Experiment = read_experiment(path)
     chosen = RunOptions("inline", **options)
     plan = make_plan(experiment, chosen)
-    return plan, run_plan(experiment, experiment.document.text, plan, chosen, observer or Quiet())
+    return plan, run_plan(plan, chosen, observer or Quiet())

@@ -1,17 +1,14 @@
 """Artifacts are secondary: what cannot be written is tried again, then said, and costs nothing else."""
 
 import threading
-from contextlib import nullcontext
+import time
 from types import SimpleNamespace
 
-import pytest
-
-from lqray.orchestration import tracking
-from lqray.orchestration.artifacts import ArtifactWriter
 from lqray.orchestration.failures import Failure
-from lqray.orchestration.launch_files import LaunchFiles
-from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.store_access import StoreAwayError
+from lqray.orchestration.launchers.contract import TrialResult
+from lqray.orchestration.recording import runs
+from lqray.orchestration.recording.artifacts import ArtifactWriter
+from lqray.orchestration.recording.launch_files import LaunchFiles
 
 
 class Client:
@@ -81,21 +78,20 @@ def test_and_so_does_one_whose_artifacts_are_elsewhere():
     assert client.texts == {("r", "trial.yaml"): "seed: 1"}
 
 
-@pytest.mark.parametrize("answered", [True, False])
-def test_a_store_that_goes_away_with_a_trials_end_costs_no_artifact_without_a_word(monkeypatch, answered):
-    def away(*_):
-        raise ConnectionError("the store is gone")
-
-    def terminated(*_):
-        client.get_run = away
-        if not answered:
-            away()
-
-    client = SimpleNamespace(get_run=lambda _: run(1), log_batch=lambda *_, **__: None, set_terminated=terminated)
-    monkeypatch.setattr(tracking, "client_of", lambda _: client)
-    given = []
-    files = SimpleNamespace(end=lambda _, run, result: given.append(run.info.run_id))
-    ends = nullcontext() if answered else pytest.raises(StoreAwayError)
-    with ends:
-        tracking.end_run("sqlite://", "r1", failed(), files=files, patience=0.0)
-    assert given == ["r1"]
+def test_a_run_is_ended_when_its_artifacts_are_written_or_have_failed(monkeypatch):
+    """Whoever is killed after that costs it none; an artifact that cannot be written holds no run up."""
+    order, place = [], run(1)
+    client = SimpleNamespace(
+        get_run=lambda _: place,
+        log_batch=lambda *_, **__: None,
+        log_text=lambda *_: (time.sleep(0.1), order.append("text")),
+        set_terminated=lambda *_: order.append("end"),
+    )
+    monkeypatch.setattr(runs, "client_of", lambda _: client)
+    files = ArtifactWriter("sqlite://")
+    runs.end_run("sqlite://", "r1", failed(), files=files)
+    assert order == ["text", "end"]
+    client.log_text = Client(10**6, OSError(28, "No space left on device")).log_text
+    runs.end_run("sqlite://", "r1", failed(), files=files)
+    assert order == ["text", "end", "end"]
+    files.close(0.0)

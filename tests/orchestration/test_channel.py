@@ -1,4 +1,5 @@
-"""Mailboxes and the launcher's side of them, in one process: news arrive in order, each once, whatever dies between."""
+"""Mailboxes and the launcher's side of them, in one process: update arrive in order, each once, whatever dies
+between."""
 
 import asyncio
 import pickle
@@ -7,16 +8,16 @@ import sys
 
 import pytest
 
-from lqray.orchestration.worker import Heard, News, Outcome
+from lqray.orchestration.worker.task import Ack, Outcome, Update
 
 pytest.importorskip("ray")
-from lqray.orchestration import channel
-from lqray.orchestration.channel import ENDED, Ended, Ends, Updates
-from lqray.orchestration.mailbox import Mailbox
+from lqray.orchestration.launchers.ray import channel
+from lqray.orchestration.launchers.ray.channel import ENDED, Ended, Ends, UpdateReceiver
+from lqray.orchestration.launchers.ray.mailbox import Mailbox
 
 
-def news(trial: str = "a", start: int = 1) -> News:
-    return News(trial, start, [])
+def update(trial: str = "a", start: int = 1) -> Update:
+    return Update(trial, start, [])
 
 
 class Reference:
@@ -54,39 +55,39 @@ def mailboxes(monkeypatch):
     return found
 
 
-def post(box: Remote, number: int, what: News) -> Heard:
-    return Heard(*asyncio.run(box.mailbox.post((what.trial_id, what.start), number, pickle.dumps(what))))
+def post(box: Remote, number: int, what: Update) -> Ack:
+    return Ack(*asyncio.run(box.mailbox.post((what.trial_id, what.start), number, pickle.dumps(what))))
 
 
 def test_news_arrive_in_order_and_once_and_are_answered(mailboxes):
     box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
     heard = []
-    updates = Updates(heard.append, lambda: {"a": Heard(7, False)})
-    first, second, third = (News("a", 1, [], host=host) for host in ("first", "second", "third"))
-    assert post(box, 2, second) == Heard()
+    updates = UpdateReceiver(heard.append, lambda: {"a": Ack(7, False)})
+    first, second, third = (Update("a", 1, [], host=host) for host in ("first", "second", "third"))
+    assert post(box, 2, second) == Ack()
     updates.fetch()
     assert heard == []  # the first is on its way
     post(box, 1, first)
     updates.fetch()
     updates.fetch()
     assert heard == [first, second]
-    assert post(box, 3, third) == Heard(7, False)
+    assert post(box, 3, third) == Ack(7, False)
     assert len(asyncio.run(box.mailbox.rest(("a", 1)))) == 1  # what was taken is forgotten there
     asyncio.run(box.mailbox.halt(("a", 1)))
-    assert post(box, 4, news()).stop
-    assert not post(box, 1, news(start=2)).stop
+    assert post(box, 4, update()).stop
+    assert not post(box, 1, update(start=2)).stop
 
 
 def test_what_was_not_fetched_comes_with_the_end(mailboxes):
     box = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
     heard = []
-    updates = Updates(heard.append, dict)
-    post(box, 1, news())
+    updates = UpdateReceiver(heard.append, dict)
+    post(box, 1, update())
     updates.fetch()
-    post(box, 2, news())
-    post(box, 3, news())
+    post(box, 2, update())
+    post(box, 3, update())
     rest = [(number, pickle.loads(one)) for number, one in asyncio.run(box.mailbox.rest(("a", 1)))]
-    result = {ENDED: Ended({0: Outcome({"loss": 1.0})}, [(1, news()), *rest]), "done": True}
+    result = {ENDED: Ended({0: Outcome({"loss": 1.0})}, [(1, update()), *rest]), "done": True}
 
     class Tunes:
         trial_id = "x"
@@ -108,8 +109,8 @@ def test_news_that_could_not_be_taken_are_not_lost(mailboxes):
             raise OSError("no space")
         heard.append(one)
 
-    updates = Updates(hear, dict)
-    post(box, 1, news())
+    updates = UpdateReceiver(hear, dict)
+    post(box, 1, update())
     updates.fetch_now()
     assert heard == []
     updates.fetch_now()
@@ -122,14 +123,14 @@ def test_a_mailbox_that_died_or_is_silent_holds_nothing_up(mailboxes):
     mailboxes["somebody-else"] = Remote(Mailbox())
     dead.dead = True
     heard = []
-    updates = Updates(heard.append, dict)
-    post(lives, 1, news("b"))
+    updates = UpdateReceiver(heard.append, dict)
+    post(lives, 1, update("b"))
     updates.fetch()
     assert len(heard) == 1
     lives.silent = True
     updates.fetch()
     lives.silent = False
-    post(lives, 2, news("b"))
+    post(lives, 2, update("b"))
     updates.fetch()
     updates.fetch()
     assert len(heard) == 2
@@ -147,8 +148,8 @@ def test_the_thread_survives_every_error(mailboxes, monkeypatch):
 
     monkeypatch.setattr(channel.ray.util, "list_named_actors", names)
     heard = []
-    updates = Updates(heard.append, dict)
-    post(box, 1, news())
+    updates = UpdateReceiver(heard.append, dict)
+    post(box, 1, update())
     with updates:
         for _ in range(1000):
             if heard:
@@ -159,13 +160,14 @@ def test_the_thread_survives_every_error(mailboxes, monkeypatch):
 
 def test_what_the_mailbox_and_the_controller_import_is_light():
     """They start with every trial of an isolated sweep, and would take as long as a worker."""
-    script = "import sys, lqray.orchestration.mailbox, lqray.orchestration.serving; print('torch' in sys.modules)"
+    rooms = "lqray.orchestration.launchers.ray"
+    script = f"import sys, {rooms}.mailbox, {rooms}.serving; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
 
 def test_what_asks_an_ended_ray_starts_no_other_one():
-    script = "from lqray.orchestration import channel; channel.ray.wait([channel.ray.put(1)])"
+    script = "from lqray.orchestration.launchers.ray import channel; channel.ray.wait([channel.ray.put(1)])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "ray.init" in done.stderr.splitlines()[-1]

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from lqray.orchestration import cluster
-from lqray.orchestration.cluster import ClusterError, cluster_address, ray_cluster
-from lqray.orchestration.presence import Presence
+from lqray.orchestration.launchers.presence import Presence
+from lqray.orchestration.launchers.ray import cluster
+from lqray.orchestration.launchers.ray.cluster import ClusterError, cluster_address, ray_cluster
 from lqray.orchestration.signals import Interrupted, heeded
 
 

@@ -13,9 +13,10 @@ import lqray
 from lqray.experiment.options import Resources, Storage
 from lqray.orchestration.code_version import _WORKER_PARTS, code_version, training_code
 from lqray.orchestration.failures import CodeChangedError, failure_of
-from lqray.orchestration.outcomes import result_of
-from lqray.orchestration.worker import Outcome, WorkerTask, run_task
-from tests.orchestration.test_queue import Books, Threads, queue_of, trials
+from lqray.orchestration.launchers.outcomes import result_of
+from lqray.orchestration.worker.run import run_task
+from lqray.orchestration.worker.task import Outcome, WorkerTask
+from tests.orchestration.test_queue import Recording, Threads, queue_of, trials
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def package(tmp_path, monkeypatch):
         ("communication/hook.py", True),
         ("ops/reference.py", True),
         ("experiment/schema.py", True),
-        ("orchestration/worker.py", True),
+        ("orchestration/worker/run.py", True),
         ("reporting/report.py", False),
         ("cli/sweeps.py", False),
-        ("orchestration/queue.py", False),
+        ("orchestration/queue/queue.py", False),
         ("submit.py", False),
     ],
 )
@@ -61,10 +62,11 @@ def test_what_an_editor_leaves_is_no_code(package):
 
 
 def test_all_that_a_worker_imports_of_orchestration_is_known():
-    code = "import sys, lqray.orchestration.worker; print(*(n for n in sys.modules if n.startswith('lqray.orch')))"
+    code = "import sys, lqray.orchestration.worker.run; print(*(n for n in sys.modules if n.startswith('lqray.orch')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     found = {name.removeprefix("lqray.orchestration").removeprefix(".") for name in done.stdout.split()} - {""}
-    assert found - {"signals"} <= set(_WORKER_PARTS)
+    others = {name.replace(".", "/") for name in found if name.split(".")[0] != "worker"}
+    assert others <= set(_WORKER_PARTS)
 
 
 def test_a_worker_with_other_code_says_so(tmp_path):
@@ -76,8 +78,8 @@ def test_a_worker_with_other_code_says_so(tmp_path):
 
 def test_it_ends_the_launch_and_fails_no_trial():
     failure = failure_of(CodeChangedError("lqray's code is 1 and was 2"), 0)
-    books, results = Books(), []
-    queue = queue_of(trials(5), books, results)
+    recorder, results = Recording(), []
+    queue = queue_of(trials(5), recorder, results)
 
     def outcome(work):
         return result_of(work, {0: Outcome(failure=failure)}, None)
@@ -86,8 +88,8 @@ def test_it_ends_the_launch_and_fails_no_trial():
     deadline = time.monotonic() + 60
     while not results and time.monotonic() < deadline:  # ends are recorded on a thread of their own
         time.sleep(0.01)
-    assert books.begun == ["0"]
-    assert books.ended == [("0", "KILLED")]
+    assert recorder.begun == ["0"]
+    assert recorder.ended == [("0", "KILLED")]
     assert queue.halted == "lqray's code is 1 and was 2"
     assert queue.over
     assert not results[0].early

@@ -1,4 +1,4 @@
-"""What one process wishes of another's launch."""
+"""What one process requests of another's launch."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ from mlflow import MlflowClient
 
 from lqray.experiment.grid import read_experiment
 from lqray.experiment.plan import PublishedPlan, plan_tags
-from lqray.orchestration.control import Wishes, ask_to_stop, file_of, publish_plan
-from lqray.orchestration.run import _still_wanted
-from lqray.orchestration.tracking import Launch
+from lqray.orchestration.launch import _wanted
+from lqray.orchestration.queue.control import ControlRequests, ask_to_stop, file_of, publish_plan
+from lqray.store.launches import Launch
 from tests.orchestration.small import write
 
 
@@ -21,49 +21,49 @@ def launch(tmp_path):
     return Launch(uri, "small", identifier, "one", str(path), path.read_text())
 
 
-def asked(wishes) -> list[str]:
-    return [why for _, why in wishes.stops()]
+def asked(requests) -> list[str]:
+    return [why for _, why in requests.stops()]
 
 
 def test_requests_to_stop_do_not_take_each_others_place(launch):
     ask_to_stop(launch.uri, launch.experiment_id, "before")
-    wishes = Wishes(launch)
+    requests = ControlRequests(launch)
     ask_to_stop(launch.uri, launch.experiment_id, "alq*")
     ask_to_stop(launch.uri, launch.experiment_id, "full*")
     trials = list(read_experiment(launch.file).trials())
-    chosen = [chosen for chosen, why in wishes.stops() if why == "lqray stop"]
+    chosen = [chosen for chosen, why in requests.stops() if why == "lqray stop"]
     assert len(chosen) == 2
     assert all(any(one(named) for one in chosen) for named in trials)
-    assert asked(wishes) == []
+    assert asked(requests) == []
     MlflowClient(launch.uri).set_experiment_tag(launch.experiment_id, "lqray.stop.x", "nonsense")
-    assert asked(wishes) == []
+    assert asked(requests) == []
 
 
 def test_a_deleted_experiment_is_the_wish_to_stop_everything(launch):
-    wishes = Wishes(launch)
+    requests = ControlRequests(launch)
     MlflowClient(launch.uri).delete_experiment(launch.experiment_id)
-    assert asked(wishes) == ["its experiment was deleted"]
-    assert asked(wishes) == []
+    assert asked(requests) == ["its experiment was deleted"]
+    assert asked(requests) == []
 
 
 def test_an_edited_file_drops_trials_and_another_file_of_its_name_does_not(launch, caplog):
-    wishes = Wishes(launch)
+    requests = ControlRequests(launch)
     publish_plan(launch)
-    assert asked(wishes) == []
-    assert wishes.newer_plan() is None  # its own
+    assert asked(requests) == []
+    assert requests.newer_plan() is None  # its own
     text = launch.source.replace("[full_precision, alq]", "[alq]")
     newer = dataclasses.replace(launch, launch_id="two", source=text)
     publish_plan(newer)
-    assert asked(wishes) == []
-    found = wishes.newer_plan()
-    wanted, why = _still_wanted(found, launch)
+    assert asked(requests) == []
+    found = requests.newer_plan()
+    wanted, why = _wanted(found, launch)
     names = [named.name for named in read_experiment(launch.file).trials() if wanted(named)]
     assert names == ["alq"]
     assert why == f"{launch.file} was launched again without it"
 
     publish_plan(dataclasses.replace(newer, launch_id="three", file="/somewhere/else.yaml"))
-    assert asked(wishes) == []
-    assert _still_wanted(wishes.newer_plan(), launch) is None
+    assert asked(requests) == []
+    assert _wanted(requests.newer_plan(), launch) is None
     assert "another launch runs another file of the name small" in caplog.text
 
 
@@ -72,15 +72,15 @@ def test_a_file_of_more_trials_than_there_are_atoms_holds_nobody_up(launch, capl
     seeds, layers = list(range(2000)), [[width] for width in range(1, 2000)]
     text = launch.source.replace("[full_precision, alq]", f"[alq], seed: {seeds}, model.layers: {layers}")
     plan = PublishedPlan("two", text, file_of(launch))
-    assert _still_wanted(plan, launch) is None
+    assert _wanted(plan, launch) is None
     assert "too many to look for" in caplog.text
 
 
 def test_a_damaged_plan_does_not_disturb_a_launch(launch, caplog):
-    wishes = Wishes(launch)
+    requests = ControlRequests(launch)
     client = MlflowClient(launch.uri)
     for key, value in plan_tags("two", launch.source, file_of(launch)).items():
         client.set_experiment_tag(launch.experiment_id, key, value[:-9])
-    assert asked(wishes) == []
-    assert wishes.newer_plan() is None
+    assert asked(requests) == []
+    assert requests.newer_plan() is None
     assert "are damaged" in caplog.text

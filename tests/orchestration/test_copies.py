@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from lqray.experiment.schema import Resources
-from lqray.orchestration.copies import IMPORTED, copying, take_over
-from lqray.orchestration.inline import _end_with_launcher, _Piped, _run_processes
-from lqray.orchestration.worker import Heard, News
+from lqray.orchestration.launchers.copies import IMPORTED, copying, take_over
+from lqray.orchestration.launchers.inline import _end_with_launcher, _Piped, _run_processes
+from lqray.orchestration.worker.task import Ack, Update
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="copies are made on Linux alone")
 
@@ -87,7 +87,7 @@ class NoMoreProcesses(SpawnContext):
 
 
 def test_processes_that_cannot_be_started_are_a_failure_that_is_tried_again():
-    outcomes = _run_processes(NoMoreProcesses(), None, 2, Resources(), lambda news: Heard())
+    outcomes = _run_processes(NoMoreProcesses(), None, 2, Resources(), lambda update: Ack())
     assert sorted(outcomes) == [0, 1]
     for outcome in outcomes.values():
         assert outcome.failure.kind == "infrastructure"
@@ -95,7 +95,7 @@ def test_processes_that_cannot_be_started_are_a_failure_that_is_tried_again():
 
 
 def _speak(pipe):
-    _Piped(pipe, None).send(News("trial", 0, []))
+    _Piped(pipe, None).send(Update("trial", 0, []))
 
 
 def _wait(pipe):

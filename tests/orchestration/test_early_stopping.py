@@ -7,8 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from lqray.experiment.options import EarlyStopping
-from lqray.orchestration.early_stopping import RememberingHalving
-from lqray.orchestration.evaluations import Evaluation, stored_evaluations
+from lqray.orchestration.launchers.ray.early_stopping import RememberingHalving
+from lqray.store.evaluations import Evaluation, stored_evaluations
 from tests.orchestration.small import empty_store
 
 STOPPING = EarlyStopping(metric="test/accuracy", grace_period=40, reduction_factor=2)

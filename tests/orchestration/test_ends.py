@@ -10,10 +10,11 @@ import pytest
 from mlflow import MlflowClient
 
 from lqray.experiment.grid import read_experiment
-from lqray.orchestration import ledger as ledger_module
-from lqray.orchestration.artifacts import ArtifactWriter
-from lqray.orchestration.run import RunOptions, make_plan, run_plan
-from lqray.orchestration.scribe import Scribe
+from lqray.orchestration.launch import run_plan
+from lqray.orchestration.plan.plan import RunOptions, make_plan
+from lqray.orchestration.recording import recorder as recorder_module
+from lqray.orchestration.recording.artifacts import ArtifactWriter
+from lqray.orchestration.recording.metrics import MetricDelivery
 
 TEXT = """
 name: ends
@@ -67,7 +68,7 @@ def sweep(tmp_path, new_store):
 
     def whole(act=lambda: None):
         experiment, options = read_experiment(path), RunOptions("inline")
-        return run_plan(experiment, path.read_text(), make_plan(experiment, options), options, Observer(act))
+        return run_plan(make_plan(experiment, options), options, Observer(act))
 
     run.whole = whole
     return MlflowClient(uri), run
@@ -98,7 +99,7 @@ def test_artifacts_that_cannot_be_written_end_nothing(sweep, tmp_path, monkeypat
     """Before, a sweep ended at the first of them, with its trial RUNNING."""
     client, run = sweep
     (tmp_path / "lqray-artifacts").write_text("in the way")
-    monkeypatch.setattr(ledger_module, "ArtifactWriter", lambda uri: ArtifactWriter(uri, patience=0.0))
+    monkeypatch.setattr(recorder_module, "ArtifactWriter", lambda uri, machine: ArtifactWriter(uri, machine, 0.0))
     assert {result.status for result in run().values()} == {"FINISHED"}
     assert {one.info.status for one in runs(client).values()} == {"FINISHED"}
     assert f"cannot be written to file://{tmp_path}/lqray-artifacts/ends/" in caplog.text
@@ -108,15 +109,15 @@ def test_artifacts_that_cannot_be_written_end_nothing(sweep, tmp_path, monkeypat
 def test_a_trial_whose_metrics_are_not_delivered_is_not_finished(sweep, monkeypatch):
     """It is tried again, from its checkpoint, and every point is there once. Before, it was FINISHED without."""
     client, run = sweep
-    settle, lost = Scribe.settle, []
+    settle, lost = MetricDelivery.settle, []
 
     def once(self, run_id, patience):
         done = settle(self, run_id, patience)
         lost.append(run_id)
         return done and len(lost) > 1
 
-    monkeypatch.setattr(Scribe, "settle", once)
-    monkeypatch.setattr("lqray.orchestration.queue._FIRST_DELAY", 0.01)
+    monkeypatch.setattr(MetricDelivery, "settle", once)
+    monkeypatch.setattr("lqray.orchestration.queue.queue._FIRST_DELAY", 0.01)
     assert {result.status for result in run().values()} == {"FINISHED"}
     assert len(lost) == 3
     for one in runs(client).values():
@@ -127,14 +128,14 @@ def test_a_trial_whose_metrics_are_not_delivered_is_not_finished(sweep, monkeypa
 
 def test_a_metric_that_is_refused_fails_its_trial_by_name(sweep, monkeypatch):
     client, run = sweep
-    heard = ledger_module.Ledger.heard
+    record = recorder_module.Recorder.record
 
-    def spoiled(self, news):
-        for point in news.points:
+    def spoiled(self, update):
+        for point in update.points:
             point.metrics["a\nb"] = 1.0
-        heard(self, news)
+        record(self, update)
 
-    monkeypatch.setattr(ledger_module.Ledger, "heard", spoiled)
+    monkeypatch.setattr(recorder_module.Recorder, "record", spoiled)
     results = run()
     assert {result.failure.kind for result in results.values()} == {"user_error"}
     for one in runs(client).values():

@@ -8,9 +8,9 @@ import pytest
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources, Trial
-from lqray.orchestration import feasible
-from lqray.orchestration.feasible import check_places, check_trials
-from lqray.orchestration.placement import PlacementError, concurrent_trials
+from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials
+from lqray.orchestration.plan import feasible
+from lqray.orchestration.plan.feasible import check_places, check_trials
 
 CONFIG = {
     "data": {"name": "digits"},
@@ -26,8 +26,6 @@ CONFIG = {
 def _this_machine(monkeypatch):
     monkeypatch.setattr(feasible, "_memory", lambda: 8 * 2**30)
     monkeypatch.setattr(feasible, "_gpus", lambda: 1.0)
-    monkeypatch.setattr(feasible, "cluster_address", lambda: None)
-    monkeypatch.delenv("LQRAY_CLUSTER_LIMIT", raising=False)
 
 
 def trial(**changes) -> Trial:
@@ -54,8 +52,7 @@ def test_what_a_machine_can_never_give(monkeypatch, resources, said):
     with pytest.raises(PlacementError, match=said):
         check_places([trial()], Resources(**resources), inline=False)
     if "processes" not in resources:
-        monkeypatch.setattr(feasible, "cluster_address", lambda: "10.0.0.1:6379")  # which may have it
-        check_places([trial()], Resources(**resources), inline=False)
+        check_places([trial()], Resources(**resources), inline=False, elsewhere=lambda: True)  # which may have it
 
 
 def test_more_processes_than_memory_could_hold():
@@ -108,7 +105,7 @@ def test_trials_that_can_begin_need_no_torch():
 
     code = (
         "import sys; from tests.orchestration.test_feasible import named; "
-        "from lqray.orchestration.feasible import check_trials; from lqray.training import known_data; "
+        "from lqray.orchestration.plan.feasible import check_trials; from lqray.training import known_data; "
         "before = 'torch' in sys.modules; check_trials(named(), thorough=False); "
         "assert before == ('torch' in sys.modules)"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lqray.orchestration.fencing import Fence, LostClaimError, new_folder, own_name
+from lqray.orchestration.worker.fencing import Fence, LostClaimError, new_folder, own_name
 from lqray.training.storage import LocalFolder
 
 

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from lqray.orchestration import following
 from lqray.orchestration.code_version import code_version
-from lqray.orchestration.following import Following
-from lqray.orchestration.job_head import JobHead
-from lqray.orchestration.job_server import SubmissionError
 from lqray.orchestration.provenance import running_code
+from lqray.orchestration.remote import following
+from lqray.orchestration.remote.following import Following
+from lqray.orchestration.remote.job_head import JobHead
+from lqray.orchestration.remote.job_server import SubmissionError
 
 
 class Server:

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 
-from lqray.orchestration import job_server
-from lqray.orchestration.cluster import ClusterError
+from lqray.orchestration.launchers.ray.cluster import ClusterError
+from lqray.orchestration.remote import job_server
 
 SIZE = 16_000_000
 

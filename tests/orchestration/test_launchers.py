@@ -13,8 +13,16 @@ from mlflow import MlflowClient
 from lqray.experiment.grid import Experiment, read_experiment
 from lqray.experiment.options import Resources
 from lqray.experiment.schema import Trial
-from lqray.orchestration.placement import PlacementError, backend_of, concurrent_trials, device_of, needed, processes_of
-from lqray.orchestration.run import Plan, Ran, RunOptions, make_plan, run_plan
+from lqray.orchestration.launch import Ran, run_plan
+from lqray.orchestration.launchers.placement import (
+    PlacementError,
+    backend_of,
+    concurrent_trials,
+    device_of,
+    needed,
+    processes_of,
+)
+from lqray.orchestration.plan.plan import Plan, RunOptions, make_plan
 
 TEXT = """
 name: contract
@@ -61,8 +69,7 @@ def prepare(folder: Path, name: str, text: str = TEXT) -> Experiment:
 def launch(experiment: Experiment, launcher: str, observer=None, **options) -> tuple[Plan, Ran]:
     chosen = RunOptions(launcher, **options)
     plan = make_plan(experiment, chosen)
-    source = Path(experiment.document.file).read_text()
-    return plan, run_plan(experiment, source, plan, chosen, observer or Silent())
+    return plan, run_plan(plan, chosen, observer or Silent())
 
 
 def runs_of(plan: Plan, name: str) -> dict:

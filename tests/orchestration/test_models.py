@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lqray.experiment.schema import Trial
-from lqray.orchestration import models
+from lqray.orchestration.recording import models
 from lqray.training import vision
 from lqray.training.checkpoint_file import written_form
 from lqray.training.export import NetworkError, read_network, write_network

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from lqray.cli import main
-from lqray.orchestration.rank_logs import read_logs
+from lqray.orchestration.worker.logs import read_logs
 from lqray.training.storage import open_folder
 from tests.object_store import object_store, why_not
 from tests.orchestration.sweeps import TEXT, killing, recorded, run, start, wait_for, write

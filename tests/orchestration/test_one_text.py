@@ -8,20 +8,20 @@ from mlflow import MlflowClient
 
 from lqray.cli import main
 from lqray.experiment.plan import published_plan
-from lqray.orchestration import run as run_module
+from lqray.orchestration.plan import plan
 from tests.orchestration.small import write
 
 
 def test_a_file_edited_while_another_runs_is_recorded_as_it_was_read(tmp_path, monkeypatch):
     first, second = write(tmp_path, "first"), write(tmp_path, "second")
-    before = run_module.make_plan
+    before = plan.make_plan
 
     def edited_meanwhile(experiment, options):
         if experiment.name == "first":
             second.write_text(second.read_text().replace("lr: 0.05", "lr: 0.9"))
         return before(experiment, options)
 
-    monkeypatch.setattr(run_module, "make_plan", edited_meanwhile)
+    monkeypatch.setattr(plan, "make_plan", edited_meanwhile)
     result = CliRunner().invoke(main, ["run", str(first), str(second), "--launcher", "inline"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")

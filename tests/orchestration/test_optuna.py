@@ -6,8 +6,9 @@ import pytest
 from mlflow import MlflowClient
 
 from lqray.experiment.grid import read_experiment
-from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.optuna_source import OptunaSource, stored_draws
+from lqray.orchestration.launchers.contract import TrialResult
+from lqray.orchestration.plan.draws import stored_draws
+from lqray.orchestration.queue.optuna import OptunaSource
 from tests.orchestration.small import empty_store
 from tests.orchestration.sweeps import recorded, run, write
 

@@ -1,7 +1,6 @@
 """Records and checkpoints do not mix: a new run goes on from no other run's checkpoint, and says what it found."""
 
 import hashlib
-import json
 import math
 import warnings
 from dataclasses import replace
@@ -13,13 +12,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from lqray.cli import main
+from lqray.cli.progress import Progress
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Trial
-from lqray.orchestration.launcher import TrialResult
-from lqray.orchestration.outcomes import result_of
-from lqray.orchestration.progress import Progress
-from lqray.orchestration.states import last_values
-from lqray.orchestration.worker import Heard, Outcome, Reporter
+from lqray.orchestration.launchers.contract import TrialResult
+from lqray.orchestration.launchers.outcomes import result_of
+from lqray.orchestration.worker.reporter import Reporter
+from lqray.orchestration.worker.task import Ack, Outcome
 from lqray.reporting.records import read_records
 from lqray.training.reports import Report
 from tests.orchestration.sweeps import recorded, write
@@ -87,13 +86,13 @@ def test_a_new_store_is_a_new_run_and_what_diverged_ends_in_nan(tmp_path, monkey
 
 class Link:
     def __init__(self):
-        self.news = []
+        self.updates = []
 
-    def send(self, news):
-        self.news.append(news)
+    def send(self, update):
+        self.updates.append(update)
 
-    def heard(self):
-        return Heard()
+    def acknowledged(self):
+        return Ack()
 
     def close(self): ...
 
@@ -104,10 +103,10 @@ def test_remarks_reach_the_launch_once_though_reports_are_many(tmp_path):
     reporter._shown = math.inf
     reporter.report(Report(1, 9, {"a": 1.0}, remarks=("one",)))
     reporter.report(Report(2, 9, {"a": 1.0}, remarks=("two",)))
-    assert not link.news
+    assert not link.updates
     reporter.report(Report(3, 9, {"a": 1.0}, evaluated=True))
     reporter.report(Report(4, 9, {"a": 1.0}, evaluated=True))
-    assert [news.report.remarks for news in link.news] == [("one", "two"), ()]
+    assert [update.report.remarks for update in link.updates] == [("one", "two"), ()]
 
 
 def test_a_metric_that_was_measured_before_the_checkpoint_is_not_missed(tmp_path):
@@ -150,5 +149,3 @@ def test_metrics_that_ended_as_nan_are_known_however_a_trial_ends(tmp_path):
         result = result_of(Work(), {0: outcome}, None)
         assert isinstance(result, TrialResult)
         assert result.lost == ("a",)
-    assert json.dumps(last_values({"a": 1.0, "b": 2.0}, {"lqray.nan_metrics": "a,c"})) == '{"a": NaN, "b": 2.0}'
-    assert last_values({"a": 1.0}, {}) == {"a": 1.0}

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from lqray.cli import main
-from lqray.orchestration.states import _from_search, _from_tables
+from lqray.store.client import reading_client
+from lqray.store.runs import _from_search, _from_tables
 from lqray.store.tables import connected
 from tests.orchestration.postgresql import postgresql, why_not
 from tests.orchestration.sweeps import checkpointed, histories, killing, output, recorded, run, start, wait_for, write
@@ -80,10 +81,10 @@ def test_eight_launches_at_a_time_on_postgresql(tmp_path, database):
     for name, of_run in histories(database).items():
         assert [step for step, _ in of_run["train/loss"]] == list(range(1, 61)), name
 
-    wanted = ["lqray.folder", "lqray.attempt"]
+    wanted = "sweep", None, None, True
     with connected(database) as connection:
-        tables = sorted(_from_tables(connection, "sweep", wanted), key=lambda state: state.run_id)
-    search = sorted(_from_search(database, "sweep", wanted), key=lambda state: state.run_id)
+        tables = sorted(_from_tables(connection, *wanted), key=lambda state: state.run_id)
+    search = sorted(_from_search(reading_client(database), *wanted), key=lambda state: state.run_id)
     assert tables == search
     assert len(tables) == 8
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lqray.orchestration.presence import MARK_VARIABLE, Presence, end_processes_of
+from lqray.orchestration.launchers.presence import MARK_VARIABLE, Presence, end_processes_of
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from lqray.orchestration.presence import Presence
+from lqray.orchestration.launchers.presence import Presence
 with Presence(Path(sys.argv[1])) as presence:
     presence.take(2, 6, 8)
     print(presence.folder, flush=True)
@@ -38,7 +38,7 @@ def test_the_first_takes_what_it_can_use_and_the_next_what_is_free(root):
 
 
 def test_a_launch_without_ray_says_once_that_the_machine_is_crowded(root, monkeypatch, caplog):
-    monkeypatch.setattr("lqray.orchestration.presence.available_cores", lambda: 4)
+    monkeypatch.setattr("lqray.orchestration.launchers.presence.available_cores", lambda: 4)
     with Presence(root) as first, Presence(root) as second:
         first.take(2, 2)
         for cores in (1, 1, 3, 3):

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from lqray.orchestration import rank_logs
 from lqray.orchestration.private_folder import make_private
+from lqray.orchestration.worker import logs as rank_logs
 
 
 def test_it_is_made_for_its_user_alone_and_closed_where_others_could_read(tmp_path):

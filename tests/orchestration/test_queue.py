@@ -1,4 +1,4 @@
-"""The queue of trials, with a launcher of threads and books in memory."""
+"""The queue of trials, with a launcher of threads and recorder in memory."""
 
 import signal
 import threading
@@ -8,8 +8,9 @@ import pytest
 
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
-from lqray.orchestration.launcher import TrialResult, Work
-from lqray.orchestration.queue import Given, Held, Limits, TrialQueue
+from lqray.orchestration.launchers.contract import Held, TrialResult, Work
+from lqray.orchestration.queue.queue import Limits, TrialQueue
+from lqray.orchestration.queue.sources import Given
 
 
 class FakeTrial:
@@ -17,7 +18,7 @@ class FakeTrial:
         self.id = f"{number:04d}"
 
 
-class Books:
+class Recording:
     """Begins everything but what is held elsewhere."""
 
     def __init__(self, held=()):
@@ -58,8 +59,10 @@ def trials(count: int) -> list[NamedTrial]:
     return [NamedTrial(str(number), FakeTrial(number)) for number in range(count)]
 
 
-def queue_of(given, books, results=None, **limits) -> TrialQueue:
-    return TrialQueue(Given(given), books, Quiet(), (results if results is not None else []).append, Limits(**limits))
+def queue_of(given, recorder, results=None, **limits) -> TrialQueue:
+    return TrialQueue(
+        Given(given), recorder, Quiet(), (results if results is not None else []).append, Limits(**limits)
+    )
 
 
 def finished(work: Work) -> TrialResult:
@@ -102,10 +105,10 @@ class Threads:
 
 
 def test_five_hundred_trials_keep_order_and_concurrency():
-    books, results, launcher = Books(held={"17", "400"}), [], Threads(8)
-    launcher.launch(queue_of(trials(500), books, results))
+    recorder, results, launcher = Recording(held={"17", "400"}), [], Threads(8)
+    launcher.launch(queue_of(trials(500), recorder, results))
     expected = [str(number) for number in range(500) if number not in (17, 400)]
-    assert books.begun == expected
+    assert recorder.begun == expected
     assert sorted(result.named.name for result in results) == sorted(expected)
     assert launcher.most == 8
 
@@ -119,16 +122,16 @@ def test_only_infrastructure_is_tried_again_and_not_for_ever():
             return failed(work, "infrastructure") if count < 3 else finished(work)
         return failed(work, {"1": "infrastructure", "2": "user_error", "3": "non_finite"}[work.named.name])
 
-    books, results = Books(), []
-    Threads(2, outcome).launch(queue_of(trials(4), books, results, backoff=0.001))
+    recorder, results = Recording(), []
+    Threads(2, outcome).launch(queue_of(trials(4), recorder, results, backoff=0.001))
     assert tries == {"0": 3, "1": 4, "2": 1, "3": 1}
-    assert dict(books.ended) == {"0": "FINISHED", "1": "FAILED", "2": "FAILED", "3": "FAILED"}
+    assert dict(recorder.ended) == {"0": "FINISHED", "1": "FAILED", "2": "FAILED", "3": "FAILED"}
     assert len(results) == 4
 
 
 def test_a_retry_waits_and_others_go_on():
-    books = Books()
-    queue = queue_of(trials(2), books, backoff=0.2)
+    recorder = Recording()
+    queue = queue_of(trials(2), recorder, backoff=0.2)
     first = queue.take()
     queue.ended(failed(first, "infrastructure"))
     second = queue.take()
@@ -141,25 +144,25 @@ def test_a_retry_waits_and_others_go_on():
 
 
 def test_max_failures_begins_no_more():
-    books = Books()
-    Threads(1, lambda work: failed(work, "user_error")).launch(queue_of(trials(10), books, max_failures=3))
-    assert books.begun == ["0", "1", "2"]
+    recorder = Recording()
+    Threads(1, lambda work: failed(work, "user_error")).launch(queue_of(trials(10), recorder, max_failures=3))
+    assert recorder.begun == ["0", "1", "2"]
 
 
 def test_interrupt_kills_what_runs_and_ends_are_counted_once():
-    books, results = Books(), []
-    queue = queue_of(trials(3), books, results)
+    recorder, results = Recording(), []
+    queue = queue_of(trials(3), recorder, results)
     work = queue.take()
     queue.interrupt()
     queue.ended(finished(work))
-    assert books.ended == [("0", "KILLED")]
+    assert recorder.ended == [("0", "KILLED")]
     assert queue.over
     assert queue.take() is None
 
 
 def test_stop_and_want():
-    books = Books()
-    queue = queue_of(trials(4), books)
+    recorder = Recording()
+    queue = queue_of(trials(4), recorder)
     queue.take()
     queue.stop(lambda named: named.name in "01", "because")
     assert queue.stop_reason("0000") == "because"
@@ -170,8 +173,8 @@ def test_stop_and_want():
 
 
 def test_a_newer_plan_does_not_undo_a_stop():
-    books = Books()
-    queue = queue_of(trials(4), books)
+    recorder = Recording()
+    queue = queue_of(trials(4), recorder)
     queue.stop(lambda named: named.name in "13", "lqray stop")
     queue.want(lambda named: named.name != "0", "the file was launched again without it")
     queue.stop(lambda named: named.name == "none", "lqray stop")
@@ -196,23 +199,23 @@ def taken(queue, seconds=0.5) -> list[str]:
 
 
 def test_trials_of_other_launches_are_offered_again_after_the_others():
-    books = Books(held="02")
-    books.answers = {"0": Held(), "2": Held()}
-    queue = queue_of(trials(4), books, held=0.04)
+    recorder = Recording(held="02")
+    recorder.answers = {"0": Held(), "2": Held()}
+    queue = queue_of(trials(4), recorder, held=0.04)
     assert taken(queue, 0.2) == ["1", "3"]
     assert not queue.over  # whether their launch lives is not known: they are waited for
-    books.held.remove("2")
+    recorder.held.remove("2")
     assert taken(queue, 0.2) == ["2"]
-    books.answers = {}  # its launch has finished it
+    recorder.answers = {}  # its launch has finished it
     assert taken(queue, 60) == []
     assert queue.over
     assert not queue.elsewhere
 
 
 def test_trials_are_left_to_a_launch_that_works_once_nothing_else_is_to_do():
-    books = Books(held="0")
-    books.answers = {"0": Held(works=True)}
-    queue = queue_of(trials(2), books, held=0.1)
+    recorder = Recording(held="0")
+    recorder.answers = {"0": Held(works=True)}
+    queue = queue_of(trials(2), recorder, held=0.1)
     work = queue.take()
     assert work.named.name == "1"
     time.sleep(0.2)
@@ -225,25 +228,25 @@ def test_trials_are_left_to_a_launch_that_works_once_nothing_else_is_to_do():
 
 
 def test_a_trial_that_was_taken_over_is_not_recorded_and_offered_again():
-    books, results = Books(), []
-    queue = queue_of(trials(1), books, results, held=0.04)
+    recorder, results = Recording(), []
+    queue = queue_of(trials(1), recorder, results, held=0.04)
     work = queue.take()
     queue.lose("0000")
     assert queue.stop_reason("0000")
-    books.lost.add("0")
+    recorder.lost.add("0")
     queue.ended(finished(work))
     drained(queue)
-    assert not books.ended
+    assert not recorder.ended
     assert not results
     assert not queue.over
-    books.lost.clear()
+    recorder.lost.clear()
     assert taken(queue, 60) == ["0"]
     assert [result.status for result in results] == ["FINISHED"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_over(count):
-    queue = queue_of(trials(count), Books())
+    queue = queue_of(trials(count), Recording())
     assert queue.over == (count == 0)
 
 
@@ -254,9 +257,9 @@ def drained(queue: TrialQueue) -> None:
         time.sleep(0.001)
 
 
-def waiting_for_a_retry(books, results, **limits) -> TrialQueue:
+def waiting_for_a_retry(recorder, results, **limits) -> TrialQueue:
     """Of three trials the first waits, the second runs."""
-    queue = queue_of(trials(3), books, results, backoff=600, **limits)
+    queue = queue_of(trials(3), recorder, results, backoff=600, **limits)
     queue.ended(failed(queue.take(), "infrastructure"))
     assert queue.take().named.name == "1"
     return queue
@@ -264,44 +267,44 @@ def waiting_for_a_retry(books, results, **limits) -> TrialQueue:
 
 def test_trials_that_wait_for_a_retry_end_with_the_launch():
     """Before, they stayed RUNNING and claimed."""
-    books, results = Books(), []
-    waiting_for_a_retry(books, results).interrupt()
-    assert sorted(books.ended) == [("0", "KILLED"), ("1", "KILLED")]
+    recorder, results = Recording(), []
+    waiting_for_a_retry(recorder, results).interrupt()
+    assert sorted(recorder.ended) == [("0", "KILLED"), ("1", "KILLED")]
     assert sorted(result.named.name for result in results) == ["0", "1"]
 
 
 def test_trials_that_wait_for_a_retry_are_stopped():
-    books, results = Books(), []
-    queue = waiting_for_a_retry(books, results)
+    recorder, results = Recording(), []
+    queue = waiting_for_a_retry(recorder, results)
     queue.stop(lambda named: named.name in "01", "lqray stop")
     drained(queue)
-    assert books.ended == [("0", "KILLED")]
+    assert recorder.ended == [("0", "KILLED")]
     assert results[0].stopped == "lqray stop"
     queue.ended(failed(Work(trials(2)[1], "run", "folder"), "infrastructure"))  # as it stopped: no second try
     drained(queue)
-    assert books.ended == [("0", "KILLED"), ("1", "FAILED")]
+    assert recorder.ended == [("0", "KILLED"), ("1", "FAILED")]
     queue.want(lambda named: True)
     assert queue.take().named.name == "2"
 
 
 def test_a_stop_outlives_a_newer_plan():
-    queue = queue_of(trials(2), Books())
+    queue = queue_of(trials(2), Recording())
     queue.stop(lambda named: named.name == "0", "lqray stop")
     queue.want(lambda named: True)
     assert queue.take().named.name == "1"
 
 
 def test_trials_that_wait_for_a_retry_fail_with_max_failures():
-    books, results = Books(), []
-    queue = waiting_for_a_retry(books, results, max_failures=1)
+    recorder, results = Recording(), []
+    queue = waiting_for_a_retry(recorder, results, max_failures=1)
     queue.ended(failed(Work(trials(2)[1], "run", "folder"), "user_error"))
     drained(queue)
-    assert sorted(books.ended) == [("0", "FAILED"), ("1", "FAILED")]
+    assert sorted(recorder.ended) == [("0", "FAILED"), ("1", "FAILED")]
     assert {result.failure.kind for result in results} == {"infrastructure", "user_error"}
     assert queue.over
 
 
-class SlowBooks(Books):
+class SlowBooks(Recording):
     """Waits for the store with everything, until `there` is set."""
 
     def __init__(self):
@@ -320,8 +323,8 @@ class SlowBooks(Books):
 
 def test_nothing_waits_for_a_store_that_is_away():
     """Before, all of it did, under one lock."""
-    books = SlowBooks()
-    queue = queue_of(trials(3), books)
+    recorder = SlowBooks()
+    queue = queue_of(trials(3), recorder)
     queue.ended(finished(queue.take()))
     assert queue.take().named.name == "1"
     assert queue.running_ids == ["0001"]
@@ -329,37 +332,37 @@ def test_nothing_waits_for_a_store_that_is_away():
     assert queue.take(patience=0.01) is None
     assert not queue.over
     queue.ended(finished(Work(trials(2)[1], "run", "folder")))
-    assert books.ended == []
-    books.there.set()
+    assert recorder.ended == []
+    recorder.there.set()
     assert queue.take().named.name == "2"
     drained(queue)
-    assert sorted(books.ended) == [("0", "FINISHED"), ("1", "FINISHED")]
+    assert sorted(recorder.ended) == [("0", "FINISHED"), ("1", "FINISHED")]
 
 
 def test_a_trial_whose_metrics_are_not_stored_is_not_finished():
-    class Unsettled(Books):
+    class Unsettled(Recording):
         def settled(self, work, result):
             if result.status == "FINISHED" and len(self.begun) < 2:
                 return failed(work, "infrastructure")
             return result
 
-    books, results = Unsettled(), []
-    Threads(1).launch(queue_of(trials(1), books, results, backoff=0.001))
-    assert books.begun == ["0", "0"]
-    assert books.retried == ["0"]
+    recorder, results = Unsettled(), []
+    Threads(1).launch(queue_of(trials(1), recorder, results, backoff=0.001))
+    assert recorder.begun == ["0", "0"]
+    assert recorder.retried == ["0"]
     assert [result.status for result in results] == ["FINISHED"]
 
 
 @pytest.mark.parametrize("where", ["begin", "settled", "end"])
 def test_an_error_of_the_store_ends_the_launch_once_and_is_said(where):
-    books, results = Books(), []
-    queue = queue_of(trials(3), books, results)
+    recorder, results = Recording(), []
+    queue = queue_of(trials(3), recorder, results)
     first = queue.take()
 
     def fails(*_):
         raise ConnectionError("away")
 
-    setattr(books, where, fails)
+    setattr(recorder, where, fails)
     if where == "begin":
         with pytest.raises(ConnectionError, match="away"):
             queue.take()
@@ -372,17 +375,17 @@ def test_an_error_of_the_store_ends_the_launch_once_and_is_said(where):
     assert queue.over
     with pytest.raises(ConnectionError, match="away"):
         queue.interrupt()
-    assert books.ended == ([("0", "KILLED")] if where == "begin" else [])
+    assert recorder.ended == ([("0", "KILLED")] if where == "begin" else [])
 
 
 def test_ctrl_c_cuts_no_record_short():
     """Before, a trial whose end was being recorded, or that was being begun, stayed RUNNING."""
-    books = SlowBooks()
-    queue = queue_of(trials(1), books)
+    recorder = SlowBooks()
+    queue = queue_of(trials(1), recorder)
     work = queue.take()
     timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(0.6, books.there.set).start()
+    threading.Timer(0.6, recorder.there.set).start()
     timer.start()
     try:
         queue.ended(finished(work))
@@ -390,4 +393,4 @@ def test_ctrl_c_cuts_no_record_short():
             queue.interrupt()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert books.ended == [("0", "FINISHED")]
+    assert recorder.ended == [("0", "FINISHED")]

@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from lqray.orchestration import cluster, ray_access
-from lqray.orchestration.cluster import ClusterError
+from lqray.orchestration.launchers.ray import access as ray_access
+from lqray.orchestration.launchers.ray import cluster
+from lqray.orchestration.launchers.ray.cluster import ClusterError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from lqray.orchestration.failures import failure_of
-from lqray.orchestration.ray_deaths import death, failure_of_death, failure_of_rank
+from lqray.orchestration.launchers.ray.deaths import death, failure_of_death, failure_of_rank
 
 DIED = """ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
 \tclass_name: TrialDriver

@@ -12,13 +12,15 @@ import psutil
 import pytest
 
 from lqray.cli import sweeps
-from lqray.orchestration import ray_watch, signals
-from lqray.orchestration.cluster import Cluster, RayLostError
-from lqray.orchestration.launcher import LaunchInterrupted
-from lqray.orchestration.presence import MARK_VARIABLE
-from lqray.orchestration.ray_watch import Guarded, RayWatch
-from lqray.orchestration.run import Plan, Ran
-from lqray.orchestration.tracking import Launch
+from lqray.orchestration import signals
+from lqray.orchestration.launch import Ran
+from lqray.orchestration.launchers.contract import LaunchInterrupted
+from lqray.orchestration.launchers.presence import MARK_VARIABLE
+from lqray.orchestration.launchers.ray import watch as ray_watch
+from lqray.orchestration.launchers.ray.cluster import Cluster, RayLostError
+from lqray.orchestration.launchers.ray.watch import Guarded, RayWatch
+from lqray.orchestration.plan.plan import Plan
+from lqray.store.launches import Launch
 
 pytestmark = pytest.mark.processes
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -6,7 +6,6 @@ import shutil
 import signal
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from lqray.experiment.options import Resources, Storage
-from lqray.orchestration import metric_writer
-from lqray.orchestration import scribe as scribe_module
 from lqray.orchestration.failures import Failure, failure_of, lost, root_cause
-from lqray.orchestration.points import Point
-from lqray.orchestration.scribe import Scribe
-from lqray.orchestration.states import _from_search, _from_tables, read_states
-from lqray.orchestration.stop_rules import StopRuleError, parse_stop_rule
-from lqray.orchestration.worker import Heard, Reporter, WorkerTask
+from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
+from lqray.orchestration.recording import metric_writer
+from lqray.orchestration.recording import metrics as delivery_module
+from lqray.orchestration.recording.metrics import MetricDelivery
+from lqray.orchestration.worker.points import Point
+from lqray.orchestration.worker.reporter import Reporter
+from lqray.orchestration.worker.task import Ack, WorkerTask
+from lqray.store.client import reading_client
+from lqray.store.runs import _from_search, _from_tables, latest_runs
 from lqray.store.tables import connected
 from lqray.training.checkpoint import CheckpointError
 from lqray.training.reports import Report
@@ -47,17 +48,17 @@ def store(tmp_path, new_store):
 def test_points_arrive_in_order_and_once(store):
     uri, client, run_id = store
     client.log_metric(run_id, "a", 5.0, step=5)  # from before
-    scribe = Scribe(uri)
+    delivery = MetricDelivery(uri)
     try:
         points = [Point(step, 0, {"a": float(step), f"b{step % 7}": 1.0}) for step in range(1, 1501)]
-        scribe.write(run_id, points[:700], '{"iteration": 1}')
-        scribe.write(run_id, points[700:])
-        assert scribe.settle(run_id, 300)
-        assert scribe.delivered(run_id) == 1500
-        scribe.write(run_id, points[-10:])  # a worker that continued says again what it said
-        assert scribe.settle(run_id, 300)
+        delivery.write(run_id, points[:700], '{"iteration": 1}')
+        delivery.write(run_id, points[700:])
+        assert delivery.settle(run_id, 300)
+        assert delivery.delivered(run_id) == 1500
+        delivery.write(run_id, points[-10:])  # a worker that continued says again what it said
+        assert delivery.settle(run_id, 300)
     finally:
-        scribe.close()
+        delivery.close()
     history = client.get_metric_history(run_id, "a")
     assert sorted(metric.step for metric in history) == list(range(5, 1501))
     assert sum(len(client.get_metric_history(run_id, f"b{k}")) for k in range(7)) == 1500
@@ -84,7 +85,7 @@ class FlakyClient:
 def test_a_batch_whose_answer_was_lost_is_not_written_twice(store, monkeypatch):
     _, client, run_id = store
     monkeypatch.setattr(metric_writer, "_BATCH", 10)
-    run, told = metric_writer.Run(), []
+    run, told = metric_writer.Delivery(), []
     run.points.extend(Point(step, 0, {"a": float(step)}) for step in range(1, 96))
     flaky = FlakyClient(client)
     while run.points:
@@ -121,7 +122,7 @@ def test_every_call_of_a_delivery_may_fail(store, monkeypatch, done):
     while reached:
         k += 1
         run_id = client.create_run("1").info.run_id
-        faulty, run, told = FaultyClient(client, k, done), metric_writer.Run(), []
+        faulty, run, told = FaultyClient(client, k, done), metric_writer.Delivery(), []
         run.points.extend(Point(step, 0, {"a": float(step), "b c": 1.0}) for step in range(1, 26))
         while run.points:
             metric_writer.deliver(faulty, run_id, run, told.append)
@@ -136,7 +137,7 @@ def test_every_call_of_a_delivery_may_fail(store, monkeypatch, done):
 def test_a_run_that_is_gone_is_not_asked_for_ever(store, how):
     """Before, an error that came before anything was sent popped nothing: it was met again, for ever."""
     _, client, run_id = store
-    run, told = metric_writer.Run(7), []
+    run, told = metric_writer.Delivery(7), []
     if how == "missing":
         run_id = "0" * 32
     elif how == "deleted":
@@ -160,7 +161,7 @@ def test_a_proxy_without_its_server_is_no_deleted_run(store):
         def get_run(self, run_id):
             raise MlflowException("404 page not found", error_code=RESOURCE_DOES_NOT_EXIST)
 
-    run, told = metric_writer.Run(), []
+    run, told = metric_writer.Delivery(), []
     run.points.append(Point(1, 0, {"a": 1.0}))
     metric_writer.deliver(Proxy(), run_id, run, told.append)
     assert len(run.points) == 1
@@ -170,7 +171,7 @@ def test_a_proxy_without_its_server_is_no_deleted_run(store):
 def test_a_metric_that_mlflow_refuses_costs_no_other(store):
     """Before, the whole batch was dropped."""
     _, client, run_id = store
-    run, told = metric_writer.Run(), []
+    run, told = metric_writer.Delivery(), []
     run.points += [Point(step, 0, {"a": 1.0, "b\nc": 1.0, "d": 2.0}) for step in range(1, 21)]
     metric_writer.deliver(client, run_id, run, told.append)
     run.points.append(Point(21, 0, {"d": "two", "a": 3.0, "b\nc": 1.0}))
@@ -187,43 +188,43 @@ def test_a_metric_that_mlflow_refuses_costs_no_other(store):
 def test_points_survive_the_process_that_delivers_them(store, monkeypatch, how):
     """Before, they were lost with it, and the trial was recorded as FINISHED without them."""
     uri, client, run_id = store
-    monkeypatch.setattr(scribe_module, "_SILENT_SECONDS", 10.0)
-    scribe = Scribe(uri)
+    monkeypatch.setattr(delivery_module, "_SILENT_SECONDS", 10.0)
+    delivery = MetricDelivery(uri)
     try:
         points = [Point(step, step, {"a": float(step)}) for step in range(1, 3001)]
-        scribe.write(run_id, points[:1500])
-        assert scribe.settle(run_id, 300)
-        scribe.write(run_id, points[1500:])
-        os.kill(scribe._process.pid, how)
-        assert scribe.settle(run_id, 300)
-        assert scribe.delivered(run_id) == 3000
+        delivery.write(run_id, points[:1500])
+        assert delivery.settle(run_id, 300)
+        delivery.write(run_id, points[1500:])
+        os.kill(delivery._process.pid, how)
+        assert delivery.settle(run_id, 300)
+        assert delivery.delivered(run_id) == 3000
     finally:
-        scribe.close()
+        delivery.close()
     assert sorted(metric.step for metric in client.get_metric_history(run_id, "a")) == list(range(1, 3001))
 
 
 @pytest.mark.processes
 def test_a_process_that_dies_again_and_again_is_not_waited_for(store, monkeypatch):
     uri, _, run_id = store
-    monkeypatch.setattr(scribe_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(delivery_module, "_FIRST_PAUSE", 0.01)
     monkeypatch.setattr(metric_writer, "serve", time.sleep)  # raises at once: two arguments
-    scribe = Scribe(uri)
+    delivery = MetricDelivery(uri)
     try:
-        scribe.write(run_id, [Point(1, 0, {"a": 1.0})])
-        assert not scribe.settle(run_id, 600)
-        assert scribe.trouble(run_id)[0].startswith("the process that delivers metrics ended")
+        delivery.write(run_id, [Point(1, 0, {"a": 1.0})])
+        assert not delivery.settle(run_id, 600)
+        assert delivery.trouble(run_id)[0].startswith("the process that delivers metrics ended")
     finally:
-        scribe.close()
+        delivery.close()
 
 
 class Link:
     def __init__(self):
-        self.sent, self.answer = [], Heard()
+        self.sent, self.answer = [], Ack()
 
-    def send(self, news):
-        self.sent += news.points
+    def send(self, update):
+        self.sent += update.points
 
-    def heard(self):
+    def acknowledged(self):
         return self.answer
 
     def close(self): ...
@@ -239,7 +240,7 @@ def test_what_mlflow_does_not_have_is_kept_beside_the_checkpoint(tmp_path):
     reporter = Reporter(task(tmp_path), link, lambda line: None)
     for step in range(1, 11):
         reporter.report(Report(step, 100, {"a": float(step), "b": math.nan}, evaluated=step == 4))
-    link.answer = Heard(delivered=4)
+    link.answer = Ack(delivered=4)
     reporter.secure()
     reporter.close()
     assert [point.step for point in link.sent] == list(range(1, 11))
@@ -248,7 +249,7 @@ def test_what_mlflow_does_not_have_is_kept_beside_the_checkpoint(tmp_path):
     other = Link()
     Reporter(task(tmp_path), other, lambda line: None).close()
     assert [point.step for point in other.sent] == list(range(5, 11))
-    other.answer = Heard(delivered=6)
+    other.answer = Ack(delivered=6)
     again = Reporter(task(tmp_path), other, lambda line: None)
     again.secure()
     assert not (tmp_path / "undelivered.jsonl").exists()
@@ -372,37 +373,39 @@ def test_failures_are_sorted_and_blamed():
     assert "rank 0:" in both.traceback
 
 
-def of_tables(uri):
-    def states(*arguments):
-        with connected(uri) as connection:
-            return list(_from_tables(connection, *arguments))
-
-    return states
+def both_ways(uri, *wanted):
+    """The runs of experiment e, from the tables and from MLflow's search."""
+    with connected(uri) as connection:
+        tables = list(_from_tables(connection, "e", *wanted))
+    search = list(_from_search(reading_client(uri), "e", *wanted))
+    return [sorted(runs, key=lambda run: run.run_id) for runs in (tables, search)]
 
 
 def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
     uri = f"sqlite:///{tmp_path}/runs.db"
-    assert read_states(uri, "e") == {}
+    assert latest_runs(uri, "e") == {}
     assert not (tmp_path / "runs.db").exists()
     client = MlflowClient(uri)
     experiment = client.create_experiment("e")
     for number in range(6):
-        tags = {"lqray.trial_id": f"{number % 4}", "lqray.trial_name": f"n{number}", "extra": "x", "other": "y"}
+        tags = {"lqray.trial_id": f"{number % 4}", "lqray.trial_name": f"n{number}", "lqray.extra": "x", "other": "y"}
         run = client.create_run(experiment, tags=tags, run_name="r").info.run_id
         client.set_terminated(run, ["FINISHED", "FAILED", "KILLED"][number % 3])
         time.sleep(0.002)
     client.create_run(experiment, run_name="of another tool")
     client.delete_run(client.create_run(experiment, tags={"lqray.trial_id": "9"}).info.run_id)
-    found = read_states(uri, "e", ["extra"])
+    found = latest_runs(uri, "e", ["lqray.extra"])
     assert sorted(found) == ["0", "1", "2", "3"]
     assert found["1"].name == "n5"
-    assert found["1"].tags == {"extra": "x"}
-    key = lambda state: state.run_id  # noqa: E731
-    tables, search = (sorted(way("e", ["extra"]), key=key) for way in (of_tables(uri), partial(_from_search, uri)))
+    assert found["1"].tags == {"lqray.trial_id": "1", "lqray.trial_name": "n5", "lqray.extra": "x"}
+    tables, search = both_ways(uri, ["lqray.trial_id", "lqray.extra"], ["m"], False)
     assert tables == search
     client.log_metric(found["2"].run_id, "m", 1.0, step=1)
     client.log_metric(found["2"].run_id, "m", 0.5, step=2)
-    key = lambda state: state.run_id  # noqa: E731
-    tables, search = (sorted(way("e", [], ["m"]), key=key) for way in (of_tables(uri), partial(_from_search, uri)))
-    assert tables == search
-    assert read_states(uri, "e", [], ["m"])["2"].metrics == {"m": 0.5}
+    client.log_metric(found["3"].run_id, "n", float("inf"))
+    client.log_param(found["3"].run_id, "p", "q")
+    client.set_tag(found["3"].run_id, "lqray.nan_metrics", "m,o")
+    for wanted in ((None, None, True), (["lqray.trial_id"], ["m"], False), (["lqray.trial_id"], (), True)):
+        tables, search = both_ways(uri, *wanted)
+        assert list(map(repr, tables)) == list(map(repr, search))  # in which NaN is equal to NaN
+    assert latest_runs(uri, "e", [], ["m"])["2"].metrics == {"m": 0.5}

@@ -22,11 +22,11 @@ from mlflow import MlflowClient
 from lqray.cli import main
 from lqray.experiment.schema import Storage, Tracking
 from lqray.orchestration.code_version import digest_of
-from lqray.orchestration.lasting import UnfitForJobsError, check_lasting
-from lqray.orchestration.package import pack
 from lqray.orchestration.provenance import CODE_LINE
+from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting
+from lqray.orchestration.remote.package import pack
+from lqray.orchestration.remote.working_tree import PackageError
 from lqray.orchestration.submitted import FILE
-from lqray.orchestration.working_tree import PackageError
 from tests.orchestration.heads import TOKEN, free_port, ray_head, without
 from tests.orchestration.sweeps import marked
 

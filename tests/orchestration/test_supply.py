@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lqray.orchestration.launcher import Work
-from lqray.orchestration.outcomes import result_of
-from lqray.orchestration.worker import Outcome
+from lqray.orchestration.launchers.contract import Work
+from lqray.orchestration.launchers.outcomes import result_of
+from lqray.orchestration.worker.task import Outcome
 
 ray = pytest.importorskip("ray")
 
@@ -24,7 +24,7 @@ class Queue:
 
 def told(last_result, outcomes, error=False):
     """Results of an end that Tune tells of twice."""
-    from lqray.orchestration.supply import Results
+    from lqray.orchestration.launchers.ray.supply import Results
 
     named = SimpleNamespace(trial=SimpleNamespace(id="t"))
     queue, supply = Queue(), SimpleNamespace(works={"1": Work(named, "run", "folder")})

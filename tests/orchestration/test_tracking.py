@@ -15,18 +15,21 @@ from mlflow import MlflowClient
 import lqray
 from lqray.experiment.grid import read_experiment
 from lqray.experiment.schema import Trial
-from lqray.orchestration import archivist as archivist_module
-from lqray.orchestration import launch_files as launch_files_module
-from lqray.orchestration import ledger as ledger_module
 from lqray.orchestration import provenance
-from lqray.orchestration.archivist import Archivist
-from lqray.orchestration.datasets import dataset_inputs
-from lqray.orchestration.description import axis_metrics, run_colour, trial_description
-from lqray.orchestration.doctor import Finding, shown
-from lqray.orchestration.launch_files import LaunchFiles
-from lqray.orchestration.models import load_model
-from lqray.orchestration.run import Presentation, RunOptions, make_plan, run_plan
-from lqray.orchestration.worker import Outcome, Reporter
+from lqray.orchestration.doctor import local
+from lqray.orchestration.doctor.local import Finding
+from lqray.orchestration.launch import Presentation, run_plan
+from lqray.orchestration.plan.plan import RunOptions, make_plan
+from lqray.orchestration.recording import derived as derived_module
+from lqray.orchestration.recording import launch_files as launch_files_module
+from lqray.orchestration.recording import recorder as recorder_module
+from lqray.orchestration.recording.datasets import dataset_inputs
+from lqray.orchestration.recording.derived import DerivedArtifacts
+from lqray.orchestration.recording.description import axis_metrics, run_colour, trial_description
+from lqray.orchestration.recording.launch_files import LaunchFiles
+from lqray.orchestration.recording.models import load_model
+from lqray.orchestration.worker.reporter import Reporter
+from lqray.orchestration.worker.task import Outcome
 from lqray.reporting.figures.density import draw_density
 from lqray.reporting.summary import sweep_summary
 from lqray.training.export import trained_network
@@ -61,8 +64,8 @@ def launch(path: Path, **options):
     experiment = read_experiment(path)
     chosen = RunOptions("inline", **options)
     plan = make_plan(experiment, chosen)
-    shown = Presentation(sweep_summary, draw_density)
-    return plan, run_plan(experiment, path.read_text(), plan, chosen, Silent(), shown)
+    shown = Presentation(sweep_summary, draw_density, local.machine)
+    return plan, run_plan(plan, chosen, Silent(), shown)
 
 
 def described(client: MlflowClient) -> str:
@@ -77,7 +80,7 @@ def tracked(tmp_path_factory):
     where = f"tracking: {{uri: 'sqlite:///{folder}/runs.db', log_model: true}}\nstorage: {{folder: {folder}/storage}}\n"
     path.write_text(TEXT + where)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ledger_module, "FIGURE_SECONDS", 0.0)  # of trials that take a second, too
+        patched.setattr(recorder_module, "FIGURE_SECONDS", 0.0)  # of trials that take a second, too
         plan, first = launch(path, limit=2)
         client = MlflowClient(plan.uri)
         half = described(client)
@@ -220,12 +223,12 @@ def test_a_link_whose_first_file_is_gone_is_a_file(tmp_path, monkeypatch):
 
 
 def test_passwords_stay_out_of_the_files_of_a_launch(monkeypatch):
-    said = [Finding("MLflow store", "ok", "postgresql://user:secret@127.0.0.1:1/lqray: 3 experiments")]
-    monkeypatch.setattr(launch_files_module, "examine", lambda uri: said)
-    made = launch_files_module.launch_files("")
+    said = Finding("MLflow store", "ok", "postgresql://user:secret@127.0.0.1:1/lqray: 3 experiments")
+    monkeypatch.setattr(local, "examine", lambda uri: [said])
+    assert "user:***@127.0.0.1" in local.machine("")
+    assert "secret" not in local.machine("")
+    made = launch_files_module.launch_files(f"{said}\n{said.found}")
     assert "secret" not in made["doctor.txt"]
-    assert "user:***@127.0.0.1" in made["doctor.txt"]
-    assert "secret" not in shown(said[0])
 
 
 def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monkeypatch):
@@ -247,14 +250,13 @@ def test_git_diff_has_what_git_does_not_know_and_is_cut_when_long(tmp_path, monk
     status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     assert "?? lqray/new.py" in status  # the index is as it was
     known.write_text("c = 3\n" * 400_000)
-    monkeypatch.setattr(launch_files_module, "examine", lambda uri: [])
     cut = launch_files_module.launch_files("")["git.diff"]
     assert len(cut) < 2**20 + 200
     assert "[cut by lqray after 1 MiB; the whole diff has" in cut
 
 
 def test_system_metrics_are_sampled_now_and_then_and_at_the_end(tmp_path, monkeypatch):
-    import lqray.orchestration.worker as worker
+    import lqray.orchestration.worker.reporter as worker
 
     clock = [0.0]
     monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
@@ -272,7 +274,7 @@ def test_system_metrics_are_sampled_now_and_then_and_at_the_end(tmp_path, monkey
 
 
 def test_a_machine_that_does_not_show_itself_costs_no_trial(tmp_path, monkeypatch):
-    import lqray.orchestration.worker as worker
+    import lqray.orchestration.worker.reporter as worker
 
     def hidden(self):
         raise OSError("/proc is not there")
@@ -343,7 +345,7 @@ def test_a_figure_that_fails_costs_no_other(tmp_path, caplog):
     uri = f"sqlite:///{tmp_path}/runs.db"
     client = MlflowClient(uri)
     run_id = client.create_run(client.create_experiment("e", (tmp_path / "a").as_uri())).info.run_id
-    made = Archivist(uri, fails)
+    made = DerivedArtifacts(uri, fails)
     made.density(run_id, "raises", {})
     made.density(run_id, "killed", {})
     made.model(run_id, tmp_path, plain().config())
@@ -354,4 +356,4 @@ def test_a_figure_that_fails_costs_no_other(tmp_path, caplog):
         "CheckpointError: " + str(tmp_path)[:4],
     ]
     assert client.get_run(run_id).data.tags["lqray.model"].startswith("failed: CheckpointError: ")
-    assert archivist_module.Archivist(uri).close(0) == 0
+    assert derived_module.DerivedArtifacts(uri).close(0) == 0

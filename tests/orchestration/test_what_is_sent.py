@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from lqray.cli import main
 from lqray.experiment.secrets import is_secret_file
-from lqray.orchestration.package import pack
+from lqray.orchestration.remote.package import pack
+from lqray.orchestration.remote.working_tree import PackageError
 from lqray.orchestration.submitted import FILE
-from lqray.orchestration.working_tree import PackageError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """

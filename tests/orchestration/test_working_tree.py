@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lqray.orchestration import package as packing
 from lqray.orchestration.code_version import digest_of
-from lqray.orchestration.package import pack
-from lqray.orchestration.submission import Sweep
+from lqray.orchestration.remote import package as packing
+from lqray.orchestration.remote.package import pack
+from lqray.orchestration.remote.submit import Sweep
+from lqray.orchestration.remote.working_tree import PackageError, working_tree
 from lqray.orchestration.submitted import FILE, Sender
-from lqray.orchestration.working_tree import PackageError, working_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 

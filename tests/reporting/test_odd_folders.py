@@ -20,7 +20,7 @@ from lqray.reporting.figures.recordings import NothingToDrawError, Options
 from lqray.reporting.figures.style import styled
 from lqray.reporting.planned import Recorded
 from lqray.reporting.plot import PlotError, Request, recordings_of
-from lqray.reporting.records import Record, UnknownExperimentError, read_records
+from lqray.reporting.records import Run, UnknownExperimentError, read_records
 from lqray.reporting.report import ReportOptions, make_report, written
 from lqray.reporting.selection import UnknownKeyError
 from tests.fuzzing import mutants, odd_bytes, odd_tree
@@ -263,6 +263,6 @@ def test_any_parameters_are_drawn_or_left_out(folder):
 
 def test_a_count_of_any_length_costs_no_more_than_itself():
     many, metrics = "9" * 5000, {"wire/bytes_sent": 1.0}
-    run = Record("r", "t", "n", "FINISHED", {"schedule.iterations": many}, metrics, None, {"lqray.attempt": many})
+    run = Run("r", "t", "n", "FINISHED", {"schedule.iterations": many}, metrics, None, {"lqray.attempt": many})
     assert run.attempt == 1
     assert bytes_sent(run) is None

@@ -19,7 +19,7 @@ from lqray.experiment.plan import plan_tags
 from lqray.reporting.comparison import compare_groups
 from lqray.reporting.export import export
 from lqray.reporting.planned import Recorded
-from lqray.reporting.records import Record, latest_attempts, read_records
+from lqray.reporting.records import Run, latest_attempts, read_records
 from lqray.reporting.report import ReportOptions, make_report, show, written
 from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
 from tests.reporting.stores import Store, many_runs
@@ -221,7 +221,7 @@ def test_the_latest_attempt_counts(tmp_path):
 
 def record(method, seed, **params):
     flat = {"quantizer.method": method, "seed": str(seed)} | {key.replace("__", "."): v for key, v in params.items()}
-    return Record(f"{method}{seed}{params}", "t", "n", "FINISHED", flat, {}, None)
+    return Run(f"{method}{seed}{params}", "t", "n", "FINISHED", flat, {}, None)
 
 
 def test_groups_are_told_apart_by_what_varies_beyond_the_method():
@@ -249,14 +249,12 @@ def test_selection():
 def test_a_baseline_is_found_beside_other_axes():
     """full_precision knows no bits: alq is compared with it at every width, seed by seed."""
     records = [
-        Record(
-            f"a{bits}{seed}", "t", "n", "FINISHED", record("alq", seed, quantizer__bits=bits).params, {"m": 1.0}, None
-        )
+        Run(f"a{bits}{seed}", "t", "n", "FINISHED", record("alq", seed, quantizer__bits=bits).params, {"m": 1.0}, None)
         for bits in "23"
         for seed in (1, 2)
     ]
     records += [
-        Record(f"f{seed}", "t", "n", "FINISHED", record("full_precision", seed).params, {"m": 0.5}, None)
+        Run(f"f{seed}", "t", "n", "FINISHED", record("full_precision", seed).params, {"m": 0.5}, None)
         for seed in (1, 2)
     ]
     compared = compare_groups(records, "", ["m"], histories=False)
@@ -316,9 +314,9 @@ def test_pairs_are_of_equal_axes_whatever_groups_are_shown():
     for seed in (1, 2):
         for lr, value in (("0.1", 0.9), ("0.01", 0.5)):
             params = record("alq", seed, optimizer__lr=lr).params
-            records.append(Record(f"a{lr}{seed}", f"a{lr}{seed}", "n", "FINISHED", params, {"m": value}, None))
+            records.append(Run(f"a{lr}{seed}", f"a{lr}{seed}", "n", "FINISHED", params, {"m": value}, None))
         params = record("full_precision", seed, optimizer__lr="0.1").params
-        records.append(Record(f"f{seed}", f"f{seed}", "n", "FINISHED", params, {"m": 0.8 + seed / 100}, None))
+        records.append(Run(f"f{seed}", f"f{seed}", "n", "FINISHED", params, {"m": 0.8 + seed / 100}, None))
     compared = compare_groups(records, "", ["m"], ["method"], histories=False)
     (alq,) = [group for group in compared.groups if group.keys["quantizer.method"] == "alq"]
     assert alq.metrics["m"].difference.pairs == (("a0.11", "f1"), ("a0.12", "f2"))
@@ -326,7 +324,7 @@ def test_pairs_are_of_equal_axes_whatever_groups_are_shown():
 
 def test_differences_that_are_all_equal_have_no_p_value():
     records = [
-        Record(f"{method}{seed}", f"{method}{seed}", "n", "FINISHED", record(method, seed).params, {"m": value}, None)
+        Run(f"{method}{seed}", f"{method}{seed}", "n", "FINISHED", record(method, seed).params, {"m": value}, None)
         for seed, base in ((1, 0.9), (2, 0.7), (3, 0.8))
         for method, value in (("full_precision", base), ("alq", base + 1 / 360))
     ]
@@ -338,7 +336,7 @@ def test_differences_that_are_all_equal_have_no_p_value():
 
 def test_trials_of_one_name_are_told_apart():
     records = [
-        Record(lr, f"{lr}-trial", "seed1", "FINISHED", record("alq", 1, optimizer__lr=lr).params, {"m": 1.0}, None)
+        Run(lr, f"{lr}-trial", "seed1", "FINISHED", record("alq", 1, optimizer__lr=lr).params, {"m": 1.0}, None)
         for lr in ("0.1", "0.2")
     ]
     compared = compare_groups(records, "", ["m"], ["trial"], histories=False)

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from lqray.cli import main
-from lqray.orchestration.tracking import open_launch
 from lqray.store import tables
 from lqray.store.errors import StoreError
 from lqray.store.experiments import check_usable, relocate, stored_experiment
+from lqray.store.launches import open_launch
 
 YAML = """
 name: T

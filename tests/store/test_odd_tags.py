@@ -15,11 +15,10 @@ from click.testing import CliRunner
 
 from lqray.cli import main
 from lqray.experiment.plan import PLAN, plan_tags, published_plan
-from lqray.orchestration.leases import Holder
-from lqray.orchestration.overview import progress_of
-from lqray.orchestration.states import TrialState, attempt_of
-from lqray.reporting.records import Record
+from lqray.orchestration.recording.claims import Holder
+from lqray.orchestration.recording.overview import progress_of
 from lqray.reporting.report import _diverged
+from lqray.store.runs import Run
 from tests.fuzzing import COUNT, count, mutants, odd_text
 from tests.reporting.stores import Store
 
@@ -163,10 +162,10 @@ def test_readers_of_single_tags_survive_any_text():
     holder = str(Holder.this_process("launch"))
     for _, draw in mutants("single tags", 10 * COUNT):
         text = odd_text(draw, PROGRESS)
-        state = TrialState("t", "r", "n", "RUNNING", 0.0, None, {"lqray.progress": text})
+        state = Run("r", "t", "n", "RUNNING", tags={"lqray.progress": text})
         found = progress_of(state, 2e9)
         assert found is None or found.eta is None or found.eta == found.eta
-        attempt_of({"lqray.attempt": odd_text(draw, "12")})
+        assert isinstance(Run("r", "t", "n", "RUNNING", tags={"lqray.attempt": odd_text(draw, "12")}).order[0], int)
         changed = {**plan, PLAN: odd_text(draw, plan[PLAN])}
         read = published_plan(changed)
         assert read is None or read.text
@@ -175,7 +174,7 @@ def test_readers_of_single_tags_survive_any_text():
 
 
 def test_names_of_metrics_stay_in_their_line():
-    odd = Record("r", "t", "n", "FINISHED", {}, {"a\tb\nc": float("nan")}, None)
+    odd = Run("r", "t", "n", "FINISHED", {}, {"a\tb\nc": float("nan")}, None)
     assert _diverged([odd], []) == ["1 finished runs ended with a\\tb\\nc not finite; --metric shows them."]
 
 

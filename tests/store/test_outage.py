@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import OperationalError
 
 from lqray.cli import main
-from lqray.orchestration.cluster import ClusterError, check_reachable
+from lqray.orchestration.launchers.ray.cluster import ClusterError, check_reachable
 from lqray.store import outage
 from lqray.store.client import client_of, patient_client, reading_client
 from lqray.store.errors import StoreAwayError, StoreBusyError, StoreError

@@ -10,9 +10,9 @@ from mlflow.store.db import utils
 
 from lqray.cli import main
 from lqray.experiment.store import absolute_store, sqlite_path, store_folder
-from lqray.orchestration.states import read_states
 from lqray.reporting.records import read_records
 from lqray.store.errors import StoreBusyError, StoreError
+from lqray.store.runs import latest_runs
 from lqray.store.tables import REVISIONS, connected
 from tests.reporting.stores import Store
 
@@ -26,7 +26,7 @@ def change(store: Store, *statements: str) -> None:
 
 def names(store: Store, uri: str | None = None) -> tuple[list[str], list[str]]:
     """As both readers say."""
-    found = read_states(uri or store.uri, store.experiment).values(), read_records(uri or store.uri, store.experiment)
+    found = latest_runs(uri or store.uri, store.experiment).values(), read_records(uri or store.uri, store.experiment)
     return sorted(one.name for one in found[0]), sorted(one.name for one in found[1])
 
 
@@ -62,7 +62,7 @@ def test_both_readers_say_the_same_of_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("lqray.store.tables._LOCK_SECONDS", 0.05)
     store = Store(tmp_path)
     store.run("alq", 1, [0.5])
-    readers = (lambda: read_states(store.uri, "known"), lambda: read_records(store.uri, "known"))
+    readers = (lambda: latest_runs(store.uri, "known"), lambda: read_records(store.uri, "known"))
     with closing(sqlite3.connect(tmp_path / "lqray.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         for read in readers:

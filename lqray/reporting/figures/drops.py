@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lqray.experiment.foreign import json_value
 from lqray.reporting.figures.recordings import Recordings
-from lqray.reporting.records import Record
+from lqray.store.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ _LEAST = 1e-15
 _LINE: Mapping[str, Any] = {"color": "0.55", "linestyle": (0, (1, 1.5)), "linewidth": 0.8}
 
 
-def learning_rate_drops(record: Record, last_step: int) -> tuple[float, ...]:
+def learning_rate_drops(record: Run, last_step: int) -> tuple[float, ...]:
     """In iterations; of a schedule in steps, others fall evenly. last_step: of a finished run, by which those of a
     schedule in epochs are known."""
     if record.params.get("schedule.decay", "step") != "step":
@@ -48,7 +48,7 @@ def draw_drops(panels: Iterable[Axes], recordings: Recordings, last_steps: Mappi
     return [(Line2D([], [], **_LINE), "learning-rate drop")] if drops else []
 
 
-def _numbers(record: Record, key: str) -> list[float]:
+def _numbers(record: Run, key: str) -> list[float]:
     """Of a parameter that is a number or a list; those that can be counts of steps or epochs."""
     try:
         found = json_value(record.params.get(key, "null"))

@@ -13,7 +13,7 @@ from lqray.reporting.figures.recordings import Group, NothingToDrawError, Option
 from lqray.reporting.figures.seeds import Band, across, smoothed
 from lqray.reporting.figures.style import bounds, handle, shown_name
 from lqray.reporting.histories import History
-from lqray.reporting.records import Record
+from lqray.store.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def curves_of(
     return curves
 
 
-def _ended_unseen(record: Record, key: str, history: History | None) -> bool:
+def _ended_unseen(record: Run, key: str, history: History | None) -> bool:
     """Whether a run ended with a metric that is not finite, of which its history tells nothing, for MLflow is not told
     of NaN."""
     told = history is not None and not math.isfinite(history.values[-1])

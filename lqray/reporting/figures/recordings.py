@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import Look, look, numbered, shade
-from lqray.reporting.records import Record
 from lqray.reporting.selection import METHOD, SEED, grouped, keys_of, metrics_of, resolved
+from lqray.store.runs import Run
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 
@@ -36,15 +36,15 @@ class Group:
 
     label: str
     look: Look
-    records: tuple[Record, ...]
+    records: tuple[Run, ...]
 
     @property
-    def finished(self) -> list[Record]:
+    def finished(self) -> list[Run]:
         """Those that count."""
         return [one for one in self.records if one.status == FINISHED]
 
     @property
-    def running(self) -> list[Record]:
+    def running(self) -> list[Run]:
         """Those that are under way."""
         return [one for one in self.records if one.status != FINISHED]
 
@@ -56,7 +56,7 @@ class Recordings:
     remarks: what a reader of the figure should know of what it leaves out; drawing adds to them.
     """
 
-    def __init__(self, uri: str, records: Sequence[Record], left_out: Sequence[str] = ()) -> None:
+    def __init__(self, uri: str, records: Sequence[Run], left_out: Sequence[str] = ()) -> None:
         self._uri = uri
         self._histories: dict[str, dict[str, History]] = {}
         self.records = list(records)
@@ -86,7 +86,7 @@ class Recordings:
             self._histories[key] = found
         return self._histories[key]
 
-    def density(self, record: Record) -> dict[str, Any] | None:
+    def density(self, record: Run) -> dict[str, Any] | None:
         """A run's `density.json`; None where it has none. Raises ArtifactError."""
         from lqray.reporting.artifacts import read_density
 

@@ -1,0 +1,84 @@
+"""What `lqray run --dry-run` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lqray.experiment.foreign import rich_text
+from lqray.orchestration.plan.history import History, expected
+from lqray.orchestration.plan.plan import Plan
+from lqray.training.estimate import Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ROWS = 30
+_Expected = tuple[Estimate | None, float | None, bool]
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """The first trials that would run, and counts, steps, bytes and time of all."""
+    from rich.table import Table
+    from rich.text import Text
+
+    experiment = plan.experiment
+    history = History(plan.uri, experiment.name)
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    for title in ("trial", "id", "what", "steps", "MB sent", "time"):
+        table.add_column(title, no_wrap=True, justify="right" if title in ("steps", "MB sent", "time") else "left")
+    what = {one.named.trial.id: one.what for one in plan.trials}
+    shapes: dict[tuple[int, ...], _Expected] = {}
+    steps = megabytes = seconds = 0.0
+    unknown = guessed = 0
+    due = plan.due
+    for number, named in enumerate(due):
+        trial = named.trial
+        # Trials of a grid share their sections: what is expected is worked out once for each combination of them.
+        parts = (trial.data, trial.model, trial.schedule, trial.exchange, trial.quantizer, trial.telemetry)
+        key = (trial.workers, *(id(part) for part in parts))
+        known, time, measured = shapes.get(key) or shapes.setdefault(
+            key, expected(trial, experiment.resources, history)
+        )
+        sent = known.iterations * known.bytes_per_step / 1e6 if known and known.bytes_per_step is not None else None
+        unknown += known is None or sent is None
+        guessed += time is not None and not measured
+        steps += known.iterations if known else 0
+        megabytes += sent or 0.0
+        seconds += time or 0.0
+        if number < _ROWS:
+            table.add_row(
+                rich_text(named.name),
+                trial.id,
+                what[trial.id],
+                f"{known.iterations:,}" if known else "-",
+                "-" if sent is None else f"{sent:,.1f}",
+                "-" if time is None else f"{'' if measured else '~'}{duration(time)}",
+            )
+    if due:
+        console.print(table)
+    if len(due) > _ROWS:
+        console.print(f"... and {len(due) - _ROWS:,} more")
+    counts = Counter(one.what for one in plan.trials)
+    names = {"run": "new", "done": "finished", "early": "stopped early"}
+    summary = ", ".join(f"{count:,} {names.get(word, word)}" for word, count in counts.most_common())
+    said = f": {summary or 'no trials'}; {len(due):,} would run"
+    console.print(Text.assemble(rich_text(experiment.name, "bold"), said))
+    if plan.more:
+        console.print(f"{plan.more:,} more would be suggested, each from the results so far")
+    if due:
+        sums = f"{steps:,.0f} steps, {megabytes:,.1f} MB sent by each process"
+        console.print(f"{sums}, {duration(seconds)} one trial after another", highlight=False)
+    if guessed:
+        console.print(f"~ {guessed:,} times are guesses from arithmetic: no earlier run of that shape has finished")
+    if unknown:
+        console.print(f"- {unknown:,} trials whose bytes cannot be told without their files, or at all (powersgd)")
+
+
+def duration(seconds: float) -> str:
+    """As people say it, rounded."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

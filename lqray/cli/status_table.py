@@ -1,0 +1,85 @@
+"""What `lqray status` draws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lqray.experiment.foreign import rich_text
+from lqray.orchestration.recording.overview import STANDING, progress_of
+from lqray.store.runs import Run, latest_runs
+from lqray.store.tags import EARLY, FAILURE, PROGRESS, STOPPED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SILENT_SECONDS = 60.0
+_SHOWN = ("test/accuracy", "train/loss")
+
+
+def status_table(uri: str, experiments: Sequence[str]) -> Table:
+    """A row for each trial that runs, or failed, or was stopped, and a line of counts for each experiment."""
+    from rich.table import Table
+    from rich.text import Text
+
+    now = time.time()
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("trial", "state", "step", "steps/s", "ETA", "last metric", "host"):
+        table.add_column(title, no_wrap=True, justify="right" if title in ("step", "steps/s", "ETA") else "left")
+    for experiment in experiments:
+        runs = latest_runs(uri, experiment, STANDING, _SHOWN)
+        counts: dict[str, int] = {}
+        for run in runs.values():
+            word = _word(run, now)
+            counts[word] = counts.get(word, 0) + 1
+        summary = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no trials"
+        table.add_row(Text.assemble(rich_text(experiment, "bold"), ": ", rich_text(summary)))
+        for run in sorted(runs.values(), key=lambda one: one.started):
+            if run.status != "FINISHED":
+                table.add_row(*map(rich_text, _row(run, now)), style=_STYLES.get(_word(run, now)))
+    return table
+
+
+_STYLES = {"failed": "red", "silent": "yellow", "killed": "yellow", "stopped": "yellow"}
+
+
+def _word(run: Run, now: float) -> str:
+    if run.status == "RUNNING":
+        said = progress_of(run, now)
+        silent = now - run.started if said is None else said.heard
+        return "silent" if silent > _SILENT_SECONDS else "running"
+    if EARLY in run.tags:
+        return "stopped early"
+    return "stopped" if STOPPED in run.tags else run.status.lower()
+
+
+def _row(run: Run, now: float) -> list[str]:
+    said = progress_of(run, now)
+    word = _word(run, now)
+    last = ""
+    if word in ("running", "silent"):
+        known = {key: run.metrics[key] for key in _SHOWN if key in run.metrics}
+        last = "  ".join(f"{key.partition('/')[2]} {value:.4g}" for key, value in known.items())
+    elif word == "failed":
+        last = f"{run.tags.get(FAILURE, '')}: {run.error or ''}"[:90]
+    else:
+        last = run.tags.get(EARLY) or run.tags.get(STOPPED) or ""
+    if said is None:
+        step = f"{PROGRESS} is unreadable" if run.tags.get(PROGRESS) else ""
+        return [f"  {run.name}", word, step, "", "", last, ""]
+    running = word == "running"
+    return [
+        f"  {run.name}",
+        word,
+        f"{said.iteration}/{said.iterations}",
+        f"{said.rate:.3g}" if running and said.rate else "",
+        _duration(said.eta) if running and said.eta is not None else "",
+        last,
+        said.host,
+    ]
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

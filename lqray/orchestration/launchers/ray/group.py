@@ -1,0 +1,110 @@
+"""A Ray Train worker group that runs trial after trial, fed through a mailbox."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+from lqray.experiment.schema import Resources
+from lqray.orchestration.failures import Failure, lost
+from lqray.orchestration.launchers.placement import backend_of
+from lqray.orchestration.launchers.ray import channel
+from lqray.orchestration.launchers.ray.channel import Event
+from lqray.orchestration.launchers.ray.deaths import failure_of_rank
+from lqray.orchestration.launchers.ray.serving import serve
+from lqray.orchestration.worker.task import Update, WorkerTask
+
+_END_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
+
+
+class Group:
+    """`processes` Train workers. Made at once; the first task may wait some seconds for them."""
+
+    def __init__(self, processes: int, resources: Resources, name: str, storage: str) -> None:
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from lqray.orchestration.launchers.ray.loopback_groups import LoopbackTorchConfig
+
+        self.processes = processes
+        self._mailbox = channel.make_mailbox()
+        self.error: BaseException | None = None
+        per_worker: dict[str, float] = {"CPU": resources.cpus_per_process}
+        if resources.gpus_per_process:
+            per_worker["GPU"] = resources.gpus_per_process
+        if resources.memory_gib_per_process:
+            per_worker["memory"] = resources.memory_gib_per_process * 2**30
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={"mailbox": self._mailbox},
+            torch_config=LoopbackTorchConfig(
+                backend=backend_of(resources), timeout_s=math.ceil(resources.timeout_seconds)
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=processes, use_gpu=resources.gpus_per_process > 0, resources_per_worker=per_worker
+            ),
+            run_config=RunConfig(name=name, storage_path=storage),
+        )
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                self.error = error
+
+        self._thread = threading.Thread(target=fit, daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a task."""
+        return self._thread.is_alive()
+
+    def give(self, task: WorkerTask) -> int:
+        """A task for its workers. Returns the task's number. Raises RayError when its mailbox is dead."""
+        import ray
+
+        number: int = ray.get(channel.give(self._mailbox, task))
+        return number
+
+    def hear(self) -> Event | None:
+        """Its next event; None when it ended and nothing is left to hear. Raises RayError when its mailbox is dead."""
+        while True:
+            ended = not self.alive
+            event = channel.hear(self._mailbox, 0.0 if ended else 0.5)
+            if event is not None or ended:
+                return event
+
+    def halt(self, task: WorkerTask) -> None:
+        """Let its workers leave this task after a checkpoint."""
+        self._mailbox.halt.remote((task.trial_id, task.start))
+
+    def rest(self, task: WorkerTask) -> list[tuple[int, Update]]:
+        """Updates of a task that ended, which the launcher may not have. None of a dead mailbox."""
+        import ray
+
+        try:
+            return channel.rest(self._mailbox, (task.trial_id, task.start), _ANSWER_SECONDS)
+        except ray.exceptions.RayError:
+            return []
+
+    def failures(self) -> dict[int, Failure]:
+        """Of a group that ended by itself, what Ray says of its ranks; {0: ...} when it says nothing of them."""
+        if self.error is None:
+            return {0: lost("the worker group ended without a word")}
+        of_ranks: dict[int, BaseException] = getattr(self.error, "worker_failures", None) or {}
+        return {rank: failure_of_rank(one, rank) for rank, one in of_ranks.items()} or {
+            0: failure_of_rank(self.error, None)
+        }
+
+    def end(self) -> None:
+        """Let its workers leave, and wait for that. Raises TimeoutError when they do not."""
+        import ray
+
+        if self.alive:
+            channel.give(self._mailbox, None)
+            self._thread.join(_END_SECONDS)
+        ray.kill(self._mailbox)
+        if self.alive:
+            raise TimeoutError(f"a worker group did not end within {_END_SECONDS:g} s")

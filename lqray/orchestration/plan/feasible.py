@@ -1,0 +1,100 @@
+"""What can be known before the first trial begins, and before Ray starts: whether trials can ever run here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from lqray.experiment.errors import UnfitTrialError
+from lqray.experiment.grid import NamedTrial
+from lqray.experiment.options import BucketOptions
+from lqray.experiment.schema import Resources, Trial
+from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials, needed
+from lqray.training.known_data import check_batches
+
+_LEAST_OF_A_PROCESS = 0.1 * 2**30
+"""Bytes that a process with torch in it shares with no other, whatever it trains."""
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_OTHER_GPUS = ("/dev/kfd", "/dev/dxg", "/dev/nvidiactl")
+"""Devices of GPUs that /proc does not list: AMD's, those of WSL, those of some containers."""
+
+
+def check_places(
+    shapes: Collection[Trial], resources: Resources, inline: bool, elsewhere: Callable[[], bool] = bool
+) -> None:
+    """Raise PlacementError where trials that need as much as `shapes` can never run: their workers do not divide, or
+    they need what this machine does not have. inline: as of the launcher. elsewhere: a cluster is there to be joined,
+    which may have more; asked only where it matters."""
+    if not shapes:
+        return
+    need = needed(shapes, resources)  # which also sees whether the workers divide
+    processes = round(need["CPU"]) // resources.cpus_per_process
+    there = {"memory": float(_memory()), "GPU": _gpus()}
+    # Inline, the limit of a process's memory is nothing that is set aside. A Ray of our own says it has enough cores.
+    wanted = [kind for kind in need if there.get(kind) is not None and not (inline and kind == "memory")]
+    try:
+        if wanted:
+            available = {kind: amount for kind, amount in there.items() if amount is not None}
+            concurrent_trials({kind: need[kind] for kind in wanted}, available, resources, "this machine")
+        if processes * _LEAST_OF_A_PROCESS > _memory():
+            raise PlacementError(
+                f"a trial is {processes} processes here, and this machine's {_memory() / 2**30:.4g} GiB of memory hold "
+                f"at most {int(_memory() / _LEAST_OF_A_PROCESS)}, were they empty; lower resources.processes, which "
+                "workers can share, or workers, or use a cluster"
+            )
+    except PlacementError:
+        if not elsewhere():
+            raise
+
+
+def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
+    """Raise UnfitTrialError for the first trial that its data, its network or its exchange will not let begin.
+
+    Networks are built without memory for their numbers, which takes torch, and seconds to import it: for all trials
+    where `thorough`, else for those that name something which only a network can confirm."""
+    looked_at = set()
+    for named in trials:
+        trial = named.trial
+        parts = trial.data.canonical_json, trial.model.canonical_json, trial.schedule.batch_size, trial.workers
+        if (key := (*parts, trial.exchange.skip, isinstance(trial.quantizer, BucketOptions))) in looked_at:
+            continue
+        looked_at.add(key)
+        try:
+            check_batches(trial)
+            if thorough or _names_what_torch_knows(trial):
+                from lqray.training.estimate import check_network
+
+                check_network(trial)
+        except UnfitTrialError as error:
+            raise UnfitTrialError(f"trial {named.name}: {error}") from error
+
+
+def _names_what_torch_knows(trial: Trial) -> bool:
+    return trial.model.name == "torchvision" or not {"bias", "norm"}.issuperset(trial.exchange.skip)
+
+
+def _memory() -> int:
+    """Bytes that this machine, or the container that this process is in, may use."""
+    limits: list[int] = [psutil.virtual_memory().total]
+    for file in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
+
+
+def _gpus() -> float | None:
+    """At most so many GPUs are there; None where that cannot be told without asking their driver."""
+    if not sys.platform.startswith("linux"):
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.strip(" ,"):
+        return 0.0
+    listed = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    if listed and not (visible and "MIG" in visible):
+        return float(len(listed))
+    return None if listed or any(Path(device).exists() for device in _OTHER_GPUS) else 0.0

@@ -1,0 +1,275 @@
+"""Runs as MLflow recorded them: one type, for whoever writes them and whoever reads them, and one lookup.
+
+From a database whose tables are known, only what is asked for is read, straight from them (`lqray.store.tables`):
+MLflow's search loads every param, metric and tag of every run. Every other store is read through MLflow's client, and
+both ways give the same runs."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lqray.experiment.foreign import in_line, whole_number
+from lqray.store import tables
+from lqray.store.client import reading_client
+from lqray.store.errors import NoStoreError
+from lqray.store.experiments import active_experiments, experiment_id
+from lqray.store.tags import ATTEMPT, EARLY, ERROR, NAN_METRICS, TRIAL_ID, TRIAL_NAME
+
+_INFINITY = 1.797e308
+"""MLflow stores an infinite metric as the largest float64."""
+_PAGE = 1000
+_LEAST_OF_AN_ID = 4
+
+
+class UnknownRunError(LookupError):
+    """No run, or several trials', of this name or id."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run of a trial.
+
+    status: MLflow's, or MISSING for a trial of a plan that has no run. params: as MLflow keeps them, as text. metrics:
+    the last value of each; NaN for those that ended so. tags: lqray's. started, ended: seconds since the epoch.
+    """
+
+    run_id: str
+    trial_id: str
+    name: str
+    status: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    experiment: str = ""
+    ended: float | None = None
+
+    @property
+    def method(self) -> str:
+        """Of its quantizer."""
+        return self.params.get("quantizer.method", "?")
+
+    @property
+    def attempt(self) -> int:
+        """Counts the trial's runs in its experiment, from 1."""
+        return whole_number(self.tags.get(ATTEMPT, "1"), 1)
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Of a trial's runs the latest is that of the last attempt. Clocks of machines differ, and are set back: when a
+        run began decides only between runs of one attempt, as earlier versions of lqray could make them."""
+        return self.attempt, self.started, self.run_id
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early stopping ended it: it stays so."""
+        return self.status == "KILLED" and EARLY in self.tags
+
+    def is_called(self, name: str) -> bool:
+        """Whether this is its trial's name, or its id or its trial's, or the beginning of one (from four letters)."""
+        ids = (self.trial_id, self.run_id) if len(name) >= _LEAST_OF_AN_ID else ()
+        return name == self.name or any(one.startswith(name) for one in ids)
+
+    @property
+    def over(self) -> bool:
+        """Whether no launch goes on with its trial, unless it is asked for another attempt."""
+        return self.status == "FINISHED" or (self.status != "FAILED" and EARLY in self.tags)
+
+    @property
+    def state(self) -> str:
+        """As people say it: finished, running, failed, killed, stopped early, missing."""
+        return "stopped early" if self.stopped_early else self.status.lower()
+
+
+def read_runs(
+    uri: str,
+    experiment: str,
+    tags: Collection[str] | None = None,
+    metrics: Collection[str] | None = None,
+    params: bool = True,
+) -> list[Run]:
+    """lqray's runs of an experiment, oldest first; [] where the experiment, or the store, does not exist: nothing is
+    made. Deleted runs and those of other tools are left out. uri: absolute store.
+
+    tags, metrics: those wanted; all without them. params: whether they are wanted. What a run is known by comes always.
+    Raises StoreError, StoreAwayError.
+    """
+    known = None if tags is None else {TRIAL_ID, TRIAL_NAME, ATTEMPT, NAN_METRICS, EARLY, ERROR, *tags}
+    try:
+        return tables.read(
+            uri,
+            lambda connection: list(_from_tables(connection, experiment, known, metrics, params)),
+            lambda client: list(_from_search(client, experiment, known, metrics, params)),
+        )
+    except NoStoreError:
+        return []
+
+
+def latest_runs(
+    uri: str, experiment: str, tags: Collection[str] = (), metrics: Collection[str] = (), params: bool = False
+) -> dict[str, Run]:
+    """By trial id, the run of the last attempt; see `read_runs`."""
+    return {one.trial_id: one for one in latest_attempts(read_runs(uri, experiment, tags, metrics, params))}
+
+
+def latest_attempts(runs: Iterable[Run]) -> list[Run]:
+    """Of the runs of each trial the last attempt, in the order of the first ones. runs: of one experiment."""
+    latest: dict[str, Run] = {}
+    for one in runs:
+        if one.trial_id not in latest or latest[one.trial_id].order < one.order:
+            latest[one.trial_id] = one
+    return list(latest.values())
+
+
+def find_runs(uri: str, name: str, experiment: str | None = None) -> list[Run]:
+    """Runs of lqray of this trial name, of this run id or trial id or the beginning of one (from four letters), oldest
+    first; of any experiment, unless one is given. Raises UnknownExperimentError, StoreError, StoreAwayError."""
+    client = reading_client(uri)
+    if experiment:
+        names = {experiment_id(uri, experiment): experiment}
+    else:
+        names = {found.id: name for name, found in active_experiments(uri).items()}
+    conditions = [f"tags.`{TRIAL_NAME}` = '{_quoted(name)}'"]
+    if len(name) >= _LEAST_OF_AN_ID and name.isalnum():
+        conditions += [f"tags.`{TRIAL_ID}` LIKE '{name}%'", f"attributes.run_id LIKE '{name}%'"]
+    runs: dict[str, Run] = {}
+    for condition in conditions if names else ():
+        for found in _pages(client, list(names), condition):
+            for one in _of_client(found, None, None, True, names[found.info.experiment_id]):
+                runs[one.run_id] = one
+    return sorted(runs.values(), key=lambda one: one.started)
+
+
+def only_trial(uri: str, name: str, found: Iterable[Run]) -> Run:
+    """The last attempt among runs that `find_runs` found for a name. Raises UnknownRunError unless they are exactly one
+    trial's."""
+    trials: dict[tuple[str, str], Run] = {}
+    for one in sorted(found, key=lambda one: one.order):
+        trials[one.experiment, one.trial_id] = one
+    if len(trials) == 1:
+        return next(iter(trials.values()))
+    if not trials:
+        raise UnknownRunError(
+            f"found no run {name!r} in {uri}; allowed: the name or the id of a trial, or a run id. `lqray expand` "
+            "lists the trials of a file, `lqray report EXPERIMENT --group-by trial --format json` the recorded"
+        )
+    some = list(trials.values())[:5]
+    several = ", ".join(
+        in_line(f"{one.name} of {one.experiment} (trial {one.trial_id}, run {one.run_id})") for one in some
+    )
+    raise UnknownRunError(f"found {len(trials)} trials called {name!r}: {several}; give an id, or --experiment")
+
+
+def number(value: float, is_nan: bool = False) -> float:
+    """A stored metric as the number that was logged."""
+    if is_nan:
+        return math.nan
+    return math.copysign(math.inf, value) if abs(value) > _INFINITY else value
+
+
+def run_of(found: Any, experiment: str = "") -> Run | None:
+    """A run that MLflow's client gave, with all that is known of it; None for one of another tool."""
+    return next(_of_client(found, None, None, True, experiment), None)
+
+
+def _from_tables(
+    connection: Any,
+    experiment: str,
+    wanted: Collection[str] | None,
+    wanted_metrics: Collection[str] | None,
+    with_params: bool,
+) -> Iterator[Run]:
+    intern = sys.intern  # thousands of runs share their keys and most of their values
+    tags: dict[str, dict[str, str]] = {}
+    for run_id, key, value in tables.tags_of(connection, experiment, wanted):
+        tags.setdefault(run_id, {})[intern(key)] = value
+    params: dict[str, dict[str, str]] = {}
+    for run_id, key, value in tables.params_of(connection, experiment) if with_params else ():
+        params.setdefault(run_id, {})[intern(key)] = intern(value)
+    metrics: dict[str, dict[str, float]] = {}
+    for run_id, key, last, is_nan in tables.latest_metrics_of(connection, experiment, wanted_metrics):
+        metrics.setdefault(run_id, {})[intern(key)] = number(last, is_nan)
+    for known in tables.runs_of(connection, experiment):
+        parts = (params.get(known[0], {}), metrics.get(known[0], {}), tags.get(known[0], {}))
+        yield from _run(known, *parts, experiment, wanted_metrics)
+
+
+def _from_search(
+    client: Any,
+    experiment: str,
+    wanted: Collection[str] | None,
+    wanted_metrics: Collection[str] | None,
+    with_params: bool,
+) -> Iterator[Run]:
+    found = client.get_experiment_by_name(experiment)
+    if found is None or found.lifecycle_stage == "deleted":
+        return
+    for one in _pages(client, [found.experiment_id], f"tags.`{TRIAL_ID}` != ''"):
+        yield from _of_client(one, wanted, wanted_metrics, with_params, experiment)
+
+
+def _pages(client: Any, experiments: list[str], condition: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_runs(
+            experiments, condition, max_results=_PAGE, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _of_client(
+    found: Any,
+    wanted: Collection[str] | None,
+    wanted_metrics: Collection[str] | None,
+    with_params: bool,
+    experiment: str,
+) -> Iterator[Run]:
+    info, data = found.info, found.data
+    tags = {key: value for key, value in data.tags.items() if (wanted is None or key in wanted)}
+    metrics = {
+        key: number(value) for key, value in data.metrics.items() if wanted_metrics is None or key in wanted_metrics
+    }
+    known = info.run_id, info.run_name, info.status, info.start_time, info.end_time
+    yield from _run(known, data.params if with_params else {}, metrics, tags, experiment, wanted_metrics)
+
+
+def _run(
+    known: tuple[str, str, str, int | None, int | None],
+    params: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    experiment: str,
+    wanted_metrics: Collection[str] | None,
+) -> Iterator[Run]:
+    """None of another tool's. MLflow is not told of NaN, and has the value before it as the last."""
+    if TRIAL_ID not in tags:
+        return
+    lost = [key for key in tags.get(NAN_METRICS, "").split(",") if key]
+    nan = [key for key in lost if wanted_metrics is None or key in wanted_metrics]
+    run_id, name, status, started, ended = known
+    yield Run(
+        run_id,
+        tags[TRIAL_ID],
+        tags.get(TRIAL_NAME, name),
+        status,
+        params,
+        {**metrics, **dict.fromkeys(nan, math.nan)},
+        tags.get(ERROR),
+        {key: value for key, value in tags.items() if key.startswith("lqray.")},
+        (started or 0) / 1000,
+        experiment,
+        ended / 1000 if ended else None,
+    )
+
+
+def _quoted(text: str) -> str:
+    """Inside single quotes of MLflow's search, which knows no escape."""
+    return text.replace("'", "_")

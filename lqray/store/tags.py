@@ -1,0 +1,53 @@
+"""Every tag of lqray's: of runs, of their experiment, of the run that claims are written to."""
+
+from __future__ import annotations
+
+# What a run is.
+TRIAL_ID = "lqray.trial_id"
+TRIAL_NAME = "lqray.trial_name"
+METHOD = "lqray.method"
+ATTEMPT = "lqray.attempt"
+"""Counts the runs of a trial, from 1."""
+FOLDER = "lqray.folder"
+"""Of its checkpoints and logs: an absolute path or a URI."""
+LAUNCH = "lqray.launch"
+"""The launch that began it, or went on with it last."""
+MARK = "lqray.mark"
+"""Drawn for each run: by it a run is found whose making was never answered."""
+HOLDER = "lqray.holder"
+"""Which process claimed its trial."""
+LAUNCH_FILES = "lqray.launch_files"
+"""The run that has the files of the launch, where not every run has them."""
+
+# How it stands.
+PROGRESS = "lqray.progress"
+"""Its last word, as JSON: iteration, iterations, rate, host, time."""
+EARLY = "lqray.early"
+"""Why early stopping ended it, which it stays."""
+STOPPED = "lqray.stopped"
+"""Who or what else ended it; the next launch continues it."""
+ERROR = "lqray.error"
+FAILURE = "lqray.failure"
+"""The kind of its failure (`lqray.orchestration.failures.Kind`)."""
+FAILED_HOST = "lqray.failed_host"
+FAILED_RANK = "lqray.failed_rank"
+NAN_METRICS = "lqray.nan_metrics"
+"""Metrics, separated by commas, that ended as NaN: MLflow is not told of NaN."""
+MODEL_STATE = "lqray.model"
+"""Of a run whose model is wanted: pending, model (its name, once it is there) or failed: why."""
+
+# Where it comes from.
+COMMAND = "lqray.command"
+HOST = "lqray.host"
+SUBMITTED_FROM = "lqray.submitted_from"
+CODE = "lqray.code"
+"""Digest of lqray's Python files."""
+GIT_COMMIT = "lqray.git_commit"
+GIT_DIRTY = "lqray.git_dirty"
+VERSION = "lqray.version"
+PYTHON = "lqray.python"
+TORCH, RAY, MLFLOW = "lqray.torch", "lqray.ray", "lqray.mlflow"
+
+# Of an experiment.
+STOP = "lqray.stop"
+"""Requests of `lqray stop`: this, or this with a dot and a number of their own."""
