@@ -193,7 +193,7 @@ class Sweeps:
         shutil.rmtree(template, ignore_errors=True)
         template.mkdir()
         (template / "tiny.yaml").write_text(SWEEP)
-        script = "from lqray.orchestration.store_access import client_of; client_of('sqlite:///lqray.db').search_experiments()"
+        script = "from lqray.store.client import client_of; client_of('sqlite:///lqray.db').search_experiments()"
         subprocess.run([sys.executable, "-c", script], cwd=template, check=True, capture_output=True)
 
 
