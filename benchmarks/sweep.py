@@ -213,7 +213,8 @@ import sys, time, json, torch
 from lqray.orchestration.recording.metrics import MetricDelivery
 from lqray.orchestration.worker.reporter import Reporter
 from lqray.orchestration.worker.task import Ack, Update, WorkerTask
-from lqray.experiment.options import Resources, Storage
+from lqray.experiment.options.resources import Resources
+from lqray.experiment.options.storage import Storage
 from lqray.training.loop import Report
 from mlflow import MlflowClient
 folder, rounds = sys.argv[1], int(sys.argv[2])

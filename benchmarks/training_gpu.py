@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.record import record
-from lqray.experiment.dataset_options import DataOptions
+from lqray.experiment.options.data import DataOptions
 from lqray.experiment.schema import Trial
 from lqray.training import loop
 from lqray.training.augmentation import chosen_steps

@@ -3,13 +3,14 @@ of what they send."""
 
 from lqray.communication.baselines import Baseline, bucket_cap_mb, is_baseline
 from lqray.communication.bypass import Decision, decide
-from lqray.communication.hook import GradientExchange
-from lqray.communication.lost_ranks import RankLostError, naming_lost_ranks
-from lqray.communication.parcel import LevelsDifferError
-from lqray.communication.replicas import RanksDisagreeError, ReplicasDivergedError, check_replicas
+from lqray.communication.checks.agreement import RanksDisagreeError
+from lqray.communication.checks.lost_ranks import RankLostError, naming_lost_ranks
+from lqray.communication.checks.replicas import ReplicasDivergedError, check_replicas
+from lqray.communication.checks.stalled_ranks import RankStalledError, naming_stalled_ranks
+from lqray.communication.exchange import GradientExchange
 from lqray.communication.residuals import NoContractionError
-from lqray.communication.stalled_ranks import RankStalledError, naming_stalled_ranks
-from lqray.communication.volume import Volume, full_precision_volume
+from lqray.communication.wire.parcel import LevelsDifferError
+from lqray.communication.wire.volume import Volume, full_precision_volume
 
 __all__ = [
     "Baseline",

@@ -18,8 +18,9 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication.bucket import refuse_sparse
-from lqray.communication.volume import Volume
-from lqray.experiment.options import ExchangeOptions, PowerSgdOptions, QuantizerOptions
+from lqray.communication.wire.volume import Volume
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.quantizer import PowerSgdOptions, QuantizerOptions
 
 Hook = Callable[[Any, GradBucket], Future[Tensor]]
 

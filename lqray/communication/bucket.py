@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.distributed as dist
 
-from lqray.communication.parcel import CheckWords, Parcel
 from lqray.communication.reduction import load_reduction
-from lqray.communication.volume import Phase, Volume
-from lqray.experiment.options import ExchangeOptions
+from lqray.communication.wire.parcel import CheckWords, Parcel
+from lqray.communication.wire.volume import Phase, Volume
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 
 _REPEATS = 3

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from lqray.communication.parcel import CheckWords, Parcel
-from lqray.communication.volume import Volume
-from lqray.experiment.options import ExchangeOptions
+from lqray.communication.wire.parcel import CheckWords, Parcel
+from lqray.communication.wire.volume import Volume
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 
 

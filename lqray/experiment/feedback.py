@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from lqray.experiment.options import (
+from lqray.experiment.options.quantizer import (
     AdaptiveLevelsOptions,
     BucketOptions,
     ExponentialLevelsOptions,

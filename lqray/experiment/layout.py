@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
-from lqray.experiment.options import Section
+from lqray.experiment.options.section import Section
 from lqray.experiment.sampling import number_of_draws
 from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.validation import explain_section, key_problem

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
 from lqray.experiment.layout import Layout
-from lqray.experiment.options import Section
+from lqray.experiment.options.section import Section
 from lqray.experiment.schema import Resources, Storage, Tracking, Trial
 from lqray.experiment.validation import explain_section, key_problem
 from lqray.experiment.yaml import parse

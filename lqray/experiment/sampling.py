@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from lqray.experiment.options import Domain, Search
+from lqray.experiment.options.search import Domain, Search
 
 _DIGITS = 6
 

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from lqray.experiment import dataset_options, names, options
+from lqray.experiment import names
 from lqray.experiment.feedback import REMEDY, collision_problem, contraction_problem, described
 from lqray.experiment.identity import trial_id
-from lqray.experiment.options import (
-    MOST_SEED,
-    MOST_WORKERS,
-    ExchangeOptions,
-    Resources,
-    ScheduleOptions,
-    Search,
-    Section,
-    Storage,
-    TelemetryOptions,
-    Tracking,
-    Variant,
-)
+from lqray.experiment.options.data import DATA, DataOptions
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.model import MODEL, ModelOptions
+from lqray.experiment.options.optimizer import OPTIMIZER, OptimizerOptions
+from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions
+from lqray.experiment.options.resources import Resources
+from lqray.experiment.options.schedule import ScheduleOptions
+from lqray.experiment.options.search import Search
+from lqray.experiment.options.section import MOST_SEED, MOST_WORKERS, Section, Variant
+from lqray.experiment.options.storage import Storage
+from lqray.experiment.options.telemetry import TelemetryOptions
+from lqray.experiment.options.tracking import Tracking
 
 __all__ = ["Resources", "Search", "Storage", "Tracking", "Trial"]
 
@@ -54,15 +53,15 @@ def _known_reduction(name: str) -> str:
 
 
 if TYPE_CHECKING:
-    from lqray.experiment.dataset_options import DataOptions as _Data
-    from lqray.experiment.options import ModelOptions as _Model
-    from lqray.experiment.options import OptimizerOptions as _Optimizer
-    from lqray.experiment.options import QuantizerOptions as _Quantizer
+    from lqray.experiment.options.data import DataOptions as _Data
+    from lqray.experiment.options.model import ModelOptions as _Model
+    from lqray.experiment.options.optimizer import OptimizerOptions as _Optimizer
+    from lqray.experiment.options.quantizer import QuantizerOptions as _Quantizer
 else:
-    _Data = _variants(dataset_options.DATA, names.datasets(), dataset_options.DataOptions)
-    _Model = _variants(options.MODEL, names.models(), options.ModelOptions)
-    _Optimizer = _variants(options.OPTIMIZER, options.OPTIMIZER, options.OptimizerOptions)
-    _Quantizer = _variants(options.QUANTIZER, names.methods(), options.FixedLevelsOptions)
+    _Data = _variants(DATA, names.datasets(), DataOptions)
+    _Model = _variants(MODEL, names.models(), ModelOptions)
+    _Optimizer = _variants(OPTIMIZER, OPTIMIZER, OptimizerOptions)
+    _Quantizer = _variants(QUANTIZER, names.methods(), FixedLevelsOptions)
 
 
 class _Exchange(ExchangeOptions):

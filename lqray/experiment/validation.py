@@ -9,7 +9,7 @@ from typing import Any, Protocol, get_args
 from pydantic import BaseModel, ValidationError
 
 from lqray.experiment.errors import Problem, did_you_mean, shortened
-from lqray.experiment.options import Variant
+from lqray.experiment.options.section import Variant
 from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import Document, Path_, dotted
 

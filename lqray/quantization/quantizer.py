@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lqray import ops
-from lqray.experiment import names, options
+from lqray.experiment import names
 from lqray.experiment.errors import did_you_mean
+from lqray.experiment.options import quantizer as options
 from lqray.quantization import codec
 from lqray.quantization.codec import Coding, Payload
 from lqray.quantization.fitting import Statistics

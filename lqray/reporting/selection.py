@@ -7,10 +7,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
-from lqray.experiment import dataset_options
-from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.errors import nearest
 from lqray.experiment.identity import outside_identity
+from lqray.experiment.options.data import DATA, DataOptions
 from lqray.reporting.methods import in_order
 from lqray.store.runs import Run
 
@@ -141,5 +140,5 @@ def _rank(key: str) -> tuple[int, str]:
 
 @cache
 def _outside() -> frozenset[str]:
-    classes: list[type[DataOptions]] = [*dataset_options.DATA.values(), DataOptions]
+    classes: list[type[DataOptions]] = [*DATA.values(), DataOptions]
     return frozenset(f"data.{name}" for one in classes for name in outside_identity(one))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lqray.experiment.dataset_options import CifarOptions
+from lqray.experiment.options.data import CifarOptions
 from lqray.training.augmentation import chosen_steps
 from lqray.training.files import fetch, first_missing, folder
 from lqray.training.images import ImageClassification, Images, standardized

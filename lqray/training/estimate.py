@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lqray.communication.bucket import skipped_names
 from lqray.experiment.errors import UnfitTrialError
-from lqray.experiment.options import BucketOptions, TorchvisionOptions
+from lqray.experiment.options.model import TorchvisionOptions
+from lqray.experiment.options.quantizer import BucketOptions
 from lqray.experiment.schema import Trial
 from lqray.training.known_data import known_data
 from lqray.training.models import build_model

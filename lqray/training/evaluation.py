@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lqray.experiment.options import ModelOptions
-from lqray.training.data import Dataset, Split
+from lqray.experiment.options.model import ModelOptions
+from lqray.training.dataset import Dataset, Split
 from lqray.training.forward import logits
 
 _BATCH = 1024

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lqray.experiment.options import ModelOptions, TorchvisionOptions
+from lqray.experiment.options.model import ModelOptions, TorchvisionOptions
 from lqray.experiment.schema import Trial, model_options
 from lqray.training.checkpoint import BEST, CheckpointError, newest_first, read_checkpoint
 from lqray.training.checkpoint_file import packed
@@ -29,7 +29,7 @@ class NetworkError(ValueError):
 
 def trained_network(trial: Trial, folder: str, run: str | None = None) -> tuple[nn.Module, int]:
     """(network of a finished trial, on the CPU, for evaluation, iterations that it was trained for). Its inputs are as
-    `lqray.training.data` gives them. folder: an absolute path or a URI.
+    `lqray.training.dataset` gives them. folder: an absolute path or a URI.
 
     run: that has to have written it, where it names one. Raises CheckpointError where the folder's newest checkpoint is
     damaged, of another trial or run, or of a version of lqray that did not keep what the network is built from: an

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lqray.experiment.options import ModelOptions
-from lqray.training.data import Batch
+from lqray.experiment.options.model import ModelOptions
+from lqray.training.dataset import Batch
 from lqray.training.forward import logits, seed_pass
 
 

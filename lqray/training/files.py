@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lqray.experiment.dataset_options import DownloadedOptions, FileOptions
+from lqray.experiment.options.data import DownloadedOptions, FileOptions
 from lqray.experiment.store import StorageError, expanded, with_home
 
 VARIABLE = "LQRAY_DATA"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lqray.experiment.options import ModelOptions
+from lqray.experiment.options.model import ModelOptions
 
 
 def prepared(network: nn.Module, options: ModelOptions) -> nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lqray.experiment.dataset_options import DownloadedOptions
+from lqray.experiment.options.data import DownloadedOptions
 from lqray.training.augmentation import Augmentation
 from lqray.training.files import fetch, folder
 from lqray.training.images import ImageClassification, Images, standardized

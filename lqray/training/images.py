@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lqray.training.augmentation import Augmentation, augment
-from lqray.training.data import Batch, Split
+from lqray.training.dataset import Batch, Split
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageClassification:
-    """A dataset that fits a device; see `lqray.training.data.Dataset`.
+    """A dataset that fits a device; see `lqray.training.dataset.Dataset`.
 
     mean, deviation: per channel, in pixel units, that `normalized` takes out. augmentation: steps that training batches
     go through, on uint8 pixels.
@@ -77,18 +77,18 @@ class ImageClassification:
         return (pixels.to(torch.float32) * scale).add_(offset)
 
     def train_batch(self, chosen: Tensor, seed: int) -> Batch:
-        """See `lqray.training.data.Dataset.train_batch`."""
+        """See `lqray.training.dataset.Dataset.train_batch`."""
         chosen = chosen.to(self.train.labels.device)
         pixels = augment(self.train.pixels.index_select(0, chosen), self.augmentation, seed)
         return self.normalized(pixels), self.train.labels[chosen]
 
     def feed(self, draws: Iterable[tuple[Tensor, int]]) -> Iterator[Batch]:
-        """See `lqray.training.data.Dataset.feed`."""
+        """See `lqray.training.dataset.Dataset.feed`."""
         for chosen, seed in draws:
             yield self.train_batch(chosen, seed)
 
     def evaluation(self, split: Split, part: int, parts: int, batch_size: int) -> Iterator[Batch]:
-        """See `lqray.training.data.Dataset.evaluation`."""
+        """See `lqray.training.dataset.Dataset.evaluation`."""
         images = self.train if split == "train" else self.test
         own_pixels, own_labels = images.pixels[part::parts], images.labels[part::parts]
         for pixels, labels in zip(own_pixels.split(batch_size), own_labels.split(batch_size), strict=True):

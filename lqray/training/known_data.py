@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.errors import UnfitTrialError
+from lqray.experiment.options.data import DataOptions
 from lqray.experiment.schema import Trial
 
 

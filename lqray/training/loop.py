@@ -21,7 +21,7 @@ from lqray.communication import check_replicas, naming_lost_ranks, naming_stalle
 from lqray.experiment.schema import Trial
 from lqray.training.batches import Batches
 from lqray.training.checkpoint import Checkpoints
-from lqray.training.data import Batch, Dataset, Split, load_dataset
+from lqray.training.dataset import Batch, Dataset, Split, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.forward import logits, prepared, seed_pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lqray.experiment.options import AdamOptions, AdamWOptions, OptimizerOptions, SgdOptions
+from lqray.experiment.options.optimizer import AdamOptions, AdamWOptions, OptimizerOptions, SgdOptions
 
 
 def build_optimizer(options: OptimizerOptions, network: nn.Module) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 
-from lqray.experiment.options import ScheduleOptions
+from lqray.experiment.options.schedule import ScheduleOptions
 
 
 def in_iterations(schedule: ScheduleOptions, steps_per_epoch: int) -> ScheduleOptions:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lqray.communication import GradientExchange, Volume
-from lqray.communication.volume import Phase
+from lqray.communication.wire.volume import Phase
 
 
 def wire_metrics(volume: Volume) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lqray.experiment.schema import Trial
 from lqray.training.batches import Batches
-from lqray.training.data import Dataset
+from lqray.training.dataset import Dataset
 from lqray.training.extra_gradients import extra_gradient
 from lqray.training.seeding import derive_seed
 from lqray.training.wires import Wires

@@ -23,7 +23,7 @@ from lqray.communication import (
     is_baseline,
 )
 from lqray.communication.bucket import skipped_names
-from lqray.experiment.options import BucketOptions
+from lqray.experiment.options.quantizer import BucketOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.training.seeding import derive_seed

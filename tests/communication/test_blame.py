@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from lqray.communication import LevelsDifferError, RankLostError, naming_lost_ranks
-from lqray.communication.parcel import CheckWords
-from lqray.communication.replicas import who_differs
+from lqray.communication.wire.collectives import who_differs
+from lqray.communication.wire.parcel import CheckWords
 from tests.ranks import CONTEXT, run_ranks
 
 

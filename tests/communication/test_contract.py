@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, LevelsDifferError, RankLostError, decide, naming_lost_ranks
 from lqray.communication.bucket import skipped_names
-from lqray.communication.replicas import checksum
+from lqray.communication.checks.replicas import checksum
 from lqray.experiment import names
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
 from lqray.training.seeding import derive_seed

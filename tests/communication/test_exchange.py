@@ -17,10 +17,10 @@ from lqray.communication import (
     check_replicas,
     full_precision_volume,
 )
+from lqray.communication.checks.replicas import checksum
 from lqray.communication.reductions import all_gather as all_gather_module
-from lqray.communication.replicas import checksum
 from lqray.experiment import names
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method

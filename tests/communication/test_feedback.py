@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lqray.communication import GradientExchange, NoContractionError
 from lqray.experiment import names
 from lqray.experiment.feedback import contraction_problem, why_no_contraction
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method

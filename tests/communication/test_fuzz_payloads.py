@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from lqray import ops
-from lqray.communication.parcel import CheckWords, LevelsDifferError, Parcel, check_of
 from lqray.communication.reductions.all_gather import _means
-from lqray.communication.transport import Piece, _check_lengths, _expand, _expanded, _squeeze, _squeezed
-from lqray.communication.volume import Volume
+from lqray.communication.wire.parcel import CheckWords, LevelsDifferError, Parcel, check_of
+from lqray.communication.wire.transport import Piece, _check_lengths, _expand, _expanded, _squeeze, _squeezed
+from lqray.communication.wire.volume import Volume
 from lqray.quantization import Payload, Quantizer, rans
 from tests.fuzzing import limits, mutants
 

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.skipif(why_not() is not None, r
 PROGRAM = """
 import json, os, torch, torch.distributed as dist
 from lqray.communication import GradientExchange
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

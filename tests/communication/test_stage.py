@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from lqray.communication import GradientExchange
-from lqray.communication.stage import Stage
-from lqray.experiment.options import ExchangeOptions
+from lqray.communication.wire.stage import Stage
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 from tests.ranks import run_ranks
 

@@ -12,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, Volume, decide
 from lqray.communication.baselines import Baseline
-from lqray.communication.hook import _Bundle
-from lqray.communication.parcel import Parcel
+from lqray.communication.exchange import _Bundle
 from lqray.communication.reductions.all_gather import AllGather
 from lqray.communication.reductions.scatter_reduce import ScatterReduce, _plan_of
-from lqray.experiment.options import ExchangeOptions, PowerSgdOptions
+from lqray.communication.wire.parcel import Parcel
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.quantizer import PowerSgdOptions
 from lqray.quantization import Quantizer
 from tests.ranks import run_ranks
 

@@ -1,13 +1,16 @@
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from lqray.experiment import dataset_options, names, options
+from lqray.experiment import names, options
 from lqray.experiment.grid import read_experiment
 from lqray.experiment.identity import canonical, founding_values, trial_id
-from lqray.experiment.options import Section
+from lqray.experiment.options import data, model, quantizer, schedule
+from lqray.experiment.options.section import Section
 from lqray.experiment.schema import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +29,7 @@ def test_ids_of_the_quickstart_never_change():
 
 
 def test_adding_a_field_with_a_default_changes_no_id():
-    class Grown(options.ScheduleOptions):
+    class Grown(schedule.ScheduleOptions):
         warm_up: int = 0
 
     class NewSection(Section):
@@ -57,7 +60,8 @@ def test_founding_values_are_pinned():
     """A changed default must declare its founding value; a new field adds a line to founding_values.json."""
     found = {
         cls.__name__: {name: _plain(value) for name, value in founding_values(cls).items()}
-        for cls in (vars(options) | vars(dataset_options)).values()
+        for module in pkgutil.iter_modules(options.__path__)
+        for cls in vars(importlib.import_module(f"{options.__name__}.{module.name}")).values()
         if isinstance(cls, type) and issubclass(cls, Section)
     }
     pinned = json.loads((Path(__file__).parent / "founding_values.json").read_text())
@@ -112,7 +116,7 @@ def test_an_integer_where_a_number_is_wanted_is_the_same_number():
 
 
 def test_every_name_has_a_module_and_every_table_entry_a_name():
-    assert set(options.QUANTIZER) <= set(names.methods())
-    assert set(options.MODEL) <= set(names.models())
-    assert set(dataset_options.DATA) <= set(names.datasets())
+    assert set(quantizer.QUANTIZER) <= set(names.methods())
+    assert set(model.MODEL) <= set(names.models())
+    assert set(data.DATA) <= set(names.datasets())
     assert names.reductions() == ("all_gather", "scatter_reduce")

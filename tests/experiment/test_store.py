@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lqray.experiment.dataset_options import FileOptions
+from lqray.experiment.options.data import FileOptions
 from lqray.experiment.schema import Storage, Tracking
 from lqray.experiment.store import StorageError, absolute_store, sqlite_path, storage_address
 from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting

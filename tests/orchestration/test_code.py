@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import lqray
-from lqray.experiment.options import Resources, Storage
+from lqray.experiment.options.resources import Resources
+from lqray.experiment.options.storage import Storage
 from lqray.orchestration.code_version import _WORKER_PARTS, code_version, training_code
 from lqray.orchestration.failures import CodeChangedError, failure_of
 from lqray.orchestration.launchers.outcomes import result_of
@@ -33,7 +34,7 @@ def package(tmp_path, monkeypatch):
     [
         ("training/loop.py", True),
         ("quantization/methods/alq.py", True),
-        ("communication/hook.py", True),
+        ("communication/exchange.py", True),
         ("ops/reference.py", True),
         ("experiment/schema.py", True),
         ("orchestration/worker/run.py", True),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow import MlflowClient
 
-from lqray.experiment.options import EarlyStopping
+from lqray.experiment.options.search import EarlyStopping
 from lqray.orchestration.launchers.ray.early_stopping import RememberingHalving
 from lqray.store.evaluations import Evaluation, stored_evaluations
 from tests.orchestration.small import empty_store

@@ -31,7 +31,7 @@ def raised(error: BaseException, rank: int = 0) -> Failure:
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError(f"{GLOO} operation to complete\n\nAt:\n  /lqray/communication/hook.py(138): <lambda>\n"),
+        RuntimeError(f"{GLOO} operation to complete\n\nAt:\n  /lqray/communication/exchange.py(138): <lambda>\n"),
         RuntimeError("[/pytorch/gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"),
         RuntimeError("Application timeout caused pair closure"),
         RuntimeError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"),
@@ -51,7 +51,9 @@ def test_the_same_words_in_an_error_of_another_class_are_a_users():
 
 
 def test_the_headline_is_what_the_error_says_and_not_where():
-    of_a_future = RuntimeError(f"{GLOO} operation to complete\n\nAt:\n  /lqray/communication/hook.py(138): <lambda>\n")
+    of_a_future = RuntimeError(
+        f"{GLOO} operation to complete\n\nAt:\n  /lqray/communication/exchange.py(138): <lambda>\n"
+    )
     assert raised(of_a_future).error == f"RuntimeError: {GLOO} operation to complete"
     assert raised(ValueError("a list:\n  first\n  second")).error == "ValueError: a list: first"
     assert raised(KeyError("x")).error == "KeyError: 'x'"

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lqray.experiment.grid import Experiment, read_experiment
-from lqray.experiment.options import Resources
+from lqray.experiment.options.resources import Resources
 from lqray.experiment.schema import Trial
 from lqray.orchestration.launch import Ran, run_plan
 from lqray.orchestration.launchers.placement import (

@@ -288,7 +288,7 @@ def test_whoever_lost_a_trial_writes_nothing_more_of_it(tmp_path, hasty, monkeyp
 def test_what_a_launch_was_killed_before_it_wrote_of_a_trial_is_written_by_the_next(tmp_path):
     """Between making a run and naming its parameters, or between those and its axes."""
     path = write(tmp_path)
-    uri, client = store_of(path)
+    _, client = store_of(path)
     number = client.create_experiment("small")
     for named in read_experiment(path).trials():
         tags = {"lqray.trial_id": named.trial.id, "lqray.trial_name": named.name, "lqray.attempt": "1"}

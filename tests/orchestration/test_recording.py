@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from lqray.experiment.options import Resources, Storage
+from lqray.experiment.options.resources import Resources
+from lqray.experiment.options.storage import Storage
 from lqray.orchestration.failures import Failure, failure_of, lost, root_cause
 from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
 from lqray.orchestration.recording import metric_writer

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lqray.communication.transport import Piece, _check_lengths, _expand, _squeeze
+from lqray.communication.wire.transport import Piece, _check_lengths, _expand, _squeeze
 from lqray.ops import reference
 from lqray.quantization import Quantizer, rans
 from lqray.quantization.entropy import entropy_bits

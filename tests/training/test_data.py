@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from lqray.experiment import names
-from lqray.experiment.dataset_options import DownloadedOptions
+from lqray.experiment.options.data import DownloadedOptions
 from lqray.experiment.schema import Trial
 from lqray.training import augmentation
 from lqray.training.batches import Batches
-from lqray.training.data import Dataset, digits, load_dataset
+from lqray.training.data import digits
 from lqray.training.data.fashion_mnist import DEBIAN_FOLDER
+from lqray.training.dataset import Dataset, load_dataset
 from lqray.training.files import CorruptDataError, MissingDataError, fetch, folder
 from lqray.training.images import moments
 from tests.training.dataset_files import TEST, TRAIN, WRITERS, images, write_idx

@@ -5,7 +5,7 @@ import torch
 from torch.distributed import group
 
 from lqray.experiment.schema import Trial
-from lqray.training.data import load_dataset
+from lqray.training.dataset import load_dataset
 from lqray.training.estimate import estimate
 from lqray.training.known_data import known_data
 from lqray.training.loop import train

@@ -4,10 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from lqray.experiment.options import ScheduleOptions
+from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
-from lqray.training.data import load_dataset
+from lqray.training.dataset import load_dataset
 from lqray.training.forward import seed_pass
 from lqray.training.loop import DivergedError
 from lqray.training.reports import Report

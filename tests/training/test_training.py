@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch.multiprocessing import ProcessRaisedException
 
 from lqray.experiment import names
-from lqray.experiment.options import ScheduleOptions
+from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.schema import Trial
 from lqray.training.batches import Batches
-from lqray.training.data import load_dataset
+from lqray.training.dataset import load_dataset
 from lqray.training.extra_gradients import extra_gradient
 from lqray.training.loop import DivergedError
 from lqray.training.models import build_model

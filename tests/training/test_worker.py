@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lqray.experiment.options import Resources
+from lqray.experiment.options.resources import Resources
 from lqray.experiment.schema import Trial
 from lqray.training import worker
 from lqray.training.standalone import LaunchVariablesError, run_standalone

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from lqray.communication.collectives import all_gather_into_tensor
-from lqray.communication.parcel import CHECK_BYTES, CheckWords, Parcel
-from lqray.communication.stage import Stage
-from lqray.communication.transport import Piece, load_transport
-from lqray.communication.volume import Volume
-from lqray.experiment.options import ExchangeOptions
+from lqray.communication.wire.collectives import all_gather_into_tensor
+from lqray.communication.wire.parcel import CHECK_BYTES, CheckWords, Parcel
+from lqray.communication.wire.stage import Stage
+from lqray.communication.wire.transport import Piece, load_transport
+from lqray.communication.wire.volume import Volume
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 
 

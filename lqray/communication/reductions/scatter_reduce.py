@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.futures import Future
 
 from lqray import ops
-from lqray.communication.parcel import CHECK_BYTES, CheckWords, Parcel
-from lqray.communication.stage import Stage
-from lqray.communication.transport import Piece, Rows, load_transport
-from lqray.communication.volume import Volume
-from lqray.experiment.options import ExchangeOptions
+from lqray.communication.wire.parcel import CHECK_BYTES, CheckWords, Parcel
+from lqray.communication.wire.stage import Stage
+from lqray.communication.wire.transport import Piece, Rows, load_transport
+from lqray.communication.wire.volume import Volume
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
 from lqray.quantization.codec import assemble
 

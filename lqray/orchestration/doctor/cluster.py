@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.foreign import rich_text
 from lqray.experiment.grid import Experiment
+from lqray.experiment.options.data import DataOptions
 from lqray.experiment.secrets import masked
 from lqray.orchestration.code_version import code_version
 from lqray.orchestration.doctor.local import Finding

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lqray.experiment.dataset_options import DataOptions
+from lqray.experiment.options.data import DataOptions
 from lqray.experiment.secrets import masked
 from lqray.orchestration.code_version import code_version
 from lqray.orchestration.doctor.local import LEAST_FREE_BYTES, Finding, operator_findings
@@ -169,7 +169,7 @@ def _gpus() -> Finding:
 
 
 def _dataset(options: DataOptions) -> Finding:
-    from lqray.training.data import load_dataset
+    from lqray.training.dataset import load_dataset
     from lqray.training.files import CorruptDataError, MissingDataError
 
     downloads = bool(getattr(options, "download", False))

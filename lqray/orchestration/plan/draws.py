@@ -7,7 +7,7 @@ from typing import Any
 
 from lqray.experiment.foreign import json_value
 from lqray.experiment.grid import Experiment, NamedTrial
-from lqray.experiment.options import Domain
+from lqray.experiment.options.search import Domain
 from lqray.store.runs import latest_runs
 
 

@@ -12,7 +12,7 @@ import psutil
 
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.grid import NamedTrial
-from lqray.experiment.options import BucketOptions
+from lqray.experiment.options.quantizer import BucketOptions
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials, needed
 from lqray.training.known_data import check_batches

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from lqray.experiment.grid import Experiment, NamedTrial
-from lqray.experiment.options import Domain
+from lqray.experiment.options.search import Domain
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.launchers.placement import PlacementError
 from lqray.training.seeding import derive_seed

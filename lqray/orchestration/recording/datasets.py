@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from lqray.experiment.dataset_options import DataOptions
 from lqray.experiment.identity import canonical_json
+from lqray.experiment.options.data import DataOptions
 
 
 def dataset_inputs(options: DataOptions, examples: tuple[int, int]) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lqray.experiment.options import Storage
+from lqray.experiment.options.storage import Storage
 from lqray.experiment.schema import Resources
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.worker.points import Point

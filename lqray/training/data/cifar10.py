@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lqray.experiment.dataset_options import CifarOptions
+from lqray.experiment.options.data import CifarOptions
 from lqray.training.cifar import load_cifar
 from lqray.training.images import ImageClassification
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lqray.experiment.dataset_options import DataOptions
+from lqray.experiment.options.data import DataOptions
 from lqray.training.images import ImageClassification, Images, standardized
 
 _TEST = 360

@@ -5,7 +5,7 @@ Debian and Ubuntu have it as a package.
 
 from __future__ import annotations
 
-from lqray.experiment.dataset_options import FashionImagesOptions
+from lqray.experiment.options.data import FashionImagesOptions
 from lqray.training.augmentation import chosen_steps
 from lqray.training.idx import load_idx
 from lqray.training.images import ImageClassification

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from lqray.experiment.dataset_options import GaussianMixtureOptions
+from lqray.experiment.options.data import GaussianMixtureOptions
 from lqray.training.images import ImageClassification, Images
 from lqray.training.seeding import derive_seed
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lqray.experiment.dataset_options import ImagenetOptions
-from lqray.training.data import Batch, Split
+from lqray.experiment.options.data import ImagenetOptions
+from lqray.training.dataset import Batch, Split
 from lqray.training.files import CorruptDataError, first_missing, folder
 from lqray.training.seeding import derive_seed
 
@@ -90,7 +90,8 @@ class Files:
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """See `lqray.training.data.Dataset`. processes: that load ahead of the training; with 0 it waits for each batch."""
+    """See `lqray.training.dataset.Dataset`. processes: that load ahead of the training; with 0 it waits for each
+    batch."""
 
     files: Files
     classes: int
@@ -117,16 +118,16 @@ class ImageFolders:
         return replace(self, device=device)
 
     def train_batch(self, chosen: Tensor, seed: int) -> Batch:
-        """See `lqray.training.data.Dataset.train_batch`."""
+        """See `lqray.training.dataset.Dataset.train_batch`."""
         pixels, labels = zip(*(self.files[key] for key in _keys(chosen, seed)), strict=True)
         return self._ready(torch.stack(pixels), torch.tensor(labels))
 
     def feed(self, draws: Iterable[tuple[Tensor, int]]) -> Iterator[Batch]:
-        """See `lqray.training.data.Dataset.feed`."""
+        """See `lqray.training.dataset.Dataset.feed`."""
         yield from self._loaded(_keys(*draw) for draw in draws)
 
     def evaluation(self, split: Split, part: int, parts: int, batch_size: int) -> Iterator[Batch]:
-        """See `lqray.training.data.Dataset.evaluation`."""
+        """See `lqray.training.dataset.Dataset.evaluation`."""
         own = range(part, len(self.files.samples[split]), parts)
         batch_size = min(batch_size, 128)  # images of this size fill the memory sooner
         starts = range(0, len(own), batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lqray.experiment.dataset_options import DigitImagesOptions
+from lqray.experiment.options.data import DigitImagesOptions
 from lqray.training.augmentation import chosen_steps
 from lqray.training.idx import load_idx
 from lqray.training.images import ImageClassification

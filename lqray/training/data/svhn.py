@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lqray.experiment.dataset_options import SvhnOptions
+from lqray.experiment.options.data import SvhnOptions
 from lqray.training.augmentation import chosen_steps
 from lqray.training.files import fetch, first_missing, folder
 from lqray.training.images import ImageClassification, Images, standardized

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lqray.experiment.options import ModelOptions
+from lqray.experiment.options.model import ModelOptions
 
 
 def build_model(options: ModelOptions, shape: tuple[int, int, int], classes: int) -> nn.Module:

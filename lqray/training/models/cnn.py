@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lqray.experiment.options import CnnOptions
+from lqray.experiment.options.model import CnnOptions
 
 
 def build(options: CnnOptions, shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from lqray.experiment.options import ModelOptions
+from lqray.experiment.options.model import ModelOptions
 
 
 def build(options: ModelOptions, shape: tuple[int, int, int], classes: int) -> nn.Module:

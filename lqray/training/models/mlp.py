@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from lqray.experiment.options import MlpOptions
+from lqray.experiment.options.model import MlpOptions
 
 
 def build(options: MlpOptions, shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from lqray.experiment.options import ResnetOptions
+from lqray.experiment.options.model import ResnetOptions
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lqray.experiment.errors import did_you_mean
-from lqray.experiment.options import TorchvisionOptions
+from lqray.experiment.options.model import TorchvisionOptions
 from lqray.training import vision
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from lqray.experiment.options import WideResnetOptions
+from lqray.experiment.options.model import WideResnetOptions
 
 
 class Block(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from lqray.experiment.options import EarlyStopping
+from lqray.experiment.options.search import EarlyStopping
 from lqray.store.evaluations import Evaluation
 
 _NO_END = 10**9

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from typing import Any
 
-from lqray.experiment.options import EarlyStopping
+from lqray.experiment.options.search import EarlyStopping
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.contract import LaunchInterrupted, Queue, Recording, Work
 from lqray.orchestration.launchers.outcomes import result_of

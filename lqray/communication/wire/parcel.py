@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lqray.communication.replicas import who_differs
+from lqray.communication.wire.collectives import who_differs
 from lqray.quantization import Payload
 
 CHECK_BYTES = 4

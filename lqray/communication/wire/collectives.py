@@ -1,7 +1,10 @@
-"""The one collective that lqray's exchanges are made of, under the name that this torch has for it."""
+"""The one collective that lqray's exchanges are made of, under the name that this torch has for it, and what ranks that
+have gathered something with it can say of each other."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -35,3 +38,17 @@ def gather_now(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     output = own.new_empty((group.size() * own.shape[0], *own.shape[1:]))
     all_gather_into_tensor(output.view(-1), own.contiguous().view(-1), group).wait()
     return output
+
+
+def who_differs(values: Sequence[Hashable]) -> str:
+    """Of what the ranks said, one value each in their order: "" when all are equal, else who differs from whom. Ranks
+    are blamed only by a majority of more than half."""
+    usual, count = Counter(values).most_common(1)[0]
+    if count == len(values):
+        return ""
+    if 2 * count > len(values):
+        others = ", ".join(str(rank) for rank, value in enumerate(values) if value != usual)
+        return f"rank {others} of {len(values)} differs from the rest"
+    alike = {value: [str(rank) for rank, other in enumerate(values) if other == value] for value in values}
+    sides = " and ".join(f"rank {', '.join(ranks)}" for ranks in alike.values())
+    return f"{sides} differ from each other, and no majority of the {len(values)} ranks says who is right"

@@ -1,4 +1,4 @@
-"""Options of datasets: one class per name, as in `options`.
+"""Options of datasets: one class per name, as in the other sections.
 
 `root`, `download` and `loading_processes` cannot change a result and enter no trial's id: the same experiment on
 another machine, with its files elsewhere, is the same experiment.
@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lqray.experiment.options import (
+from lqray.experiment.options.section import (
     LARGEST,
     MOST_EXAMPLES,
     MOST_SEED,

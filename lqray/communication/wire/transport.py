@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lqray import ops
-from lqray.communication.collectives import gather_now
-from lqray.communication.volume import Volume
-from lqray.experiment.options import ExchangeOptions
+from lqray.communication.wire.collectives import gather_now
+from lqray.communication.wire.volume import Volume
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import rans
 
 

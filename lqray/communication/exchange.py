@@ -8,10 +8,9 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,15 +26,17 @@ from lqray.communication.bucket import (
     flat_like,
     skipped_names,
 )
-from lqray.communication.collectives import gather_now
-from lqray.communication.parcel import CheckWords, Parcel, check_of
+from lqray.communication.checks.agreement import check_agreement
+from lqray.communication.level_update import update_levels
+from lqray.communication.measurement import Measured
 from lqray.communication.reduction import Reduction, load_reduction
-from lqray.communication.replicas import check_agreement
 from lqray.communication.residuals import Residuals
+from lqray.communication.skipped import Bundle
 from lqray.communication.streams import after_both
-from lqray.communication.volume import Volume
+from lqray.communication.wire.parcel import CheckWords, Parcel, check_of
+from lqray.communication.wire.volume import Volume
 from lqray.experiment.feedback import adapts
-from lqray.experiment.options import ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Payload, Quantizer
 from lqray.quantization.density import Density, density_of
 
@@ -72,7 +73,7 @@ class GradientExchange:
         self._names: dict[Tensor, str] = {}
         self._skipped: frozenset[str] = frozenset()
         self._aside: list[dict[Tensor, Tensor | None]] = []
-        self._bundle = _Bundle(group, len(self._seeds))
+        self._bundle = Bundle(group, len(self._seeds))
         self._stream: torch.cuda.Stream | None = None
         self._iteration, self._last = 0, -1
         self._exchanged: set[int] = set()
@@ -81,7 +82,7 @@ class GradientExchange:
         self._plain = False
         self._keep = False
         self._kept: list[Tensor] = []
-        self._measured = [_Measured() for _ in self._seeds]
+        self._measured = [Measured() for _ in self._seeds]
 
     def attach(self, model: DistributedDataParallel) -> None:
         """Make `model` exchange its gradients through this object. Collective: raises RanksDisagreeError where ranks
@@ -117,9 +118,9 @@ class GradientExchange:
         self._sample = (wanted or self._unfitted) and not self.quantizer.fresh_samples
         self._measure, self._keep, self._kept = measure, keep, []
         self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
-        self._measured = [_Measured() for _ in self._seeds]
+        self._measured = [Measured() for _ in self._seeds]
         self._aside = []
-        self._bundle = _Bundle(self._group, len(self._seeds))
+        self._bundle = Bundle(self._group, len(self._seeds))
 
     def set_aside(self) -> None:
         """Call after the backward pass, within DDP's `no_sync`, of each but the last of this process's workers: takes
@@ -338,111 +339,18 @@ class GradientExchange:
         """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,
         since what unfitted levels lose is not fed back. Collective.
 
-        Statistics are gathered, rank 0 solves, its levels and their expected variance are broadcast: all ranks end with
-        the same bytes. Returns whether an update was due.
+        See `lqray.communication.level_update`. Returns whether an update was due.
         """
         if not self._unfitted and not self.quantizer.schedule.is_due(self._iteration):
             return False
-        rows = self._gather(self.quantizer.statistics_table())
-        if self._group.rank() == 0:
-            assert self.quantizer.method.fit is not None
-            self.quantizer.update_levels(self.quantizer.method.fit.statistics.from_table(rows))
-        fitted = torch.from_numpy(np.append(self.quantizer.exact_levels, self.quantizer.expected_variance))
-        fitted = fitted.to(self._device)
-        dist.broadcast(fitted, group=self._group, group_src=0)
-        if self._group.rank() != 0:
-            *levels, variance = fitted.tolist()
-            self.quantizer.adopt_levels(np.array(levels), variance)
+        update_levels(self.quantizer, self._group, self._device)
         self._unfitted = self._unfitted and math.isnan(self.quantizer.expected_variance)
         return True
-
-    def _gather(self, table: np.ndarray) -> np.ndarray:
-        """Every rank's (K_rank, 4) rows, in the order of ranks. K may differ: zero buckets are dropped."""
-        own = torch.from_numpy(table).to(self._device)
-        lengths = gather_now(torch.tensor([len(table)], device=self._device), self._group)
-        longest = max(1, int(lengths.max()))
-        padded = torch.nn.functional.pad(own, (0, 0, 0, longest - len(table)))
-        gathered = gather_now(padded, self._group).split(longest)
-        parts = [part[: int(length)] for part, length in zip(gathered, lengths, strict=True)]
-        return torch.cat(parts).cpu().numpy()
 
     @property
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return torch.device("cuda") if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
-
-
-@dataclass
-class _Measured:
-    """Of one worker and step: sums over its tensors."""
-
-    error: float = 0.0
-    energy: float = 0.0
-    bias: float = 0.0
-    entropy_bits: float = 0.0
-    huffman_bits: float = 0.0
-    coordinates: int = 0
-
-    def add(self, gradient: Tensor, payload: Payload, quantizer: Quantizer) -> None:
-        exact = gradient.to(torch.float64)
-        energy = float(exact.square().sum())
-        self.error += float((quantizer.decode(payload).to(torch.float64) - exact).square().sum())
-        self.energy += energy
-        self.bias += quantizer.bias(gradient) ** 2 * energy
-        self.entropy_bits += payload.entropy_bits() * payload.n
-        self.huffman_bits += payload.huffman_bits() * payload.n
-        self.coordinates += payload.n
-
-    @property
-    def nmse(self) -> float:
-        return self.error / self.energy if self.energy else 0.0
-
-    @property
-    def relative_bias(self) -> float:
-        return math.sqrt(self.bias / self.energy) if self.energy else 0.0
-
-
-class _Bundle:
-    """The skipped coordinates of all DDP buckets of a step, averaged by one all-reduce."""
-
-    def __init__(self, group: dist.ProcessGroup, workers: int) -> None:
-        self._group = group
-        self._workers = workers
-        self._sums: list[Tensor] = []
-        self._done: list[Future[Tensor]] = []
-
-    def add(self, parts: Sequence[Tensor], volume: Volume) -> Future[Tensor]:
-        """Skipped coordinates (n,) of each of this process's workers to a future of their mean over all workers."""
-        total = parts[0].clone()
-        for part in parts[1:]:
-            total += part
-        self._sums.append(total)
-        self._done.append(Future(devices=[total.device] if total.is_cuda else None))
-        volume.coordinates += total.numel()
-        return self._done[-1]
-
-    def start(self, volume: Volume) -> None:
-        """All buckets are known: one all-reduce for each dtype among them."""
-        for dtype in dict.fromkeys(total.dtype for total in self._sums):
-            chosen = [index for index, total in enumerate(self._sums) if total.dtype == dtype]
-            self._reduce([self._sums[index] for index in chosen], [self._done[index] for index in chosen], volume)
-
-    def _reduce(self, sums: list[Tensor], done: list[Future[Tensor]], volume: Volume) -> None:
-        bundle = torch.cat(sums).div_(self._group.size() * self._workers)
-        work = dist.all_reduce(bundle, group=self._group, async_op=True)
-        assert work is not None
-        volume.all_reduced(bundle.numel() * bundle.element_size(), self._group.size())
-
-        def hand_out(reduced: Future[Any]) -> None:
-            try:
-                reduced.value()
-                for future, part in zip(done, bundle.split([total.numel() for total in sums]), strict=True):
-                    future.set_result(part)
-            except Exception as error:  # whatever it is, DDP waits for these futures
-                for future in done:
-                    future.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
-
-        work.get_future().then(hand_out)
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

@@ -1,0 +1,38 @@
+"""Levels fitted to what all ranks have seen.
+
+Statistics are gathered, rank 0 solves, its levels and their expected variance are broadcast: all ranks end with the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lqray.communication.wire.collectives import gather_now
+from lqray.quantization import Quantizer
+
+
+def update_levels(quantizer: Quantizer, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Fit a quantizer's levels to all ranks' statistics. Collective. device: of the group's collectives."""
+    rows = _gather(quantizer.statistics_table(), group, device)
+    if group.rank() == 0:
+        assert quantizer.method.fit is not None
+        quantizer.update_levels(quantizer.method.fit.statistics.from_table(rows))
+    fitted = torch.from_numpy(np.append(quantizer.exact_levels, quantizer.expected_variance)).to(device)
+    dist.broadcast(fitted, group=group, group_src=0)
+    if group.rank() != 0:
+        *levels, variance = fitted.tolist()
+        quantizer.adopt_levels(np.array(levels), variance)
+
+
+def _gather(table: np.ndarray, group: dist.ProcessGroup, device: torch.device) -> np.ndarray:
+    """Every rank's (K_rank, 4) rows, in the order of ranks. K may differ: zero buckets are dropped."""
+    own = torch.from_numpy(table).to(device)
+    lengths = gather_now(torch.tensor([len(table)], device=device), group)
+    longest = max(1, int(lengths.max()))
+    padded = torch.nn.functional.pad(own, (0, 0, 0, longest - len(table)))
+    gathered = gather_now(padded, group).split(longest)
+    parts = [part[: int(length)] for part, length in zip(gathered, lengths, strict=True)]
+    return torch.cat(parts).cpu().numpy()

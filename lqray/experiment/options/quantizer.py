@@ -1,0 +1,147 @@
+"""Options of quantization methods, one class per kind.
+
+A name without an entry in the table takes the plain class, so a new file in `quantization/methods` that has no options
+of its own needs no change here.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from lqray.experiment.options.section import (
+    LARGEST,
+    MOST_ITERATIONS,
+    MOST_SAMPLES,
+    MOST_UNITS,
+    SMALLEST,
+    Iterations,
+    Variant,
+)
+
+
+class QuantizerOptions(Variant):
+    """A method that sends no codes: `full_precision` (plain all-reduce), `sgd` (one worker, no exchange), and torch's
+    own hooks."""
+
+    selector: ClassVar[str] = "method"
+    method: str
+
+
+class PowerSgdOptions(QuantizerOptions):
+    """torch's PowerSGD hook: low-rank approximation with error feedback (Vogels et al. 2019)."""
+
+    rank: int = Field(default=4, ge=1, le=MOST_UNITS)
+    """Rank of the approximation of each matrix."""
+    start_iteration: int = Field(default=10, ge=2, le=MOST_ITERATIONS)
+    """Iterations in full precision first."""
+
+
+class BucketOptions(QuantizerOptions):
+    """A quantizer: gradients travel as codes of coordinates divided by the norm of their bucket."""
+
+    bucket_size: int = Field(default=8192, ge=1, le=2**20)
+    """Consecutive coordinates that share one norm."""
+    tail: Literal["quantize", "full_precision"] = "quantize"
+    """A last bucket of fewer coordinates: quantized like the others, or sent as float32."""
+    rotation: Literal["none", "hadamard"] = "none"
+    """hadamard: each bucket, a power of two long, goes through a randomized Walsh-Hadamard transform first and back
+    after decoding, which makes its coordinates near-Gaussian (cf. EDEN, Vargaftik et al. 2022)."""
+
+    @model_validator(mode="after")
+    def _rotation_needs_a_power_of_two(self) -> BucketOptions:
+        if self.rotation == "hadamard" and self.bucket_size & (self.bucket_size - 1):
+            raise ValueError(f"rotation: hadamard needs a bucket_size that is a power of two; found {self.bucket_size}")
+        return self
+
+
+class FixedLevelsOptions(BucketOptions):
+    """A quantizer whose levels never change."""
+
+    bits: int = Field(default=3, ge=1, le=8)
+    """Bits per code; 2**bits levels."""
+
+
+class TernaryOptions(BucketOptions):
+    """Levels -1, 0, 1 in two bit planes (TernGrad, Wen et al. 2017)."""
+
+    bits: ClassVar[int] = 2
+    clip: float | None = Field(default=None, ge=SMALLEST, le=LARGEST)
+    """Clip each tensor to this many of its standard deviations first (2.5 in the paper), which biases the estimate;
+    null: no clipping."""
+
+
+class ExponentialLevelsOptions(FixedLevelsOptions):
+    """Levels +-multiplier**j."""
+
+    multiplier: float = Field(default=0.5, gt=0, lt=1)
+    """Ratio of neighbouring levels, at the start for methods that adapt."""
+
+
+class AdaptiveLevelsOptions(ExponentialLevelsOptions):
+    """A quantizer that fits its levels to the gradients (Faghri et al. 2020, section 3)."""
+
+    samples: int = Field(default=10, ge=1, le=MOST_SAMPLES)
+    """Gradients of each worker that a fit uses."""
+    sampling: Literal["training", "fresh"] = "training"
+    """training: the gradients of the training steps just before the update, at no extra cost; fresh: as many extra
+    backward passes at the update."""
+    update_at: Iterations = (0, 100, 2000)
+    """Iterations after whose backward pass the levels are fitted anew."""
+    update_every: int = Field(default=10_000, ge=0, le=MOST_ITERATIONS)
+    """After the last of `update_at`, fit every so many iterations; 0: no more."""
+
+
+class MixtureOptions(AdaptiveLevelsOptions):
+    """A fit to a mixture: one truncated normal for each of the buckets of largest norm."""
+
+    components: int = Field(default=20, ge=1, le=MOST_UNITS)
+    """Buckets of largest norm kept as components of the mixture."""
+    weighting: Literal["norm", "norm_squared"] = "norm"
+    """Weight of a component: norm, the paper's, or norm_squared, by which the bucket enters the squared error."""
+
+
+class AlqOptions(MixtureOptions):
+    """Every inner level at its optimum under the mixture."""
+
+    solver: Literal["newton", "coordinate"] = "newton"
+    """newton: to machine precision, from the best of many starts; coordinate: the paper's coordinate descent."""
+    symmetric: bool = False
+    """Only levels that are symmetric around zero."""
+
+
+class NormlessAlqOptions(AdaptiveLevelsOptions):
+    """Every inner level at its optimum under one truncated normal, pooled over all buckets."""
+
+    solver: Literal["newton", "coordinate"] = "newton"
+    """As of `alq`."""
+    symmetric: bool = False
+    """Only levels that are symmetric around zero."""
+
+
+class OptimalOptions(AdaptiveLevelsOptions):
+    """Levels at the exact optimum of the histogram of all sampled normalized coordinates."""
+
+    weighting: Literal["norm", "norm_squared"] = Field(default="norm_squared")
+    """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
+
+
+QUANTIZER: dict[str, type[QuantizerOptions]] = {
+    "full_precision": QuantizerOptions,
+    "sgd": QuantizerOptions,
+    "fp16": QuantizerOptions,
+    "bf16": QuantizerOptions,
+    "powersgd": PowerSgdOptions,
+    "terngrad": TernaryOptions,
+    "nuqsgd": ExponentialLevelsOptions,
+    "alq": AlqOptions,
+    "alq_inf": AlqOptions,
+    "alq_n": NormlessAlqOptions,
+    "alqg": MixtureOptions,
+    "alqg_n": AdaptiveLevelsOptions,
+    "amq": MixtureOptions,
+    "amq_inf": MixtureOptions,
+    "amq_n": AdaptiveLevelsOptions,
+    "optimal": OptimalOptions,
+}

@@ -1,0 +1,56 @@
+"""What a dataset is, and how one is found: `data/NAME.py` defines `load(options) -> Dataset`, for that name in YAML."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lqray.experiment.options.data import DataOptions
+
+Split = Literal["train", "test"]
+Batch = tuple[Tensor, Tensor]
+"""Inputs, float32 (B, *shape), and their labels, int64 (B,), on the dataset's device."""
+
+
+class Dataset(Protocol):
+    """Labelled examples for classification. Nothing here touches torch's global random state."""
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are: 0 to classes - 1."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an input."""
+
+    @property
+    def train_examples(self) -> int:
+        """Size of the training set."""
+
+    @property
+    def test_examples(self) -> int:
+        """Size of the test set."""
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same, giving its batches on another device."""
+
+    def train_batch(self, chosen: Tensor, seed: int) -> Batch:
+        """The training examples `chosen`, int64 (B,), augmented by random numbers of `seed`, unsigned 64-bit."""
+
+    def feed(self, draws: Iterable[tuple[Tensor, int]]) -> Iterator[Batch]:
+        """`train_batch` of each of `draws`, in order; a dataset on disk loads ahead."""
+
+    def evaluation(self, split: Split, part: int, parts: int, batch_size: int) -> Iterator[Batch]:
+        """Every `parts`-th example of a split from number `part` on, as for testing: without augmentation. The parts
+        together give each example once."""
+
+
+def load_dataset(options: DataOptions) -> Dataset:
+    """The dataset that a trial names."""
+    module: Any = importlib.import_module(f"lqray.training.data.{options.name}")
+    dataset: Dataset = module.load(options)
+    return dataset
