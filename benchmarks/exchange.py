@@ -176,7 +176,7 @@ def figures_of(found: dict, rate: str) -> dict:
 
 
 def main() -> None:
-    from tests.shaped_hosts import shaped_hosts, why_not
+    from tests.testing.shaped_hosts import shaped_hosts, why_not
 
     if reason := why_not():
         print(f"benchmarks/exchange.py is left out: {reason}", file=sys.stderr)

@@ -25,8 +25,8 @@ from pathlib import Path
 from sqlalchemy import create_engine, text
 
 from tests.faults.cases import differences, read_result
-from tests.orchestration import postgresql
-from tests.orchestration.sweeps import marked
+from tests.testing import postgresql
+from tests.testing.sweeps import marked
 
 _SWEEP = """
 name: soak

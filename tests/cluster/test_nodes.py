@@ -19,9 +19,9 @@ import pytest
 from mlflow import MlflowClient
 
 import lqray as lqray_package
-from tests.cluster.nodes import Nodes, nodes
-from tests.orchestration.sweeps import histories, recorded, run, write
-from tests.shaped_hosts import why_not
+from tests.testing.nodes import Nodes, nodes
+from tests.testing.shaped_hosts import why_not
+from tests.testing.sweeps import histories, recorded, run, write
 
 pytestmark = [
     pytest.mark.cluster,

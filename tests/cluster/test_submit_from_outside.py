@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.nodes import DASHBOARD, Nodes, nodes
-from tests.orchestration.sweeps import histories, recorded, run, write
-from tests.shaped_hosts import why_not
+from tests.testing.nodes import DASHBOARD, Nodes, nodes
+from tests.testing.shaped_hosts import why_not
+from tests.testing.sweeps import histories, recorded, run, write
 
 pytestmark = [
     pytest.mark.cluster,

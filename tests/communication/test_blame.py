@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lqray.communication import LevelsDifferError, RankLostError, naming_lost_ranks
 from lqray.communication.wire.collectives import who_differs
 from lqray.communication.wire.parcel import CheckWords
-from tests.ranks import CONTEXT, run_ranks
+from tests.testing.ranks import CONTEXT, run_ranks
 
 
 @pytest.mark.parametrize(

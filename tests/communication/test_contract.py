@@ -19,7 +19,7 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
 from lqray.training.seeding import derive_seed
-from tests.ranks import CONTEXT, run_ranks
+from tests.testing.ranks import CONTEXT, run_ranks
 
 METHODS = [name for name in names.methods() if load_method(name) is not None]
 REDUCTIONS = names.reductions()

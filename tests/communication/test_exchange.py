@@ -26,7 +26,7 @@ from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
 from lqray.training.loop import connect
 from lqray.training.seeding import derive_seed
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 METHODS = [name for name in names.methods() if load_method(name) is not None]
 pytestmark = pytest.mark.processes

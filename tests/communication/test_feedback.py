@@ -13,7 +13,7 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Quantizer
 from lqray.quantization.methods import load_method
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 METHODS = [name for name in names.methods() if load_method(name) is not None]
 N, STEPS = 16_384, 50

@@ -19,7 +19,7 @@ from lqray.communication.wire.parcel import CheckWords, LevelsDifferError, Parce
 from lqray.communication.wire.transport import Piece, _check_lengths, _expand, _expanded, _squeeze, _squeezed
 from lqray.communication.wire.volume import Volume
 from lqray.quantization import Payload, Quantizer, rans
-from tests.fuzzing import limits, mutants
+from tests.testing.fuzzing import limits, mutants
 
 pytestmark = pytest.mark.fuzz
 

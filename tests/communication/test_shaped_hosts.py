@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.shaped_hosts import shaped_hosts, why_not
+from tests.testing.shaped_hosts import shaped_hosts, why_not
 
 pytestmark = [pytest.mark.processes, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

@@ -11,7 +11,7 @@ from lqray.communication import GradientExchange
 from lqray.communication.wire.stage import Stage
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.processes
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from lqray.communication import RankStalledError, naming_stalled_ranks
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.processes
 

@@ -12,14 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import GradientExchange, Volume, decide
 from lqray.communication.baselines import Baseline
-from lqray.communication.exchange import _Bundle
 from lqray.communication.reductions.all_gather import AllGather
 from lqray.communication.reductions.scatter_reduce import ScatterReduce, _plan_of
+from lqray.communication.skipped import Bundle
 from lqray.communication.wire.parcel import Parcel
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.quantizer import PowerSgdOptions
 from lqray.quantization import Quantizer
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ class Broken(Exception):
 
 
 def test_an_error_of_any_kind_reaches_those_that_wait_for_skipped_parameters(group, monkeypatch):
-    volume, bundle = Volume(), _Bundle(group, 1)
+    volume, bundle = Volume(), Bundle(group, 1)
     waited = [bundle.add([torch.ones(3)], volume), bundle.add([torch.ones(4)], volume)]
 
     class Work:

@@ -15,7 +15,7 @@ from lqray.experiment.errors import ExperimentError, UnfitTrialError
 from lqray.experiment.grid import read_experiment
 from lqray.orchestration.launchers.placement import PlacementError
 from lqray.orchestration.plan.feasible import check_places, check_trials
-from tests.fuzzing import limits, mutants
+from tests.testing.fuzzing import limits, mutants
 
 pytestmark = pytest.mark.fuzz
 

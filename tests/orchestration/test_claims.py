@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from mlflow import MlflowClient
 
-from lqray.orchestration.recording import claims as claims
+from lqray.orchestration.recording import claims, holder
 from lqray.orchestration.recording.claims import Claims, Holder
-from tests.orchestration.small import empty_store
+from tests.testing.small import empty_store
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def clock(monkeypatch):
 def elsewhere(store, monkeypatch, name):
     """Another machine's launch."""
     with monkeypatch.context() as there:
-        there.setattr(claims, "_space", lambda: "another-machine")
+        there.setattr(holder, "_space", lambda: "another-machine")
         return Claims(*store, name)
 
 

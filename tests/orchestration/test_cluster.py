@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.orchestration.heads import TOKEN, ray_head
-from tests.orchestration.sweeps import marked
-from tests.training.dataset_files import write_idx
+from tests.testing.dataset_files import write_idx
+from tests.testing.heads import TOKEN, ray_head
+from tests.testing.sweeps import marked
 
 pytestmark = pytest.mark.ray
 

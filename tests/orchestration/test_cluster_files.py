@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.orchestration.heads import without
-from tests.orchestration.sweeps import nothing_is_left, recorded
+from tests.testing.heads import without
+from tests.testing.sweeps import nothing_is_left, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ from lqray.experiment.plan import PublishedPlan, plan_tags
 from lqray.orchestration.launch import _wanted
 from lqray.orchestration.queue.control import ControlRequests, ask_to_stop, file_of, publish_plan
 from lqray.store.launches import Launch
-from tests.orchestration.small import write
+from tests.testing.small import write
 
 
 @pytest.fixture

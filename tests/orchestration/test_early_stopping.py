@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from lqray.experiment.options.search import EarlyStopping
 from lqray.orchestration.launchers.ray.early_stopping import RememberingHalving
 from lqray.store.evaluations import Evaluation, stored_evaluations
-from tests.orchestration.small import empty_store
+from tests.testing.small import empty_store
 
 STOPPING = EarlyStopping(metric="test/accuracy", grace_period=40, reduction_factor=2)
 

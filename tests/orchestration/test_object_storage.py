@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from lqray.cli import main
 from lqray.orchestration.worker.logs import read_logs
 from lqray.training.storage import open_folder
-from tests.object_store import object_store, why_not
-from tests.orchestration.sweeps import TEXT, killing, recorded, run, start, wait_for, write
+from tests.testing.object_store import object_store, why_not
+from tests.testing.sweeps import TEXT, killing, recorded, run, start, wait_for, write
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

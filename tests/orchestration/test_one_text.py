@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from lqray.cli import main
 from lqray.experiment.plan import published_plan
 from lqray.orchestration.plan import plan
-from tests.orchestration.small import write
+from tests.testing.small import write
 
 
 def test_a_file_edited_while_another_runs_is_recorded_as_it_was_read(tmp_path, monkeypatch):

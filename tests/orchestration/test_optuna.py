@@ -9,8 +9,8 @@ from lqray.experiment.grid import read_experiment
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.plan.draws import stored_draws
 from lqray.orchestration.queue.optuna import OptunaSource
-from tests.orchestration.small import empty_store
-from tests.orchestration.sweeps import recorded, run, write
+from tests.testing.small import empty_store
+from tests.testing.sweeps import recorded, run, write
 
 TEXT = """
 name: sweep

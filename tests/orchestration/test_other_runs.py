@@ -21,8 +21,8 @@ from lqray.orchestration.worker.reporter import Reporter
 from lqray.orchestration.worker.task import Ack, Outcome
 from lqray.reporting.records import read_records
 from lqray.training.reports import Report
-from tests.orchestration.sweeps import recorded, write
 from tests.orchestration.test_recording import task
+from tests.testing.sweeps import recorded, write
 
 TEXT = """
 name: sweep

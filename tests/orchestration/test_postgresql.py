@@ -14,9 +14,9 @@ from lqray.cli import main
 from lqray.store.client import reading_client
 from lqray.store.runs import _from_search, _from_tables
 from lqray.store.tables import connected
-from tests.orchestration.postgresql import postgresql, why_not
-from tests.orchestration.sweeps import checkpointed, histories, killing, output, recorded, run, start, wait_for, write
 from tests.orchestration.test_sweeps import free_port, serve
+from tests.testing.postgresql import postgresql, why_not
+from tests.testing.sweeps import checkpointed, histories, killing, output, recorded, run, start, wait_for, write
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -12,14 +12,14 @@ from lqray.cli import main
 from lqray.experiment.grid import read_experiment
 from lqray.orchestration import launch as launch_module
 from lqray.orchestration.queue import control
-from lqray.orchestration.recording import claims, recorder
+from lqray.orchestration.recording import claims, holder, recorder
 from lqray.orchestration.recording.claims import Claims
 from lqray.orchestration.recording.runs import latest_run
 from lqray.reporting.records import latest_attempts, read_records
 from lqray.store.client import reading_client
 from lqray.store.launches import Launch
 from lqray.store.runs import _from_search, latest_runs
-from tests.orchestration.small import Quiet, empty_store, launch, write
+from tests.testing.small import Quiet, empty_store, launch, write
 
 pytestmark = pytest.mark.processes
 
@@ -76,7 +76,7 @@ class Elsewhere:
     def __init__(self, path, monkeypatch, name="alq"):
         uri, self.client = store_of(path)
         with monkeypatch.context() as there:
-            there.setattr(claims, "_space", lambda: "another-machine")
+            there.setattr(holder, "_space", lambda: "another-machine")
             self.claims = Claims(uri, identifier(path), "there")
         self.trial = trial_of(path, name)
         assert self.claims.claim(self.trial)

@@ -27,8 +27,8 @@ from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasti
 from lqray.orchestration.remote.package import pack
 from lqray.orchestration.remote.working_tree import PackageError
 from lqray.orchestration.submitted import FILE
-from tests.orchestration.heads import TOKEN, free_port, ray_head, without
-from tests.orchestration.sweeps import marked
+from tests.testing.heads import TOKEN, free_port, ray_head, without
+from tests.testing.sweeps import marked
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.orchestration.heads import free_port, without
-from tests.orchestration.sweeps import marked
+from tests.testing.heads import free_port, without
+from tests.testing.sweeps import marked
 
 TEXT = """
 name: planted

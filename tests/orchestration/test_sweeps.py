@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.orchestration.sweeps import (
+from tests.testing.sweeps import (
     checkpointed,
     histories,
     killing,

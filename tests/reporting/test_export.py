@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from lqray.cli import main
-from tests.reporting.stores import Store
+from tests.testing.stores import Store
 
 
 def invoke(*arguments):

@@ -24,7 +24,7 @@ from lqray.reporting.histories import history
 from lqray.reporting.methods import in_order, look, shade
 from lqray.reporting.planned import Recorded
 from lqray.reporting.plot import Request, plot, recordings_of
-from tests.reporting.figure_stores import FigureStore
+from tests.testing.figure_stores import FigureStore
 
 STEPS = (100, 200, 300)
 ACCURACY = {

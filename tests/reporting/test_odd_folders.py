@@ -23,8 +23,8 @@ from lqray.reporting.plot import PlotError, Request, recordings_of
 from lqray.reporting.records import Run, UnknownExperimentError, read_records
 from lqray.reporting.report import ReportOptions, make_report, written
 from lqray.reporting.selection import UnknownKeyError
-from tests.fuzzing import mutants, odd_bytes, odd_tree
-from tests.reporting.stores import Store
+from tests.testing.fuzzing import mutants, odd_bytes, odd_tree
+from tests.testing.stores import Store
 
 PUBLISHED = Path(__file__).parents[2] / "experiments/results/digits"
 SNAPSHOT = {"method": "alq", "levels": [-1.0, 0.0, 1.0], "edges": [-1.0, 0.0, 1.0], "density": [0.5, 0.5]}

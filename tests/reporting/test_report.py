@@ -22,7 +22,7 @@ from lqray.reporting.planned import Recorded
 from lqray.reporting.records import Run, latest_attempts, read_records
 from lqray.reporting.report import ReportOptions, make_report, show, written
 from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
-from tests.reporting.stores import Store, many_runs
+from tests.testing.stores import Store, many_runs
 
 FULL = {1: 0.90, 2: 0.92, 3: 0.91}
 ALQ = {1: 0.89, 2: 0.90, 3: 0.915}

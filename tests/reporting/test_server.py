@@ -13,7 +13,7 @@ import requests
 from click.testing import CliRunner
 
 from lqray.cli import main
-from tests.orchestration.heads import free_port
+from tests.testing.heads import free_port
 
 PASSWORD = "a long password of the admin"
 SEARCH = "/api/2.0/mlflow/experiments/search"

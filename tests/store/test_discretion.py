@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lqray.store.client import client_of
-from tests.store.servers import answering
+from tests.testing.servers import answering
 
 ROOT = Path(__file__).resolve().parents[2]
 INFO = {"run_id": "a" * 32, "run_name": "alq", "experiment_id": "7", "status": "FINISHED", "lifecycle_stage": "active"}

@@ -19,8 +19,8 @@ from lqray.orchestration.recording.claims import Holder
 from lqray.orchestration.recording.overview import progress_of
 from lqray.reporting.report import _diverged
 from lqray.store.runs import Run
-from tests.fuzzing import COUNT, count, mutants, odd_text
-from tests.reporting.stores import Store
+from tests.testing.fuzzing import COUNT, count, mutants, odd_text
+from tests.testing.stores import Store
 
 PROGRESS = json.dumps({"rate": 1.5, "iteration": 4, "iterations": 9, "host": "vm:1", "time": 1e9})
 SOUND = {

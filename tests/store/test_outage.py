@@ -19,9 +19,9 @@ from lqray.store import outage
 from lqray.store.client import client_of, patient_client, reading_client
 from lqray.store.errors import StoreAwayError, StoreBusyError, StoreError
 from lqray.store.outage import explained, is_away, patiently
-from tests.orchestration.heads import free_port
-from tests.reporting.stores import Store
-from tests.store.servers import EXPERIMENTS, PAGE, answering, failing
+from tests.testing.heads import free_port
+from tests.testing.servers import EXPERIMENTS, PAGE, answering, failing
+from tests.testing.stores import Store
 
 
 @pytest.fixture(autouse=True)

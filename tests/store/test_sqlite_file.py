@@ -18,7 +18,7 @@ from lqray.cli import main
 from lqray.store import sqlite_file
 from lqray.store.client import client_of, prepare, reading_client
 from lqray.store.errors import NoStoreError, StoreError
-from tests.reporting.stores import _tables
+from tests.testing.stores import _tables
 
 OPEN = "import sys; from lqray.store.client import client_of; print(len(client_of(sys.argv[1]).search_experiments()))"
 

@@ -14,7 +14,7 @@ from lqray.reporting.records import read_records
 from lqray.store.errors import StoreBusyError, StoreError
 from lqray.store.runs import latest_runs
 from lqray.store.tables import REVISIONS, connected
-from tests.reporting.stores import Store
+from tests.testing.stores import Store
 
 
 def change(store: Store, *statements: str) -> None:

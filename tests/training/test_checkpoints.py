@@ -24,7 +24,7 @@ from lqray.training.checkpoint_file import written_form
 from lqray.training.export import trained_network
 from lqray.training.models import build_model
 from lqray.training.storage import LocalFolder, NoSpaceError, open_folder
-from tests.object_store import object_store, why_not
+from tests.testing.object_store import object_store, why_not
 
 needs_s3 = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 CPU = torch.device("cpu")

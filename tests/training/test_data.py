@@ -20,7 +20,7 @@ from lqray.training.data.fashion_mnist import DEBIAN_FOLDER
 from lqray.training.dataset import Dataset, load_dataset
 from lqray.training.files import CorruptDataError, MissingDataError, fetch, folder
 from lqray.training.images import moments
-from tests.training.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
+from tests.testing.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
 
 OPTIONS: dict[str, dict[str, object]] = {
     "imagenet": {"size": 16, "loading_processes": 2},

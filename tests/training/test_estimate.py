@@ -10,7 +10,7 @@ from lqray.training.estimate import estimate
 from lqray.training.known_data import known_data
 from lqray.training.loop import train
 from lqray.training.models import build_model
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 CONFIG = {
     "data": {"name": "digits"},

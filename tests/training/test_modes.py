@@ -14,7 +14,7 @@ from lqray.training.reports import Report
 from lqray.training.schedule import in_iterations
 from lqray.training.variance import Moments
 from lqray.training.worker import run_worker
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 
 def trial(**changes) -> Trial:

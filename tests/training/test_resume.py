@@ -20,7 +20,7 @@ from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import CheckpointError, Checkpoints, CorruptCheckpointError, read_checkpoint
 from lqray.training.reports import Report
 from lqray.training.worker import run_worker
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 METHODS = {
     "alq": {

@@ -12,8 +12,8 @@ from torch.multiprocessing import ProcessExitedException
 from lqray.experiment.store import StorageError, storage_address
 from lqray.training.checkpoint import CheckpointError, Checkpoints, CheckpointStorageAwayError, read_checkpoint
 from lqray.training.storage import Folder, StorageAwayError, check_folder, open_folder
-from tests.object_store import object_store, why_not
-from tests.ranks import run_ranks
+from tests.testing.object_store import object_store, why_not
+from tests.testing.ranks import run_ranks
 from tests.training.test_resume import same, train
 
 needs_s3 = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

@@ -20,7 +20,7 @@ from lqray.training.reports import Report
 from lqray.training.schedule import learning_rate
 from lqray.training.seeding import derive_seed
 from lqray.training.worker import run_worker
-from tests.ranks import run_ranks
+from tests.testing.ranks import run_ranks
 
 
 def trial(**changes) -> Trial:

@@ -86,33 +86,12 @@ def ray_cluster(
     address = cluster_address()
     if presence is None and address is None:
         raise ClusterError("no Ray runs here: set RAY_ADDRESS to the cluster's, or start one with `ray start --head`")
-    if address:
-        offer_token()
-    settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
-    for key, value in settings.items():
-        os.environ.setdefault(key, value)
     import ray
 
-    if not verbose:
-        # Tune logs what the launcher already tells in its own words.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        _silence_rays_voice()
-    options = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
-    folder = None
+    folder = presence.folder if presence and not address else None
     try:
-        if address:
-            variables = {**{key: os.environ[key] for key in settings}, **(environment or {})}
-            context = _join(address, runtime_env={"env_vars": variables}, **options)
-        else:
-            assert presence is not None
-            folder = presence.folder
-            share = presence.take(int(need["CPU"]), most)
-            if share.others:
-                _log.warning("%s", share)
-            runtime = {"env_vars": {**loopback_variables(), **(environment or {})}}
-            context = _start(folder, share.cores, runtime_env=runtime, **options)
+        known = _connected(address, need, verbose, environment or {}, presence, most).address_info
         there = ray.cluster_resources()
-        known = context.address_info
         yield Cluster(
             there | {kind: max(there.get(kind, 0.0), amount) for kind, amount in limit.items()},
             known["gcs_address"],
@@ -139,6 +118,36 @@ def running_cluster() -> Iterator[dict[str, float]]:
     """As `ray_cluster`, but only one that runs already: its resources. Raises ClusterError when there is none."""
     with ray_cluster({}, verbose=False) as cluster:
         yield cluster.resources
+
+
+def _connected(
+    address: str | None,
+    need: Mapping[str, float],
+    verbose: bool,
+    environment: Mapping[str, str],
+    presence: Presence | None,
+    most: int | None,
+) -> Any:
+    """Ray's context, once this process is part of the Ray at an address, or of one that is started."""
+    if address:
+        offer_token()
+    settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
+    for key, value in settings.items():
+        os.environ.setdefault(key, value)
+    if not verbose:
+        # Tune logs what the launcher already tells in its own words.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        _silence_rays_voice()
+    options = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+    if address:
+        variables = {**{key: os.environ[key] for key in settings}, **environment}
+        return _join(address, runtime_env={"env_vars": variables}, **options)
+    assert presence is not None
+    share = presence.take(int(need["CPU"]), most)
+    if share.others:
+        _log.warning("%s", share)
+    runtime = {"env_vars": {**loopback_variables(), **environment}}
+    return _start(presence.folder, share.cores, runtime_env=runtime, **options)
 
 
 def limit_said() -> bool:

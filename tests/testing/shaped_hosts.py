@@ -1,6 +1,6 @@
 """Several "hosts" on one machine: network namespaces on a bridge, each with a link of limited rate.
 
-python -m tests.shaped_hosts --hosts 2 --rate 100mbit -- COMMAND ...    runs COMMAND once on each
+python -m tests.testing.shaped_hosts --hosts 2 --rate 100mbit -- COMMAND ...    runs COMMAND once on each
 
 Each copy has torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and GLOO_SOCKET_IFNAME=eth0. Needs root,
 and `ip` and `tc` (Debian's iproute2).

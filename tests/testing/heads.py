@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.orchestration.sweeps import marked
+from tests.testing.sweeps import marked
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0" * 63 + "1"

@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.orchestration.sweeps import marked
-from tests.shaped_hosts import Hosts, shaped_hosts
+from tests.testing.shaped_hosts import Hosts, shaped_hosts
+from tests.testing.sweeps import marked
 
 PORT, DASHBOARD = 6399, 8299
 TOKEN = "0" * 63 + "2"

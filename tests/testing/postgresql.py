@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.object_store import free_port
+from tests.testing.object_store import free_port
 
 
 def _programs() -> Path | None:
