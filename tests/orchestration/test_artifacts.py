@@ -1,14 +1,17 @@
 """Artifacts are secondary: what cannot be written is tried again, then said, and costs nothing else."""
 
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
+
+from mlflow import MlflowClient
 
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.recording import runs
 from lqray.orchestration.recording.artifacts import ArtifactWriter
-from lqray.orchestration.recording.launch_files import LaunchFiles
+from lqray.orchestration.recording.launch_files import LaunchFiles, write_texts
 
 
 class Client:
@@ -25,7 +28,7 @@ class Client:
 
 
 def run(number: int):
-    return SimpleNamespace(info=SimpleNamespace(run_id=f"r{number}", artifact_uri=f"/store/r{number}/artifacts"))
+    return SimpleNamespace(info=SimpleNamespace(run_id=f"r{number}", artifact_uri=f"s3://store/r{number}/artifacts"))
 
 
 def failed() -> TrialResult:
@@ -47,8 +50,8 @@ def test_what_cannot_be_written_is_said_once_with_its_place(caplog):
         writer.end(client, run(number), failed())
     writer.close(60)
     first, last = (record.message for record in caplog.records)
-    assert first.startswith("traceback.txt of run r0 cannot be written to /store/r0/artifacts: OSError: [Errno 28]")
-    assert last.startswith("100 artifacts are missing in /store;")
+    assert first.startswith("traceback.txt of run r0 cannot be written to s3://store/r0/artifacts: OSError: [Errno 28]")
+    assert last.startswith("100 artifacts are missing in s3://store;")
 
 
 def test_the_end_waits_no_longer_than_it_may(caplog):
@@ -95,3 +98,11 @@ def test_a_run_is_ended_when_its_artifacts_are_written_or_have_failed(monkeypatc
     runs.end_run("sqlite://", "r1", failed(), files=files)
     assert order == ["text", "end", "end"]
     files.close(0.0)
+
+
+def test_texts_on_this_machine_leave_no_temporary_folder_wherever_the_launch_is_killed(tmp_path, monkeypatch):
+    """MLflow's client makes one for each, and a killed process leaves it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    here = SimpleNamespace(info=SimpleNamespace(run_id="r", artifact_uri=(tmp_path / "artifacts").as_uri()))
+    write_texts(MlflowClient(f"sqlite:///{tmp_path}/lqray.db"), here, {"density.json": "{}"})
+    assert (tmp_path / "artifacts/density.json").read_text() == "{}"

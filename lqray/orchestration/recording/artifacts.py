@@ -16,7 +16,7 @@ from typing import Any
 from lqray.experiment.secrets import masked
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.recording.datasets import dataset_inputs
-from lqray.orchestration.recording.launch_files import LaunchFiles
+from lqray.orchestration.recording.launch_files import LaunchFiles, write_texts
 from lqray.store.outage import PATIENCE
 
 _PATIENCE = 20.0  # seconds, from a job's first failure on; of a server that cannot be reached, as long as for all else
@@ -71,7 +71,7 @@ class ArtifactWriter:
         if result.failure:
             texts[_TRACEBACK] = result.failure.traceback
         for name, text in texts.items():
-            self._put(run_id, f"{name} of run {run_id}", place, partial(client.log_text, run_id, text, name))
+            self._put(run_id, f"{name} of run {run_id}", place, partial(write_texts, client, run, {name: text}))
 
     def settle(self, run_id: str, patience: float) -> None:
         """Wait until all of a run's is written, or has failed once, at most so many seconds."""

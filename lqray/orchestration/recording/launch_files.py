@@ -61,11 +61,10 @@ class LaunchFiles:
         """Write those of a run's own text files that are not there."""
         place = local_folder(run.info.artifact_uri)
         if place is not None:
-            _write(place, {name: text for name, text in own.items() if not (place / name).exists()})
-            return
-        there = {one.path for one in client.list_artifacts(run.info.run_id)}
-        for name in sorted(set(own) - there):
-            client.log_text(run.info.run_id, own[name], name)
+            there = {name for name in own if (place / name).exists()}
+        else:
+            there = {one.path for one in client.list_artifacts(run.info.run_id)}
+        write_texts(client, run, {name: own[name] for name in sorted(set(own) - there)})
 
 
 def launch_files(machine: str) -> dict[str, str]:
@@ -79,6 +78,17 @@ def launch_files(machine: str) -> dict[str, str]:
         "git.diff": masked(code_changes()).removesuffix("\n"),
     }
     return {name: f"{text}\n" for name, text in files.items() if text}
+
+
+def write_texts(client: Any, run: Any, texts: Mapping[str, str]) -> None:
+    """Write texts of a run as artifacts. MLflow's client makes a temporary folder for each, which stays where its
+    process is killed: where artifacts are files on this machine, they are written without."""
+    place = local_folder(run.info.artifact_uri)
+    if place is not None:
+        _write(place, texts)
+        return
+    for name, text in texts.items():
+        client.log_text(run.info.run_id, text, name)
 
 
 def local_folder(artifact_uri: str) -> Path | None:
