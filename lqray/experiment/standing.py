@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+ACCURACY = "test/accuracy"
+"""By which trials are compared here."""
+
 
 @dataclass(frozen=True)
 class BestTrial:

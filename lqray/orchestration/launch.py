@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from lqray.experiment.grid import NamedTrial, experiment_from_text
 from lqray.experiment.plan import MOST_TRIALS, PublishedPlan
-from lqray.experiment.standing import Standing
+from lqray.experiment.standing import ACCURACY, Standing
 from lqray.experiment.store import storage_address
 from lqray.orchestration.code_version import training_code
 from lqray.orchestration.launchers.contract import (
@@ -28,14 +28,14 @@ from lqray.orchestration.launchers.ray.launcher import RayLauncher
 from lqray.orchestration.plan.feasible import check_places, check_trials
 from lqray.orchestration.plan.plan import TAGS, Plan, RunOptions, quick
 from lqray.orchestration.provenance import provenance
-from lqray.orchestration.queue.control import ControlWatch, file_of, publish_plan
+from lqray.orchestration.queue.control import ControlRequests, ControlWatch, file_of, publish_plan
 from lqray.orchestration.queue.optuna import OptunaSource
 from lqray.orchestration.queue.queue import Limits, TrialQueue
 from lqray.orchestration.queue.sources import Given
 from lqray.orchestration.recording.claims import HEARTBEAT_SECONDS, HOLDER_PATIENCE
 from lqray.orchestration.recording.derived import DerivedArtifacts, Draw
 from lqray.orchestration.recording.recorder import Recorder, RecordingOptions
-from lqray.orchestration.recording.summary import ACCURACY, SummaryWriter
+from lqray.orchestration.recording.summary import SummaryWriter
 from lqray.orchestration.signals import from_here
 from lqray.orchestration.worker.task import WorkerTask
 from lqray.store.client import client_of
@@ -162,6 +162,7 @@ class _Sweep:
             known = {one.named.trial.id for one in plan.trials}
             source = OptunaSource(experiment, plan.due, plan.observed, known, plan.more)
         with Recorder(launch, _storage(plan), plan.runs, options.rerun, self.recording) as recorder:
+            requests = ControlRequests(launch)  # before the plan is published, which may take a while: none is missed
             if options.whole and not experiment.adaptive:
                 publish_plan(launch)
             limits = Limits(options.max_failures, held=HOLDER_PATIENCE + 2 * HEARTBEAT_SECONDS)
@@ -169,7 +170,7 @@ class _Sweep:
             recorder.keep_claims(queue)
             summary = self.recording.summary_writer
             tell = summary.tell if summary else lambda: None
-            with ControlWatch(launch, queue, self._still_wanted, recorder.deleted, tell):
+            with ControlWatch(requests, queue, self._still_wanted, recorder.deleted, tell):
                 yield recorder, queue
 
     def launcher(self, recorder: Recorder) -> Launcher:

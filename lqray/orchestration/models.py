@@ -1,5 +1,6 @@
-"""The name by which recorded models ask for their loader (`loader_module` in MLmodel): it stays, wherever that is."""
+"""Models that were recorded, for whoever loads them. Recorded models ask for their loader by this name (`loader_module`
+in MLmodel): it stays, wherever the loader is."""
 
-from lqray.orchestration.recording.models import _load_pyfunc, load_model
+from lqray.orchestration.recording.models import ModelError, _load_pyfunc, load_model
 
-__all__ = ["_load_pyfunc", "load_model"]
+__all__ = ["ModelError", "_load_pyfunc", "load_model"]

@@ -20,7 +20,19 @@ from lqray.experiment.secrets import is_secret_file, masked
 from lqray.orchestration.code_version import code_version, package_folder
 from lqray.orchestration.signals import starting_processes
 from lqray.orchestration.submitted import Sender, Submitted, sender, submitted
-from lqray.store.tags import CODE, COMMAND, GIT_COMMIT, GIT_DIRTY, HOST, PYTHON, SUBMITTED_FROM, VERSION
+from lqray.store.tags import (
+    CODE,
+    COMMAND,
+    GIT_COMMIT,
+    GIT_DIRTY,
+    HOST,
+    MLFLOW,
+    PYTHON,
+    RAY,
+    SUBMITTED_FROM,
+    TORCH,
+    VERSION,
+)
 
 _GIT_SECONDS = 30.0
 """Enough for the state of a large repository whose files nobody has looked at lately."""
@@ -42,8 +54,8 @@ def provenance() -> dict[str, str]:
     }
     if by.host:
         tags[SUBMITTED_FROM] = by.host
-    for package in ("torch", "ray", "mlflow"):
-        tags[f"lqray.{package}"] = _version(package)
+    for key in (TORCH, RAY, MLFLOW):
+        tags[key] = _version(key.removeprefix("lqray."))
     commit, dirty = (sent.commit, sent.dirty) if sent.code else _commit(package_folder())
     if commit:
         tags[GIT_COMMIT] = tags["mlflow.source.git.commit"] = commit

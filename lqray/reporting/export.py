@@ -22,7 +22,7 @@ from lqray.reporting.planned import Recorded
 from lqray.reporting.records import Run, experiment_tags
 from lqray.reporting.report import Report, written
 from lqray.reporting.selection import metrics_of, params_of
-from lqray.store.tags import ATTEMPT, CODE, COMMAND, ERROR, GIT_COMMIT, GIT_DIRTY, HOST
+from lqray.store.tags import ATTEMPT, CODE, COMMAND, ERROR, GIT_COMMIT, GIT_DIRTY, HOST, MLFLOW, PYTHON, RAY, TORCH
 
 Raw = Literal["parquet", "csv"]
 _log = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ def _sound(records: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def _plain(record: Run) -> dict[str, Any]:
     metrics = {key: value if math.isfinite(value) else str(value) for key, value in record.metrics.items()}
-    return {**vars(record), "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
+    fields = {key: value for key, value in vars(record).items() if key != "ended"}  # the last point says when
+    return {**fields, "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
 
 
 def _copy_artifacts(uri: str, records: Sequence[Run], folder: Path) -> list[str]:
@@ -244,6 +245,6 @@ def _code(record: Run) -> str:
     commit = tags.get(GIT_COMMIT, "no git commit known")
     dirty = " with uncommitted changes" if tags.get(GIT_DIRTY) == "true" else ""
     versions = ", ".join(
-        f"{name} {tags[f'lqray.{name}']}" for name in ("python", "torch", "ray", "mlflow") if f"lqray.{name}" in tags
+        f"{key.removeprefix('lqray.')} {tags[key]}" for key in (PYTHON, TORCH, RAY, MLFLOW) if key in tags
     )
     return f"lqray {tags.get('lqray.version', '?')} ({commit}{dirty}; code {tags.get('lqray.code', '?')}), {versions}"

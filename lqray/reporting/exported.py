@@ -56,7 +56,7 @@ def experiment_of(folder: Path) -> tuple[str, str | None]:
 
 
 def runs_in(folder: Path) -> list[Mapping[str, Any]]:
-    """Fields of `lqray.reporting.records.Record`, of each run. JSON knows neither NaN nor infinity: they are text.
+    """Fields of `lqray.store.runs.Run`, of each run. JSON knows neither NaN nor infinity: they are text.
 
     Raises ExportedFolderError.
     """

@@ -33,8 +33,8 @@ def experiment_tags(uri: str, experiment: str) -> Mapping[str, str]:
 
 
 def find_run(uri: str, name: str, experiment: str | None = None) -> Run:
-    """The latest run of the trial of a name, an id or its beginning (from four letters), or of the one that a run of an
-    id is of; of any experiment, unless one is given. Raises UnknownRunError unless it is exactly one trial's."""
+    """The run of an id, or the latest of the trial of a name or an id; the beginning of an id will do, from four
+    letters. Of any experiment, unless one is given. Raises UnknownRunError unless it is exactly one trial's."""
     folder = export_folder(uri)
     if folder is None:
         return only_trial(uri, name, runs.find_runs(uri, name, experiment))

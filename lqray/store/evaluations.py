@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lqray.store.outage import patiently
-
-_LARGEST = 1.797e308
-"""MLflow stores an infinite metric as the largest float64."""
+from lqray.store.runs import number
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,5 @@ def stored_evaluations(client: Any, runs: Mapping[str, str], metric: str) -> lis
     for trial_id, run_id in runs.items():
         history = patiently(lambda run_id=run_id: client.get_metric_history(run_id, metric))  # type: ignore[misc]
         for one in history:
-            value = one.value if abs(one.value) < _LARGEST else float("inf") * (1 if one.value > 0 else -1)
-            found.append(Evaluation(trial_id, one.step, value, one.timestamp))
+            found.append(Evaluation(trial_id, one.step, number(one.value), one.timestamp))
     return sorted(found, key=lambda one: (one.time, one.iteration, one.trial_id))

@@ -1,5 +1,5 @@
-"""An experiment as its store has it, before anything is recorded in it: whether it can be used, and where its files are
-to be. Nothing here makes an experiment."""
+"""Experiments as their store has them: which there are, whether one can be recorded in, and where its files are to be.
+Nothing here makes an experiment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Runs as MLflow recorded them: one type, for whoever writes them and whoever reads them, and one lookup.
 
-From a database whose tables are known, only what is asked for is read, straight from them (`lqray.store.tables`):
-MLflow's search loads every param, metric and tag of every run. Every other store is read through MLflow's client, and
-both ways give the same runs."""
+`read_runs` takes from a database whose tables are known only what is asked for, straight from them
+(`lqray.store.tables`): MLflow's search loads every param, metric and tag of every run. Every other store is read
+through MLflow's client, and both ways give the same runs. `find_runs`, which wants few, asks the client."""
 
 from __future__ import annotations
 

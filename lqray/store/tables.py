@@ -1,4 +1,4 @@
-"""Every SQL statement that lqray has: MLflow's tables, read straight from a database, and which rows of them.
+"""Every SQL statement on experiments and runs: MLflow's tables, read straight from a database, and which rows of them.
 
 MLflow's own search makes an object of every param, metric and tag of every run, and reads a history run by run; a query
 takes what is asked for, of all runs at once. Only tables of a revision that these queries were tested with are read so:

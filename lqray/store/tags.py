@@ -1,4 +1,5 @@
-"""Every tag of lqray's: of runs, of their experiment, of the run that claims are written to."""
+"""Tags of lqray's runs, and of their experiment. The text of its file is `lqray.experiment.plan`'s; those of the run
+that holds claims are `lqray.orchestration.recording.claims`'s."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def hurry() -> None:
     patient = outage._repeated
     outage._repeated = lambda call, patience: patient(call, min(patience, _PATIENCE))
     artifacts.PATIENCE = recorder.PATIENCE = recorder._SECONDS_TO_SETTLE = delivery._REFUSAL_SECONDS = _PATIENCE
-    artifacts.ArtifactWriter.__init__.__defaults__ = (_PATIENCE,)
+    artifacts.ArtifactWriter.__init__.__defaults__ = (None, _PATIENCE)
     metric_writer._DELIVER_SECONDS = 0.2
     delivery._FIRST_PAUSE = 0.05
     limits = queue.Limits.__init__

@@ -1,4 +1,4 @@
-"""Mailboxes and the launcher's side of them, in one process: update arrive in order, each once, whatever dies
+"""Mailboxes and the launcher's side of them, in one process: updates arrive in order, each once, whatever dies
 between."""
 
 import asyncio

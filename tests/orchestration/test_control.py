@@ -1,4 +1,4 @@
-"""What one process requests of another's launch."""
+"""Requests of one process to another's launch."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The queue of trials, with a launcher of threads and recorder in memory."""
+"""The queue of trials, with a launcher of threads and a recorder in memory."""
 
 import signal
 import threading
@@ -304,7 +304,7 @@ def test_trials_that_wait_for_a_retry_fail_with_max_failures():
     assert queue.over
 
 
-class SlowBooks(Recording):
+class SlowRecorder(Recording):
     """Waits for the store with everything, until `there` is set."""
 
     def __init__(self):
@@ -323,7 +323,7 @@ class SlowBooks(Recording):
 
 def test_nothing_waits_for_a_store_that_is_away():
     """Before, all of it did, under one lock."""
-    recorder = SlowBooks()
+    recorder = SlowRecorder()
     queue = queue_of(trials(3), recorder)
     queue.ended(finished(queue.take()))
     assert queue.take().named.name == "1"
@@ -380,7 +380,7 @@ def test_an_error_of_the_store_ends_the_launch_once_and_is_said(where):
 
 def test_ctrl_c_cuts_no_record_short():
     """Before, a trial whose end was being recorded, or that was being begun, stayed RUNNING."""
-    recorder = SlowBooks()
+    recorder = SlowRecorder()
     queue = queue_of(trials(1), recorder)
     work = queue.take()
     timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))

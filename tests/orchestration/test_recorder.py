@@ -289,7 +289,7 @@ def test_what_a_launch_was_killed_before_it_wrote_of_a_trial_is_written_by_the_n
     """Between making a run and naming its parameters, or between those and its axes."""
     path = write(tmp_path)
     _, client = store_of(path)
-    number = client.create_experiment("small")
+    number = client.create_experiment("small", artifact_location=(tmp_path / "artifacts").as_uri())
     for named in read_experiment(path).trials():
         tags = {"lqray.trial_id": named.trial.id, "lqray.trial_name": named.name, "lqray.attempt": "1"}
         run_id = client.create_run(number, tags=tags, run_name=named.name).info.run_id

@@ -20,8 +20,8 @@ class ExchangeOptions(Section):
     """How workers exchange gradients."""
 
     reduction: str = "all_gather"
-    """A module of communication/: all_gather is the paper's algorithm; scatter_reduce sends as many bytes however many
-    workers there are, and rounds a second time."""
+    """A module of communication/reductions/: all_gather is the paper's algorithm; scatter_reduce sends as many bytes
+    however many workers there are, and rounds a second time."""
     gather_bits: int = Field(default=8, ge=1, le=8)
     """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"

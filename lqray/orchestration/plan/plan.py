@@ -10,6 +10,7 @@ from lqray.experiment.choice import chosen
 from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
+from lqray.experiment.standing import ACCURACY
 from lqray.experiment.store import absolute_store
 from lqray.orchestration.plan.draws import stored_draws
 from lqray.orchestration.plan.history import History, expected
@@ -21,7 +22,6 @@ from lqray.store.tags import ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STAT
 
 WARM_SECONDS = 60.0
 """Trials expected to take less than this share a warm worker group by default."""
-ACCURACY = "test/accuracy"
 TAGS = (ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE)
 """Of a run, what a launch goes by."""
 
@@ -115,7 +115,7 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     patiently(lambda: check_usable(uri, experiment.name))
     runs = patiently(lambda: latest_runs(uri, experiment.name, TAGS, [ACCURACY]))
     if experiment.adaptive and experiment.search:
-        draws = stored_draws(uri, experiment)
+        draws = patiently(lambda: stored_draws(uri, experiment))
         known = [planned(named, runs, False) for named, _, _ in draws.values()]
         observed = [(values, metric) for _, values, metric in draws.values() if metric is not None]
         more = max(0, experiment.search.samples - len(known))

@@ -102,13 +102,13 @@ class ControlWatch:
 
     def __init__(
         self,
-        launch: Launch,
+        requests: ControlRequests,
         queue: TrialQueue,
         on_plan: OnPlan,
         deleted: Callable[[str], str | None],
         each_time: Callable[[], None],
     ) -> None:
-        self._requests = ControlRequests(launch)
+        self._requests = requests
         self._queue, self._on_plan, self._deleted, self._each_time = queue, on_plan, deleted, each_time
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -17,7 +17,8 @@ _MOST_REPEATED = 100
 
 
 class OptunaSource:
-    """See `lqray.orchestration.queue.queue.Source`. Trials begun before come first; then Optuna's, `samples` of them.
+    """See `lqray.orchestration.launchers.contract.Source`. Trials begun before come first; then Optuna's, `samples` of
+    them.
 
     observed: values and metric of finished trials. known: ids of trials suggested before. Raises PlacementError where
     optuna is not installed.

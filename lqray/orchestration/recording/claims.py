@@ -70,7 +70,7 @@ class _Watch:
 class Claims:
     """One launch's claims on the trials of one experiment. Thread-safe.
 
-    Raises what the store raises; while it is away, waits for it (`store_access.patiently`), `prove` excepted.
+    Raises what the store raises; while it is away, waits for it (`lqray.store.outage.patiently`), `prove` excepted.
     """
 
     def __init__(self, uri: str, experiment_id: str, launch: str) -> None:

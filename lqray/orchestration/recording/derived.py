@@ -104,7 +104,7 @@ class DerivedArtifacts:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(
-                target=_serve, args=(self._uri, self._draw, theirs), daemon=True, name="lqray-figures"
+                target=_serve, args=(self._uri, self._draw, theirs), daemon=True, name="lqray-derived"
             )
             try:
                 with starting_processes():

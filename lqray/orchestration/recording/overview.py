@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from lqray.experiment.foreign import json_value
+from lqray.experiment.foreign import in_line, json_value
 from lqray.experiment.store import StorageError
 from lqray.orchestration.failures import ADVICE, Kind
 from lqray.orchestration.worker.logs import log_name, read_logs
 from lqray.store.client import reading_client
 from lqray.store.errors import StoreError
-from lqray.store.experiments import sweeps_of, unknown_experiment
+from lqray.store.experiments import UnknownExperimentError, sweeps_of
 from lqray.store.runs import Run, UnknownRunError, latest_runs
 from lqray.store.tags import ATTEMPT, EARLY, ERROR, FAILED_HOST, FAILED_RANK, FAILURE, FOLDER, PROGRESS, STOPPED
 from lqray.training.storage import cached_path
@@ -67,7 +67,8 @@ def recorded_trials(uri: str, experiment: str, tags: Collection[str] = STANDING)
     """As `latest_runs`. Raises UnknownExperimentError, with the names that there are, for one without trials."""
     runs = latest_runs(uri, experiment, tags)
     if not runs:
-        raise unknown_experiment(uri, experiment, sweeps_of(uri))
+        known = ", ".join(map(in_line, sorted(sweeps_of(uri)))) or "none"
+        raise UnknownExperimentError(f"no trials of an experiment {experiment!r} in {uri}; there are: {known}")
     return runs
 
 
@@ -103,7 +104,7 @@ class FailedTrial:
 
 
 def failed_trials(uri: str, experiment: str) -> Iterator[FailedTrial]:
-    """Sorted by kind, in the order of `Kind`. Raises UnknownRunError."""
+    """Sorted by kind, in the order of `Kind`. Raises UnknownExperimentError."""
     tags = (FAILURE, ERROR, FAILED_HOST, FAILED_RANK)
     failed = [one for one in recorded_trials(uri, experiment, tags).values() if one.status == "FAILED"]
     kinds = get_args(Kind)

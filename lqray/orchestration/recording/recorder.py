@@ -144,23 +144,23 @@ class Recorder:
     def _begun(self, named: NamedTrial, again: bool) -> Work | None:
         """A claimed trial with its run, RUNNING; None where it need not be run any more. Raises LostClaimError."""
         trial_id = named.trial.id
-        state, rerun = self._known.get(trial_id), self._rerun and trial_id not in self._met
+        run, rerun = self._known.get(trial_id), self._rerun and trial_id not in self._met
         if not again and (self._claims.number(trial_id) > 1 or trial_id in self._met):
             # Somebody held it before; since this launch looked, it may have been ended.
-            state = patiently(lambda: latest_run(self._launch, trial_id)) or state
-            if state and not rerun and not self._due(named, state):
+            run = patiently(lambda: latest_run(self._launch, trial_id)) or run
+            if run and not rerun and not self._due(named, run):
                 self._give_back(trial_id)
                 return None
-        fresh = not again and (state is None or rerun)
+        fresh = not again and (run is None or rerun)
         if again:
             run_id, folder, attempt = self._runs[trial_id], self._folders[trial_id], self._attempts[trial_id]
-        elif state and not fresh:
-            run_id, attempt = state.run_id, state.attempt
+        elif run and not fresh:
+            run_id, attempt = run.run_id, run.attempt
             # The experiment file says where storage is, by now perhaps elsewhere; the run, which folder there it has.
-            known = own_name(state.tags.get(FOLDER, ""), trial_id)
-            folder = f"{self._folder}/{known}" if known else self._folder_of(trial_id, attempt)
+            name = own_name(run.tags.get(FOLDER, ""), trial_id)
+            folder = f"{self._folder}/{name}" if name else self._folder_of(trial_id, attempt)
         else:
-            run_id, attempt = "", state.attempt + 1 if state else 1
+            run_id, attempt = "", run.attempt + 1 if run else 1
             folder = self._new_folder(named, attempt)
         tags = {ATTEMPT: str(attempt), FOLDER: folder, HOLDER: str(self._claims.me)}
         recorded = 0

@@ -81,18 +81,18 @@ def start_run(launch: Launch, named: NamedTrial, tags: Mapping[str, str], files:
     return run_id
 
 
-def _log_trial(launch: Launch, named: NamedTrial, run: Any) -> None:
-    """What a run does not have yet of its trial's parameters and axes: whoever made it may have been killed before it
-    came to that, or in the midst of it."""
+def _log_trial(launch: Launch, named: NamedTrial, run: Any, check: Callable[[], None] = lambda: None) -> None:
+    """What a run does not have yet of its trial's parameters, and its axes if it has none: whoever made it may have
+    been killed before it came to that, or in the midst of it."""
     from mlflow.entities import Metric, Param
 
     known, now = run.data, int(time.time() * 1000)  # of one time, a batch that is sent again is the same batch
     params = [Param(key, _text(value)) for key, value in named.trial.flat().items() if key not in known.params]
     axes = axis_metrics(named.trial, launch.axes)
-    metrics = [Metric(key, value, now, 0) for key, value in axes.items() if key not in known.metrics]
+    metrics = [] if set(axes) & set(known.metrics) else [Metric(key, value, now, 0) for key, value in axes.items()]
     if params or metrics:
         client = client_of(launch.uri)
-        patiently(lambda: client.log_batch(run.info.run_id, metrics=metrics, params=params))
+        patiently(_checked(check, lambda: client.log_batch(run.info.run_id, metrics=metrics, params=params)))
 
 
 def _own_files(launch: Launch, named: NamedTrial) -> dict[str, str]:
@@ -124,7 +124,7 @@ def continue_run(
     for key in _OF_THE_END:
         if key in old:
             patiently(lambda key=key: _forget_tag(client, run_id, key))  # type: ignore[misc]
-    _log_trial(launch, named, run)
+    _log_trial(launch, named, run, check)
     if old.get(LAUNCH) != launch.launch_id:
         files.give(client, run, {}, f"launches/{launch.launch_id}")
         files.complete(client, run, _own_files(launch, named))
@@ -165,7 +165,7 @@ def end_run(
         patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)), patience)
     if files and (result.examples or result.snapshot or result.failure):
         # First, so that a run which is ended has them, whoever is killed now; but its status does not wait for long.
-        files.end(client, patiently(lambda: client.get_run(run_id), patience), result)
+        files.end(client, patiently(_checked(check, lambda: client.get_run(run_id)), patience), result)
         files.settle(run_id, _SECONDS_FOR_FILES)
     patiently(_checked(check, lambda: client.set_terminated(run_id, result.status)), patience)
 

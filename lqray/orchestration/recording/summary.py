@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from lqray.experiment.grid import Experiment, NamedTrial
-from lqray.experiment.standing import BestTrial, Standing
+from lqray.experiment.standing import ACCURACY, BestTrial, Standing
 from lqray.experiment.yaml import leading_comment
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.store.launches import Launch, describe_experiment
 from lqray.store.runs import Run
 from lqray.store.tags import COMMAND
 
-ACCURACY = "test/accuracy"
 _EVERY_SECONDS = 5.0
 
 

@@ -14,7 +14,7 @@ _MOST = 65536
 
 
 class JobHead:
-    """Ack as the log comes in. sent: digest of the lqray that was sent for the job, "" where the cluster's own is to
+    """Heard as the log comes in. sent: digest of the lqray that was sent for the job, "" where the cluster's own is to
     run, None where nobody knows. stores: where experiments are recorded, by name, as far as that is known already."""
 
     def __init__(self, sent: str | None, stores: dict[str, str]) -> None:

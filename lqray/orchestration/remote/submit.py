@@ -19,7 +19,6 @@ from lqray.store.tags import CODE
 
 # Seconds between `ray job stop`'s SIGTERM and SIGKILL: for a sweep to record what it interrupts. Ray's own 3 are few.
 _STOP_SECONDS = "30"
-_CODE = CODE
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Cluster:
                         },
                         metadata={
                             "lqray.experiment": ", ".join(sweep.names),
-                            _CODE: sent,
+                            CODE: sent,
                             **this_sender().as_metadata(),
                         },
                     )
@@ -133,7 +132,7 @@ class Cluster:
         for job in self._reached(lambda: self._client.list_jobs()):
             attempt = re.fullmatch(rf"{re.escape(base)}(?:-(\d+))?", job.submission_id or "")
             if attempt:
-                running, code = not job.status.is_terminal(), (job.metadata or {}).get(_CODE)
+                running, code = not job.status.is_terminal(), (job.metadata or {}).get(CODE)
                 found[int(attempt.group(1) or 1)] = (job.submission_id, running, code)
         return found
 

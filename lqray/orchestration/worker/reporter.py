@@ -53,29 +53,29 @@ class Reporter:
         for point in points:
             self._keep(point)
 
-    def report(self, update: Report) -> None:
+    def report(self, report: Report) -> None:
         """Send it, with others, at most twice a second, but at once with an evaluation. NaN is not for MLflow, whose
         charts and comparisons cannot show it."""
-        finite = {key: float(value) for key, value in update.metrics.items() if not math.isnan(value)}
-        self._keep(Point(update.iteration, int(time.time() * 1000), finite | self._busy(update)))
-        self._latest |= update.metrics
-        self._remarks += update.remarks
-        self._last = replace(update, metrics=dict(self._latest), snapshot=None, remarks=self._remarks)
-        self.seen = {"snapshot": update.snapshot, "examples": update.examples, "lost": update.lost}
+        finite = {key: float(value) for key, value in report.metrics.items() if not math.isnan(value)}
+        self._keep(Point(report.iteration, int(time.time() * 1000), finite | self._busy(report)))
+        self._latest |= report.metrics
+        self._remarks += report.remarks
+        self._last = replace(report, metrics=dict(self._latest), snapshot=None, remarks=self._remarks)
+        self.seen = {"snapshot": report.snapshot, "examples": report.examples, "lost": report.lost}
         for rule in self._task.stop_rules:
-            if not update.final and self.broken_rule is None and rule.broken(update.iteration, update.metrics):
+            if not report.final and self.broken_rule is None and rule.broken(report.iteration, report.metrics):
                 self.broken_rule = str(rule)
         needed = self._task.needed_metric
         begun = self._task.continued or self._task.start > 1  # it may have been measured before the checkpoint
-        if update.evaluated and needed and needed not in self._latest and not begun:
+        if report.evaluated and needed and needed not in self._latest and not begun:
             raise ValueError(
                 f"no metric {needed!r} is reported, by which `search` goes; there are: "
                 f"{', '.join(sorted(self._latest))}"
             )
-        if update.evaluated or time.monotonic() - self._shown > _SEND_SECONDS:
+        if report.evaluated or time.monotonic() - self._shown > _SEND_SECONDS:
             self._send()
-        if update.evaluated:
-            self._say(_line(update))
+        if report.evaluated:
+            self._say(_line(report))
 
     def stop(self) -> bool:
         """Whether a rule is broken or the launcher wants the trial to stop."""
@@ -97,9 +97,9 @@ class Reporter:
         self._send()
         self._link.close()
 
-    def _busy(self, update: Report) -> dict[str, float]:
+    def _busy(self, report: Report) -> dict[str, float]:
         """How busy the machine is, every ten seconds and at the end. For MLflow only: not a metric of the trial."""
-        if self._system is None or (not update.final and time.monotonic() - self._sampled < EVERY_SECONDS):
+        if self._system is None or (not report.final and time.monotonic() - self._sampled < EVERY_SECONDS):
             return {}
         self._sampled = time.monotonic()
         try:

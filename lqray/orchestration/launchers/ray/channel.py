@@ -205,8 +205,8 @@ class UpdateReceiver:
 class Ends(Callback):  # type: ignore[misc]
     """Takes the ends of trials out of Tune's results, before Tune keeps them. start_of: a Tune trial's."""
 
-    def __init__(self, updates: UpdateReceiver, start_of: Callable[[str], Start]) -> None:
-        self._updates, self._start_of = updates, start_of
+    def __init__(self, receiver: UpdateReceiver, start_of: Callable[[str], Start]) -> None:
+        self._receiver, self._start_of = receiver, start_of
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -215,4 +215,4 @@ class Ends(Callback):  # type: ignore[misc]
         """Tune's hook, before `on_trial_complete`."""
         ended: Ended | None = result.pop(ENDED, None)
         if ended is not None:
-            self._updates.close(*self._start_of(trial.trial_id), ended)
+            self._receiver.close(*self._start_of(trial.trial_id), ended)

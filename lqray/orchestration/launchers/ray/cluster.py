@@ -36,7 +36,7 @@ _QUIET_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
+_SETTINGS = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
 
 LIMIT_VARIABLE = "LQRAY_CLUSTER_LIMIT"
 _ANSWER_SECONDS = 5.0
@@ -86,9 +86,10 @@ def ray_cluster(
     address = cluster_address()
     if presence is None and address is None:
         raise ClusterError("no Ray runs here: set RAY_ADDRESS to the cluster's, or start one with `ray start --head`")
-    import ray
-
     folder = presence.folder if presence and not address else None
+    _set_up(address)
+    import ray  # which reads then what was set
+
     try:
         known = _connected(address, need, verbose, environment or {}, presence, most).address_info
         there = ray.cluster_resources()
@@ -120,6 +121,14 @@ def running_cluster() -> Iterator[dict[str, float]]:
         yield cluster.resources
 
 
+def _set_up(address: str | None) -> None:
+    """What Ray reads when it is imported."""
+    if address:
+        offer_token()
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+
+
 def _connected(
     address: str | None,
     need: Mapping[str, float],
@@ -129,18 +138,13 @@ def _connected(
     most: int | None,
 ) -> Any:
     """Ray's context, once this process is part of the Ray at an address, or of one that is started."""
-    if address:
-        offer_token()
-    settings = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
-    for key, value in settings.items():
-        os.environ.setdefault(key, value)
     if not verbose:
         # Tune logs what the launcher already tells in its own words.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         _silence_rays_voice()
     options = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address:
-        variables = {**{key: os.environ[key] for key in settings}, **environment}
+        variables = {**{key: os.environ[key] for key in _SETTINGS}, **environment}
         return _join(address, runtime_env={"env_vars": variables}, **options)
     assert presence is not None
     share = presence.take(int(need["CPU"]), most)

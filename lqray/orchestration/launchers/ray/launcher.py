@@ -85,7 +85,7 @@ class RayLauncher:
         from lqray.orchestration.launchers.ray.supply import Results, Stopper, Supply
 
         withhold_credentials()
-        updates = UpdateReceiver(self._hear(queue), lambda: self._answers(queue))
+        receiver = UpdateReceiver(self._hear(queue), lambda: self._answers(queue))
         watch = RayWatch(cluster)
         guarded: Any = Guarded(queue, watch)
         stopper = Stopper()
@@ -95,9 +95,9 @@ class RayLauncher:
 
         def outcomes(work: Work) -> dict[int, Outcome] | None:
             start = (work.named.trial.id, work.start)
-            if start not in updates.ended:  # stopped, or its driver died: what it said so far comes first
-                updates.fetch_now()
-            return updates.ended.pop(start, None)
+            if start not in receiver.ended:  # stopped, or its driver died: what it said so far comes first
+                receiver.fetch_now()
+            return receiver.ended.pop(start, None)
 
         supply = Supply(guarded, config)
 
@@ -123,13 +123,13 @@ class RayLauncher:
                 stop=stopper,
                 storage_path=storage,
                 verbose=0,
-                callbacks=[Ends(updates, start_of), Results(guarded, supply, outcomes, result_of)],
+                callbacks=[Ends(receiver, start_of), Results(guarded, supply, outcomes, result_of)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
         )
 
         def fit() -> None:
-            with updates:
+            with receiver:
                 tuner.fit()
 
         watch.wait_for(fit, stopper.set)
