@@ -37,6 +37,7 @@ from lqray.orchestration.recording.derived import DerivedArtifacts, Draw
 from lqray.orchestration.recording.recorder import Recorder, RecordingOptions
 from lqray.orchestration.recording.summary import SummaryWriter
 from lqray.orchestration.signals import from_here
+from lqray.orchestration.worker.fencing import own_name
 from lqray.orchestration.worker.task import WorkerTask
 from lqray.store.client import client_of
 from lqray.store.evaluations import Evaluation, stored_evaluations
@@ -146,8 +147,11 @@ class _Sweep:
         derived = DerivedArtifacts(plan.uri, presentation.density if tracking.figures else None)
         for one in plan.trials:
             run = plan.runs.get(one.named.trial.id)
-            if run and FOLDER in run.tags and (run.status, run.tags.get(MODEL_STATE)) == ("FINISHED", "pending"):
-                derived.model(run.run_id, run.tags[FOLDER], one.named.trial.config())
+            if run and (run.status, run.tags.get(MODEL_STATE)) == ("FINISHED", "pending"):
+                # The file says where storage is, perhaps elsewhere by now; the run, which folder there it has.
+                name = own_name(run.tags.get(FOLDER, ""), run.trial_id)
+                if name:
+                    derived.model(run.run_id, f"{_storage(plan)}/{name}", one.named.trial.config())
         recording = RecordingOptions(derived, tracking.log_model, summary, presentation.machine)
         return cls(plan, options, Ran(launch), recording)
 

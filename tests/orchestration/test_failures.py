@@ -58,7 +58,7 @@ def test_the_headline_is_what_the_error_says_and_not_where():
     assert raised(ValueError("a list:\n  first\n  second")).error == "ValueError: a list: first"
     assert raised(KeyError("x")).error == "KeyError: 'x'"
     assert raised(ValueError()).error == "ValueError"
-    assert "hook.py(138)" in raised(of_a_future).traceback
+    assert "exchange.py(138)" in raised(of_a_future).traceback
 
 
 @pytest.mark.parametrize("stalled", [0, 1])
