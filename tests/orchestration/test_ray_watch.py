@@ -74,7 +74,7 @@ def test_the_exit_code_is_the_signals_where_there_was_one(heard, code, word, mon
     monkeypatch.setattr(os, "_exit", sys.exit)
     ran = Ran(Launch("", "", "", "", "", ""), interrupted=True, lost="Ray is gone")
     with pytest.raises(SystemExit) as raised:
-        sweeps._leave_if_interrupted(Plan("", [], {}), ran)
+        sweeps._leave_if_interrupted(Plan(None, "", [], {}), ran)
     assert raised.value.code == code
     assert word in capsys.readouterr().err
 
