@@ -156,7 +156,8 @@ def only_trial(uri: str, name: str, found: Iterable[Run]) -> Run:
     if not trials:
         raise UnknownRunError(
             f"found no run {name!r} in {uri}; allowed: the name or the id of a trial, or a run id. `lqray expand` "
-            "lists the trials of a file, `lqray report EXPERIMENT --group-by trial --format json` the recorded"
+            "lists the trials of a file, `lqray report EXPERIMENT --group-by trial --format json` those that are "
+            "recorded"
         )
     some = list(trials.values())[:5]
     several = ", ".join(
