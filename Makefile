@@ -35,11 +35,12 @@ test: $(INSTALLED)  ## install into .venv, run every test
 	wait $$others || status=1; cat .tests-without-ray.txt; \
 	[ $$status = 0 ] || echo "There are failures: look at both summaries above."; exit $$status
 
-lint: $(INSTALLED)  ## ruff, mypy, import-linter
+lint: $(INSTALLED)  ## ruff, mypy, import-linter, deptry
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 fuzz: $(INSTALLED)  ## what others can write, mutated 5,000 times a usual test; LQRAY_FUZZ=N make fuzz: N times
 	LQRAY_FUZZ=$${LQRAY_FUZZ:-5000} $(BIN)/python -m pytest -m fuzz

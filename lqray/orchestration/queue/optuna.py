@@ -1,4 +1,7 @@
-"""Trials that Optuna suggests, through Ray Tune's OptunaSearch."""
+"""Trials that Optuna suggests, by its own ask and tell.
+
+Optuna's storages stay unused: what was tried and how it ended is in MLflow, and two records can disagree.
+"""
 
 from __future__ import annotations
 
@@ -38,36 +41,34 @@ class OptunaSource:
             import optuna
         except ImportError as error:
             raise PlacementError("search.sampler is optuna, which is not installed: pip install optuna") from error
-        from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._experiment, self._metric, self._left = experiment, search.metric, samples
         self._begun, self._known = deque(begun), frozenset(known)
-        self._names: dict[str, str] = {}
-        self._count = 0
-        space = {key: _domain(domain) for key, domain in search.space.items()}
+        self._asked: dict[str, Any] = {}
+        self._space = {key: _distribution(domain) for key, domain in search.space.items()}
         # A launch that goes on where another ended must not draw the same numbers again.
         seed = derive_seed(search.seed, "optuna", len(self._known)) % 2**32
-        self._search = OptunaSearch(space=space, metric=search.metric, mode=search.mode, seed=seed)
+        self._study = optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=seed),
+            direction="minimize" if search.mode == "min" else "maximize",
+        )
         for values, metric in observed:
-            self._search.add_evaluated_point(values, metric)
+            seen = optuna.trial.create_trial(params=values, distributions=self._space, value=metric)
+            self._study.add_trial(seen)
 
     def next(self) -> NamedTrial | None:
         """See `Source`."""
         if self._begun:
             return self._begun.popleft()
         for _ in range(_MOST_REPEATED if self._left else 0):
-            self._count += 1
-            name = f"suggestion-{self._count}"
-            values = self._search.suggest(name)
-            if values is None:
-                return None
-            named = self._experiment.suggested(values)
-            if named.trial.id not in self._names and named.trial.id not in self._known:
+            asked = self._study.ask(self._space)
+            named = self._experiment.suggested(asked.params)
+            if named.trial.id not in self._asked and named.trial.id not in self._known:
                 self._left -= 1
-                self._names[named.trial.id] = name
+                self._asked[named.trial.id] = asked
                 return named
-            self._search.on_trial_complete(name, error=True)  # a draw that was made before teaches nothing new
+            self._fail(asked)  # a draw that was made before teaches nothing new
         self._left = 0  # the space has no other values, or Optuna no doubt
         return None
 
@@ -78,22 +79,28 @@ class OptunaSource:
 
     def told(self, result: TrialResult) -> None:
         """See `Source`."""
-        name = self._names.get(result.named.trial.id)
-        if name and math.isfinite(result.metrics.get(self._metric, math.nan)):
-            self._search.on_trial_complete(name, {self._metric: result.metrics[self._metric]})
-        elif name:
-            self._search.on_trial_complete(name, error=True)
+        asked = self._asked.get(result.named.trial.id)
+        value = result.metrics.get(self._metric, math.nan)
+        if asked is not None and math.isfinite(value):
+            self._study.tell(asked, value, skip_if_finished=True)
+        elif asked is not None:
+            self._fail(asked)
+
+    def _fail(self, asked: Any) -> None:
+        from optuna.trial import TrialState
+
+        self._study.tell(asked, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def _domain(domain: Domain) -> Any:
-    """Tune's form of it; Tune's integers leave the upper bound out."""
-    from ray import tune
+def _distribution(domain: Domain) -> Any:
+    """Optuna's form of it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if domain.choice is not None:
-        return tune.choice(list(domain.choice))
+        return CategoricalDistribution(list(domain.choice))
     if domain.integer is not None:
-        return tune.randint(domain.integer[0], domain.integer[1] + 1)
+        return IntDistribution(*domain.integer)
     if domain.log_uniform is not None:
-        return tune.loguniform(*domain.log_uniform)
+        return FloatDistribution(*domain.log_uniform, log=True)
     assert domain.uniform is not None
-    return tune.uniform(*domain.uniform)
+    return FloatDistribution(*domain.uniform)
