@@ -10,6 +10,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "1"
 import pytest
 from hypothesis import settings
 
+from tests.testing import no_processes
+
 settings.register_profile("lqray", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("lqray")
 
@@ -28,6 +30,15 @@ def _no_environment_of_another_test():
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-processes", action="store_true", help="skip what starts a process, at that moment")
+
+
+def pytest_configure(config):
+    if config.getoption("--no-processes"):
+        no_processes.forbid()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
 """What can be known before the first trial is said before it, in words that name the key; by a dry run, too."""
 
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from lqray.experiment.grid import NamedTrial
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials
 from lqray.orchestration.plan import feasible
-from lqray.orchestration.plan.feasible import check_places, check_trials
+from lqray.orchestration.plan.feasible import check_places, check_trials, loopback_problem
 
 CONFIG = {
     "data": {"name": "digits"},
@@ -53,6 +54,20 @@ def test_what_a_machine_can_never_give(monkeypatch, resources, said):
         check_places([trial()], Resources(**resources), inline=False)
     if "processes" not in resources:
         check_places([trial()], Resources(**resources), inline=False, elsewhere=lambda: True)  # which may have it
+
+
+def test_a_machine_whose_loopback_interface_is_down():
+    script = (
+        "from lqray.orchestration.plan.feasible import loopback_problem; "
+        "from lqray.orchestration.doctor.local import _loopback; print(loopback_problem(), _loopback().state)"
+    )
+    alone = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    there = subprocess.run([*alone, sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert there.startswith("127.0.0.1 cannot be reached (Network is unreachable)")
+    assert there.endswith("(ip link set lo up) broken\n")
+    assert loopback_problem() is None
 
 
 def test_more_processes_than_memory_could_hold():

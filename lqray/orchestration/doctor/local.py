@@ -15,6 +15,7 @@ from typing import Literal
 from lqray.experiment.secrets import masked
 from lqray.experiment.store import sqlite_path
 from lqray.orchestration.launchers.ray.cluster import ClusterError, check_reachable
+from lqray.orchestration.plan.feasible import loopback_problem
 from lqray.store.client import exists, reading_client
 from lqray.store.outage import explained
 
@@ -48,6 +49,7 @@ def examine(store: str) -> Iterator[Finding]:
     yield from _versions()
     yield from operator_findings()
     yield from _devices()
+    yield _loopback()
     yield _ray()
     yield _store(store)
     yield _writable("this directory", Path.cwd(), "run lqray in a directory of your own")
@@ -126,6 +128,13 @@ def _devices() -> Iterator[Finding]:
     yield Finding("CPU", "ok", f"{cores} cores, {platform.machine()}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("GPU", "ok", ", ".join(names) or "none: training runs on the CPU")
+
+
+def _loopback() -> Finding:
+    problem = loopback_problem()
+    if problem:
+        return Finding("loopback", "broken", problem, "ip link set lo up")
+    return Finding("loopback", "ok", "127.0.0.1 answers")
 
 
 def _ray() -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
@@ -32,6 +33,8 @@ def check_places(
     which may have more; asked only where it matters."""
     if not shapes:
         return
+    if problem := loopback_problem():
+        raise PlacementError(problem)
     need = needed(shapes, resources)  # which also sees whether the workers divide
     processes = round(need["CPU"]) // resources.cpus_per_process
     there = {"memory": float(_memory()), "GPU": _gpus()}
@@ -50,6 +53,22 @@ def check_places(
     except PlacementError:
         if not elsewhere():
             raise
+
+
+def loopback_problem() -> str | None:
+    """Why the processes of this machine cannot reach each other; None where they can. Ray would wait for itself for
+    minutes, and the groups of workers fail one by one."""
+    with socket.socket() as server:
+        try:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            socket.create_connection(server.getsockname(), timeout=5).close()
+        except OSError as error:
+            return (
+                f"127.0.0.1 cannot be reached ({error.strerror or error}), where the processes of a launch talk to each "
+                "other: the loopback interface of this machine or container is down (ip link set lo up)"
+            )
+    return None
 
 
 def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
