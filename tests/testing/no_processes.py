@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def forbid() -> None:
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event in ("subprocess.Popen", "os.posix_spawn"):
-        program = os.path.basename(os.fsdecode(arguments[0] or arguments[1][0]))
+        program = Path(os.fsdecode(arguments[0])).name
         if program not in _AT_ONCE:
             pytest.skip(f"starts {program}")
     elif event in ("os.fork", "os.forkpty"):

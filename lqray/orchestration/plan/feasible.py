@@ -65,8 +65,8 @@ def loopback_problem() -> str | None:
             socket.create_connection(server.getsockname(), timeout=5).close()
         except OSError as error:
             return (
-                f"127.0.0.1 cannot be reached ({error.strerror or error}), where the processes of a launch talk to each "
-                "other: the loopback interface of this machine or container is down (ip link set lo up)"
+                f"127.0.0.1 cannot be reached ({error.strerror or error}), where the processes of a launch meet: the "
+                "loopback interface of this machine or container is down (ip link set lo up)"
             )
     return None
 
