@@ -17,7 +17,7 @@ from lqray.orchestration.failures import CodeChangedError, failure_of
 from lqray.orchestration.launchers.outcomes import result_of
 from lqray.orchestration.worker.run import run_task
 from lqray.orchestration.worker.task import Outcome, WorkerTask
-from tests.orchestration.test_queue import Recording, Threads, queue_of, trials
+from tests.orchestration.queue.test_queue import Recording, Threads, queue_of, trials
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ class Queue(Protocol):
 
 
 class Launcher(Protocol):
-    """Runs trials. All launchers satisfy the same contract (tests/orchestration/test_launchers.py)."""
+    """Runs trials. All launchers satisfy the same contract (tests/orchestration/launchers/test_launchers.py)."""
 
     def launch(self, queue: Queue) -> None:
         """Run what the queue gives until it has nothing more to give, and tell it how each trial ended.

@@ -17,7 +17,7 @@ from lqray.orchestration.remote.submit import Sweep
 from lqray.orchestration.remote.working_tree import PackageError, working_tree
 from lqray.orchestration.submitted import FILE, Sender
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def lqray_in(folder: Path) -> Path:

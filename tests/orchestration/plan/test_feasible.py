@@ -119,7 +119,7 @@ def test_a_pattern_that_nobody_looks_at_is_no_error():
 def test_trials_that_can_begin_need_no_torch():
 
     code = (
-        "import sys; from tests.orchestration.test_feasible import named; "
+        "import sys; from tests.orchestration.plan.test_feasible import named; "
         "from lqray.orchestration.plan.feasible import check_trials; from lqray.training import known_data; "
         "before = 'torch' in sys.modules; check_trials(named(), thorough=False); "
         "assert before == ('torch' in sys.modules)"

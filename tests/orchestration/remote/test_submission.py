@@ -30,7 +30,7 @@ from lqray.orchestration.submitted import FILE
 from tests.testing.heads import TOKEN, free_port, ray_head, without
 from tests.testing.sweeps import marked
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEXT = """
 name: far
 base:
@@ -501,7 +501,7 @@ def test_a_job_that_would_lose_its_runs_fails_and_says_so(cluster, tmp_path):
 SSH = """#!{python}
 import json, sys, threading, time
 sys.path.insert(0, {root!r})
-from tests.orchestration.test_submission import Proxy, _copy
+from tests.orchestration.remote.test_submission import Proxy, _copy
 json.dump(sys.argv, open({log!r}, "a")); open({log!r}, "a").write("\\n")
 near, far = sys.argv[sys.argv.index("-L") + 1].split(":")[1::2]
 class Forward(Proxy):

@@ -15,7 +15,7 @@ from lqray.orchestration.remote.package import pack
 from lqray.orchestration.remote.working_tree import PackageError
 from lqray.orchestration.submitted import FILE
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEXT = """
 name: sent
 base:
