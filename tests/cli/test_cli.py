@@ -120,3 +120,20 @@ def test_a_folder_in_brackets_is_printed_with_them(capsys):
     plan = SimpleNamespace(trials=[], more=0, limit=None, due=[], uri="sqlite:////x/[old]/:smile:/lqray.db")
     sweeps._say_plan(shared.console(), "[/x]", plan)
     assert capsys.readouterr().out == "[/x]: no trials, recorded in sqlite:////x/[old]/:smile:/lqray.db\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("status", "status far", "stop far", "ui far", "logs far", "failures far", "report far"),
+        *("compare far other", "export far folder", "plot far --kind curves"),
+    ],
+)
+def test_a_command_in_a_folder_without_a_store_makes_none(tmp_path, monkeypatch, command):
+    """As on a laptop whose runs are recorded elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = CliRunner().invoke(main, command.split())
+    assert done.exit_code == 2, done.output
+    assert "lqray.db" in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from lqray.experiment.layout import read_layout
 from lqray.experiment.overrides import overridden
 from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import parse
-from tests.experiment.test_grid import BASE, experiment, values
+from tests.testing.experiments import BASE, experiment, values
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 

@@ -8,6 +8,7 @@ from lqray.orchestration.failures import (
     ProcessEndedError,
     ProcessLostError,
     failure_of,
+    lost,
     root_cause,
 )
 
@@ -87,3 +88,24 @@ def test_other_code_is_a_kind_of_its_own_that_no_retry_mends():
     failure = raised(CodeChangedError("here 1, there 2"))
     assert failure.kind == "code_changed"
     assert not failure.retry
+
+
+class RankLostError(RuntimeError): ...
+
+
+class DivergedError(RuntimeError): ...
+
+
+def test_failures_are_sorted_and_blamed():
+    assert raised(ValueError("x")).kind == "user_error"
+    assert raised(MemoryError()).kind == "out_of_memory"
+    assert raised(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")).kind == "out_of_memory"
+    assert raised(DivergedError("x")).kind == "non_finite"
+    assert raised(RankLostError("x")).kind == "infrastructure"
+    assert lost("ray.exceptions.OutOfMemoryError: ...").kind == "out_of_memory"
+    assert lost("the driver died").retry
+    cause = root_cause({0: raised(RankLostError("rank 1"), 0), 1: raised(ValueError("mine"), 1)})
+    assert (cause.kind, cause.rank, cause.error) == ("user_error", 1, "ValueError: mine")
+    both = root_cause({0: raised(RankLostError("a"), 0), 2: raised(RankLostError("b"), 2)})
+    assert both.retry
+    assert "rank 0:" in both.traceback

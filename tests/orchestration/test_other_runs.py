@@ -21,7 +21,7 @@ from lqray.orchestration.worker.reporter import Reporter
 from lqray.orchestration.worker.task import Ack, Outcome
 from lqray.reporting.records import read_records
 from lqray.training.reports import Report
-from tests.orchestration.recording.test_recording import task
+from tests.testing.reporters import task
 from tests.testing.sweeps import recorded, write
 
 TEXT = """

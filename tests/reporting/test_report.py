@@ -6,22 +6,18 @@ import json
 import math
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 from scipy import stats
 
 from lqray.cli import main
 from lqray.experiment.grid import experiment_from_text
 from lqray.experiment.plan import plan_tags
-from lqray.reporting.comparison import compare_groups
-from lqray.reporting.export import export
 from lqray.reporting.planned import Recorded
-from lqray.reporting.records import Run, latest_attempts, read_records
-from lqray.reporting.report import ReportOptions, make_report, show, written
-from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
+from lqray.reporting.records import latest_attempts, read_records
+from lqray.reporting.report import ReportOptions, make_report, written
+from tests.testing.reports import groups, report
 from tests.testing.stores import Store, many_runs
 
 FULL = {1: 0.90, 2: 0.92, 3: 0.91}
@@ -52,14 +48,6 @@ def store(tmp_path):
     made.run("nuqsgd", 1, [0.1], "KILLED", {"quantizer.bits": 3}, tags={"lqray.early": "at 100"})
     made.client.create_run(made.number, run_name="of another tool")
     return made
-
-
-def report(store, **options):
-    return make_report([Recorded(store.experiment, store.uri)], ReportOptions(**options))
-
-
-def groups(made):
-    return {group.keys["quantizer.method"]: group for group in made.comparison.groups}
 
 
 def test_means_intervals_and_the_paired_test_are_scipys(store):
@@ -219,51 +207,6 @@ def test_the_latest_attempt_counts(tmp_path):
     assert [one.run_id for one in latest_attempts(read_records(store.uri, store.experiment))] == [latest]
 
 
-def record(method, seed, **params):
-    flat = {"quantizer.method": method, "seed": str(seed)} | {key.replace("__", "."): v for key, v in params.items()}
-    return Run(f"{method}{seed}{params}", "t", "n", "FINISHED", flat, {}, None)
-
-
-def test_groups_are_told_apart_by_what_varies_beyond_the_method():
-    weighted = [
-        record("alq", 1, quantizer__weighting="norm"),
-        record("optimal", 1, quantizer__weighting="norm_squared"),
-    ]
-    assert grouping_keys(weighted) == ("quantizer.method",)
-    widths = [
-        record("alq", seed, quantizer__bits=str(bits), data__root=f"/{seed}") for seed in (1, 2) for bits in (2, 3)
-    ]
-    assert grouping_keys([*widths, record("sgd", 1)]) == ("quantizer.method", "quantizer.bits")
-
-
-def test_selection():
-    records = [record("alq", seed, quantizer__bits=str(bits)) for seed in (1, 2) for bits in (2, 3)]
-    assert len(select(records, where=["bits=3"])) == 2
-    assert len(select(records, where=["bits=3", "seed=1"])) == 1
-    with pytest.raises(UnknownKeyError, match="did you mean 'quantizer.bits'"):
-        select(records, where=["quantizer.bit=3"])
-    with pytest.raises(UnknownKeyError, match="KEY=VALUE"):
-        select(records, where=["bits"])
-
-
-def test_a_baseline_is_found_beside_other_axes():
-    """full_precision knows no bits: alq is compared with it at every width, seed by seed."""
-    records = [
-        Run(f"a{bits}{seed}", "t", "n", "FINISHED", record("alq", seed, quantizer__bits=bits).params, {"m": 1.0}, None)
-        for bits in "23"
-        for seed in (1, 2)
-    ]
-    records += [
-        Run(f"f{seed}", "t", "n", "FINISHED", record("full_precision", seed).params, {"m": 0.5}, None)
-        for seed in (1, 2)
-    ]
-    compared = compare_groups(records, "", ["m"], histories=False)
-    pairs = {group.keys["quantizer.bits"]: group.metrics["m"].difference for group in compared.groups}
-    assert pairs[None] is None
-    assert pairs["2"].pairs == (("a21", "f1"), ("a22", "f2"))
-    assert pairs["3"].spread.mean == 0.5
-
-
 def invoke(*arguments):
     return CliRunner().invoke(main, list(arguments))
 
@@ -309,47 +252,6 @@ def test_a_trial_in_two_experiments_counts_once(tmp_path):
     assert "2 trials are in several of these experiments" in made.remarks[0]
 
 
-def test_pairs_are_of_equal_axes_whatever_groups_are_shown():
-    records = []
-    for seed in (1, 2):
-        for lr, value in (("0.1", 0.9), ("0.01", 0.5)):
-            params = record("alq", seed, optimizer__lr=lr).params
-            records.append(Run(f"a{lr}{seed}", f"a{lr}{seed}", "n", "FINISHED", params, {"m": value}, None))
-        params = record("full_precision", seed, optimizer__lr="0.1").params
-        records.append(Run(f"f{seed}", f"f{seed}", "n", "FINISHED", params, {"m": 0.8 + seed / 100}, None))
-    compared = compare_groups(records, "", ["m"], ["method"], histories=False)
-    (alq,) = [group for group in compared.groups if group.keys["quantizer.method"] == "alq"]
-    assert alq.metrics["m"].difference.pairs == (("a0.11", "f1"), ("a0.12", "f2"))
-
-
-def test_differences_that_are_all_equal_have_no_p_value():
-    records = [
-        Run(f"{method}{seed}", f"{method}{seed}", "n", "FINISHED", record(method, seed).params, {"m": value}, None)
-        for seed, base in ((1, 0.9), (2, 0.7), (3, 0.8))
-        for method, value in (("full_precision", base), ("alq", base + 1 / 360))
-    ]
-    compared = compare_groups(records, "", ["m"], histories=False)
-    difference = compared.groups[1].metrics["m"].difference
-    assert difference.spread.mean == pytest.approx(1 / 360)
-    assert math.isnan(difference.p_value)
-
-
-def test_trials_of_one_name_are_told_apart():
-    records = [
-        Run(lr, f"{lr}-trial", "seed1", "FINISHED", record("alq", 1, optimizer__lr=lr).params, {"m": 1.0}, None)
-        for lr in ("0.1", "0.2")
-    ]
-    compared = compare_groups(records, "", ["m"], ["trial"], histories=False)
-    assert [group.keys["trial"] for group in compared.groups] == ["seed1 (0.1-tr)", "seed1 (0.2-tr)"]
-
-
-def test_a_metric_that_ended_as_nan_has_no_earlier_value_as_its_last(tmp_path):
-    store = Store(tmp_path)
-    store.run("alq", 1, [0.5], metrics={"test/loss": 3.0}, tags={"lqray.nan_metrics": "test/loss"})
-    (group,) = report(store, metrics=["test/loss"]).comparison.groups
-    assert math.isnan(group.metrics["test/loss"].final.mean)
-
-
 def test_nothing_to_report_says_so(store):
     found = invoke("report", "known", "--uri", store.uri, "--only", "tpyo*")
     assert found.exit_code == 2
@@ -363,79 +265,3 @@ def test_a_store_that_is_away_is_told_without_its_password(tmp_path):
     assert done.exit_code == 2
     assert "the MLflow store" in done.stderr
     assert "hidden" not in done.output
-
-
-def diverging(folder: Path) -> Store:
-    """Six finished runs of two methods and three rates, of which four diverged: two to NaN, two to infinity."""
-    store = Store(folder)
-    for method in ("full_precision", "alq"):
-        for lr, loss in (("0.05", 0.5), ("1e30", None), ("1e19", math.inf)):
-            store.run(
-                method,
-                1,
-                [0.9 if lr == "0.05" else 0.1],
-                params={"optimizer.lr": lr},
-                metrics={"test/loss": 3.0 if loss is None else loss, "wire/bytes_sent": 10.0},
-                tags={} if loss is not None else {"lqray.nan_metrics": "test/loss,train/loss"},
-                name=f"{method}-{lr}",
-            )
-    return store
-
-
-def test_what_diverged_is_counted_in_every_format(tmp_path):
-    found = report(diverging(tmp_path), metrics=["test/loss"], group_by=["seed"])
-    (group,) = found.comparison.groups
-    for shape in ("markdown", "csv", "json", "latex"):
-        assert "2 of 6 (4 not finite)" in written(found, shape), shape
-    console = Console(width=200, record=True, file=io.StringIO())
-    show(console, found)
-    assert "2 of 6 (4 not finite)" in console.export_text()
-    measured = group.metrics["test/loss"]
-    assert (measured.final.mean, measured.final.count, measured.final.not_finite) == (0.5, 2, 4)
-    assert (measured.last.mean, measured.last.count) == (0.5, 2)
-    (row,) = csv.DictReader(io.StringIO(written(found, "csv")))
-    assert (row["finished"], row["test/loss count"], row["test/loss not finite"]) == ("6", "2", "4")
-    final = json.loads(written(found, "json"))["groups"][0]["metrics"]["test/loss"]["final"]
-    assert (final["count"], final["not_finite"], list(final["runs"].values()).count(None)) == (2, 4, 4)
-
-
-def test_groups_of_which_nothing_is_finite_say_nan_and_inf(tmp_path):
-    found = report(diverging(tmp_path), metrics=["test/loss"], group_by=["lr"], baseline="full_precision")
-    by_lr = {group.keys["optimizer.lr"]: group for group in found.comparison.groups}
-    assert by_lr["1e30"].runs == by_lr["1e19"].runs == "0 of 2 (2 not finite)"
-    assert by_lr["1e30"].metrics["test/loss"].difference is None
-    table = {line.split("|")[1].strip(): line for line in written(found, "markdown").splitlines() if "|" in line}
-    assert "| nan |" in table["1e30"]
-    assert "| inf |" in table["1e19"]
-    rows = {row["optimizer.lr"]: row for row in csv.DictReader(io.StringIO(written(found, "csv")))}
-    assert [rows[lr]["test/loss mean"] for lr in ("0.05", "1e30", "1e19")] == ["0.5", "nan", "inf"]
-
-
-def test_metrics_that_are_not_shown_are_named_where_runs_diverged(tmp_path):
-    found = report(diverging(tmp_path))
-    assert "4 finished runs ended with test/loss, train/loss not finite; --metric shows them." in found.remarks
-
-
-def test_what_is_not_finite_neither_reaches_a_target_nor_is_best(tmp_path):
-    store = Store(tmp_path)
-    store.run("alq", 1, [0.2, math.inf, 0.4])
-    store.run("alq", 2, [math.nan, 0.6, 0.5])
-    (group,) = report(store, target=0.6).comparison.groups
-    measured = group.metrics["test/accuracy"]
-    assert measured.reached == 1
-    assert sorted(measured.best.values.values()) == [0.4, 0.6]
-
-
-def test_an_export_of_what_diverged_is_json_and_reads_the_same(tmp_path):
-    store = diverging(tmp_path)
-    whole = report(store, metrics=["test/loss"], group_by=["lr"])
-    export(Recorded("known", store.uri), whole, tmp_path / "out", "csv")
-
-    def refuse(name: str) -> None:
-        raise AssertionError(name)
-
-    json.loads((tmp_path / "out" / "runs.json").read_text(), parse_constant=refuse)
-    again = make_report(
-        [Recorded("known", str(tmp_path / "out"))], ReportOptions(metrics=["test/loss"], group_by=["lr"])
-    )
-    assert written(again, "csv") == written(whole, "csv")

@@ -34,7 +34,7 @@ from lqray.reporting.figures.density import draw_density
 from lqray.reporting.summary import sweep_summary
 from lqray.training.export import trained_network
 from lqray.training.reports import Report
-from tests.orchestration.recording.test_recording import Link, task
+from tests.testing.reporters import Link, task
 
 TEXT = """# Are two bits enough?
 name: tracked

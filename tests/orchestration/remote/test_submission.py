@@ -3,207 +3,37 @@
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
-import sysconfig
-import threading
 import time
-import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
-from click.testing import CliRunner
-from mlflow import MlflowClient
 
-from lqray.cli import main
-from lqray.experiment.schema import Storage, Tracking
 from lqray.orchestration.code_version import digest_of
 from lqray.orchestration.provenance import CODE_LINE
-from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting
-from lqray.orchestration.remote.package import pack
-from lqray.orchestration.remote.working_tree import PackageError
-from lqray.orchestration.submitted import FILE
-from tests.testing.heads import TOKEN, free_port, ray_head, without
+from tests.testing.heads import TOKEN, ray_head, without
+from tests.testing.jobs import (
+    OF_CLIENT,
+    OF_CLUSTER,
+    ask,
+    experiment,
+    jobs,
+    runs,
+    said,
+    start,
+    store,
+    submit,
+    submitting,
+    wait_for,
+)
+from tests.testing.proxy import Proxy
 from tests.testing.sweeps import marked
 
 ROOT = Path(__file__).resolve().parents[3]
-TEXT = """
-name: far
-base:
-  data: {name: digits}
-  model: {name: mlp, layers: [16]}
-  optimizer: {name: sgd, lr: 0.1}
-  schedule: {iterations: ITERATIONS, batch_size: 16, evaluate_every: 500}
-  workers: 1
-  quantizer: {method: qsgd_inf, bucket_size: 128}
-"""
-OF_CLIENT, OF_CLUSTER = "secret-of-the-client", "secret-of-the-cluster"
-
-
-# --- the working tree ---
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """A git repository with one commit."""
-    folder = tmp_path / "tree"
-    (folder / "sub").mkdir(parents=True)
-    (folder / ".gitignore").write_text("ignored*\n__pycache__\n")
-    for name in ("kept.py", "deleted.py", "sub/deep.py"):
-        (folder / name).write_text(name)
-    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *command], check=True)
-    (folder / "deleted.py").unlink()
-    (folder / "new.yaml").write_text("new")
-    (folder / "ignored.yaml").write_text("ignored, but named")
-    (folder / "ignored.db").write_text("ignored")
-    return folder
-
-
-def test_the_tree_is_what_git_tracks_or_does_not_ignore_and_the_experiments(tree, tmp_path):
-    outside = tmp_path / "outside.yaml"
-    outside.write_text("outside")
-    package = pack([Path("../new.yaml"), Path("../ignored.yaml"), outside], tmp_path / "a.zip", tree / "sub")
-    assert package.experiments == ("new.yaml", "ignored.yaml", "submitted/3/outside.yaml")
-    expected = {".gitignore", "kept.py", "sub/deep.py", FILE, *package.experiments}
-    assert set(zipfile.ZipFile(package.path).namelist()) == expected
-    assert package.files == len(expected)
-
-    os.utime(tree / "kept.py", (1, 1))
-    again = pack([Path("../new.yaml"), Path("../ignored.yaml"), outside], tmp_path / "b.zip", tree / "sub")
-    assert again.path.read_bytes() == package.path.read_bytes()
-
-
-def test_without_git_the_tree_is_what_ray_would_take(tree, tmp_path):
-    shutil.rmtree(tree / ".git")
-    (tree / ".venv").mkdir()
-    (tree / ".venv/python").write_text("")
-    (tree / "_native.abi3.so").write_text("of another machine")
-    package = pack([tree / "new.yaml"], tmp_path / "a.zip", tree)
-    assert set(zipfile.ZipFile(package.path).namelist()) == {".gitignore", "kept.py", "sub/deep.py", "new.yaml", FILE}
-
-
-def test_a_tree_too_large_names_its_largest_files(tree, tmp_path):
-    (tree / "weights.bin").write_bytes(os.urandom(20000))
-    with pytest.raises(PackageError) as error:
-        pack([tree / "new.yaml"], tmp_path / "a.zip", tree, limit=10000)
-    assert "weights.bin" in str(error.value).splitlines()[1]
-    assert ".gitignore" in str(error.value)
-    assert not (tmp_path / "a.zip").exists()
-
-
-# --- what would be lost ---
-
-
-@pytest.mark.parametrize(
-    ("tracking", "storage", "environment", "lost"),
-    [
-        ({}, {}, {}, ["tracking.uri", "storage.folder"]),
-        ({"uri": "http://server"}, {"folder": "/shared"}, {}, []),
-        ({"uri": "sqlite:////home/lqray.db"}, {"folder": "s3://bucket/x"}, {}, []),
-        ({"uri": "sqlite:///lqray.db"}, {"folder": "here"}, {"MLFLOW_TRACKING_URI": "http://server"}, ["tracking.uri"]),
-        ({}, {"folder": "/shared"}, {"MLFLOW_TRACKING_URI": "http://server"}, []),
-        ({}, {}, {"MLFLOW_TRACKING_URI": "http://server", "LQRAY_STORAGE": "/shared"}, []),
-    ],
-)
-def test_a_job_writes_nothing_where_ray_deletes_it(monkeypatch, tracking, storage, environment, lost):
-    for name in ("MLFLOW_TRACKING_URI", "LQRAY_STORAGE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    sections = Tracking.model_validate(tracking), Storage.model_validate(storage)
-    if not lost:
-        check_lasting(*sections, here=True)
-        return
-    with pytest.raises(UnfitForJobsError) as error:
-        check_lasting(*sections, here=True)
-    for key in lost:
-        assert key in str(error.value)
-    said = {"uri": "tracking.uri", "folder": "storage.folder"}
-    if not any(said[key] in lost for key in {**tracking, **storage}):
-        check_lasting(*sections, here=False)  # what the cluster's environment says is not known here
-
-
-@pytest.mark.parametrize("where", ["file", "option"])
-def test_no_password_goes_into_a_job(tmp_path, where):
-    uri = "postgresql://ada:hidden@server/mlflow"
-    path = experiment(tmp_path, 5)
-    if where == "file":
-        path.write_text(path.read_text() + f"tracking: {{uri: '{uri}'}}\n")
-    options = ["--set", f"tracking.uri={uri}"] if where == "option" else []
-    refused = CliRunner().invoke(main, ["submit", str(path), *options])
-    assert refused.exit_code == 2
-    assert "MLFLOW_TRACKING_URI" in refused.stderr
-    assert "hidden" not in refused.output
-
-
-# --- what only reads ---
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("status", "status far", "stop far", "ui far", "logs far", "failures far", "report far"),
-        *("compare far other", "export far folder", "plot far --kind curves"),
-    ],
-)
-def test_a_command_in_a_folder_without_a_store_makes_none(tmp_path, monkeypatch, command):
-    """As on a laptop whose runs are recorded elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    done = CliRunner().invoke(main, command.split())
-    assert done.exit_code == 2, done.output
-    assert "lqray.db" in done.output
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- on a cluster ---
-
-
-class Proxy:
-    """A TCP proxy to a port, which can be cut and mended."""
-
-    def __init__(self, target: int) -> None:
-        self.port, self.target = free_port(), target
-        self._open: list[socket.socket] = []
-        self.mend()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def mend(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.target))
-                self._open += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=_copy, args=(one, other), daemon=True).start()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture(scope="module")
@@ -214,76 +44,6 @@ def cluster(tmp_path_factory):
     environment |= {"LQRAY_STORAGE": str(folder / "storage"), "LQRAY_TEST_MARK": str(folder)}
     with ray_head(folder, dashboard=True, cpus=4, **environment) as head:
         yield head
-
-
-def store(cluster) -> str:
-    return f"sqlite:///{cluster.log.parent}/lqray.db"
-
-
-def start(folder: Path, *arguments: str, token: str | None = TOKEN, **environment: str) -> subprocess.Popen[str]:
-    """A command in a folder of its own, which is no git repository; its output goes to files there."""
-    clean = without("RAY_") | ({"RAY_AUTH_TOKEN": token} if token else {}) | {"HOME": str(folder)}
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env=clean | {"MLFLOW_TRACKING_PASSWORD": OF_CLIENT, "AWS_SECRET_ACCESS_KEY": OF_CLIENT} | environment,
-        stdout=(folder / "out.txt").open("a"),
-        stderr=(folder / "err.txt").open("a"),
-        text=True,
-        start_new_session=True,
-    )
-
-
-@contextmanager
-def submitting(folder: Path, *arguments: str, **environment: str):
-    process = start(folder, "lqray", "submit", *arguments, **environment)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def submit(folder: Path, *arguments: str, expected: int = 0, **environment: str) -> str:
-    """Everything that the command has said."""
-    before = len(said(folder))
-    with submitting(folder, *arguments, **environment) as process:
-        assert process.wait(400) == expected, said(folder)
-    return said(folder)[before:]
-
-
-def said(folder: Path, name: str = "err.txt") -> str:
-    return (folder / name).read_text() if (folder / name).exists() else ""
-
-
-def wait_for(ready, folder: Path, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, said(folder) + said(folder, "out.txt")
-        time.sleep(0.1)
-
-
-def experiment(folder: Path, iterations: int, name: str = "far") -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / "far.yaml"
-    path.write_text(TEXT.replace("ITERATIONS", str(iterations)).replace("far", name, 1))
-    return path
-
-
-def ask(cluster, path: str, token: str | None = TOKEN) -> requests.Response:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return requests.get(cluster.dashboard + path, headers=headers, timeout=30)
-
-
-def jobs(cluster, name: str) -> dict[str, dict]:
-    found = ask(cluster, "/api/jobs/").json()
-    return {job["submission_id"]: job for job in found if (job["submission_id"] or "").startswith(f"{name}-")}
-
-
-def runs(cluster, name: str) -> list:
-    client = MlflowClient(store(cluster))
-    return client.search_runs([client.get_experiment_by_name(name).experiment_id])
 
 
 @pytest.mark.ray
@@ -410,61 +170,6 @@ def test_without_the_token_nothing_answers(cluster, tmp_path, token):
     assert "token" in (done.stdout + done.stderr).lower()
 
 
-def _port(head) -> int:
-    return int(head.dashboard.rpartition(":")[2])
-
-
-@pytest.mark.ray
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_a_head_that_was_started_anew_is_said_and_what_is_submitted_again_continues(tmp_path, tmp_path_factory):
-    """Its job server forgets; what was recorded, and the checkpoints, are kept."""
-    path = experiment(tmp_path / "laptop", 4000)
-    kept = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/lqray.db", "LQRAY_STORAGE": str(tmp_path / "storage")}
-    arguments = [path.name, "--launcher", "inline", "--set", "storage.checkpoint_every=500"]
-    one, two = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")  # Ray's sockets do not allow for long names
-    with ray_head(one, dashboard=True, **kept) as head:
-        proxy = Proxy(_port(head))
-        arguments += ["--address", proxy.url]
-        with submitting(path.parent, *arguments) as process:
-            wait_for(lambda: list(tmp_path.glob("storage/**/step-*.pt")), path.parent)
-            proxy.cut()
-            for number in marked(one):  # as the machine's restart would
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-            with ray_head(two, dashboard=True, **kept) as anew:
-                proxy.target = _port(anew)
-                proxy.mend()
-                assert process.wait(120) == 2, said(path.parent)
-                assert "the cluster was started anew" in said(path.parent)
-                submit(path.parent, *arguments)
-    assert "1 to continue" in said(path.parent, "out.txt")
-    client = MlflowClient(kept["MLFLOW_TRACKING_URI"])
-    (run,) = client.search_runs([client.get_experiment_by_name("far").experiment_id])
-    assert run.info.status == "FINISHED"
-
-
-@pytest.mark.ray
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_a_cluster_without_what_lqray_needs_says_what_and_how_to_install_it(tmp_path, tmp_path_factory):
-    """Its Python is this one, with everything that is installed here but MLflow."""
-    bare = tmp_path / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-    (packages,) = bare.glob("lib/python*/site-packages")
-    for one in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if not one.name.startswith(("mlflow", "__editable__", "lqray")):
-            (packages / one.name).symlink_to(one)
-    path = experiment(tmp_path / "laptop", 5)
-    shutil.copytree(ROOT / "lqray", path.parent / "lqray", ignore=shutil.ignore_patterns("__pycache__"))
-    there = {"PATH": f"{bare}/bin:{os.environ['PATH']}", "PYTHONPATH": ""}
-    with ray_head(tmp_path_factory.mktemp("c"), dashboard=True, **there) as head:
-        arguments = [path.name, "--set", f"storage.folder={tmp_path}", "--set", "tracking.uri=http://server"]
-        told = submit(path.parent, *arguments, "--address", head.dashboard, expected=1)
-    assert "The cluster's Python has no mlflow." in told
-    assert "ray up" in told
-
-
 @pytest.mark.ray
 @pytest.mark.cluster
 @pytest.mark.slow
@@ -501,7 +206,7 @@ def test_a_job_that_would_lose_its_runs_fails_and_says_so(cluster, tmp_path):
 SSH = """#!{python}
 import json, sys, threading, time
 sys.path.insert(0, {root!r})
-from tests.orchestration.remote.test_submission import Proxy, _copy
+from tests.testing.proxy import Proxy
 json.dump(sys.argv, open({log!r}, "a")); open({log!r}, "a").write("\\n")
 near, far = sys.argv[sys.argv.index("-L") + 1].split(":")[1::2]
 class Forward(Proxy):
@@ -535,28 +240,6 @@ def test_a_cluster_yaml_is_reached_through_ssh(cluster, tmp_path):
     assert "ubuntu@192.0.2.10" in call
     assert f"{tmp_path}/.ssh/key" in call
     assert [run.info.status for run in runs(cluster, "tunnel")] == ["FINISHED"]
-
-
-def test_a_tunnel_that_fails_says_what_ssh_said(tmp_path):
-    program = tmp_path / "bin/ssh"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'Permission denied (publickey)' >&2; exit 255\n")
-    program.chmod(0o755)
-    (tmp_path / "cluster.yaml").write_text("provider: {type: local, head_ip: 192.0.2.10}\n")
-    path = experiment(tmp_path, 5)
-    arguments = [path.name, "--set", "storage.folder=/x", "--cluster", "cluster.yaml"]
-    refused = submit(tmp_path, *arguments, expected=2, PATH=f"{program.parent}:{os.environ['PATH']}")
-    assert "Permission denied" in refused
-    assert "ray up cluster.yaml" in refused
-
-
-def test_no_cluster_at_the_address(tmp_path):
-    path = experiment(tmp_path, 5)
-    refused = submit(
-        tmp_path, path.name, "--set", "storage.folder=/x", "--address", f"127.0.0.1:{free_port()}", expected=2
-    )
-    assert "no job server answers" in refused
-    assert "Traceback" not in refused
 
 
 def test_the_script_for_ray_submit_needs_nothing_beside_it(tmp_path):

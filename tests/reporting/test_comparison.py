@@ -1,0 +1,84 @@
+"""Which runs are a group, and what is compared with what."""
+
+import math
+
+import pytest
+
+from lqray.reporting.comparison import compare_groups
+from lqray.reporting.records import Run
+from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
+from tests.testing.reports import record
+
+
+def test_groups_are_told_apart_by_what_varies_beyond_the_method():
+    weighted = [
+        record("alq", 1, quantizer__weighting="norm"),
+        record("optimal", 1, quantizer__weighting="norm_squared"),
+    ]
+    assert grouping_keys(weighted) == ("quantizer.method",)
+    widths = [
+        record("alq", seed, quantizer__bits=str(bits), data__root=f"/{seed}") for seed in (1, 2) for bits in (2, 3)
+    ]
+    assert grouping_keys([*widths, record("sgd", 1)]) == ("quantizer.method", "quantizer.bits")
+
+
+def test_selection():
+    records = [record("alq", seed, quantizer__bits=str(bits)) for seed in (1, 2) for bits in (2, 3)]
+    assert len(select(records, where=["bits=3"])) == 2
+    assert len(select(records, where=["bits=3", "seed=1"])) == 1
+    with pytest.raises(UnknownKeyError, match="did you mean 'quantizer.bits'"):
+        select(records, where=["quantizer.bit=3"])
+    with pytest.raises(UnknownKeyError, match="KEY=VALUE"):
+        select(records, where=["bits"])
+
+
+def test_a_baseline_is_found_beside_other_axes():
+    """full_precision knows no bits: alq is compared with it at every width, seed by seed."""
+    records = [
+        Run(f"a{bits}{seed}", "t", "n", "FINISHED", record("alq", seed, quantizer__bits=bits).params, {"m": 1.0}, None)
+        for bits in "23"
+        for seed in (1, 2)
+    ]
+    records += [
+        Run(f"f{seed}", "t", "n", "FINISHED", record("full_precision", seed).params, {"m": 0.5}, None)
+        for seed in (1, 2)
+    ]
+    compared = compare_groups(records, "", ["m"], histories=False)
+    pairs = {group.keys["quantizer.bits"]: group.metrics["m"].difference for group in compared.groups}
+    assert pairs[None] is None
+    assert pairs["2"].pairs == (("a21", "f1"), ("a22", "f2"))
+    assert pairs["3"].spread.mean == 0.5
+
+
+def test_pairs_are_of_equal_axes_whatever_groups_are_shown():
+    records = []
+    for seed in (1, 2):
+        for lr, value in (("0.1", 0.9), ("0.01", 0.5)):
+            params = record("alq", seed, optimizer__lr=lr).params
+            records.append(Run(f"a{lr}{seed}", f"a{lr}{seed}", "n", "FINISHED", params, {"m": value}, None))
+        params = record("full_precision", seed, optimizer__lr="0.1").params
+        records.append(Run(f"f{seed}", f"f{seed}", "n", "FINISHED", params, {"m": 0.8 + seed / 100}, None))
+    compared = compare_groups(records, "", ["m"], ["method"], histories=False)
+    (alq,) = [group for group in compared.groups if group.keys["quantizer.method"] == "alq"]
+    assert alq.metrics["m"].difference.pairs == (("a0.11", "f1"), ("a0.12", "f2"))
+
+
+def test_differences_that_are_all_equal_have_no_p_value():
+    records = [
+        Run(f"{method}{seed}", f"{method}{seed}", "n", "FINISHED", record(method, seed).params, {"m": value}, None)
+        for seed, base in ((1, 0.9), (2, 0.7), (3, 0.8))
+        for method, value in (("full_precision", base), ("alq", base + 1 / 360))
+    ]
+    compared = compare_groups(records, "", ["m"], histories=False)
+    difference = compared.groups[1].metrics["m"].difference
+    assert difference.spread.mean == pytest.approx(1 / 360)
+    assert math.isnan(difference.p_value)
+
+
+def test_trials_of_one_name_are_told_apart():
+    records = [
+        Run(lr, f"{lr}-trial", "seed1", "FINISHED", record("alq", 1, optimizer__lr=lr).params, {"m": 1.0}, None)
+        for lr in ("0.1", "0.2")
+    ]
+    compared = compare_groups(records, "", ["m"], ["trial"], histories=False)
+    assert [group.keys["trial"] for group in compared.groups] == ["seed1 (0.1-tr)", "seed1 (0.2-tr)"]
