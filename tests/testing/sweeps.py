@@ -137,3 +137,15 @@ def killing(process: subprocess.Popen[str]) -> Iterator[None]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@contextmanager
+def another_ray() -> Iterator[None]:
+    """What Ray takes for one more Ray on this machine: a process by the name of a raylet, with an address."""
+    command = ["raylet", "-c", "import time; time.sleep(3600)", "--gcs-address=127.0.0.1:6"]
+    process = subprocess.Popen(command, executable=sys.executable)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

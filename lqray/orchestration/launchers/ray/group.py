@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 
 from lqray.experiment.schema import Resources
 from lqray.orchestration.failures import Failure, lost
@@ -11,11 +12,14 @@ from lqray.orchestration.launchers.placement import backend_of
 from lqray.orchestration.launchers.ray import channel
 from lqray.orchestration.launchers.ray.channel import Event
 from lqray.orchestration.launchers.ray.deaths import failure_of_rank
+from lqray.orchestration.launchers.ray.places import free_places_of_the_dead
 from lqray.orchestration.launchers.ray.serving import serve
 from lqray.orchestration.worker.task import Update, WorkerTask
 
 _END_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
+_PLACE_SECONDS = 5.0
+"""Between two looks for places to be freed, while a group waits for its own."""
 
 
 class Group:
@@ -23,11 +27,12 @@ class Group:
 
     def __init__(self, processes: int, resources: Resources, name: str, storage: str) -> None:
         from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
 
         from lqray.orchestration.launchers.ray.loopback_groups import LoopbackTorchConfig
+        from lqray.orchestration.launchers.ray.trainer import Trainer
 
         self.processes = processes
+        self._look = 0.0
         self._mailbox = channel.make_mailbox()
         self.error: BaseException | None = None
         per_worker: dict[str, float] = {"CPU": resources.cpus_per_process}
@@ -35,7 +40,7 @@ class Group:
             per_worker["GPU"] = resources.gpus_per_process
         if resources.memory_gib_per_process:
             per_worker["memory"] = resources.memory_gib_per_process * 2**30
-        trainer = TorchTrainer(
+        trainer = Trainer(
             serve,
             train_loop_config={"mailbox": self._mailbox},
             torch_config=LoopbackTorchConfig(
@@ -74,7 +79,11 @@ class Group:
             ended = not self.alive
             event = channel.hear(self._mailbox, 0.0 if ended else 0.5)
             if event is not None or ended:
+                self._look = math.inf  # its workers are there
                 return event
+            if time.monotonic() > self._look:
+                free_places_of_the_dead()
+                self._look = time.monotonic() + _PLACE_SECONDS
 
     def halt(self, task: WorkerTask) -> None:
         """Let its workers leave this task after a checkpoint."""
