@@ -6,7 +6,7 @@ RUNS := $(VENV)/.installed-for-runs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz soak bench cuda-check ui lock clean
+.PHONY: help run test check lint fuzz soak bench cuda-check ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -34,6 +34,9 @@ test: $(INSTALLED)  ## install into .venv, run every test
 	$(BIN)/python -m pytest -m "ray or cluster"; status=$$?; \
 	wait $$others || status=1; cat .tests-without-ray.txt; \
 	[ $$status = 0 ] || echo "There are failures: look at both summaries above."; exit $$status
+
+check: lint  ## the linters, and the tests that start no process
+	$(BIN)/python -m pytest -q --no-processes -m "not (ray or cluster or browser)"
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter, deptry
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from lqray.experiment.store import store_folder
 from lqray.store.client import client_of, patient_client
 from lqray.store.experiments import ARTIFACTS, check_usable
 from lqray.store.outage import patiently
+from lqray.store.tables import workspaces_enabled
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def open_launch(
 ) -> Launch:
     """Find or make the MLflow experiment. `uri` is absolute (`lqray.experiment.store.absolute_store`).
 
-    A server decides where artifacts of a new experiment are kept. Those of a sqlite store are beside it, in
-    lqray-artifacts/; those of another database, which says nothing of files, in the folder `storage`, where it is one.
+    A server decides where artifacts of a new experiment are kept, and MLflow where a store has workspaces. Those of a
+    sqlite store are beside it, in lqray-artifacts/; those of another database, which says nothing of files, in the
+    folder `storage`, where it is one.
     Raises StoreError for an experiment that is not to be recorded in.
     """
     client = patient_client(uri)
@@ -48,7 +50,7 @@ def open_launch(
         folder = store_folder(uri)
         if folder is None and not uri.startswith(("http://", "https://")) and "://" not in storage:
             folder = Path(storage)
-        location = (folder / ARTIFACTS / experiment).as_uri() if folder else None
+        location = (folder / ARTIFACTS / experiment).as_uri() if folder and not workspaces_enabled() else None
         experiment_id = _created(client, experiment, location)
     else:
         check_usable(uri, experiment)  # it may have been deleted since the launch was planned

@@ -37,8 +37,12 @@ _MODELS = (("logged_models", "artifact_location"),)
 def workspace() -> str:
     """The workspace that MLflow's client would read from: names of experiments are unique in one. MLflow heeds
     MLFLOW_WORKSPACE for a database only where workspaces are enabled."""
-    enabled = os.environ.get("MLFLOW_ENABLE_WORKSPACES", "").lower() in ("true", "1")
-    return (os.environ.get("MLFLOW_WORKSPACE", "").strip() or "default") if enabled else "default"
+    return (os.environ.get("MLFLOW_WORKSPACE", "").strip() or "default") if workspaces_enabled() else "default"
+
+
+def workspaces_enabled() -> bool:
+    """Whether MLflow is told that the store has several."""
+    return os.environ.get("MLFLOW_ENABLE_WORKSPACES", "").lower() in ("true", "1")
 
 
 def read(uri: str, from_tables: Callable[[Any], T], from_client: Callable[[Any], T]) -> T:

@@ -1,6 +1,9 @@
 """Reading MLflow's tables gives what MLflow's client gives, or says why not."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +48,25 @@ def test_experiments_of_one_name_in_two_workspaces_do_not_merge(tmp_path, monkey
     assert names(store) == (["qsgd-seed1"],) * 2, "MLflow heeds it only where workspaces are enabled"
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
     assert names(store) == (["alq-seed1"],) * 2
+
+
+def test_a_launch_records_in_a_workspace_where_mlflow_places_artifacts(tmp_path):
+    text = """
+name: placed
+base:
+  data: {name: gaussian_mixture}
+  model: {name: mlp, layers: [4]}
+  optimizer: {name: sgd, lr: 0.05}
+  workers: 1
+  schedule: {iterations: 2, batch_size: 4}
+  quantizer: {method: full_precision}
+"""
+    (tmp_path / "placed.yaml").write_text(text)
+    environment = os.environ | {"MLFLOW_ENABLE_WORKSPACES": "true", "MLFLOW_WORKSPACE": "default"}
+    command = [sys.executable, "-m", "lqray", "run", "placed.yaml", "--launcher", "inline"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "(1/1) full_precision: finished" in done.stdout + done.stderr
 
 
 def test_tables_of_another_revision_are_left_to_mlflow_by_both_readers(tmp_path):
