@@ -17,7 +17,7 @@ from lqray.orchestration.failures import CodeChangedError, failure_of
 from lqray.orchestration.launchers.outcomes import result_of
 from lqray.orchestration.worker.run import run_task
 from lqray.orchestration.worker.task import Outcome, WorkerTask
-from tests.orchestration.queue.test_queue import Recording, Threads, queue_of, trials
+from tests.orchestration.queue.test_queue import FakeRecorder, Threads, queue_of, trials
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_worker_with_other_code_says_so(tmp_path):
 
 def test_it_ends_the_launch_and_fails_no_trial():
     failure = failure_of(CodeChangedError("lqray's code is 1 and was 2"), 0)
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     queue = queue_of(trials(5), recorder, results)
 
     def outcome(work):

@@ -111,21 +111,21 @@ def _work(uri: str, pipe: Connection, tell: Tell) -> None:
     while True:
         if not _take(pipe, deliveries):
             return
-        for run_id, run in list(deliveries.runs.items()):
-            if run.waits and run.due <= time.monotonic():
+        for run_id, delivery in list(deliveries.runs.items()):
+            if delivery.waits and delivery.due <= time.monotonic():
                 try:
                     client = client or client_of(uri)
                 except Exception as error:  # as `deliver` does with a store that is away
-                    _tell_trouble(tell, run_id, run, error)
-                    run.postpone()
+                    _tell_trouble(tell, run_id, delivery, error)
+                    delivery.postpone()
                     continue
-                deliver(client, run_id, run, tell, deliveries.until)
+                deliver(client, run_id, delivery, tell, deliveries.until)
 
 
 def _take(pipe: Connection, deliveries: Deliveries) -> bool:
     """Wait for messages, or until something is due; False: the end."""
     runs = deliveries.runs
-    waiting = [run.due for run in runs.values() if run.waits]
+    waiting = [delivery.due for delivery in runs.values() if delivery.waits]
     pause = max(0.0, min(waiting) - time.monotonic()) if waiting else None
     while pipe.poll(pause):
         what, *content = pipe.recv()
@@ -142,76 +142,76 @@ def _take(pipe: Connection, deliveries: Deliveries) -> bool:
         elif what == "flush" and run_id in runs:
             runs[run_id].due = 0.0
         elif what == "write":
-            run = runs.setdefault(run_id, Delivery(number))
-            if not run.waits:
-                run.due = max(run.due, time.monotonic() + _DELIVER_SECONDS)
-            run.points.extend(content[2])
-            run.progress = content[3] or run.progress
+            delivery = runs.setdefault(run_id, Delivery(number))
+            if not delivery.waits:
+                delivery.due = max(delivery.due, time.monotonic() + _DELIVER_SECONDS)
+            delivery.points.extend(content[2])
+            delivery.progress = content[3] or delivery.progress
         pause = 0.0
     return True
 
 
-def deliver(client: Any, run_id: str, run: Delivery, tell: Tell, until: float = math.inf) -> None:
+def deliver(client: Any, run_id: str, delivery: Delivery, tell: Tell, until: float = math.inf) -> None:
     """One batch of one run, or more while they are full; none after `until`. Points of a run that is gone are dropped,
     and a metric that MLflow refuses costs no other; everything else that goes wrong is tried again, in order, however
     long it takes."""
-    while run.waits:
+    while delivery.waits:
         if now() >= until:
-            run.due = time.monotonic() + _FIRST_DELAY
+            delivery.due = time.monotonic() + _FIRST_DELAY
             return
-        count = len(run.points)
-        if not run.gone:
+        count = len(delivery.points)
+        if not delivery.gone:
             try:
-                count = _write_batch(client, run_id, run, tell)
+                count = _write_batch(client, run_id, delivery, tell)
             except Exception as error:
-                run.steps = None  # it may have arrived all the same
+                delivery.steps = None  # it may have arrived all the same
                 if not _deleted(client, run_id, error):
-                    _tell_trouble(tell, run_id, run, error)
-                    run.postpone()
+                    _tell_trouble(tell, run_id, delivery, error)
+                    delivery.postpone()
                     return
-                run.gone = True
-                tell(("gone", run_id, run.number))
+                delivery.gone = True
+                tell(("gone", run_id, delivery.number))
                 continue
-        run.delay = _FIRST_DELAY
-        run.progress = None
+        delivery.delay = _FIRST_DELAY
+        delivery.progress = None
         for _ in range(count):
-            run.points.popleft()
-        tell(("delivered", run_id, run.number, count))
-    run.due = time.monotonic() + _DELIVER_SECONDS
+            delivery.points.popleft()
+        tell(("delivered", run_id, delivery.number, count))
+    delivery.due = time.monotonic() + _DELIVER_SECONDS
 
 
-def _write_batch(client: Any, run_id: str, run: Delivery, tell: Tell) -> int:
+def _write_batch(client: Any, run_id: str, delivery: Delivery, tell: Tell) -> int:
     """How many points are dealt with."""
     from mlflow.entities import Metric, RunTag
 
-    if run.steps is None:
-        run.steps = _last_steps(client, run_id)
-    steps, count = dict(run.steps), 0
+    if delivery.steps is None:
+        delivery.steps = _last_steps(client, run_id)
+    steps, count = dict(delivery.steps), 0
     batch: list[Any] = []
-    for point in run.points:
+    for point in delivery.points:
         fresh = {
             key: value
             for key, value in point.metrics.items()
-            if point.step > steps.get(key, -1) and key not in run.refused
+            if point.step > steps.get(key, -1) and key not in delivery.refused
         }
         if len(batch) + len(fresh) > _BATCH and batch:
             break
         batch += [Metric(key, value, point.time, point.step) for key, value in fresh.items()]
         steps |= dict.fromkeys(fresh, point.step)
         count += 1
-    tags = [RunTag(PROGRESS, run.progress)] if run.progress else []
+    tags = [RunTag(PROGRESS, delivery.progress)] if delivery.progress else []
     if batch or tags:
         try:
             client.log_batch(run_id, metrics=batch, tags=tags)
         except Exception as error:
             if not is_refusal(error) or not batch or is_deleted(client, run_id):
                 raise
-            _write_apart(client, run_id, run, batch, tell)
-    run.steps = steps
+            _write_apart(client, run_id, delivery, batch, tell)
+    delivery.steps = steps
     return count
 
 
-def _write_apart(client: Any, run_id: str, run: Delivery, batch: list[Any], tell: Tell) -> None:
+def _write_apart(client: Any, run_id: str, delivery: Delivery, batch: list[Any], tell: Tell) -> None:
     """Metric by metric, and where one is refused point by point: what is refused is said, the rest is written."""
     by_key: dict[str, list[Any]] = {}
     for metric in batch:
@@ -228,13 +228,13 @@ def _write_apart(client: Any, run_id: str, run: Delivery, batch: list[Any], tell
                     raise
                 if len(part) < len(metrics) or len(metrics) == 1:
                     refused += 1
-                    tell(("refused", run_id, run.number, key, masked(str(error))))
+                    tell(("refused", run_id, delivery.number, key, masked(str(error))))
                 continue
             accepted += 1
             if len(part) == len(metrics):
                 break
         if refused and not accepted:
-            run.refused.add(key)
+            delivery.refused.add(key)
 
 
 def _parts(metrics: list[Any]) -> Iterator[list[Any]]:
@@ -255,8 +255,8 @@ def _deleted(client: Any, run_id: str, error: Exception) -> bool:
         return False
 
 
-def _tell_trouble(tell: Tell, run_id: str, run: Delivery, error: Exception) -> None:
-    tell(("trouble", run_id, run.number, masked(f"{type(error).__name__}: {error}"), is_away(error)))
+def _tell_trouble(tell: Tell, run_id: str, delivery: Delivery, error: Exception) -> None:
+    tell(("trouble", run_id, delivery.number, masked(f"{type(error).__name__}: {error}"), is_away(error)))
 
 
 def _last_steps(client: Any, run_id: str) -> dict[str, int]:

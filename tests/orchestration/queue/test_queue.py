@@ -18,7 +18,7 @@ class FakeTrial:
         self.id = f"{number:04d}"
 
 
-class Recording:
+class FakeRecorder:
     """Begins everything but what is held elsewhere."""
 
     def __init__(self, held=()):
@@ -105,7 +105,7 @@ class Threads:
 
 
 def test_five_hundred_trials_keep_order_and_concurrency():
-    recorder, results, launcher = Recording(held={"17", "400"}), [], Threads(8)
+    recorder, results, launcher = FakeRecorder(held={"17", "400"}), [], Threads(8)
     launcher.launch(queue_of(trials(500), recorder, results))
     expected = [str(number) for number in range(500) if number not in (17, 400)]
     assert recorder.begun == expected
@@ -122,7 +122,7 @@ def test_only_infrastructure_is_tried_again_and_not_for_ever():
             return failed(work, "infrastructure") if count < 3 else finished(work)
         return failed(work, {"1": "infrastructure", "2": "user_error", "3": "non_finite"}[work.named.name])
 
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     Threads(2, outcome).launch(queue_of(trials(4), recorder, results, backoff=0.001))
     assert tries == {"0": 3, "1": 4, "2": 1, "3": 1}
     assert dict(recorder.ended) == {"0": "FINISHED", "1": "FAILED", "2": "FAILED", "3": "FAILED"}
@@ -130,7 +130,7 @@ def test_only_infrastructure_is_tried_again_and_not_for_ever():
 
 
 def test_a_retry_waits_and_others_go_on():
-    recorder = Recording()
+    recorder = FakeRecorder()
     queue = queue_of(trials(2), recorder, backoff=0.2)
     first = queue.take()
     queue.ended(failed(first, "infrastructure"))
@@ -144,13 +144,13 @@ def test_a_retry_waits_and_others_go_on():
 
 
 def test_max_failures_begins_no_more():
-    recorder = Recording()
+    recorder = FakeRecorder()
     Threads(1, lambda work: failed(work, "user_error")).launch(queue_of(trials(10), recorder, max_failures=3))
     assert recorder.begun == ["0", "1", "2"]
 
 
 def test_interrupt_kills_what_runs_and_ends_are_counted_once():
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     queue = queue_of(trials(3), recorder, results)
     work = queue.take()
     queue.interrupt()
@@ -161,7 +161,7 @@ def test_interrupt_kills_what_runs_and_ends_are_counted_once():
 
 
 def test_stop_and_want():
-    recorder = Recording()
+    recorder = FakeRecorder()
     queue = queue_of(trials(4), recorder)
     queue.take()
     queue.stop(lambda named: named.name in "01", "because")
@@ -173,7 +173,7 @@ def test_stop_and_want():
 
 
 def test_a_newer_plan_does_not_undo_a_stop():
-    recorder = Recording()
+    recorder = FakeRecorder()
     queue = queue_of(trials(4), recorder)
     queue.stop(lambda named: named.name in "13", "lqray stop")
     queue.want(lambda named: named.name != "0", "the file was launched again without it")
@@ -199,7 +199,7 @@ def taken(queue, seconds=0.5) -> list[str]:
 
 
 def test_trials_of_other_launches_are_offered_again_after_the_others():
-    recorder = Recording(held="02")
+    recorder = FakeRecorder(held="02")
     recorder.answers = {"0": Held(), "2": Held()}
     queue = queue_of(trials(4), recorder, held=0.04)
     assert taken(queue, 0.2) == ["1", "3"]
@@ -213,7 +213,7 @@ def test_trials_of_other_launches_are_offered_again_after_the_others():
 
 
 def test_trials_are_left_to_a_launch_that_works_once_nothing_else_is_to_do():
-    recorder = Recording(held="0")
+    recorder = FakeRecorder(held="0")
     recorder.answers = {"0": Held(works=True)}
     queue = queue_of(trials(2), recorder, held=0.1)
     work = queue.take()
@@ -228,7 +228,7 @@ def test_trials_are_left_to_a_launch_that_works_once_nothing_else_is_to_do():
 
 
 def test_a_trial_that_was_taken_over_is_not_recorded_and_offered_again():
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     queue = queue_of(trials(1), recorder, results, held=0.04)
     work = queue.take()
     queue.lose("0000")
@@ -246,7 +246,7 @@ def test_a_trial_that_was_taken_over_is_not_recorded_and_offered_again():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_over(count):
-    queue = queue_of(trials(count), Recording())
+    queue = queue_of(trials(count), FakeRecorder())
     assert queue.over == (count == 0)
 
 
@@ -267,14 +267,14 @@ def waiting_for_a_retry(recorder, results, **limits) -> TrialQueue:
 
 def test_trials_that_wait_for_a_retry_end_with_the_launch():
     """Before, they stayed RUNNING and claimed."""
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     waiting_for_a_retry(recorder, results).interrupt()
     assert sorted(recorder.ended) == [("0", "KILLED"), ("1", "KILLED")]
     assert sorted(result.named.name for result in results) == ["0", "1"]
 
 
 def test_trials_that_wait_for_a_retry_are_stopped():
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     queue = waiting_for_a_retry(recorder, results)
     queue.stop(lambda named: named.name in "01", "lqray stop")
     drained(queue)
@@ -288,14 +288,14 @@ def test_trials_that_wait_for_a_retry_are_stopped():
 
 
 def test_a_stop_outlives_a_newer_plan():
-    queue = queue_of(trials(2), Recording())
+    queue = queue_of(trials(2), FakeRecorder())
     queue.stop(lambda named: named.name == "0", "lqray stop")
     queue.want(lambda named: True)
     assert queue.take().named.name == "1"
 
 
 def test_trials_that_wait_for_a_retry_fail_with_max_failures():
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     queue = waiting_for_a_retry(recorder, results, max_failures=1)
     queue.ended(failed(Work(trials(2)[1], "run", "folder"), "user_error"))
     drained(queue)
@@ -304,7 +304,7 @@ def test_trials_that_wait_for_a_retry_fail_with_max_failures():
     assert queue.over
 
 
-class SlowRecorder(Recording):
+class SlowRecorder(FakeRecorder):
     """Waits for the store with everything, until `there` is set."""
 
     def __init__(self):
@@ -340,7 +340,7 @@ def test_nothing_waits_for_a_store_that_is_away():
 
 
 def test_a_trial_whose_metrics_are_not_stored_is_not_finished():
-    class Unsettled(Recording):
+    class Unsettled(FakeRecorder):
         def settled(self, work, result):
             if result.status == "FINISHED" and len(self.begun) < 2:
                 return failed(work, "infrastructure")
@@ -355,7 +355,7 @@ def test_a_trial_whose_metrics_are_not_stored_is_not_finished():
 
 @pytest.mark.parametrize("where", ["begin", "settled", "end"])
 def test_an_error_of_the_store_ends_the_launch_once_and_is_said(where):
-    recorder, results = Recording(), []
+    recorder, results = FakeRecorder(), []
     queue = queue_of(trials(3), recorder, results)
     first = queue.take()
 
