@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from lqray.cli import shared
@@ -54,9 +56,8 @@ def stop(experiment: str, only: str, uri: str) -> None:
     with shared.clear_errors(UnknownExperimentError):
         name, store = shared.store_of(experiment, uri)
         ask_to_stop(store, experiment_id(store, name), only)
-    shared.say(
-        f"Asked: trials of {name} that match {only!r} stop within seconds; `lqray status {experiment}` shows it."
-    )
+    shown = f"{shared.program()} status {shared.named(name, store, Path(experiment))}"
+    shared.say(f"Asked: trials of {name} that match {only!r} stop within seconds; `{shown}` shows it.")
 
 
 @click.command()

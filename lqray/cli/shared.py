@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
     from lqray.experiment.grid import Experiment
     from lqray.reporting.planned import Recorded
+
+_FILES = (".yaml", ".yml")
+"""An experiment that is called so is a file."""
 
 file = click.argument("file", type=click.Path(path_type=Path))
 files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -46,7 +51,7 @@ def read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
 def store_of(experiment: str, uri: str) -> tuple[str, str]:
     """(name, absolute store) of an experiment given by name, by its file, which names its own store, or by the folder
     that it was exported to."""
-    if experiment.endswith((".yaml", ".yml")):
+    if experiment.endswith(_FILES):
         found = read(Path(experiment))
         return found.name, absolute(found.tracking.uri or uri)
     from lqray.reporting.exported import experiment_of, export_folder
@@ -63,7 +68,7 @@ def recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:
     found = []
     for one in experiments:
         name, store = store_of(one, uri)
-        found.append(Recorded(name, store, read(Path(one)) if one.endswith((".yaml", ".yml")) else None))
+        found.append(Recorded(name, store, read(Path(one)) if one.endswith(_FILES) else None))
     return found
 
 
@@ -72,6 +77,39 @@ def absolute(uri: str | None) -> str:
     from lqray.experiment.store import absolute_store
 
     return absolute_store(uri)
+
+
+def program() -> str:
+    """How this lqray was called, to begin a command that is printed: it need not be on the PATH. In a job, as it is
+    called elsewhere."""
+    from lqray.orchestration.submitted import runs_in_a_job
+
+    called = Path(sys.argv[0])
+    on_path = shutil.which("lqray")
+    if runs_in_a_job() or (on_path and called.exists() and called.samefile(on_path)):
+        return "lqray"
+    return f"{shlex.quote(sys.executable)} -m lqray" if called.name == "__main__.py" else shlex.quote(sys.argv[0])
+
+
+def named(experiment: str, uri: str, file: Path | None = None) -> str:
+    """An experiment that is recorded at `uri`, absolute, as an argument of a command that is printed, which finds it in
+    that store; in a job it will be called elsewhere. file: it says itself where it is recorded, and stands for a name
+    whose --uri would need a password, which is not printed."""
+    from lqray.experiment.secrets import masked
+    from lqray.experiment.store import as_argument
+    from lqray.orchestration.submitted import runs_in_a_job
+
+    if runs_in_a_job():
+        return f"{shlex.quote(experiment)} --uri {shlex.quote(masked(uri))}"
+    argument = as_argument(experiment, uri)
+    if masked(uri) != uri and argument != shlex.quote(experiment) and file and file.suffix in _FILES:
+        return shlex.quote(in_command(file))
+    return argument
+
+
+def in_command(file: Path) -> str:
+    """A file as an argument, which is no option."""
+    return f"./{file}" if str(file).startswith("-") else str(file)
 
 
 def console() -> Console:

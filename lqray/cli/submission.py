@@ -152,7 +152,7 @@ def _submit(
 
     offer_token()  # before anything imports Ray, which reads the setting then
     where = ["--cluster", str(config)] if config else ["--address", address_of(address)]
-    again = shlex.join(["lqray", "submit", *_files(sweep), *sweep.options, *where])
+    again = f"{shared.program()} submit {shlex.join([*map(shared.in_command, sweep.files), *sweep.options, *where])}"
     with shared.clear_errors(ClusterError, SubmissionError, PackageError):
         tunnel = Tunnel(config) if config else None
         with closing(tunnel) if tunnel else nullcontext(), _upload_shown() as sent:
@@ -179,10 +179,6 @@ def _submit(
                 return 130
             shared.say(f"{job.submission_id}: {ended}", err=True)
             return 0 if ended == "SUCCEEDED" and not head.other_code else 1
-
-
-def _files(sweep: Sweep) -> list[str]:
-    return [f"./{file}" if str(file).startswith("-") else str(file) for file in sweep.files]
 
 
 def _followed(cluster: Cluster, job: Job, head: JobHead, follow: bool) -> str:
@@ -251,7 +247,8 @@ def _how_to_go_on(again: str, submission_id: str, sweep: Sweep, where: list[str]
     if option == "--cluster":
         stop = shlex.join(["ray", "exec", value, f"RAY_AUTH_MODE=token ray job stop {submission_id}"])
     commands = [
-        f"lqray stop {shlex.quote(name)}" + (f" --uri {shlex.quote(masked(stores[name]))}" if name in stores else "")
+        f"{shared.program()} stop {shlex.quote(name)}"
+        + (f" --uri {shlex.quote(masked(stores[name]))}" if name in stores else "")
         for name in sweep.names
     ]
     all_known = stores.keys() >= set(sweep.names)

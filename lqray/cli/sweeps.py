@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -144,20 +143,20 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
         with Progress(console, len(plan.due) + plan.more) as progress:
             shown = Presentation(sweep_summary, draw_density, machine)
             ran = run_plan(plan, options, progress, shown)
-    compared = _compare(console, experiment, plan, ran)
-    _say_what_failed(ran, f"{experiment.name}{_recorded_at(plan.uri)}")
-    _say_what_is_left(ran)
-    own = f"{sys.executable} -m lqray" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
-    view = f"{own} ui {file}" if not _recorded_at(plan.uri) else f"lqray ui {experiment.name}{_recorded_at(plan.uri)}"
-    shared.say(f"Compare them in the MLflow UI:  {view}")
+    name = shared.named(experiment.name, plan.uri, file if options.whole else None)
+    compared = _compare(console, experiment, plan, ran, name)
+    _say_what_failed(ran, name)
+    _say_what_is_left(ran, name)
+    shared.say(f"Compare them in the MLflow UI:  {shared.program()} ui {name}")
     _leave_if_interrupted(plan, ran)
     if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
         return 1
     return 2 if not compared else _LEFT if ran.elsewhere else 0
 
 
-def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> bool:
-    """Print how the trials compare; False, and a line why, where the store cannot be read now."""
+def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, name: str) -> bool:
+    """Print how the trials compare; False, and a line why, where the store cannot be read now. name: of the experiment,
+    as a command's arguments."""
     from lqray.experiment.secrets import masked
     from lqray.reporting.comparison import compare_groups
     from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
@@ -172,20 +171,11 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran) -> 
         shared.say(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
     except StoreError as error:
         shared.say(
-            f"Error: the trials cannot be compared now: {error} Later:  lqray report "
-            f"{experiment.name}{_recorded_at(plan.uri)}",
+            f"Error: the trials cannot be compared now: {error} Later:  {shared.program()} report {name}",
             err=True,
         )
         return False
     return True
-
-
-def _recorded_at(uri: str) -> str:
-    """Option for commands that are printed in a job, and will be called elsewhere."""
-    from lqray.experiment.secrets import masked
-    from lqray.orchestration.submitted import runs_in_a_job
-
-    return f" --uri {shlex.quote(masked(uri))}" if runs_in_a_job() else ""
 
 
 def _say_what_failed(ran: Ran, name: str) -> None:
@@ -196,7 +186,7 @@ def _say_what_failed(ran: Ran, name: str) -> None:
     if len(failed) > _MOST_NAMED:
         shared.say(f"... and {len(failed) - _MOST_NAMED} more failed", err=True)
     if failed:
-        shared.say(f"With tracebacks, and what to do:  lqray failures {name}", err=True)
+        shared.say(f"With tracebacks, and what to do:  {shared.program()} failures {name}", err=True)
 
 
 def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
@@ -223,12 +213,12 @@ def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
         sys.exit(signals.exit_code())
 
 
-def _say_what_is_left(ran: Ran) -> None:
-    """Name the trials of the plan that this launch has not run, and say why."""
+def _say_what_is_left(ran: Ran, name: str) -> None:
+    """Name the trials of the plan that this launch has not run, and say why. name: of the experiment, as a command's
+    arguments."""
     lines = [f"{named.name}: left to {held}, which runs it" for named, held in ran.elsewhere]
     lines += [
-        f"{named.name}: failed in another launch; `lqray failures {ran.launch.experiment}"
-        f"{_recorded_at(ran.launch.uri)}` shows how"
+        f"{named.name}: failed in another launch; `{shared.program()} failures {name}` shows how"
         for named in ran.failed_elsewhere
     ]
     lines += [f"{named.name}: not begun ({why})" for named, why in ran.left_out]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -166,8 +167,8 @@ class Experiment:
         what = f"{len(found)} trials" if chosen is None or found else f"no trial {chosen!r}"
         hint = did_you_mean(chosen, shown) if chosen else None
         raise UnknownTrialError(
-            f"{self.document.file} has {what}; choose one of: {allowed}, or its id (`lqray expand`)"
-            + (f"; {hint}" if hint else "")
+            f"{self.document.file} has {what}; choose one of: {allowed}, or its id "
+            f"(`lqray expand {shlex.quote(str(self.document.file))}`)" + (f"; {hint}" if hint else "")
         )
 
     def combinations(self) -> Iterator[tuple[Setting, ...]]:

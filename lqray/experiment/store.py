@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import unquote
+
+from lqray.experiment.secrets import masked
 
 _SQLITE = "sqlite:///"
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
@@ -73,6 +76,18 @@ def absolute_store(uri: str | None, directory: Path | None = None) -> str:
         return uri
     found = _SQLITE_FILE.fullmatch(uri)
     return sqlite_uri((directory or Path.cwd()).resolve() / path) + ((found and found["options"]) or "")
+
+
+def as_argument(experiment: str, uri: str) -> str:
+    """An experiment as an argument of a command that is printed: its name, with --uri (without passwords) where the
+    command would look for it in another store; of an exported one, its folder. uri: an absolute store, or a folder."""
+    if "://" not in uri:
+        return shlex.quote(uri)
+    try:
+        elsewhere = uri != absolute_store(None)
+    except StorageError:  # of the environment's address, which was not asked for
+        elsewhere = True
+    return shlex.quote(experiment) + (f" --uri {shlex.quote(masked(uri))}" if elsewhere else "")
 
 
 def sqlite_path(uri: str) -> Path | None:

@@ -19,7 +19,7 @@ ADVICE: dict[Kind, str] = {
     "resources.memory_gib_per_process, or a larger machine",
     "non_finite": "a retry gives the same bits and fails again: a smaller optimizer.lr, schedule.warm_up, or "
     "schedule.on_nonfinite: skip",
-    "infrastructure": "a retry makes sense: `lqray run` continues from the last checkpoint",
+    "infrastructure": "a retry makes sense: `lqray run FILE` continues from the last checkpoint",
     "user_error": "a retry fails again until the cause is mended: see the traceback",
     "code_changed": "run the same command again: a launch is of one version of lqray's code",
     "no_space": "free space there, then run the same command again: trials continue from their checkpoints",

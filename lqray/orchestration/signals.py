@@ -185,7 +185,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         else:
             _act()
     elif state.count > 2 and time.monotonic() - state.at > _GIVE_UP_SECONDS:
-        _leave("Given up: trials that were running stay RUNNING in the store until the next `lqray run` takes them.")
+        _leave("Given up: trials that were running stay RUNNING in the store until the next `lqray run FILE`.")
     else:
         _say("It is being ended, and how each trial stands recorded. Some seconds from now, once more gives up.")
 

@@ -215,7 +215,8 @@ def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[st
 | `artifacts/` | of each run, `density.json`: its last gradient's density, and its levels |
 | `figures/` | see below |
 
-`lqray report`, `lqray plot` and `lqray compare` read this folder in the place of a store: `lqray report FOLDER`.
+`lqray report ./FOLDER` reads this folder in the place of a store, as `plot` and `compare` do; a word without a slash is
+an experiment's name.
 
 ## How they compare
 

@@ -32,7 +32,9 @@ class ExportedFolderError(StoreError):
     def __init__(self, file: Path, *faults: str) -> None:
         more = [f"and {len(faults) - _MOST_SAID} more such faults"] if len(faults) > _MOST_SAID else []
         said = "; ".join([*faults[:_MOST_SAID], *more])
-        super().__init__(f"{in_line(file)}: {said}. Get the folder again, or make it again with `lqray export`")
+        super().__init__(
+            f"{in_line(file)}: {said}. Get the folder again, or make it again with `lqray export EXPERIMENT FOLDER`"
+        )
 
 
 def export_folder(uri: str) -> Path | None:
@@ -149,7 +151,7 @@ def _document(folder: Path) -> dict[str, Any]:
         found = json_value(content or b"")
     except ValueError as error:
         what = "an empty file" if not content else f"what is no JSON ({error})"
-        raise ExportedFolderError(file, f"found {what}; allowed: the document that `lqray export` writes") from None
+        raise ExportedFolderError(file, f"found {what}; allowed: the document that lqray writes there") from None
     if not isinstance(found, dict):
         raise ExportedFolderError(file, f"found {_shown(found)}; allowed: a mapping with experiment and runs")
     faults = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lqray.experiment.foreign import in_file_name
+from lqray.experiment.store import as_argument
 from lqray.reporting.figures import Kind, kinds, load_kind
 from lqray.reporting.figures.recordings import FINISHED, RUNNING, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.style import FORMATS, styled, write
@@ -122,23 +123,28 @@ def recordings_of(experiments: Sequence[Recorded], request: Request) -> Recordin
     wanted = {FINISHED, RUNNING} if request.running else {FINISHED}
     usable = {one.run_id for one in chosen if one.status in wanted}
     if not usable:
-        raise PlotError(_why_nothing(", ".join(one.name for one in experiments), newest, chosen, request, remarks))
+        raise PlotError(_why_nothing(experiments, newest, chosen, request, remarks))
     return Recordings(experiments[0].uri, [one for one in chosen if one.run_id in usable], remarks)
 
 
 def _why_nothing(
-    names: str, newest: Sequence[Run], chosen: Sequence[Run], request: Request, remarks: Sequence[str]
+    experiments: Sequence[Recorded],
+    newest: Sequence[Run],
+    chosen: Sequence[Run],
+    request: Request,
+    remarks: Sequence[str],
 ) -> str:
+    names = ", ".join(one.name for one in experiments)
     if not newest:
-        return f"{names} has no trials of lqray yet; run its file with `lqray run`"
+        return f"{names} has no trials of lqray yet; run its file: `lqray run FILE`"
     if not chosen:
         some = ", ".join(one.name for one in newest[:8]) + (", ..." if len(newest) > 8 else "")
         given = [*(f"--only {text}" for text in request.only), *(f"--where {text}" for text in request.where)]
         return f"no trial of {names} matches {' '.join(given)}; there are: {some}"
     counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(one.state for one in chosen).items()))
-    advice = ["`lqray run` continues what is not finished"]
-    if any(one.status == "FAILED" for one in chosen):
-        advice.append("`lqray failures` says why trials failed")
+    advice = ["`lqray run FILE` continues what is not finished"]
+    failed = [one for one in experiments if "://" in one.uri] if any(one.status == "FAILED" for one in chosen) else []
+    advice += [f"`lqray failures {as_argument(one.name, one.uri)}` says why trials failed" for one in failed]
     if any(one.status == RUNNING for one in chosen):
         advice.append("--running draws those that run")
     return f"no trial of {names} has finished: {counts}; {'; '.join([*advice, *remarks])}"

@@ -24,4 +24,4 @@ class NoStoreError(StoreError):
     """There is no MLflow store at this address yet."""
 
     def __init__(self, uri: str) -> None:
-        super().__init__(f"no MLflow store at {uri}; `lqray run` makes it, --uri names another")
+        super().__init__(f"no MLflow store at {uri}; `lqray run FILE` makes it, --uri names another")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lqray.experiment.foreign import in_line, whole_number
+from lqray.experiment.store import as_argument
 from lqray.store import tables
 from lqray.store.client import reading_client
 from lqray.store.errors import NoStoreError
@@ -155,9 +156,9 @@ def only_trial(uri: str, name: str, found: Iterable[Run]) -> Run:
         return next(iter(trials.values()))
     if not trials:
         raise UnknownRunError(
-            f"found no run {name!r} in {uri}; allowed: the name or the id of a trial, or a run id. `lqray expand` "
-            "lists the trials of a file, `lqray report EXPERIMENT --group-by trial --format json` those that are "
-            "recorded"
+            f"found no run {name!r} in {uri}; allowed: the name or the id of a trial, or a run id. `lqray expand FILE` "
+            f"lists the trials of a file, `lqray report {as_argument('EXPERIMENT', uri)} --group-by trial --format "
+            "json` those that are recorded"
         )
     some = list(trials.values())[:5]
     several = ", ".join(

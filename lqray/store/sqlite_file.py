@@ -11,14 +11,17 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lqray.experiment.store import sqlite_uri
 from lqray.store.errors import StoreBusyError, StoreError
 
 _TABLES = {"experiments", "runs", "params", "tags", "metrics", "latest_metrics"}
@@ -263,13 +266,13 @@ def _half_made(path: Path) -> str:
     return (
         f"the tables of the MLflow store {path} were left half changed by a process that ended, and it holds runs. "
         "Make a copy of the file; then restore a backup, or drop its tables called _alembic_tmp_... with a sqlite "
-        f"tool and run `mlflow db upgrade sqlite:///{path}`"
+        f"tool and run `{shlex.quote(sys.executable)} -m mlflow db upgrade {shlex.quote(sqlite_uri(path))}`"
     )
 
 
 def _to_be_made_anew(path: Path) -> str:
     ended = "was left half-made by a process that ended"
-    return f"the MLflow store {path} {ended}. It holds no runs: `lqray run` makes it anew"
+    return f"the MLflow store {path} {ended}. It holds no runs: `lqray run FILE` makes it anew"
 
 
 def _locked(name: Path) -> int | None:

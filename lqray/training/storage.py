@@ -326,7 +326,7 @@ def _opened(address: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
         return files, root.rstrip("/")
     except ImportError as error:
-        extra = "; `pip install -e .[s3]` in its source tree" if package == "s3fs" else ""
+        extra = "; `pip install -e '.[s3]'` in its source tree" if package == "s3fs" else ""
         raise StorageError(
             f"storage at {protocol}:// needs the package {package}, on every machine: `pip install {package}`{extra} "
             f"({error})"

@@ -92,7 +92,7 @@ def half_made(path: Path) -> None:
 def test_a_half_made_store_without_runs_is_moved_aside_and_made_anew(tmp_path, capsys):
     path = tmp_path / "runs.db"
     half_made(path)
-    with pytest.raises(StoreError, match="half-made by a process that ended. It holds no runs: `lqray run`"):
+    with pytest.raises(StoreError, match="half-made by a process that ended. It holds no runs: `lqray run FILE`"):
         reading_client(uri(path))
     assert len(client_of(uri(path)).search_experiments()) == 1
     assert whole(path)

@@ -20,6 +20,7 @@ from lqray.store.client import exists, reading_client
 from lqray.store.outage import explained
 
 LEAST_FREE_BYTES = 1 << 30
+_INSTALL = "`make run` in lqray's source tree installs the versions tested into .venv"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _versions() -> Iterator[Finding]:
     try:
         requires = [Requirement(text) for text in importlib.metadata.requires("lqray") or []]
     except importlib.metadata.PackageNotFoundError:  # its source tree alone is here, as in a job on a bare machine
-        yield Finding("lqray", "broken", "not installed", "`make` installs everything into .venv")
+        yield Finding("lqray", "broken", "not installed", _INSTALL)
         return
     needed = {one.name.lower(): one.specifier for one in requires if one.marker is None}
     yield Finding("lqray", "ok", importlib.metadata.version("lqray"))
@@ -71,12 +72,12 @@ def _versions() -> Iterator[Finding]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "broken", "not installed", "`make` installs everything into .venv")
+            yield Finding(name, "broken", "not installed", _INSTALL)
             continue
         if needed[name].contains(version, prereleases=True):
             yield Finding(name, "ok", version)
         else:
-            yield Finding(name, "broken", f"{version}, allowed: {needed[name]}", "`make` installs the versions tested")
+            yield Finding(name, "broken", f"{version}, allowed: {needed[name]}", _INSTALL)
 
 
 def operator_findings() -> Iterator[Finding]:

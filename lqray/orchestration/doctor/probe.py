@@ -144,7 +144,7 @@ def _code(wanted: str) -> Finding:
     here = code_version()
     if here == wanted:
         return Finding("lqray", "ok", f"code {here}, as here")
-    remedy = "install the same lqray on all nodes, or let `lqray submit` carry it there"
+    remedy = "install the same lqray on all nodes, or let `lqray submit FILE` carry it there"
     return Finding("lqray", "broken", f"code {here}, the launch's is {wanted}", remedy)
 
 
@@ -215,6 +215,6 @@ def _reachable(store: str) -> Finding:
     try:
         socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        remedy = "trials run here all the same, but `lqray run` cannot be started here: open the way to the store"
+        remedy = "trials run here all the same, but `lqray run FILE` cannot be started here: open the way to the store"
         return Finding("MLflow", "slow", f"{where} cannot be reached: {error}", remedy)
     return Finding("MLflow", "ok", f"{where} answers")

@@ -79,7 +79,7 @@ class ControlRequests:
                 pattern = str(json_value(item[1])["pattern"])
             except (ValueError, KeyError, TypeError):
                 said = (in_line(item[0]), in_line(item[1])[:80])
-                _log.warning("the tag %s of the MLflow experiment is no request of `lqray stop`: %s", *said)
+                _log.warning("the tag %s of the MLflow experiment is no request to stop: %s", *said)
                 continue
             yield matching(pattern), "lqray stop"
 

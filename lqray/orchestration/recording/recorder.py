@@ -120,7 +120,7 @@ class Recorder:
             _log.warning("claims on trials are not given back; they are void in a moment: %s", masked(str(error)))
         left = self._options.derived.close(self._options.patience)
         if left:
-            _log.warning("%d figures and models were not made; the next `lqray run` makes the models", left)
+            _log.warning("%d figures and models were not made; the next `lqray run FILE` makes the models", left)
 
     def begin(self, named: NamedTrial) -> Work | Held | None:
         """See `Recording`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -64,10 +65,14 @@ class Tunnel:
                     self.close()
                     raise ClusterError(
                         f"no tunnel to {self._destination}, the head that {self._config} names: "
-                        f"{_text(errors) or 'ssh does not answer'}\nIs the cluster up (`ray up {self._config}`), and "
-                        f"can you log in (`ssh {self._destination}`)?"
+                        f"{_text(errors) or 'ssh does not answer'}\nIs the cluster up ({_up(self._config)}), and can "
+                        f"you log in (`ssh {self._destination}`)?"
                     )
                 time.sleep(0.1)
+
+
+def _up(config: Path) -> str:
+    return f"`ray up {shlex.quote(str(config))}`"
 
 
 def _read(config: Path) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _head(config: Path, document: dict[str, Any]) -> str:
         return str(get_head_node_ip(str(config)))
     except Exception as error:  # whatever the cloud's library raises
         raise ClusterError(
-            f"--cluster {config}: its head was not found ({error}). Is the cluster up (`ray up {config}`), and are the "
+            f"--cluster {config}: its head was not found ({error}). Is the cluster up ({_up(config)}), and are the "
             f"credentials for its {provider.get('type')} account here?"
         ) from error
 

@@ -52,7 +52,8 @@ class Fence:
         return LostClaimError(
             f"{self._folder} is written by another process by now (its file {_FILE!r} says {written!r}, this process "
             f"has {self._claim!r}): the trial was taken over, or a run of another store uses the same folder. Nothing "
-            "more is written by this one; `lqray run` again continues the trial where it has not finished"
+            "more is written by this one; `lqray run FILE` again continues the trial where it has not "
+            "finished"
         )
 
 

@@ -125,7 +125,7 @@ def test_no_finished_trial_is_an_error_with_counts(tmp_path):
     done = plotted(store.save(), "known", "--kind", "curves")
     assert done.exit_code == 2
     assert "no trial of known has finished: 2 failed, 1 running" in done.stderr
-    assert "`lqray failures`" in done.stderr
+    assert f"`lqray failures known --uri {store.uri}`" in done.stderr
     assert "--running" in done.stderr
     figure, _ = drawn(store, "curves", Request("curves", running=True))
     assert len(figure.axes[0].get_lines()) == 1

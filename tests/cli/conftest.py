@@ -1,0 +1,50 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lqray.cli import main
+from tests.testing.small import empty_store
+
+# Where it is recorded and its checkpoints go is for the environment to say, as in experiments/quickstart.yaml.
+TEXT = """
+name: small
+base:
+  data: {name: gaussian_mixture}
+  model: {name: mlp, layers: [8]}
+  optimizer: {name: sgd, lr: 0.05}
+  schedule: {iterations: 30, batch_size: 16, evaluate_every: 10}
+  workers: 2
+  quantizer: {method: alq, bits: 3, bucket_size: 64, components: 5, update_at: [0, 10]}
+sweep:
+  - matrix: {optimizer.lr: [0.05, 1.0e+30]}
+resources: {processes: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def called(monkeypatch):
+    """As on a user's PATH, with the default store in the current folder."""
+    monkeypatch.setattr(sys, "argv", ["lqray"])
+    for name in ("MLFLOW_TRACKING_URI", "LQRAY_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="package")
+def swept(tmp_path_factory):
+    """The folder of a sweep of two trials, of which one diverged, and what `lqray run` has said."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "small.yaml").write_text(TEXT)
+    empty_store(folder / "lqray.db")
+    before, called_as = Path.cwd(), sys.argv
+    os.chdir(folder)
+    sys.argv = ["lqray"]
+    try:
+        done = CliRunner().invoke(main, ["run", "small.yaml", "--launcher", "inline"])
+    finally:
+        os.chdir(before)
+        sys.argv = called_as
+    assert done.exit_code == 1, done.output
+    return folder, done.output
