@@ -46,11 +46,11 @@ def _in_blocks(text: str) -> Iterator[str]:
 
 
 def is_command(text: str) -> bool:
-    """Whether a span of code begins with a program that is looked at here, or runs something with Python."""
+    """Whether a span of code begins with a program that is looked at here, or has Python or torchrun run something."""
     program, _, rest = _VARIABLES.sub("", text).partition(" ")
     if Path(program).name in PROGRAMS:
         return program == "make" or bool(re.match(r"-|[a-z-]+( |$)", rest))
-    return "python" in program and bool(rest) and not rest.startswith("-c")
+    return program == "torchrun" or ("python" in program and bool(rest) and not rest.startswith("-c"))
 
 
 def check(command: str, whole: bool = True) -> None:
