@@ -36,8 +36,8 @@ def pytest_addoption(parser):
     parser.addoption("--no-processes", action="store_true", help="skip what starts a process, at that moment")
 
 
-def pytest_configure(config):
-    if config.getoption("--no-processes"):
+def pytest_collection_finish(session):
+    if session.config.getoption("--no-processes"):
         no_processes.forbid()
 
 
