@@ -1,12 +1,13 @@
-"""Builds lqray._native, the kernels in csrc/; everything else about the package is in pyproject.toml.
+"""Builds lqray._native and lqray._native_cuda, the kernels in csrc/; everything else about the package is in
+pyproject.toml.
 
-The library is optional: without it lqray runs on its reference operators. LQRAY_NATIVE=0 skips it. CPU kernels are
-built wherever a C++ compiler is; CUDA kernels where nvcc and a torch built for CUDA are, whether or not a GPU is in
-sight. LQRAY_CUDA=1 makes their absence an error, LQRAY_CUDA=0 leaves them out. TORCH_CUDA_ARCH_LIST chooses
-architectures. LQRAY_SANITIZE=1 builds with AddressSanitizer and UBSan, for tests.
+Both libraries are optional: without one, lqray runs on its reference operators there. LQRAY_NATIVE=0 skips both. CPU
+kernels are built wherever a C++ compiler is; CUDA kernels where nvcc and a torch built for the same CUDA are, whether
+or not a GPU is in sight. LQRAY_CUDA=1 makes their absence an error, LQRAY_CUDA=0 leaves them out. TORCH_CUDA_ARCH_LIST
+chooses architectures. LQRAY_SANITIZE=1 builds with AddressSanitizer and UBSan, for tests.
 
-python setup.py cuda_check   compiles the CUDA kernels with warnings as errors, refuses spilled registers, links the
-                             binding; runs nothing.
+python setup.py cuda_check   compiles the CUDA kernels with warnings as errors, refuses spilled registers, links their
+                             library into build/cuda_check; runs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 TORCH_ABI = "0x020a000000000000"  # the stable ABI of torch 2.10, which later ones keep
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+# Those of them that nvcc knows, and PTX of the last one for what comes later. 8.0 serves 8.6 and 8.9, too.
+DEFAULT_ARCHITECTURES = ("70", "75", "80", "90", "100", "120")
 # No contraction: a * b + c rounds twice on every backend, so that all give the same bytes.
 CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
@@ -74,36 +76,78 @@ def run(command: list[str | Path]) -> str:
     return done.stdout + done.stderr
 
 
-def architectures() -> list[str]:
-    """nvcc's -gencode options."""
-    options = []
-    for name in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES):
+def architectures(home: Path) -> list[str]:
+    """What to compile for, as nvcc's -code has it: "sm_80" is machine code, "compute_80" is PTX."""
+    chosen = [name for name in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if name]
+    if not chosen:
+        known = run([home / "bin" / "nvcc", "--list-gpu-code"]).split()
+        chosen = [number for number in DEFAULT_ARCHITECTURES if f"sm_{number}" in known]
+        chosen[-1] += "+PTX"
+    names = []
+    for name in chosen:
         number = name.removesuffix("+PTX").replace(".", "")
-        kinds = f"[sm_{number},compute_{number}]" if name.endswith("+PTX") else f"sm_{number}"
-        options += ["-gencode", f"arch=compute_{number},code={kinds}"]
-    return options
+        names += [f"sm_{number}", f"compute_{number}"] if name.endswith("+PTX") else [f"sm_{number}"]
+    return names
 
 
 def compile_cuda(home: Path, object_file: Path, *more: str) -> str:
     object_file.parent.mkdir(parents=True, exist_ok=True)
-    nvcc = home / "bin" / "nvcc"
-    return run([nvcc, *NVCC_FLAGS, *architectures(), *more, "-c", ROOT / "csrc/quantize_cuda.cu", "-o", object_file])
+    options, names = [], architectures(home)
+    for number in dict.fromkeys(name.partition("_")[2] for name in names):
+        codes = ",".join(name for name in names if name.endswith(f"_{number}"))
+        options += ["-gencode", f"arch=compute_{number},code=[{codes}]"]
+    source = ROOT / "csrc/quantize_cuda.cu"
+    return run([home / "bin" / "nvcc", *NVCC_FLAGS, *options, *more, "-c", source, "-o", object_file])
 
 
-def link(output: Path, sources: list[str], cuda: tuple[Path, Path] | None, *more: str) -> None:
-    """One shared library of C++ sources and, of (CUDA's folder, object file), the CUDA kernels."""
+def link(output: Path, sources: list[str], more: list[str], libraries: list[str | Path]) -> None:
+    """One shared library of C++ sources and other libraries, on torch's stable ABI. more: options of the compiler."""
     torch = torch_folder()
     output.parent.mkdir(parents=True, exist_ok=True)
     command: list[str | Path] = [compiler() or "g++", *CXX_FLAGS, *more, "-shared", "-I", torch / "include"]
-    libraries = ["-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]
-    if cuda:
-        # Named where torch has it: -ltorch alone does not bring its symbols, and a library whose needs are not met
-        # does not load.
-        libraries += ["-ltorch_cuda"] if (torch / "lib" / "libtorch_cuda.so").is_file() else []
-        command.append("-DUSE_CUDA")
-        places = [part for name in ("lib64", "lib") for part in ("-L", cuda[0] / name)]
-        libraries = [cuda[1], *libraries, *places, "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    run([*command, *(ROOT / "csrc" / source for source in sources), "-o", output, *libraries])
+    command += [ROOT / "csrc" / source for source in sources]
+    run([*command, "-o", output, *libraries, "-L", torch / "lib", "-ltorch_cpu", "-lc10"])
+
+
+def link_cuda(output: Path, home: Path, object_file: Path, torch_cuda_folder: Path, *more: str) -> None:
+    """The library of CUDA kernels. torch_cuda_folder: has libtorch_cuda.so.
+
+    libtorch_cuda is needed whatever the linker thinks of it, and a symbol that no library here defines is an error of
+    this link, not of every later load. CUDA's runtime is linked in: torch's own may have another name.
+    """
+    named = f'-DLQRAY_CUDA_ARCHITECTURES="{" ".join(architectures(home))}"'
+    needed = ["-L", torch_cuda_folder, "-Wl,--push-state,--no-as-needed", "-ltorch_cuda", "-Wl,--pop-state"]
+    runtime = [part for name in ("lib64", "lib") for part in ("-L", home / name)]
+    runtime += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,-z,defs"]
+    link(output, ["bind_cuda.cpp"], ["-DUSE_CUDA", named, *more], [object_file, *needed, *runtime])
+
+
+def stand_in(folder: Path) -> Path:
+    """A libtorch_cuda of nothing but what the kernels' library uses of it, to link against where torch has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "torch_cuda.cpp"
+    source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
+    name = "libtorch_cuda.so"
+    run([compiler() or "g++", "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", folder / name])
+    return folder
+
+
+def why_not_cuda() -> str | None:
+    """What keeps the CUDA kernels from being built here."""
+    home, torch = cuda_home(), torch_cuda()
+    missing = [] if home else ["nvcc is missing (set CUDA_HOME)"]
+    if not torch:
+        missing.append("torch is built for the CPU only")
+    if missing:
+        return " and ".join(missing)
+    release = re.search(r"release (\d+)", run([home / "bin" / "nvcc", "--version"]))
+    if release and release.group(1) != torch.partition(".")[0]:  # a driver for the one may be too old for the other
+        return f"{home} is CUDA {release.group(1)}, and torch is built for CUDA {torch} (set CUDA_HOME)"
+    return None
+
+
+def is_cuda(ext: Extension) -> bool:
+    return ext.name.endswith("_cuda")
 
 
 class BuildNative(build_ext):
@@ -117,55 +161,51 @@ class BuildNative(build_ext):
         super().run()
 
     def build_extensions(self) -> None:
-        """Compile and link; a machine that cannot gets an installation without the library."""
-        self.extensions = [ext for ext in self.extensions if self._built(ext)]
+        """Compile and link; a machine that cannot gets an installation without the library. Raises SystemExit with the
+        reason where LQRAY_CUDA=1."""
+        reasons = {ext.name: self._why_not(ext) for ext in self.extensions}
+        missing = next(filter(None, reasons.values()), None)
+        if missing and os.environ.get("LQRAY_CUDA") == "1":
+            raise SystemExit(f"lqray: LQRAY_CUDA=1, but {missing}")
+        self.extensions = [ext for ext in self.extensions if self._built(ext, reasons[ext.name])]
 
-    def _built(self, ext: Extension) -> bool:
+    def _why_not(self, ext: Extension) -> str | None:
+        if os.environ.get("LQRAY_NATIVE") == "0":
+            return "LQRAY_NATIVE=0"
+        if is_cuda(ext) and os.environ.get("LQRAY_CUDA") == "0":
+            return "LQRAY_CUDA=0"
+        if torch_folder() is None:
+            return "torch is not installed here; install with --no-build-isolation"
+        if not compiler():
+            return "no C++ compiler found"
+        return why_not_cuda() if is_cuda(ext) else None
+
+    def _built(self, ext: Extension, reason: str | None) -> bool:
         output = Path(self.get_ext_fullpath(ext.name))
         output.unlink(missing_ok=True)
-        reason = self._why_not()
+        kernels = f"native kernels for {'CUDA' if is_cuda(ext) else 'CPU'}"
         if reason:
-            say(f"native kernels skipped ({reason}); operators run on their reference")
+            say(f"{kernels} skipped ({reason}); operators run on their reference there")
             return False
-        cuda = self._cuda()
-        sources = ["bind_cpu.cpp", "quantize_cpu.cpp"] + (["bind_cuda.cpp"] if cuda else [])
-        sanitizers = SANITIZERS if os.environ.get("LQRAY_SANITIZE") == "1" else []
         try:
-            link(output, sources, cuda, *sanitizers)
+            say(f"built {kernels}{self._build_cuda(output) if is_cuda(ext) else self._build_cpu(output)}")
         except (RuntimeError, OSError) as error:
             if os.environ.get("LQRAY_CUDA") == "1":
                 raise
-            say(f"native kernels could not be built; operators run on their reference. {error}")
+            say(f"{kernels} could not be built; operators run on their reference there. {error}")
             return False
-        say(f"built native kernels for CPU{' and CUDA ' + ' '.join(architectures()[1::2]) if cuda else ''}")
         return True
 
-    def _why_not(self) -> str | None:
-        if os.environ.get("LQRAY_NATIVE") == "0":
-            return "LQRAY_NATIVE=0"
-        if torch_folder() is None:
-            return "torch is not installed here; install with --no-build-isolation"
-        return None if compiler() else "no C++ compiler found"
+    def _build_cpu(self, output: Path) -> str:
+        sanitizers = SANITIZERS if os.environ.get("LQRAY_SANITIZE") == "1" else []
+        link(output, ["bind_cpu.cpp", "quantize_cpu.cpp"], sanitizers, [])
+        return ""
 
-    def _cuda(self) -> tuple[Path, Path] | None:
-        """CUDA's folder and the compiled kernels, or None with a word why."""
-        wanted = os.environ.get("LQRAY_CUDA")
-        home = cuda_home()
-        missing = []
-        if not home:
-            missing.append("nvcc is missing (set CUDA_HOME)")
-        if not torch_cuda():
-            missing.append("torch is built for the CPU only")
-        if wanted == "0":
-            missing = ["LQRAY_CUDA=0"]
-        elif wanted == "1" and missing:
-            raise SystemExit(f"lqray: LQRAY_CUDA=1, but {' and '.join(missing)}")
-        if missing:
-            say(f"CUDA kernels left out: {', '.join(missing)}")
-            return None
-        object_file = Path(self.build_temp) / "quantize_cuda.o"
+    def _build_cuda(self, output: Path) -> str:
+        home, object_file = cuda_home(), Path(self.build_temp) / "quantize_cuda.o"
         compile_cuda(home, object_file)
-        return home, object_file
+        link_cuda(output, home, object_file, torch_folder() / "lib")
+        return f": {' '.join(architectures(home))}"
 
 
 class CudaCheck(Command):
@@ -190,12 +230,18 @@ class CudaCheck(Command):
         bad = [line for line in spills if "0 bytes spill stores, 0 bytes spill loads" not in line]
         if bad or not spills:
             raise SystemExit("lqray: registers spill:\n" + "\n".join(bad or [log]))
-        link(folder / "native_cuda.so", ["bind_cuda.cpp"], (home, folder / "quantize_cuda.o"), "-Werror")
+        place = torch_folder() / "lib"
+        if not (place / "libtorch_cuda.so").is_file():
+            place = stand_in(folder / "stand_in")
+        link_cuda(folder / "_native_cuda.abi3.so", home, folder / "quantize_cuda.o", place, "-Werror")
         registers = max(int(number) for number in re.findall(r"Used (\d+) registers", log))
-        say(f"cuda_check: {len(spills)} kernels without spills, at most {registers} registers; the binding links")
+        say(
+            f"cuda_check: {len(spills)} kernels without spills, at most {registers} registers; linked for "
+            f"{' '.join(architectures(home))}"
+        )
 
 
 setup(
-    ext_modules=[Extension("lqray._native", sources=[], py_limited_api=True)],
+    ext_modules=[Extension(f"lqray.{name}", sources=[], py_limited_api=True) for name in ("_native", "_native_cuda")],
     cmdclass={"build_ext": BuildNative, "cuda_check": CudaCheck},
 )

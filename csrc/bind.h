@@ -54,9 +54,16 @@ inline void check_bucket_size(const char* op, int64_t bucket_size) {
                   "; allowed: at least 1 and at most 2**30");
 }
 
+inline std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "another device, ") + std::to_string(tensor.get_device_index());
+}
+
+// Of the same kind and index: a kernel on cuda:0 does not read what lies on cuda:1.
 inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& beside) {
   const bool same = beside.is_cpu() ? tensor.is_cpu() : tensor.device() == beside.device();
-  STD_TORCH_CHECK(same, op, ": ", name, " must be on the device of the data");
+  STD_TORCH_CHECK(same, op, ": ", name, " is on ", device_name(tensor), "; allowed: ", device_name(beside),
+                  ", where the data are");
 }
 
 inline void check_input(const char* op, const Tensor& x, int64_t bucket_size) {

@@ -8,6 +8,10 @@
 #include "bind.h"
 #include "quantize_cuda.h"
 
+#ifndef LQRAY_CUDA_ARCHITECTURES
+#define LQRAY_CUDA_ARCHITECTURES ""  // setup.py names them
+#endif
+
 namespace lqray::bind {
 
 namespace {
@@ -156,4 +160,9 @@ STABLE_TORCH_LIBRARY_IMPL(lqray, CUDA, m) {
   m.impl("decode", TORCH_BOX(&lqray::bind::decode_cuda));
   m.impl("decode_sum", TORCH_BOX(&lqray::bind::decode_sum_cuda));
   m.impl("hadamard", TORCH_BOX(&lqray::bind::hadamard_cuda));
+}
+
+// What the kernels were compiled for, of nvcc's names: "sm_80" (machine code), "compute_90" (PTX), with spaces between.
+extern "C" __attribute__((visibility("default"))) const char* lqray_cuda_architectures() {
+  return LQRAY_CUDA_ARCHITECTURES;
 }

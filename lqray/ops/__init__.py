@@ -1,7 +1,7 @@
 """The torch operators of lqray: schemas, fakes and typed wrappers.
 
-Every operator has a reference in torch (`reference.py`), registered as its default for every device. A native library,
-where one is built, adds faster kernels for CPU and CUDA tensors with the same results; nothing above this room knows
+Every operator has a reference in torch (`reference.py`), registered as its default for every device. Native libraries,
+where they are built, add faster kernels for CPU and CUDA tensors with the same results; nothing above this room knows
 which one ran. The wire format and the arithmetic are described in docs/wire-format.md.
 
 All tensors of codes are uint8 and hold bit planes; `bits` is the number of planes; `levels` is float32, strictly
@@ -71,6 +71,7 @@ _library.impl("bucket_statistics", reference.bucket_statistics, _DEFAULT)
 _library.impl("hadamard", reference.hadamard, _DEFAULT)
 
 loaded = native.load()
+native.watch_devices(_library, loaded.cuda)
 
 
 def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:

@@ -208,6 +208,15 @@ def test_compiled_with_fullgraph_and_inside_autograd(device):
     assert torch.equal(there_and_back(y).detach(), there_and_back(x))
 
 
+@pytest.mark.skipif(os.environ.get("LQRAY_CUDA") != "1", reason="only with LQRAY_CUDA=1")
+def test_cuda_kernels_that_are_asked_for_are_those_that_ran():
+    """The reference would pass all other tests for CUDA."""
+    assert torch.cuda.is_available()
+    assert {name: ops.native.backend(name, "cuda") for name in ops.native.OPERATORS} == dict.fromkeys(
+        ops.native.OPERATORS, "native"
+    )
+
+
 @CUDA
 def test_a_cuda_graph_captures_an_exchange():
     levels = torch.linspace(-1, 1, 8, device="cuda")
