@@ -81,28 +81,52 @@ def _versions() -> Iterator[Finding]:
 
 
 def operator_findings() -> Iterator[Finding]:
-    """Which backend serves which operator, and whether the bytes are right."""
+    """Which backend serves which operator, of which library, and whether the bytes are right."""
     import torch
 
     from lqray import ops
 
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for device in devices:
+    gpus = _kinds_of_gpus()
+    if not gpus and torch.version.cuda:  # a machine that builds, or from which a sweep is launched
+        library, reason = _serving("cuda")
+        yield Finding("CUDA kernels", "ok", f"{reason or library}; no GPU here")
+    for device in ("cpu", *gpus):
         by_backend: dict[str, list[str]] = {"native": [], "reference": []}
         for operator in ops.native.OPERATORS:
             by_backend[ops.native.backend(operator, device)].append(operator)
-        what = f"operators on {device}"
+        what, (library, reason) = f"operators on {device}", _serving(device)
         if by_backend["reference"]:
-            why = ops.loaded.reason or f"the library has no kernels for {device}"
-            yield Finding(what, "slow", f"reference: {', '.join(by_backend['reference'])} ({why})", _rebuild(device))
+            why = reason or f"no kernels for it in {library}"
+            remedy = _rebuild(device) + ("" if reason else ", its architecture in TORCH_CUDA_ARCH_LIST")
+            yield Finding(what, "slow", f"reference: {', '.join(by_backend['reference'])} ({why})", remedy)
         else:
-            kernels = f"native ({ops.loaded.instruction_set})" if device == "cpu" else "native"
-            yield Finding(what, "ok", f"{kernels}: {', '.join(by_backend['native'])}")
+            yield Finding(what, "ok", f"native ({library}): {', '.join(by_backend['native'])}")
         yield _self_test(device)
 
 
+def _kinds_of_gpus() -> list[str]:
+    """A device of each compute capability; of one alone just "cuda"."""
+    import torch
+
+    first: dict[tuple[int, int], str] = {}
+    for index in range(torch.cuda.device_count()):
+        first.setdefault(torch.cuda.get_device_capability(index), f"cuda:{index}")
+    return ["cuda"] if len(first) == 1 else list(first.values())
+
+
+def _serving(device: str) -> tuple[str, str | None]:
+    """The library for a device, and what its kernels were compiled for; why none is loaded."""
+    from lqray import ops
+
+    if device == "cpu":
+        path, compiled, reason = ops.loaded.path, ops.loaded.instruction_set, ops.loaded.reason
+    else:
+        path, compiled, reason = ops.loaded.cuda.path, " ".join(ops.loaded.cuda.architectures), ops.loaded.cuda.reason
+    return f"{path.name}: {compiled}" if path else os.environ.get("LQRAY_NATIVE_LIBRARY", ""), reason
+
+
 def _rebuild(device: str) -> str:
-    cuda = "LQRAY_CUDA=1 " if device == "cuda" else ""
+    cuda = "" if device == "cpu" else "LQRAY_CUDA=1 "
     return f"{cuda}pip install --no-build-isolation -e . with a C++ compiler{' and nvcc' if cuda else ''}"
 
 
