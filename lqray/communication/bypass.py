@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.distributed as dist
 
+from lqray.communication import streams
 from lqray.communication.reduction import load_reduction
 from lqray.communication.wire.parcel import CheckWords, Parcel
 from lqray.communication.wire.volume import Phase, Volume
@@ -89,8 +90,7 @@ def _median_seconds(step: Callable[[], object], device: torch.device, group: dis
         dist.barrier(group=group)
         started = time.perf_counter()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        streams.synchronize(device)
         return time.perf_counter() - started
 
     once()

@@ -3,13 +3,11 @@
 No `from __future__ import annotations` here: DDP checks the hook's annotations at run time.
 """
 
-import itertools
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +16,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lqray.communication import streams
 from lqray.communication.bucket import (
     Cut,
     Span,
@@ -32,7 +31,6 @@ from lqray.communication.measurement import Measured
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
-from lqray.communication.streams import after_both
 from lqray.communication.wire.parcel import CheckWords, Parcel, check_of
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.feedback import adapts
@@ -74,7 +72,7 @@ class GradientExchange:
         self._skipped: frozenset[str] = frozenset()
         self._aside: list[dict[Tensor, Tensor | None]] = []
         self._bundle = Bundle(group, len(self._seeds))
-        self._stream: torch.cuda.Stream | None = None
+        self._side = streams.Side()
         self._iteration, self._last = 0, -1
         self._exchanged: set[int] = set()
         self._sample = False
@@ -109,6 +107,8 @@ class GradientExchange:
         would grow without bound."""
         self._checks.raise_found()
         self._check_iteration(iteration)
+        for device in {parameter.device for parameter in self._names}:
+            self.quantizer.levels_on(device)  # new ones make the host wait for a GPU: not within the backward pass
         if self._residuals:
             self._residuals.check()
         self.volume = Volume()
@@ -150,28 +150,29 @@ class GradientExchange:
                 "Lower exchange.bucket_cap_mb"
             )
         flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
-        if self._plain:
-            self._look_at([cut.take(flat) for flat in flats], cut, bucket.index())
-            cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
-        waited: list[Future[Any]] = []
-        if cut.tensors:
-            waited.append(self._exchange_tensors([cut.take(flat) for flat in flats], cut, bucket.index()))
-        if cut.skipped:
-            waited.append(self._bundle.add([cut.take_skipped(flat) for flat in flats], self.volume))
-        if bucket.is_last():
-            self._bundle.start(self.volume)
-        if cut.tensors and not cut.skipped:
-            return waited[0].then(lambda means: cut.put(means.value(), None))
-        if not cut.tensors:
-            return waited[0].then(lambda skipped: cut.put([], skipped.value()))
-        return after_both(waited[0], waited[1], cut.put, bucket.buffer().device)
+        device = bucket.buffer().device
+        self._side.prepare(device, flats)  # beside the backward pass: its kernels go on while these encode
+        with self._side.entered():
+            if self._plain:
+                self._look_at([cut.take(flat) for flat in flats], cut, bucket.index())
+                cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
+            means, skipped = self._start_bucket(flats, cut, bucket)
+        if means and not skipped:
+            return means.then(lambda done: cut.put(done.value(), None))
+        if skipped and not means:
+            return skipped.then(lambda done: cut.put([], done.value()))
+        assert means
+        assert skipped
+        return streams.after_all([means, skipped], cut.put, device)
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
         workers, to a future of the mean over all workers, (n,). `begin_step` comes before each step."""
         self._claim(index)
         cut = Cut([[Span(str(index), 0, gradients[0].numel())]], [], gradients[0].numel())
-        means = self._exchange_tensors([[gradient] for gradient in gradients], cut, index)
+        self._side.prepare(gradients[0].device, gradients)
+        with self._side.entered():
+            means = self._start_exchange([[gradient] for gradient in gradients], cut, index)
         return means.then(lambda done: done.value()[0])
 
     def _check_iteration(self, iteration: int) -> None:
@@ -203,20 +204,24 @@ class GradientExchange:
         self._reduction = self._reduction or load_reduction(self._options, self._group, self._checks)
         return self._reduction
 
-    def _exchange_tensors(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
-        """tensors: [worker][tensor]."""
-        device = tensors[0][0].device
-        if device.type != "cuda":
-            return self._start_exchange(tensors, cut, index)
-        # Beside the backward pass: its kernels go on while these encode.
-        self._stream = self._stream or torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
-            for tensor in itertools.chain.from_iterable(tensors):
-                tensor.record_stream(self._stream)
-            return self._start_exchange(tensors, cut, index)
+    def _start_bucket(
+        self, flats: Sequence[Tensor], cut: Cut, bucket: GradBucket
+    ) -> tuple[Future[list[Tensor]] | None, Future[Tensor] | None]:
+        """Futures of what is quantized and of what is not; None where there is nothing."""
+        means = skipped = None
+        if cut.tensors:
+            means = self._start_exchange([cut.take(flat) for flat in flats], cut, bucket.index())
+        if cut.skipped:
+            skipped = self._bundle.add([cut.take_skipped(flat) for flat in flats], self.volume)
+        # A step that quantizes nothing sends each bucket at once on a GPU, beside the backward pass. On a CPU one
+        # all-reduce stays: with three ranks or more its sums are other bits in another order.
+        if bucket.is_last() or (self._plain and streams.queues(bucket.buffer().device)):
+            self._bundle.start(self.volume)
+        return means, skipped
 
     def _start_exchange(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
+        """tensors: [worker][tensor]."""
+        streams.used_here(self.quantizer.levels_on(tensors[0][0].device))
         first, offsets = self._offsets(cut, index)
         payloads = []
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
@@ -257,14 +262,21 @@ class GradientExchange:
         if self._measure and payload is not None:
             self._measured[worker].add(gradient, payload, self.quantizer)
 
+    def finish(self) -> None:
+        """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
+        it yet."""
+        self._checks.raise_all()
+
     def close(self) -> None:
-        """Let go of the reduction's threads."""
+        """Let go of the reduction's threads and process groups, also after an error. Checks nothing: see `finish`."""
         if self._reduction:
             self._reduction.close()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that decides this process's next exchange: of the quantizer, equal on all ranks but for its statistics,
-        and of error feedback, this process's own."""
+        and of error feedback, this process's own. Raises LevelsDifferError as `finish`: of an exchange that went wrong
+        nothing is kept."""
+        self.finish()
         state = {"quantizer": self.quantizer.state_dict(), "residuals": {}}
         if self._residuals:
             state["residuals"] = self._residuals.state_dict()
@@ -350,7 +362,7 @@ class GradientExchange:
     @property
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
-        return torch.device("cuda") if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
+        return streams.device_of(self._group)
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

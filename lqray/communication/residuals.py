@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lqray.communication import streams
 from lqray.communication.bucket import Span
 from lqray.experiment.feedback import REMEDY, described, why_no_contraction, widest_gap
 from lqray.quantization import Payload, Quantizer
@@ -52,6 +53,7 @@ class Residuals:
         for part, span in zip(corrected.split([s.end - s.begin for s in spans]), spans, strict=True):
             held = self._held.get((worker, span.name))
             if held is not None:
+                streams.used_here(held)
                 part += held.to(part)
         return corrected
 
@@ -97,6 +99,7 @@ class Residuals:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the residuals: float32 (n,), as DDP lays their parameter out."""
+        streams.used_here(*self._held.values())
         return {f"{worker}/{name}": held.clone() for (worker, name), held in sorted(self._held.items())}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

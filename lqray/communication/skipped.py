@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
+from lqray.communication import streams
 from lqray.communication.wire.volume import Volume
 
 
 class Bundle:
-    """The skipped coordinates of all DDP buckets of a step, averaged by one all-reduce."""
+    """The skipped coordinates of all DDP buckets of a step, averaged by one all-reduce. All of it is called with the
+    same current stream."""
 
     def __init__(self, group: dist.ProcessGroup, workers: int) -> None:
         self._group = group
@@ -28,7 +31,7 @@ class Bundle:
         for part in parts[1:]:
             total += part
         self._sums.append(total)
-        self._done.append(Future(devices=[total.device] if total.is_cuda else None))
+        self._done.append(streams.future(total.device))
         volume.coordinates += total.numel()
         return self._done[-1]
 
@@ -37,20 +40,22 @@ class Bundle:
         for dtype in dict.fromkeys(total.dtype for total in self._sums):
             chosen = [index for index, total in enumerate(self._sums) if total.dtype == dtype]
             self._reduce([self._sums[index] for index in chosen], [self._done[index] for index in chosen], volume)
+        self._sums, self._done = [], []
 
     def _reduce(self, sums: list[Tensor], done: list[Future[Tensor]], volume: Volume) -> None:
         bundle = torch.cat(sums).div_(self._group.size() * self._workers)
         work = dist.all_reduce(bundle, group=self._group, async_op=True)
         assert work is not None
         volume.all_reduced(bundle.numel() * bundle.element_size(), self._group.size())
+        parts = bundle.split([total.numel() for total in sums])
 
         def hand_out(reduced: Future[Any]) -> None:
-            try:
-                reduced.value()
-                for future, part in zip(done, bundle.split([total.numel() for total in sums]), strict=True):
-                    future.set_result(part)
-            except Exception as error:  # whatever it is, DDP waits for these futures
-                for future in done:
-                    future.set_exception(error)  # type: ignore[arg-type]  # so torch declares it
+            for future, part in zip(done, parts, strict=True):
+                streams.complete(future, partial(_part_of, reduced, part))
 
-        work.get_future().then(hand_out)
+        streams.arrival([work], self._group, bundle.device).add_done_callback(hand_out)
+
+
+def _part_of(reduced: Future[Any], part: Tensor) -> Tensor:
+    reduced.value()  # raises what the collective did
+    return part

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
+from lqray.communication import streams
 from lqray.communication.wire.collectives import all_gather_into_tensor
 from lqray.communication.wire.parcel import CHECK_BYTES, CheckWords, Parcel
 from lqray.communication.wire.stage import Stage
@@ -26,7 +27,7 @@ class AllGather:
         self._group = group
         self._checks = checks
         # Coded streams have lengths that must be known first: steps that wait for each other.
-        self._stage = None if options.entropy == "none" else Stage(group)
+        self._stage = None if options.entropy == "none" else Stage(group, host_waits=True)
         self._transport = load_transport(options)
 
     def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
@@ -43,8 +44,9 @@ class AllGather:
                     gathered = self._transport.gather(own.view(workers, -1), pieces, stage.group, volume)
                 return _means(gathered, parcel, quantizer, volume, checks)
 
-            return stage.submit(parcel.device, exchange_coded)
+            return stage.submit(parcel.device, exchange_coded, [own, quantizer.levels_on(parcel.device)])
 
+        levels = quantizer.levels_on(own.device)
         gathered = own.new_empty((world * workers, own.numel() // workers))
         started = time.perf_counter()
         arriving = all_gather_into_tensor(gathered.view(-1), own, self._group)
@@ -55,9 +57,8 @@ class AllGather:
         # so it holds neither the group nor what holds it.
         def decode(arrived: Future[Any]) -> list[Tensor]:
             arrived.value()  # raises what the collective did
-            if gathered.is_cuda:
-                gathered.record_stream(torch.cuda.current_stream(gathered.device))
-            else:
+            streams.used_here(gathered, levels)
+            if not streams.queues(gathered.device):
                 volume.add_seconds("exchange", time.perf_counter() - started)
             return _means(gathered, parcel, quantizer, volume, checks)
 

@@ -41,15 +41,24 @@ class ScatterReduce:
         self._levels = torch.linspace(-1.0, 1.0, 2**options.gather_bits)
         self._transport = load_transport(options)
         self._checks = checks
-        self._scatter, self._gather = Stage(group), Stage(group)
+        coded = options.entropy != "none"
+        self._scatter = Stage(group, host_waits=coded)
+        try:
+            self._gather = Stage(group, host_waits=coded)
+        except BaseException:
+            self._scatter.close()
+            raise
 
     def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
         """See `lqray.communication.reduction.Reduction.reduce`."""
         device, levels = parcel.device, quantizer.levels_on(parcel.device)
         if self._levels.device != device:
             self._levels = self._levels.to(device)
-        means = self._scatter.submit(device, lambda: self._own_means(parcel, levels, volume))
-        return self._gather.submit(device, lambda: self._all_means(means.wait(), parcel, volume))
+        sent = [payload.buffer for payloads in parcel.payloads for payload in payloads]
+        means = self._scatter.submit(
+            device, lambda: self._own_means(parcel, levels, volume), [*sent, levels, self._levels]
+        )
+        return self._gather.submit(device, lambda: self._all_means(means.wait(), parcel, volume), [self._levels])
 
     def close(self) -> None:
         """See `lqray.communication.reduction.Reduction.close`."""

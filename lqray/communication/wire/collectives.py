@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
+
+from lqray.communication import streams
 
 # torch 2.13 renamed all_gather_into_tensor and warns at every use of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -24,13 +25,13 @@ def all_gather_into_tensor(output: Tensor, own: Tensor, group: dist.ProcessGroup
     """Start gathering every rank's `own` (n,) into `output` (W * n,), in the order of ranks."""
     nbytes = own.numel() * own.element_size()
     if group.size() == 1 or nbytes <= 2 * _PIECE or dist.get_backend(group) != "gloo":
-        return _all_gather(output, own, group=group, async_op=True).get_future()  # type: ignore[no-any-return]
+        return streams.arrival([_all_gather(output, own, group=group, async_op=True)], group, own.device)
     rows, piece = output.view(group.size(), -1), _PIECE // own.element_size()
     works = [
         dist.all_gather(list(part.unbind()), mine, group=group, async_op=True)
         for part, mine in zip(rows.split(piece, dim=1), own.split(piece), strict=True)
     ]
-    return torch.futures.collect_all([work.get_future() for work in works])
+    return streams.arrival(works, group, own.device)
 
 
 def gather_now(own: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lqray.communication import streams
 from lqray.communication.wire.collectives import who_differs
 from lqray.quantization import Payload
 
@@ -53,27 +54,29 @@ def check_of(levels: Tensor, offset: int) -> int:
 
 class CheckWords:
     """Compares the check words of what arrived. On a GPU nothing waits for the answer: `raise_found` gives it when it
-    has come, a step or two later."""
+    has come, a step or two later, and `raise_all` waits for those of the last steps."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[torch.cuda.Event, Tensor, int]] = []
+        self._pending: list[tuple[streams.HostCopy, int]] = []
 
     def compare(self, words: Tensor, workers: int) -> None:
         """words: (K, 4) uint8, in the order of ranks, `workers` of them from each. Raises LevelsDifferError."""
-        if words.is_cuda:
-            copied = torch.empty(words.shape, dtype=torch.uint8, pin_memory=True)
-            copied.copy_(words, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending.append((event, copied, workers))
+        if streams.queues(words.device):
+            self._pending.append((streams.HostCopy(words), workers))
         else:
             _raise_for(words, workers)
 
     def raise_found(self) -> None:
         """Raises LevelsDifferError for what has meanwhile been found on a GPU."""
-        while self._pending and self._pending[0][0].query():
-            _, words, workers = self._pending.pop(0)
-            _raise_for(words, workers)
+        while self._pending and self._pending[0][0].has_arrived():
+            copy, workers = self._pending.pop(0)
+            _raise_for(copy.values, workers)
+
+    def raise_all(self) -> None:
+        """Raises LevelsDifferError for whatever was compared so far; waits for a GPU."""
+        for copy, _ in self._pending:
+            copy.wait()
+        self.raise_found()
 
 
 def _raise_for(words: Tensor, workers: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import (
     _get_default_store,
@@ -17,6 +18,8 @@ from torch.distributed.distributed_c10d import (
     _world,
 )
 from torch.futures import Future
+
+from lqray.communication import streams
 
 T = TypeVar("T")
 
@@ -27,15 +30,17 @@ _CLOSED = "this exchange is closed; make another one to go on"
 class Stage:
     """Does one thing after the other, in the order of `submit`, which must be the same on all ranks.
 
-    On the CPU in a thread and with a process group of its own (`group`), so that its collectives and those that the
-    main thread starts need no common order. On a GPU everything is queued at once, on a stream of its own.
+    In a thread and with a process group of its own (`group`), so that its collectives and those that the main thread
+    starts need no common order. On a GPU on a stream of its own, and without the thread: everything is queued at once,
+    unless steps wait for the GPU (`host_waits`), which the thread of the backward pass must not.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, host_waits: bool = False) -> None:
         """Collective over the ranks of `group`."""
         self._group: dist.ProcessGroup | None = _twin_of(group)
         self._thread = ThreadPoolExecutor(1, "lqray-exchange")
-        self._stream: torch.cuda.Stream | None = None
+        self._host_waits = host_waits
+        self._side = streams.Side()
         self._closed = False
 
     @property
@@ -45,29 +50,23 @@ class Stage:
             raise RuntimeError(_CLOSED)
         return self._group
 
-    def submit(self, device: torch.device, work: Callable[[], T]) -> Future[T]:
-        """Do `work` on `device` after all that was submitted before. An error of it is the future's. Raises
-        RuntimeError once closed."""
+    def submit(self, device: torch.device, work: Callable[[], T], uses: Iterable[Tensor] = ()) -> Future[T]:
+        """Do `work` on `device` after all that was submitted before. An error of it is the future's. uses: every
+        tensor on the device that `work` reads and has not made itself. Raises RuntimeError once closed."""
         if self._closed:
             raise RuntimeError(_CLOSED)
-        done: Future[T] = Future(devices=[device] if device.type == "cuda" else None)
-        if device.type == "cuda":
-            self._stream = self._stream or torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(self._stream):
-                done.set_result(work())
-            return done
+        done: Future[T] = streams.future(device)
+        self._side.prepare(device, uses)
 
         def run() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:  # whatever it is, somebody waits for this future
-                # set_exception alone is for Python's eyes, and takes no other; `then` below makes it one for DDP's.
-                seen = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
-                done.set_exception(seen)  # type: ignore[arg-type]  # so torch declares it
+            with self._side.entered():
+                streams.complete(done, work)
 
-        self._thread.submit(run)
-        return done.then(lambda finished: finished.value())
+        if streams.queues(device) and not self._host_waits:
+            run()
+        else:
+            self._thread.submit(run)
+        return streams.seen_by_ddp(done)
 
     def close(self) -> None:
         """End the thread and the process group with its threads and connections. What was submitted is done first; a
@@ -86,6 +85,7 @@ class Stage:
     def _leave(self) -> None:
         """In the stage's own thread: the last reference to a group must never go in one of the group's threads, which
         would then wait for itself."""
+        self._side.synchronize()  # a group is not asked to end while a GPU is at its collectives
         group, self._group = self._group, None
         if group in _world.pg_map:  # else all groups have been destroyed before
             dist.destroy_process_group(group)
@@ -99,7 +99,7 @@ def _twin_of(group: dist.ProcessGroup) -> dist.ProcessGroup:
     one would find its addresses in the store.
     """
     backend = dist.get_backend(group)
-    device = torch.device("cuda" if backend == "nccl" else "cpu")
+    device = streams.device_of(group)
     drawn = torch.tensor([secrets.randbits(63)], dtype=torch.int64, device=device)
     dist.broadcast(drawn, group=group, group_src=0)
     ranks = dist.get_process_group_ranks(group)

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lqray.communication import streams
+
 Phase = Literal["encode", "exchange", "decode"]
 
 
@@ -28,9 +30,7 @@ class Volume:
     bytes_sent: int = 0
     bytes_received: int = 0
     _seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
-    _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(
-        default_factory=list, repr=False, compare=False
-    )
+    _intervals: list[tuple[str, streams.Interval]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def bits_per_coordinate(self) -> float:
@@ -58,13 +58,12 @@ class Volume:
 
     @contextmanager
     def timed(self, phase: Phase, device: torch.device) -> Iterator[None]:
-        """Count the time of what runs within: wall time, on a GPU between events of the current stream."""
-        if device.type == "cuda":
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
+        """Count the time of what runs within: wall time, on a GPU that of the current stream."""
+        if streams.queues(device):
+            interval = streams.Interval(device)
             yield
-            stop.record()
-            self._events.append((phase, start, stop))
+            interval.stop()
+            self._intervals.append((phase, interval))
             return
         started = time.perf_counter()
         yield
@@ -72,12 +71,9 @@ class Volume:
 
     def seconds(self, phase: Phase) -> float:
         """Seconds of a phase so far. DDP buckets overlap: phases add up to more than the step. Waits for a GPU."""
-        total = self._seconds.get(phase, 0.0)
-        for name, start, stop in self._events:
-            if name == phase:
-                stop.synchronize()
-                total += start.elapsed_time(stop) / 1e3
-        return total
+        return self._seconds.get(phase, 0.0) + sum(
+            interval.seconds() for name, interval in self._intervals if name == phase
+        )
 
 
 def full_precision_volume(module: nn.Module, processes: int) -> Volume:
