@@ -127,6 +127,7 @@ class _Run:
                     self.save(done, checkpoints)
                 raise StoppedError(done)
 
+        self.wires.finish()
         self.wires.share_buffers()
         check_replicas(self.network, self.group, self.device)
         if first < self.iterations:

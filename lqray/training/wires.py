@@ -49,6 +49,11 @@ class Wires:
         if self.baseline:
             self.baseline.begin_step()
 
+    def finish(self) -> None:
+        """Call after the last step. Raises as `GradientExchange.finish`."""
+        if self.exchange:
+            self.exchange.finish()
+
     def volume(self) -> Volume:
         """What this step's exchange moved."""
         chosen = self.exchange or self.baseline

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch.multiprocessing import ProcessRaisedException
 
+from lqray.communication import GradientExchange, LevelsDifferError
 from lqray.experiment import names
 from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.schema import Trial
@@ -99,6 +100,18 @@ def test_reports_of_a_run():
     assert 0 < metrics["quantizer/mean_nmse"] < 5
     levels = [report.metrics["quantizer/level/1"] for report in reports if "quantizer/level/1" in report.metrics]
     assert len(set(levels)) >= 2
+
+
+def test_a_run_is_not_reported_as_done_before_its_last_exchanges_were_checked(monkeypatch):
+    def differs(self):
+        raise LevelsDifferError("seen at the end")
+
+    monkeypatch.setattr(GradientExchange, "finish", differs)
+    reports: list[Report] = []
+    with pytest.raises(LevelsDifferError, match="seen at the end"):
+        run_worker(trial(), reports.append, torch.device("cpu"), threads=1)
+    assert reports
+    assert not any(report.final for report in reports)
 
 
 def test_sgd_sends_nothing_and_full_precision_32_bits():
