@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
-_AT_ONCE = ("git",)
+_AT_ONCE = ("git", "uname")
 """Programs that answer within milliseconds."""
 
 
 def forbid() -> None:
     """From here on, for as long as this process lives."""
+    from lqray.orchestration import launch
+
     sys.addaudithook(_audit)
     BaseProcess.start = _start  # what a fork server is asked for is in no audit event
+    launch.run_plan = _launch  # its threads start processes, and cannot skip a test
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -34,3 +37,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _start(process: BaseProcess) -> None:
     pytest.skip(f"starts {process.name}")
+
+
+def _launch(*_: Any) -> Any:
+    pytest.skip("launches a sweep")
