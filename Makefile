@@ -27,13 +27,8 @@ $(INSTALLED): $(RUNS) requirements-test.lock
 run: $(RUNS)  ## install into .venv, run experiments/quickstart.yaml, print the comparison
 	$(BIN)/lqray run experiments/quickstart.yaml
 
-# Those that start Ray wait more than they compute, and must not meet each other's: they run one after the other, and
-# beside them all others.
 test: $(INSTALLED)  ## install into .venv, run every test
-	@$(BIN)/python -m pytest -m "not (ray or cluster)" -p no:cacheprovider >.tests-without-ray.txt 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "ray or cluster"; status=$$?; \
-	wait $$others || status=1; cat .tests-without-ray.txt; \
-	[ $$status = 0 ] || echo "There are failures: look at both summaries above."; exit $$status
+	$(BIN)/python -m tests.streams
 
 check: lint  ## the linters, and the tests that start no process
 	$(BIN)/python -m pytest -q --no-processes -m "not (ray or cluster or browser)"

@@ -1,0 +1,42 @@
+"""What `make test` says at its end."""
+
+import sys
+
+import pytest
+
+from tests import streams
+
+FIRST = """
+.F.
+FAILED tests/a.py::test_one - AssertionError: assert 1 == 2
+==== 1 failed, 2 passed, 3 deselected in 61.20s (0:01:01) ====
+"""
+SECOND = """
+ERROR tests/b.py::test_two - OSError
+4 passed, 1 error in 2.00s
+"""
+
+
+def test_failures_and_counts_of_both_streams_are_together_at_the_end():
+    assert streams.summary({"with Ray": FIRST, "all others": SECOND, "broken": "Segmentation fault"}).splitlines() == [
+        "Tests with Ray: 1 failed, 2 passed, 3 deselected in 61.20s (0:01:01)",
+        "  FAILED tests/a.py::test_one - AssertionError: assert 1 == 2",
+        "Tests all others: 4 passed, 1 error in 2.00s",
+        "  ERROR tests/b.py::test_two - OSError",
+        "Tests broken: ended without a word",
+    ]
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 5), 0), ((5, 5), 1), ((1, 0), 1), ((0, -11), 1)])
+def test_a_stream_that_fails_fails_the_whole(monkeypatch, tmp_path, capfd, codes, expected):
+    monkeypatch.chdir(tmp_path)
+    exits = dict(zip(streams._STREAMS.values(), codes, strict=True))
+
+    def command(marks, _):
+        code = exits[marks]
+        end = f"os._exit({code})" if code >= 0 else f"os.kill(os.getpid(), {-code})"
+        return [sys.executable, "-c", f"import os; {end}"]
+
+    monkeypatch.setattr(streams, "_command", command)
+    assert streams.main([]) == expected
+    assert "Tests all others: ended without a word" in capfd.readouterr().out
