@@ -6,7 +6,7 @@ RUNS := $(VENV)/.installed-for-runs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint fuzz soak bench cuda-check ui lock clean
+.PHONY: help run test check lint fuzz soak bench cuda-check emulate ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -52,6 +52,9 @@ bench: $(INSTALLED)  ## every benchmark; writes benchmarks/results/
 
 cuda-check: $(RUNS)  ## compile and link the CUDA kernels (needs nvcc, no GPU); warnings and spills are errors
 	$(BIN)/python setup.py -q cuda_check
+
+emulate: $(INSTALLED)  ## execute the CUDA kernels without a GPU, as C++ on an emulated machine (needs g++); 2 minutes
+	$(BIN)/python -m tests.ops.emulation
 
 ui: $(RUNS)  ## open the MLflow UI on the recorded runs
 	$(BIN)/lqray ui

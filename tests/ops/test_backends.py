@@ -92,10 +92,31 @@ def test_long_tensors(device, bits, bucket):
 
 
 @pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("bucket", [256, 1024, 1025, 2048, 4096, 8192, 16384])
+def test_the_last_bucket_may_be_short(device, bucket):
+    """By one coordinate, by a tile, by all but a few."""
+    for bits, n in enumerate((bucket - 1, bucket, bucket + 1, 2 * bucket + 255, 3 * bucket - 256), start=2):
+        check_all(device, data(n, DTYPES[n % 3], n), some_levels(bits, n), bits, bucket, seed=n, offset=2**64 - n)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-30, 1e-19, 1e19, 1e38])
 @pytest.mark.parametrize("bucket", [64, 100])
 def test_any_scale(device, scale, bucket):
     check_all(device, data(1000, torch.float32, scale=scale), some_levels(3), 3, bucket, 1, 2)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("bits", [2, 5])
+def test_a_coordinate_on_a_level_stays_there(device, bits):
+    """Even where the uniform number is 0, as that of the last coordinate is with this seed."""
+    n, levels = 14_254, torch.tensor([-1.0, 0.0, 0.25, 1.0])
+    assert reference.uniforms(n, 155, 0)[-1] == 0
+    if bits == 5:
+        levels = torch.linspace(-1, 1, 33)[1:].clone()
+    for level in levels[1:]:
+        codes = ops.encode(level.repeat(n).to(device), torch.ones(1, device=device), levels.to(device), bits, n, 155, 0)
+        assert int(ops.unpack(codes.cpu(), n, bits).unique()) == int((levels == level).nonzero())
 
 
 @pytest.mark.parametrize("device", BACKENDS)
@@ -129,6 +150,39 @@ def test_views(device):
 
 
 @pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_sums_of_rows(device, count):
+    for bits, n, scale in ((1, 31, -2.0), (3, 1009, 0.0), (5, 2049, 1.0), (8, 300, 1e-30)):
+        levels, size = some_levels(bits), ops.norm_bytes(n, 100) + ops.code_bytes(n, bits)
+        rows = torch.randint(0, 256, (count, size), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+        rows[:, : ops.norm_bytes(n, 100)] = data(count * -(-n // 100), torch.float32).view(count, -1).view(torch.uint8)
+        for add in (None, data(n, torch.float32, 1), data(2 * n, torch.float32, 2)[n:]):
+            there = None if add is None else add.to(device)
+            found = ops.decode_sum(rows.to(device), levels.to(device), n, bits, 100, scale, there)
+            assert same(found, reference.decode_sum(rows, levels, n, bits, 100, scale, add))
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_tensors_that_begin_anywhere(device, dtype, start):
+    """At every multiple of their elements' size, whatever a vector load would want."""
+    n, levels = 515, torch.cat([torch.zeros(start), some_levels(3)]).to(device)[start:]
+    x, norms = data(n + start, dtype)[start:], data(6 + start, torch.float32).abs()[start:]
+    there = data(n + start, dtype).to(device)[start:]
+    norms_there = data(6 + start, torch.float32).abs().to(device)[start:]
+    assert same(
+        ops.encode(there, norms_there, levels, 3, 100, 1, 2), reference.encode(x, norms, levels.cpu(), 3, 100, 1, 2)
+    )
+    payload = reference.encode_fused(x, levels.cpu(), 3, 100, "linf", 1, 2)
+    assert torch.equal(ops.encode_fused(there, levels, 3, 100, "linf", 1, 2).cpu(), payload)
+    moved = torch.cat([payload[:start], payload]).to(device)[start:]
+    assert same(ops.decode(moved, levels, n, 3, 100), reference.decode(payload, levels.cpu(), n, 3, 100))
+    found = ops.hadamard(there.float()[:512], 256, 1, 2)
+    assert same(found, reference.hadamard(x.float()[:512], 256, 1, 2, False))
+
+
+@pytest.mark.parametrize("device", BACKENDS)
 @settings(max_examples=60)
 @given(
     st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 8), st.integers(0, 2**64 - 1), st.sampled_from(DTYPES)
@@ -144,6 +198,33 @@ def test_hadamard(device, block, inverse):
     x = data(3 * block, torch.float32, block)
     expected = reference.hadamard(x, block, 5, 2**63, inverse)
     assert same(ops.hadamard(x.to(device), block, 5, 2**63, inverse), expected)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("block", [2**power for power in range(17)])
+def test_hadamard_blocks_of_every_size(device, block):
+    x = data(max(block, 2048), torch.float32, block)
+    for inverse in (False, True):
+        expected = reference.hadamard(x, block, 2**64 - block, block, inverse)
+        assert same(ops.hadamard(x.to(device), block, 2**64 - block, block, inverse), expected)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("bucket", [1, 2, 31, 33, 255, 257, 1024, 1025, 2048, 8192])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_norms_and_statistics_as_in_float64(device, bucket, norm):
+    """The native backends add in float64, whose order shows in the last bits alone."""
+    for n, shift in ((min(3 * bucket, 600) - 1, 0.0), (2 * bucket + 1, 3.0), (bucket, 1e4), (bucket + 32, -1e5)):
+        x = data(n, torch.float32, n) + shift
+        x[-1] = 9 * shift + 9  # the last one counts
+        found = [column.cpu() for column in ops.bucket_statistics(x.to(device), bucket, norm)]
+        norms = ops.bucket_norms(x.to(device), bucket, norm).cpu()
+        for at, part in enumerate(x.double().split(bucket)):
+            expected = part.norm() if norm == "l2" else part.abs().max()
+            torch.testing.assert_close(norms[at].double(), expected, rtol=6e-8 if norm == "l2" else 0, atol=0)
+            sigma = part.std() if part.numel() > 1 else torch.zeros((), dtype=torch.float64)
+            for column, value in zip(found, (expected, part.mean() / expected, sigma / expected), strict=True):
+                torch.testing.assert_close(column[at], value, rtol=3e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("device", BACKENDS)

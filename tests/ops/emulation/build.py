@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,15 +15,20 @@ from tests.ops.emulation.translate import NotUnderstoodError, translate
 
 MACHINE = Path(__file__).parent / "machine"
 TORCH = Path(torch.__file__).parent
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-FLAGS += ["-Wno-sign-compare", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
+FLAGS += ["-Wno-unknown-pragmas", "-Wno-sign-compare", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
 # What the kernels, and only they, are compiled with besides.
 VARIANTS = {
     "plain": [],
     "ucontext": [],
     "races": ["-fsanitize=thread"],
-    "bounds": ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
+    "bounds": [
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+    ],
 }
+SCHEDULERS = {"scheduler": [], "scheduler_ucontext": ["-DLQRAY_EMULATED_UCONTEXT"]}
 
 
 class BuildError(Exception):
@@ -46,46 +53,52 @@ def sanitizer_libraries() -> list[Path]:
     return found
 
 
-def build(variant: str, csrc: Path, folder: Path) -> Path:
-    """The library of a variant in `folder`, where what other variants left is used. Raises BuildError."""
-    kernels = folder / f"kernels_{variant}.cpp"
-    try:
-        kernels.write_text(translate((csrc / "quantize_cuda.cu").read_text(), str(csrc / "quantize_cuda.cu")))
-    except NotUnderstoodError as error:
-        raise BuildError(str(error)) from error
-    compiled = [_compile(kernels, kernels.with_suffix(".o"), csrc, *VARIANTS[variant])]
-    portable = ["-DLQRAY_EMULATED_UCONTEXT"] if variant == "ucontext" else []
-    for source in ("scheduler", "accesses"):
-        compiled.append(_kept(MACHINE / f"{source}.cpp", folder / f"{source}{'_ucontext' if portable else ''}.o", csrc, "-O2", *portable))
-    compiled.append(build_binding(csrc, folder))
-    library = folder / f"emulated_{variant}.so"
-    sanitizers = [flag for flag in VARIANTS[variant] if flag.startswith("-fsanitize=address")]
-    libraries = ["-L", TORCH / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]
-    _run([compiler() or "g++", "-shared", *sanitizers, *compiled, "-o", library, *libraries])
-    return library
-
-
-def build_binding(csrc: Path, folder: Path) -> Path:
-    """The operators of torch.ops.lqray for tensors of the CPU, whose memory is the emulated device's."""
+def machine_parts(csrc: Path, folder: Path) -> list[Callable[[], None]]:
+    """Calls, each of which compiles a part of what the libraries of `folder` share: the machine, and the operators of
+    torch.ops.lqray for tensors of the CPU, whose memory is the emulated device's. They raise BuildError."""
     text = (csrc / "bind_cuda.cpp").read_text()
     key = "STABLE_TORCH_LIBRARY_IMPL(lqray, CUDA, m)"
     if text.count(key) != 1:
         raise BuildError(f"bind_cuda.cpp: {key} is not there once")
-    source = folder / "bind_emulated.cpp"
-    source.write_text(f'#line 1 "{csrc / "bind_cuda.cpp"}"\n' + text.replace(key, key.replace("lqray, CUDA", "lqray, CPU")))
-    return _kept(source, folder / "bind_emulated.o", csrc)
+    binding = folder / "binding.cpp"
+    text = text.replace(key, key.replace("lqray, CUDA", "lqray, CPU"))
+    binding.write_text(f'#line 1 "{csrc / "bind_cuda.cpp"}"\n{text}')
+    machine = [(MACHINE / "scheduler.cpp", name, flags) for name, flags in SCHEDULERS.items()]
+    machine += [(binding, "binding", []), (MACHINE / "accesses.cpp", "accesses", [])]
+    return [partial(_compile, source, folder / f"{name}.o", csrc, "-O2", *flags) for source, name, flags in machine]
 
 
-def _kept(source: Path, output: Path, csrc: Path, *flags: str) -> Path:
-    return output if output.exists() else _compile(source, output, csrc, *flags)
+def build(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> Path:
+    """The library of a variant; its other parts are in `folder`. Raises BuildError."""
+    return link(variant, compile_kernels(variant, csrc, folder, name), folder)
 
 
-def _compile(source: Path, output: Path, csrc: Path, *flags: str) -> Path:
+def compile_kernels(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> Path:
+    """The object file of a variant's kernels. Raises BuildError."""
+    kernels = folder / f"{name}_{variant}.cpp"
+    try:
+        kernels.write_text(translate((csrc / "quantize_cuda.cu").read_text(), str(csrc / "quantize_cuda.cu")))
+    except NotUnderstoodError as error:
+        raise BuildError(str(error)) from error
+    _compile(kernels, kernels.with_suffix(".o"), csrc, *VARIANTS[variant])
+    return kernels.with_suffix(".o")
+
+
+def link(variant: str, kernels: Path, folder: Path) -> Path:
+    """The library of kernels and of what the calls of `machine_parts` left in `folder`. Raises BuildError."""
+    scheduler = "scheduler_ucontext" if variant == "ucontext" else "scheduler"
+    objects = [kernels, *(folder / f"{one}.o" for one in (scheduler, "accesses", "binding"))]
+    library = kernels.with_suffix(".so")
+    sanitizers = [flag for flag in VARIANTS[variant] if flag.startswith("-fsanitize=address")]
+    libraries = ["-L", TORCH / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    _run([compiler() or "g++", "-shared", *sanitizers, *objects, "-o", library, *libraries])
+    return library
+
+
+def _compile(source: Path, output: Path, csrc: Path, *flags: str) -> None:
     abi = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-    partial = output.with_suffix(f".{os.getpid()}.o")
     where = ["-I", MACHINE, "-I", csrc, "-isystem", TORCH / "include"]
-    _run([compiler() or "g++", *FLAGS, *flags, abi, *where, "-c", source, "-o", partial])
-    return partial.replace(output)
+    _run([compiler() or "g++", *FLAGS, *flags, abi, *where, "-c", source, "-o", output])
 
 
 def _run(command: list[str | Path]) -> None:

@@ -87,7 +87,8 @@ def _shared(text: str) -> str:
         if match["extern"]:
             return f"{of}* const {name} = static_cast<{of}*>(emulated::shared_memory(nullptr, 0));"
         site = f"static const char {name}_site = 0; using {name}_type = {of}{size};"
-        return f"{site} auto& {name} = *static_cast<{name}_type*>(emulated::shared_memory(&{name}_site, sizeof({name}_type)));"
+        memory = f"emulated::shared_memory(&{name}_site, sizeof({name}_type))"
+        return f"{site} auto& {name} = *static_cast<{name}_type*>({memory});"
 
     for match in reversed(list(_SHARED.finditer(_blank(text)))):
         text = text[: match.start()] + rewritten(match) + text[match.end() :]

@@ -2,8 +2,12 @@
 // those of ThreadSanitizer, whose library is not linked), and is held against what other threads did to the same bytes
 // in the same launch. Two accesses, one of them a store, must be ordered: by a barrier of the block, or by __syncwarp.
 // Nothing orders the accesses of different blocks; atomic operations order nothing but themselves.
+#include <dlfcn.h>
+
+#include <cstdio>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <unordered_map>
 
 #include "scheduler.h"
@@ -15,19 +19,29 @@ namespace {
 constexpr size_t kPage = 256;
 
 struct Access {
-  bool happened = false;
-  uint64_t block = 0;
-  int index = 0;
-  uint32_t barriers = 0, time = 0;
-  bool atomic = false;
+  uint64_t thread = 0;  // one more than its number in the grid; 0: there was none
+  uint32_t barriers = 0, time : 31, atomic : 1;
+
+  uint64_t block() const { return (thread - 1) / kMostThreads; }
+  int index() const { return static_cast<int>((thread - 1) % kMostThreads); }
 };
 
 struct Byte {
-  Access store, loads[2];  // the latest, of loads those of two threads
+  Access store{}, loads[2]{};  // the latest; of loads those of two threads
   bool shared = false;
 };
 
 using Page = Byte[kPage];
+
+// Where the kernel stands, for addr2line.
+std::string place_of(const void* where) {
+  Dl_info info{};
+  if (!dladdr(where, &info) || !info.dli_fname) return "at an unknown place";
+  char text[300];
+  std::snprintf(text, sizeof text, "at %s+0x%zx", info.dli_fname,
+                static_cast<size_t>(static_cast<const char*>(where) - static_cast<const char*>(info.dli_fbase)) - 1);
+  return text;
+}
 
 struct Pages {
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> all;
@@ -47,39 +61,47 @@ struct Pages {
 
 Pages pages;
 
-bool ordered(const Access& before, const Thread& thread) {
-  if (!before.happened) return true;
-  if (before.block != thread.block->number) return false;
-  if (before.index == thread.index || before.barriers < thread.block->barriers) return true;
-  if (before.index / kLanes != thread.index / kLanes) return false;
-  return before.time <= thread.known[before.index % kLanes];
+bool ordered(const Access& before, const Access& now, const Thread& thread) {
+  if (!before.thread || before.thread == now.thread || (before.atomic && now.atomic)) return true;
+  if (before.block() != now.block()) return false;
+  if (before.barriers < now.barriers) return true;
+  if (before.index() / kLanes != now.index() / kLanes) return false;
+  return before.time <= thread.known[before.index() % kLanes];
 }
 
 [[noreturn]] void race(const Byte& byte, const Access& before, bool stored, bool store, size_t size, const void* where) {
-  die("race: it %s %zu bytes of %s memory that thread %d of block %llu %s, and nothing orders the two; at %p",
-      store ? "stores" : "loads", size, byte.shared ? "shared" : "global", before.index,
-      (unsigned long long)before.block, stored ? "stored" : "loaded", where);
+  die("race: it %s %zu bytes of %s memory that thread %d of block %llu %s, and nothing orders the two; %s",
+      store ? "stores" : "loads", size, byte.shared ? "shared" : "global", before.index(),
+      (unsigned long long)before.block(), stored ? "stored" : "loaded", place_of(where).c_str());
+}
+
+void check_byte(Byte& byte, const Access& access, const Thread& thread, bool store, bool whole, size_t size,
+                const void* where) {
+  if (!ordered(byte.store, access, thread)) race(byte, byte.store, true, store, size, where);
+  if (store) {
+    for (const Access& load : byte.loads)
+      if (!ordered(load, access, thread)) race(byte, load, false, store, size, where);
+    byte.store = access;
+    return;
+  }
+  // Padding within a struct that is copied whole has no value, and needs none.
+  if (byte.shared && !byte.store.thread && !whole)
+    die("loads shared memory that nobody has stored; %s", place_of(where).c_str());
+  if (byte.loads[0].thread != access.thread) byte.loads[1] = byte.loads[0];
+  byte.loads[0] = access;
 }
 
 void check(uintptr_t address, size_t size, bool store, bool atomic, bool whole, const void* where) {
-  Thread* const thread = current();
+  const Thread* const thread = current();
   if (!thread || on_a_stack(reinterpret_cast<void*>(address))) return;
   const Block& block = *thread->block;
-  const Access access{true, block.number, thread->index, block.barriers, thread->own_time(), atomic};
-  for (size_t i = 0; i < size; ++i) {
-    Byte& byte = pages.at(address + i);
-    if (!ordered(byte.store, *thread) && !(atomic && byte.store.atomic)) race(byte, byte.store, true, store, size, where);
-    if (!store) {
-      // Padding within a struct that is copied whole has no value, and needs none.
-      if (byte.shared && !byte.store.happened && !whole) die("loads shared memory that nobody has stored; at %p", where);
-      if (byte.loads[0].index != access.index || byte.loads[0].block != access.block) byte.loads[1] = byte.loads[0];
-      byte.loads[0] = access;
-      continue;
-    }
-    for (const Access& load : byte.loads)
-      if (!ordered(load, *thread) && !(atomic && load.atomic)) race(byte, load, false, store, size, where);
-    byte.store = access;
-  }
+  Access access;
+  access.thread = block.number * kMostThreads + thread->index + 1;
+  access.barriers = block.barriers;
+  access.time = thread->known[thread->index % kLanes];
+  access.atomic = atomic;
+  for (size_t i = 0; i < size; ++i)
+    check_byte(pages.at(address + i), access, *thread, store, whole, size, where);
 }
 
 }  // namespace

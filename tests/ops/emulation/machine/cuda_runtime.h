@@ -72,7 +72,7 @@ T shuffled(const char* call, int line, unsigned mask, T value, int from) {
 // All lanes of the mask get `combine` of their values.
 template <typename T, typename Combine>
 T reduced(const char* call, int line, unsigned mask, T value, Combine) {
-  return value_of<T>(meet_warp(call, line, mask, word_of(value), 0, [](const uint64_t* given, unsigned of, int) {
+  return value_of<T>(meet_warp(call, line, mask, word_of(value), kSameForAll, [](const uint64_t* given, unsigned of, int) {
     const int first = __builtin_ctz(of);
     T all = value_of<T>(given[first]);
     for (int lane = first + 1; lane < 32; ++lane)
@@ -112,7 +112,7 @@ inline int __syncthreads_count(int value, LQRAY_LINE) { return emulated::meet_bl
 inline int __syncthreads_or(int value, LQRAY_LINE) { return emulated::meet_block("__syncthreads_or", line, value) > 0; }
 inline int __syncthreads_and(int value, LQRAY_LINE) { return !emulated::meet_block("__syncthreads_and", line, !value); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, LQRAY_LINE) {
-  emulated::meet_warp("__syncwarp", line, mask, 0, 0, [](const uint64_t*, unsigned, int) { return uint64_t{0}; }, true);
+  emulated::meet_warp("__syncwarp", line, mask, 0, emulated::kSameForAll, [](const uint64_t*, unsigned, int) { return uint64_t{0}; }, true);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, LQRAY_LINE) {
   return emulated::reduced("__ballot_sync", line, mask, static_cast<unsigned>(predicate != 0) << emulated::lane(), emulated::Or{});

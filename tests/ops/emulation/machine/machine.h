@@ -11,14 +11,19 @@ struct Index {
   unsigned x = 1, y = 1, z = 1;
 };
 
+// torch's current stream.
+inline void* current_stream() { return reinterpret_cast<void*>(uintptr_t{0x57EA}); }
+
 struct Config {
   Config(Index grid, Index block, size_t shared = 0, const void* stream = nullptr)
-      : grid(grid), block(block), shared(shared) {}
+      : grid(grid), block(block), shared(shared), stream(stream) {}
   Index grid, block;
   size_t shared;
+  const void* stream;
 };
 
-// Of a lane's values in a warp-wide call: what the lane of this `argument` gets.
+// Of all lanes' values in a warp-wide call: what the lane of this `argument` gets.
+constexpr int kSameForAll = -1;
 using Resolve = uint64_t (*)(const uint64_t* given, unsigned mask, int argument);
 
 // Runs every thread of every block; ends the process with a word why where a GPU would hang or the result be undefined.

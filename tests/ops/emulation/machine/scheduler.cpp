@@ -24,28 +24,6 @@ constexpr int kSeconds = 20;  // of CPU time, for one launch
 constexpr int64_t kMostStaticShared = 48 * 1024, kMostShared = 227 * 1024;
 constexpr size_t kBlockStacks = kMostThreads * kStack;
 
-enum Order { kRandom, kHighest, kLowest, kMixed };
-
-struct Random {  // splitmix64, for std::shuffle, too
-  using result_type = uint64_t;
-  uint64_t state = 0;
-  static constexpr uint64_t min() { return 0; }
-  static constexpr uint64_t max() { return ~uint64_t{0}; }
-  uint64_t operator()() {
-    uint64_t z = state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-  }
-};
-
-struct Settings {
-  int order = kRandom;
-  int64_t most_blocks = 0;  // of a grid; 0: as many as were asked for
-  int64_t last_blocks = 0;  // only these run; 0: all
-  Random random;
-};
-
 Settings settings;
 int64_t allowed_shared = kMostStaticShared;
 
@@ -86,33 +64,37 @@ void out_of_time(int) {
   std::abort();
 }
 
-// Lanes of the warp whose turn it is, or nullptr where every thread waits.
-Warp* next_warp() {
+// The warp whose turn it is, or nullptr where every thread waits. At random, it is mostly the one of before, whose
+// stacks the caches hold.
+Warp* next_warp(Warp* before) {
   const size_t blocks = run.resident.size();
   if (!blocks) return nullptr;
+  if (run.order == kRandom && before && before->ready && pick(16)) return before;
   const size_t warps = run.resident[0]->warps.size(), all = blocks * warps;
   const size_t begin = run.order == kRandom ? pick(all) : 0;
   for (size_t i = 0; i < all; ++i) {
     size_t at = (begin + i) % all;
     if (run.order == kHighest) at = all - 1 - at;
     Warp& warp = run.resident[at / warps]->warps[at % warps];
-    if (!warp.ready.empty()) return &warp;
+    if (warp.ready) return &warp;
   }
   return nullptr;
 }
 
+int lane_of(unsigned ready) {
+  if (run.order == kHighest) return kLanes - 1 - __builtin_clz(ready);
+  if (run.order == kLowest) return __builtin_ctz(ready);
+  const unsigned from = static_cast<unsigned>(pick(kLanes));
+  const unsigned later = ready >> from << from;
+  return __builtin_ctz(later ? later : ready);
+}
+
 Thread* next() {
-  Warp* warp = next_warp();
+  Warp* const warp = next_warp(now ? now->warp : nullptr);
   if (!warp) return nullptr;
-  auto& ready = warp->ready;
-  const auto before = [](const Thread* a, const Thread* b) { return a->index < b->index; };
-  auto chosen = ready.begin() + static_cast<int64_t>(pick(ready.size()));
-  if (run.order == kHighest) chosen = std::max_element(ready.begin(), ready.end(), before);
-  if (run.order == kLowest) chosen = std::min_element(ready.begin(), ready.end(), before);
-  std::swap(*chosen, ready.back());
-  Thread* const thread = ready.back();
-  ready.pop_back();
-  return thread;
+  const int lane = lane_of(warp->ready);
+  warp->ready &= ~(1u << lane);
+  return warp->lanes[lane];
 }
 
 // Leaves this fiber for `thread`, or, where there is none, for the host.
@@ -130,7 +112,7 @@ void wait() {
 
 void wake(Thread* thread) {
   thread->waits_at = nullptr;
-  thread->warp->ready.push_back(thread);
+  thread->warp->ready |= 1u << (thread->index % kLanes);
 }
 
 void leave() {
@@ -168,7 +150,7 @@ void begin_block(Block& block, uint64_t which) {
     thread.warp->lanes[i % kLanes] = &thread;
     thread.warp->existing |= 1u << (i % kLanes);
     prepare(thread.fiber, block.stacks + i * kStack, kStack, thread_main);
-    thread.warp->ready.push_back(&thread);
+    thread.warp->ready |= 1u << (i % kLanes);
   }
   ++totals.blocks;
   totals.threads += size;
@@ -220,6 +202,7 @@ void check_config(const Config& config) {
   const int64_t threads = number(config.block);
   if (number(config.grid) < 1 || config.grid.x > 2147483647u || config.grid.y > 65535 || config.grid.z > 65535)
     die("a grid of %u x %u x %u blocks", config.grid.x, config.grid.y, config.grid.z);
+  if (config.stream != current_stream()) die("a launch on another stream than torch's current one");
   if (threads < 1 || threads > kMostThreads || config.block.z > 64) die("blocks of %lld threads", (long long)threads);
   if (static_cast<int64_t>(config.shared) > allowed_shared)
     die("%zu bytes of dynamic shared memory; allowed here: %lld", config.shared, (long long)allowed_shared);
@@ -309,7 +292,7 @@ int meet_block(const char* call, int line, bool value) {
     block.call = call;
     block.line = line;
     block.trues = 0;
-  } else if (std::strcmp(block.call, call) != 0 || block.line != line) {
+  } else if (block.call != call || block.line != line) {
     die("%s of line %d meets %s of line %d", call, line, block.call, block.line);
   }
   block.trues += value;
@@ -340,7 +323,7 @@ uint64_t meet_warp(const char* call, int line, unsigned mask, uint64_t value, in
   if (found == meetings.end()) {
     meetings.push_back(Meeting{call, line, mask, 0, {}, {}});
     found = meetings.end() - 1;
-  } else if (std::strcmp(found->call, call) != 0 || found->line != line) {
+  } else if (found->call != call || found->line != line) {
     die("%s of line %d meets %s of line %d", call, line, found->call, found->line);
   }
   found->arrived |= 1u << lane;
@@ -353,9 +336,10 @@ uint64_t meet_warp(const char* call, int line, unsigned mask, uint64_t value, in
     const Meeting all = *found;
     meetings.erase(found);
     if (orders_memory) order_lanes(warp, mask);
+    const uint64_t same = argument == kSameForAll ? resolve(all.given, mask, argument) : 0;
     for (int i = 0; i < kLanes; ++i)
       if (mask >> i & 1) {
-        warp.lanes[i]->result = resolve(all.given, mask, all.argument[i]);
+        warp.lanes[i]->result = argument == kSameForAll ? same : resolve(all.given, mask, all.argument[i]);
         wake(warp.lanes[i]);
       }
   }

@@ -13,6 +13,28 @@ constexpr int kLanes = 32;
 constexpr int kMostThreads = 1024;
 constexpr size_t kStack = 256 * 1024 + 1088;  // not a power of two, so that stacks do not share the caches' sets
 
+enum Order { kRandom, kHighest, kLowest, kMixed };
+
+struct Random {  // splitmix64, for std::shuffle, too
+  using result_type = uint64_t;
+  uint64_t state = 0;
+  static constexpr uint64_t min() { return 0; }
+  static constexpr uint64_t max() { return ~uint64_t{0}; }
+  uint64_t operator()() {
+    uint64_t z = state += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+  }
+};
+
+struct Settings {
+  int order = kRandom;
+  int64_t most_blocks = 0;  // of a grid; 0: as many as were asked for
+  int64_t last_blocks = 0;  // only these run; 0: all
+  Random random;
+};
+
 struct Warp;
 struct Block;
 
@@ -39,10 +61,9 @@ struct Meeting {  // of the lanes of a mask
 };
 
 struct Warp {
-  std::vector<Thread*> ready;
   std::vector<Meeting> meetings;
   Thread* lanes[kLanes] = {};
-  unsigned existing = 0, exited = 0;
+  unsigned existing = 0, exited = 0, ready = 0;  // masks
 };
 
 struct Block {
