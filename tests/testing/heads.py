@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,16 @@ class Head:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many, each another: one that was asked for and given back may come again."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def without(*prefixes: str) -> dict[str, str]:
@@ -50,10 +57,10 @@ def ray_head(
     growing: a file of the cluster launcher, whose workers are processes of this machine. environment: of its processes,
     and so of its jobs; the lqray that is installed there is this one.
     """
-    port, dashboard_port = free_port(), free_port()
+    port, dashboard_port, client_port, agent_port = free_ports(4)
     arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}", "--block", f"--temp-dir={folder}"]
-    arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
-    arguments += [f"--dashboard-agent-listen-port={free_port()}"]
+    arguments += [f"--ray-client-server-port={client_port}", "--object-store-memory=100000000"]
+    arguments += [f"--dashboard-agent-listen-port={agent_port}"]
     arguments += [f"--include-dashboard={dashboard}".lower(), f"--dashboard-port={dashboard_port}"]
     if growing:
         config = growing | {"provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"}}
