@@ -6,7 +6,7 @@ import sys
 
 NEEDED = frozenset(
     {"torch", "torchvision", "ray", "mlflow", "sqlalchemy", "numpy", "scipy", "yaml", "pydantic", "rich", "click"}
-    | {"sklearn", "matplotlib", "packaging", "psutil", "fsspec"}
+    | {"sklearn", "matplotlib", "packaging", "psutil", "fsspec", "aiohttp", "PIL", "pyarrow", "requests"}
 )
 """Modules of the packages that pyproject.toml names."""
 

@@ -1,11 +1,10 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from lqray.cli import main
 from tests.testing.small import empty_store
 
 # Where it is recorded and its checkpoints go is for the environment to say, as in experiments/quickstart.yaml.
@@ -38,13 +37,17 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
     (folder / "small.yaml").write_text(TEXT)
     empty_store(folder / "lqray.db")
-    before, called_as = Path.cwd(), sys.argv
-    os.chdir(folder)
-    sys.argv = ["lqray"]
-    try:
-        done = CliRunner().invoke(main, ["run", "small.yaml", "--launcher", "inline"])
-    finally:
-        os.chdir(before)
-        sys.argv = called_as
-    assert done.exit_code == 1, done.output
-    return folder, done.output
+    # In a process of its own: what a launch sets up there is not another test's. As on a user's PATH.
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    left_out = ("MLFLOW_TRACKING_URI", "LQRAY_STORAGE")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out} | {"PATH": places}
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lqray")), "run", "small.yaml", "--launcher", "inline"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout
+    return folder, done.stdout

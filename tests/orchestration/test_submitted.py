@@ -148,7 +148,7 @@ def test_what_is_needed_is_what_is_declared():
     root = Path(lqray.__file__).parents[1]
     declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {Requirement(one).name for one in declared}
-    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
     assert {modules.get(name, name) for name in names} == NEEDED
 
 
