@@ -11,6 +11,8 @@ from tests.ops.emulation import build, translate
 from tests.ops.emulation.fault_list import FAULTS, barriers
 from tests.ops.emulation.runs import FIRST, ROOT, ask
 
+pytestmark = pytest.mark.slow
+
 CSRC = ROOT / "csrc"
 SAMPLE = replace(FIRST, tests="native-cpu and (257-torch.float32 or views or sums_of or (float64 and 33))")
 compiled = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
