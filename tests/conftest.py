@@ -10,6 +10,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "1"
 import pytest
 from hypothesis import settings
 
+from lqray.orchestration import signals
 from tests.testing import no_processes
 
 settings.register_profile("lqray", deadline=None, derandomize=True, print_blob=True)
@@ -30,6 +31,14 @@ def _no_environment_of_another_test():
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_of_another_test():
+    """A launch remembers the signals it has heard until its process ends; a test that sends itself one is not one."""
+    before = signals._state
+    yield
+    signals._state = before
 
 
 def pytest_addoption(parser):
