@@ -52,18 +52,6 @@ LQRAY_BODY T load(const uint8_t* bytes, int64_t index) {
   return value;
 }
 
-LQRAY_BODY float as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-LQRAY_BODY uint32_t as_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 // The lowest bits of eight bytes, the first byte's lowest; little-endian, as all that travels.
 LQRAY_BODY uint32_t gather_bits(uint64_t eight) {
   return static_cast<uint32_t>(((eight & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
@@ -124,10 +112,6 @@ LQRAY_BODY float largest_of(Reader x, int64_t begin, int64_t end) {
     most = bits > most ? bits : most;
   }
   return as_float(most);
-}
-
-LQRAY_BODY float finite_or_nan(float norm) {
-  return std::isfinite(norm) ? norm : std::numeric_limits<float>::quiet_NaN();
 }
 
 template <typename Reader>

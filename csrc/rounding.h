@@ -1,7 +1,9 @@
-// What every backend computes for a coordinate, to the bit: random numbers, scale of a bucket, the levels' tables.
+// What every backend computes, to the bit: random numbers, norm and scale of a bucket, the levels' tables.
 // No torch, no CUDA runtime: included by CPU and GPU kernels alike. docs/wire-format.md pins the arithmetic; compile
 // without contraction of a * b + c (-ffp-contract=off, -fmad=false) and without fast-math.
 #pragma once
+
+#include <math.h>
 
 #include <cstdint>
 
@@ -22,6 +24,11 @@ constexpr int64_t kMaxBucket = int64_t{1} << 30;
 constexpr float kTiny = 0x1p-64f;
 constexpr float kLift = 0x1p100f;
 constexpr float kUnit = 0x1p-24f;
+// Sums of squares: 32 lanes, value i in lane i mod 32, over chunks of 1024; then halvings, lane l + lane (l + width).
+constexpr int kSumLanes = 32;
+constexpr int kSumChunk = 1024;
+constexpr float kLeastSquares = 0x1p-60f;
+constexpr float kMostSquares = 0x1p120f;
 
 enum class Dtype : int { f32, f16, bf16 };
 enum class Norm : int { l2, linf };
@@ -62,6 +69,49 @@ LQRAY_HD uint32_t word_of(const Words& words, int j) {
 
 // In [0, 1), a multiple of 2^-24.
 LQRAY_HD float uniform(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word >> 8)) * kUnit; }
+
+LQRAY_HD uint32_t as_bits(float value) {
+  union {
+    float f;
+    uint32_t u;
+  } same;
+  same.f = value;
+  return same.u;
+}
+
+LQRAY_HD float as_float(uint32_t bits) {
+  union {
+    uint32_t u;
+    float f;
+  } same;
+  same.u = bits;
+  return same.f;
+}
+
+LQRAY_HD float finite_or_nan(float norm) {
+  return (as_bits(norm) & 0x7f800000u) == 0x7f800000u ? as_float(0x7fc00000u) : norm;
+}
+
+// Whether the l2 norm is the root of the plain sum of squares: it is so large that none that mattered underflowed, and
+// nothing overflowed. False for NaN.
+LQRAY_HD bool squares_suffice(float squares) { return squares >= kLeastSquares && squares <= kMostSquares; }
+
+// Otherwise the squares of x * down are summed, and the norm is their root times up: two exact powers of two, of which
+// down brings the largest magnitude into [1, 4), where it is not subnormal.
+struct Rescaling {
+  float down;
+  float up;
+};
+
+// largest: magnitude; NaN and infinity give a NaN norm, 0 gives 0.
+LQRAY_HD Rescaling rescaling_of(float largest) {
+  const uint32_t field = as_bits(largest) >> 23;  // of the exponent, biased by 127
+  const uint32_t up = field < 1u ? 1u : field > 253u ? 253u : field;
+  return Rescaling{as_float((254u - up) << 23), as_float(up << 23)};
+}
+
+// The l2 norm of a sum of squares, up = 1 where squares_suffice.
+LQRAY_HD float root_of(float squares, float up) { return finite_or_nan(sqrtf(squares) * up); }
 
 // r = (x * lift) * inverse. Tiny norms are lifted by an exact power of two, so that the inverse is finite.
 struct Scale {
