@@ -22,7 +22,7 @@ namespace lqray::cpu {
 
 namespace {
 
-constexpr int kLanes = 16;  // partial sums, the same on every machine
+constexpr int kWideLanes = 16;  // partial sums in float64, the same on every machine
 
 enum class Isa { portable, avx2, avx512 };
 
@@ -83,21 +83,46 @@ LQRAY_BODY void with_reader(Input x, F&& f) {
 }
 
 // Sum of f over [begin, end), in an order that is the same on every machine.
-template <typename F>
-LQRAY_BODY double sum_of(int64_t begin, int64_t end, F f) {
-  double sum[kLanes] = {};
+template <typename T, int lanes, typename F>
+LQRAY_BODY T sum_of(int64_t begin, int64_t end, F f) {
+  T sum[lanes] = {};
   int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) sum[lane] += f(i + lane);
+  for (; i + lanes <= end; i += lanes)
+    for (int lane = 0; lane < lanes; ++lane) sum[lane] += f(i + lane);
   for (int lane = 0; i < end; ++i, ++lane) sum[lane] += f(i);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = lanes / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
   return sum[0];
 }
 
+// Sum of f in float32 as docs/wire-format.md has it: chunks of kSumChunk; above them, chunks of their sums.
+template <int depth, typename F>
+LQRAY_BODY float blocked(int64_t begin, int64_t end, F f) {
+  if constexpr (depth == 0) {
+    return sum_of<float, kSumLanes>(begin, end, f);
+  } else {
+    constexpr int64_t span = depth == 1 ? kSumChunk : int64_t{kSumChunk} * kSumChunk;
+    float sums[kSumChunk];
+    int count = 0;
+    for (int64_t from = begin; from < end; from += span)
+      sums[count++] = blocked<depth - 1>(from, std::min(end, from + span), f);
+    const auto sum = [&](int64_t i) __attribute__((always_inline)) { return sums[i]; };
+    return count == 1 ? sums[0] : sum_of<float, kSumLanes>(0, count, sum);
+  }
+}
+
 template <typename Reader>
-LQRAY_BODY double squares_of(Reader x, int64_t begin, int64_t end) {
-  return sum_of(begin, end, [&](int64_t i) __attribute__((always_inline)) {
+LQRAY_BODY float squares_of(Reader x, int64_t begin, int64_t end, float scale) {
+  static_assert(int64_t{kSumChunk} * kSumChunk * kSumChunk >= kMaxBucket, "three depths are enough");
+  return blocked<2>(begin, end, [&](int64_t i) __attribute__((always_inline)) {
+    const float value = x[i] * scale;
+    return value * value;
+  });
+}
+
+template <typename Reader>
+LQRAY_BODY double wide_squares_of(Reader x, int64_t begin, int64_t end) {
+  return sum_of<double, kWideLanes>(begin, end, [&](int64_t i) __attribute__((always_inline)) {
     const double value = x[i];
     return value * value;
   });
@@ -115,13 +140,19 @@ LQRAY_BODY float largest_of(Reader x, int64_t begin, int64_t end) {
 }
 
 template <typename Reader>
+LQRAY_BODY float l2_norm_of(Reader x, int64_t begin, int64_t end) {
+  const float squares = squares_of(x, begin, end, 1.0f);
+  if (squares_suffice(squares)) return root_of(squares, 1.0f);
+  const Rescaling powers = rescaling_of(largest_of(x, begin, end));
+  return root_of(squares_of(x, begin, end, powers.down), powers.up);
+}
+
+template <typename Reader>
 LQRAY_BODY void norms_body(Reader x, int64_t n, int64_t bucket_size, Norm norm, uint8_t* norms, int64_t begin,
                            int64_t end) {
   for (int64_t bucket = begin; bucket < end; ++bucket) {
     const int64_t from = bucket * bucket_size, to = std::min(n, from + bucket_size);
-    const float value = norm == Norm::l2 ? static_cast<float>(std::sqrt(squares_of(x, from, to)))
-                                         : largest_of(x, from, to);
-    const float kept = finite_or_nan(value);
+    const float kept = norm == Norm::l2 ? l2_norm_of(x, from, to) : finite_or_nan(largest_of(x, from, to));
     std::memcpy(norms + 4 * bucket, &kept, 4);
   }
 }
@@ -133,14 +164,14 @@ LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, Norm n
     const int64_t from = bucket * bucket_size, to = std::min(n, from + bucket_size);
     const double count = static_cast<double>(to - from);
     // Three short loops, the later ones over a bucket that is in the cache, are faster than one that does it all.
-    const double squares = squares_of(x, from, to);
-    const double sum = sum_of(from, to, [&](int64_t i) __attribute__((always_inline)) { return double(x[i]); });
+    const double squares = wide_squares_of(x, from, to);
+    const double sum = sum_of<double, kWideLanes>(from, to, [&](int64_t i) __attribute__((always_inline)) { return double(x[i]); });
     const float value = norm == Norm::l2 ? static_cast<float>(std::sqrt(squares)) : largest_of(x, from, to);
     const double size = std::isfinite(squares) ? finite_or_nan(value) : std::numeric_limits<double>::quiet_NaN();
     const double mean = sum / count;
     double deviations = std::max(0.0, squares - sum * mean);
     if (deviations < 1e-9 * squares)  // the difference cancels
-      deviations = sum_of(from, to, [&](int64_t i) __attribute__((always_inline)) {
+      deviations = sum_of<double, kWideLanes>(from, to, [&](int64_t i) __attribute__((always_inline)) {
         return (x[i] - mean) * (x[i] - mean);
       });
     const double divisor = size == 0.0 ? 1.0 : size;

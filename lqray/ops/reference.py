@@ -14,19 +14,51 @@ _MASK = 0xFFFFFFFF
 _TINY = 2.0**-64
 _LIFT = 2.0**100
 _PART = 2**18
+_LANES = 32
+_CHUNK = 1024
+_LEAST_SQUARES = 2.0**-60
+_MOST_SQUARES = 2.0**120
 
 
 def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
-    """See `lqray.ops.bucket_norms`. The sum of squares is taken in float64, so that no finite gradient under- or
-    overflows on the way."""
+    """See `lqray.ops.bucket_norms`. Squares are summed in an order that every backend keeps; where the sum may have
+    under- or overflowed, once more after the bucket was scaled by a power of two."""
     check_input("bucket_norms", x, bucket_size)
     check_norm("bucket_norms", norm)
-    rows = _rows(x.to(torch.float64), bucket_size)
+    rows = _rows(x.to(torch.float32), bucket_size)
     if rows.numel() == 0:
         return x.new_empty(0, dtype=torch.float32)
-    values = rows.square().sum(dim=1).sqrt() if norm == "l2" else rows.abs().amax(dim=1)
-    norms = values.to(torch.float32)
+    norms = largest = rows.abs().amax(dim=1)
+    if norm == "l2":
+        up = (largest.view(torch.int32) >> 23).clamp(1, 253)  # the exponent, biased by 127, as its bits have it
+        scaled = rows * ((254 - up) << 23).view(torch.float32)[:, None]
+        rescaled = _root(_blocked_sums(scaled * scaled)) * (up << 23).view(torch.float32)
+        squares = _blocked_sums(rows * rows)
+        suffice = (squares >= _LEAST_SQUARES) & (squares <= _MOST_SQUARES)
+        norms = torch.where(suffice, _root(squares), rescaled)
     return torch.where(norms.isfinite(), norms, torch.nan)
+
+
+def _root(values: Tensor) -> Tensor:
+    """The correctly rounded root of float32, which torch's own is not everywhere; that of float64, rounded, is."""
+    return values.to(torch.float64).sqrt().to(torch.float32)
+
+
+def _blocked_sums(values: Tensor) -> Tensor:
+    """Sums of rows of float32 that are at least 0: (rows, width) to (rows,), added as docs/wire-format.md has it."""
+    rows, width = values.shape
+    if width > _CHUNK:
+        values = torch.nn.functional.pad(values, (0, -width % _CHUNK))
+        return _blocked_sums(_blocked_sums(values.reshape(-1, _CHUNK)).reshape(rows, -1))
+    lanes = min(_LANES, 1 << (width - 1).bit_length())  # those beyond would hold zeros alone
+    parts = torch.nn.functional.pad(values, (0, -width % lanes)).reshape(rows, -1, lanes)
+    sums = parts[:, 0]
+    for part in range(1, parts.shape[1]):
+        sums = sums + parts[:, part]
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0]
 
 
 def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -48,24 +48,21 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def check_all(device: str, x: torch.Tensor, levels: torch.Tensor, bits: int, bucket: int, seed: int, offset: int):
-    """Every operator on `device` against the reference on the CPU: byte-equal for equal norms."""
+    """Every operator on `device` against the reference on the CPU: byte-equal."""
     n, there, levels_there = x.numel(), x.to(device), levels.to(device)
     for norm in ("l2", "linf"):
         norms = reference.bucket_norms(x, bucket, norm)
-        own = ops.bucket_norms(there, bucket, norm).cpu()
-        torch.testing.assert_close(own, norms, rtol=2e-7, atol=0, equal_nan=True)
+        assert same(ops.bucket_norms(there, bucket, norm), norms)
         codes = reference.encode(x, norms, levels, bits, bucket, seed, offset)
         assert same(ops.encode(there, norms.to(device), levels_there, bits, bucket, seed, offset), codes)
-        fused = ops.encode_fused(there, levels_there, bits, bucket, norm, seed, offset).cpu()
-        expected = reference.encode(x, own, levels, bits, bucket, seed, offset)
-        assert torch.equal(fused, torch.cat([fused[: own.numel() * 4], expected]))
-        assert same(fused[: own.numel() * 4].clone().view(torch.float32), own)
         payload = torch.cat([norms.view(torch.uint8), codes])
+        assert same(ops.encode_fused(there, levels_there, bits, bucket, norm, seed, offset), payload)
         assert same(
             ops.decode(payload.to(device), levels_there, n, bits, bucket),
             reference.decode(payload, levels, n, bits, bucket),
         )
-        rows = torch.stack([payload, fused, payload])
+        other = reference.encode_fused(x, levels, bits, bucket, norm, seed, offset ^ 1)
+        rows = torch.stack([payload, other, payload])
         expected = reference.decode_sum(rows, levels, n, bits, bucket, 1 / 3)
         assert same(ops.decode_sum(rows.to(device), levels_there, n, bits, bucket, 1 / 3), expected)
         base = data(n, torch.float32, 7)
@@ -213,7 +210,7 @@ def test_hadamard_blocks_of_every_size(device, block):
 @pytest.mark.parametrize("bucket", [1, 2, 31, 33, 255, 257, 1024, 1025, 2048, 8192])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_norms_and_statistics_as_in_float64(device, bucket, norm):
-    """The native backends add in float64, whose order shows in the last bits alone."""
+    """The native backends add statistics in float64, whose order shows in the last bits alone."""
     for n, shift in ((min(3 * bucket, 600) - 1, 0.0), (2 * bucket + 1, 3.0), (bucket, 1e4), (bucket + 32, -1e5)):
         x = data(n, torch.float32, n) + shift
         x[-1] = 9 * shift + 9  # the last one counts
@@ -221,7 +218,7 @@ def test_norms_and_statistics_as_in_float64(device, bucket, norm):
         norms = ops.bucket_norms(x.to(device), bucket, norm).cpu()
         for at, part in enumerate(x.double().split(bucket)):
             expected = part.norm() if norm == "l2" else part.abs().max()
-            torch.testing.assert_close(norms[at].double(), expected, rtol=6e-8 if norm == "l2" else 0, atol=0)
+            torch.testing.assert_close(norms[at].double(), expected, rtol=3e-7 if norm == "l2" else 0, atol=0)
             sigma = part.std() if part.numel() > 1 else torch.zeros((), dtype=torch.float64)
             for column, value in zip(found, (expected, part.mean() / expected, sigma / expected), strict=True):
                 torch.testing.assert_close(column[at], value, rtol=3e-7, atol=1e-12)
@@ -322,12 +319,14 @@ def test_a_cuda_graph_captures_an_exchange():
 @pytest.mark.skipif("LQRAY_CPU_ISA" in os.environ, reason="already inside the run for one instruction set")
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_every_instruction_set_gives_the_same_bytes(isa):
-    """The same tests again, with the CPU kernels held back to a lesser machine's; of long tensors one bucket size."""
+    """These tests and those of norms again, the CPU kernels held back to a lesser machine's; of long tensors one bucket
+    size."""
     if isa == ops.loaded.instruction_set:
         pytest.skip(f"{isa} is the best that this machine has: the tests above ran with it")
     cases = "native-cpu and not compiled and (not long_tensors or 8193)"
+    files = [str(Path(__file__).with_name(name)) for name in ("test_backends.py", "test_norms.py")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k", cases],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", cases],
         env=os.environ | {"LQRAY_CPU_ISA": isa},
         cwd=Path(__file__).parents[2],
         capture_output=True,
