@@ -1,6 +1,6 @@
-// CPU kernels: which of them this machine runs. The body of each is plain C++ that compilers vectorize, compiled once for
-// every x86-64 and once for AVX2; the two that decide the speed, encode and decode, are written for an instruction set as
-// well. All give the same bytes.
+// CPU kernels: which of them this machine runs. The body of each is plain C++, compiled for every machine. Encode and
+// decode, which decide the speed, are written for AVX2 and AVX-512 as well; the bodies of the others are compiled for
+// AVX2, too. All give the same bytes.
 #include "quantize_cpu.h"
 
 #include <cstdlib>
@@ -55,21 +55,6 @@ LQRAY_VARIANTS(statistics,
                with_reader(x, [&](auto reader) __attribute__((always_inline)) {
                  statistics_body(reader, x.n, bucket_size, norm, norms, means, sigmas, begin, end);
                }))
-LQRAY_VARIANTS(encode,
-               (Input x, const uint8_t* norms, const Levels& levels, int64_t bucket_size, uint64_t seed,
-                uint64_t offset, uint8_t* words, int64_t begin, int64_t end),
-               with_reader(x, [&](auto reader) __attribute__((always_inline)) {
-                 encode_body(reader, x.n, norms, levels, bucket_size, seed, offset, words, begin, end);
-               }))
-LQRAY_VARIANTS(decode,
-               (Codes payload, const Levels& levels, int64_t n, int64_t bucket_size, float* out, int64_t begin,
-                int64_t end),
-               decode_body(payload, levels, n, bucket_size, out, begin, end))
-LQRAY_VARIANTS(decode_sum,
-               (const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
-                int64_t n, int64_t bucket_size, float scale, const float* add, float* out, int64_t begin, int64_t end),
-               decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, begin,
-                               end))
 LQRAY_VARIANTS(signs,
                (const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end),
                signs_body(x, n, seed, offset, out, begin, end))
@@ -104,30 +89,36 @@ void bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, d
 void encode(Input x, const uint8_t* norms, const Levels& levels, int64_t bucket_size, uint64_t seed, uint64_t offset,
             uint8_t* words, int64_t begin, int64_t end) {
 #if LQRAY_X86
-  if (isa() == Isa::avx512)
-    return encode_avx512(x, norms, levels, bucket_size, seed, offset, words, begin, end);
+  if (isa() != Isa::portable)
+    return (isa() == Isa::avx512 ? encode_avx512 : encode_avx2)(x, norms, levels, bucket_size, seed, offset, words,
+                                                                begin, end);
 #endif
-  LQRAY_CALL(encode, (x, norms, levels, bucket_size, seed, offset, words, begin, end));
+  with_reader(x, [&](auto reader) {
+    encode_body(reader, x.n, norms, levels, bucket_size, seed, offset, words, begin, end);
+  });
 }
 
 void decode(Codes payload, const Levels& levels, int64_t n, int64_t bucket_size, float* out, int64_t begin,
             int64_t end) {
 #if LQRAY_X86
-  if (isa() == Isa::avx512)
-    return decode_sum_avx512(payload.norms, 1, 0, payload.words - payload.norms, levels, n, bucket_size, 1.0f,
-                             nullptr, true, out, begin, end);
+  if (isa() != Isa::portable)
+    return (isa() == Isa::avx512 ? decode_sum_avx512 : decode_sum_avx2)(payload.norms, 1, 0,
+                                                                        payload.words - payload.norms, levels, n,
+                                                                        bucket_size, 1.0f, nullptr, true, out, begin,
+                                                                        end);
 #endif
-  LQRAY_CALL(decode, (payload, levels, n, bucket_size, out, begin, end));
+  decode_body(payload, levels, n, bucket_size, out, begin, end);
 }
 
 void decode_sum(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
                 int64_t n, int64_t bucket_size, float scale, const float* add, float* out, int64_t begin, int64_t end) {
 #if LQRAY_X86
-  if (isa() == Isa::avx512)
-    return decode_sum_avx512(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, false, out,
-                             begin, end);
+  if (isa() != Isa::portable)
+    return (isa() == Isa::avx512 ? decode_sum_avx512 : decode_sum_avx2)(payloads, count, stride, norm_bytes, levels, n,
+                                                                        bucket_size, scale, add, false, out, begin,
+                                                                        end);
 #endif
-  LQRAY_CALL(decode_sum, (payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, begin, end));
+  decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, begin, end);
 }
 
 void apply_signs(const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// The plain bodies of the CPU kernels: C++ that compilers vectorize for the instruction set of the function that they are
-// inlined into. Internal to quantize_cpu*.cpp.
+// The plain bodies of the CPU kernels: C++ that compilers vectorize for the instruction set of the function that they
+// are inlined into. Internal to quantize_cpu*.cpp.
 #pragma once
 
 #include <algorithm>
@@ -137,7 +137,8 @@ LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, Norm n
     const double count = static_cast<double>(to - from);
     // Three short loops, the later ones over a bucket that is in the cache, are faster than one that does it all.
     const double squares = wide_squares_of(x, from, to);
-    const double sum = sum_of<double, kWideLanes>(from, to, [&](int64_t i) __attribute__((always_inline)) { return double(x[i]); });
+    const auto wide = [&](int64_t i) __attribute__((always_inline)) { return static_cast<double>(x[i]); };
+    const double sum = sum_of<double, kWideLanes>(from, to, wide);
     const float value = norm == Norm::l2 ? static_cast<float>(std::sqrt(squares)) : largest_of(x, from, to);
     const double size = std::isfinite(squares) ? finite_or_nan(value) : std::numeric_limits<double>::quiet_NaN();
     const double mean = sum / count;

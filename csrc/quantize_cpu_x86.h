@@ -16,10 +16,15 @@
 
 namespace lqray::cpu {
 
+void encode_avx2(Input x, const uint8_t* norms, const Levels& levels, int64_t bucket_size, uint64_t seed,
+                 uint64_t offset, uint8_t* words, int64_t begin, int64_t end);
 void encode_avx512(Input x, const uint8_t* norms, const Levels& levels, int64_t bucket_size, uint64_t seed,
                    uint64_t offset, uint8_t* words, int64_t begin, int64_t end);
 
 // single: of one payload, whose values are neither scaled nor added to anything.
+void decode_sum_avx2(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
+                     int64_t n, int64_t bucket_size, float scale, const float* add, bool single, float* out,
+                     int64_t begin, int64_t end);
 void decode_sum_avx512(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
                        int64_t n, int64_t bucket_size, float scale, const float* add, bool single, float* out,
                        int64_t begin, int64_t end);

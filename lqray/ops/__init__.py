@@ -144,8 +144,8 @@ def decode_sum(
 def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, Tensor, Tensor]:
     """Norm, mean and deviation of each bucket: three float64 tensors (ceil(n / bucket_size),).
 
-    The norm as of `bucket_norms` but for its last float32 bits; mean and standard deviation (ddof = 1; 0 for a bucket of
-    one) of the coordinates divided by it, 0 where it is 0, NaN where it is NaN. Raises as `bucket_norms`.
+    The norm as of `bucket_norms` but for its last float32 bits; mean and standard deviation (ddof = 1; 0 for a bucket
+    of one) of the coordinates divided by it, 0 where it is 0, NaN where it is NaN. Raises as `bucket_norms`.
     """
     check_memory("bucket_statistics", x=x)
     check_input("bucket_statistics", x, bucket_size)

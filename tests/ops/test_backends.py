@@ -104,6 +104,15 @@ def test_any_scale(device, scale, bucket):
 
 
 @pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 10, 16, 17, 18, 32, 33, 34, 129, 255])
+def test_any_number_of_levels(device, count):
+    """Those among them that just fit a table of a kernel, and those that just do not."""
+    inner = torch.rand(count - 2, generator=torch.Generator().manual_seed(count)) * 0.1 - 0.05
+    levels = torch.cat([torch.tensor([-1.0]), inner.sort()[0], torch.tensor([1.0])])
+    check_all(device, data(4097, torch.float32, count), levels, (count - 1).bit_length(), 2048, count, 1)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("bits", [2, 5])
 def test_a_coordinate_on_a_level_stays_there(device, bits):
     """Even where the uniform number is 0, as that of the last coordinate is with this seed."""
@@ -319,8 +328,7 @@ def test_a_cuda_graph_captures_an_exchange():
 @pytest.mark.skipif("LQRAY_CPU_ISA" in os.environ, reason="already inside the run for one instruction set")
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_every_instruction_set_gives_the_same_bytes(isa):
-    """These tests and those of norms again, the CPU kernels held back to a lesser machine's; of long tensors one bucket
-    size."""
+    """These tests and those of norms again, held back to a lesser machine; of long tensors one bucket size."""
     if isa == ops.loaded.instruction_set:
         pytest.skip(f"{isa} is the best that this machine has: the tests above ran with it")
     cases = "native-cpu and not compiled and (not long_tensors or 8193)"
