@@ -40,23 +40,34 @@ struct Words {
   uint32_t w[4];
 };
 
+// The keys of Philox' ten rounds.
+struct RoundKeys {
+  uint32_t k0[10], k1[10];
+};
+
+LQRAY_HD RoundKeys round_keys(uint64_t key) {
+  RoundKeys keys;
+  for (int round = 0; round < 10; ++round) {
+    keys.k0[round] = static_cast<uint32_t>(key) + static_cast<uint32_t>(round) * 0x9E3779B9u;
+    keys.k1[round] = static_cast<uint32_t>(key >> 32) + static_cast<uint32_t>(round) * 0xBB67AE85u;
+  }
+  return keys;
+}
+
 // Philox4x32-10 (Salmon et al., SC 2011): counter (low: 64 bits, high: 64 bits), key 64 bits.
-LQRAY_HD Words philox(uint64_t low, uint64_t high, uint64_t key) {
+LQRAY_HD Words philox(uint64_t low, uint64_t high, const RoundKeys& keys) {
   uint32_t c0 = static_cast<uint32_t>(low), c1 = static_cast<uint32_t>(low >> 32);
   uint32_t c2 = static_cast<uint32_t>(high), c3 = static_cast<uint32_t>(high >> 32);
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u;
     const uint64_t p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ keys.k0[round];
     c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ keys.k1[round];
     c3 = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   return Words{{c0, c1, c2, c3}};
 }

@@ -28,7 +28,9 @@ VARIANTS = {
         "-fno-omit-frame-pointer",
     ],
 }
-SCHEDULERS = {"scheduler": [], "scheduler_ucontext": ["-DLQRAY_EMULATED_UCONTEXT"]}
+# How the machine's own sources are compiled, by the ending of their object files: fibers have another size in each.
+FIBERS = {"": [], "_ucontext": ["-DLQRAY_EMULATED_UCONTEXT"]}
+MACHINE_SOURCES = ("scheduler", "accesses")
 
 
 class BuildError(Exception):
@@ -53,6 +55,25 @@ def sanitizer_libraries() -> list[Path]:
     return found
 
 
+def kernel_files(csrc: Path) -> list[Path]:
+    """The sources of the kernels: quantize_cuda.cu, and what it includes that is written for a GPU."""
+    return [csrc / "quantize_cuda.cu", *sorted(csrc.glob("*.cuh"))]
+
+
+FILES_APART = "\f\n"
+
+
+def kernel_text(csrc: Path) -> str:
+    """All of these as one text."""
+    return FILES_APART.join(file.read_text() for file in kernel_files(csrc))
+
+
+def write_kernels(csrc: Path, text: str) -> None:
+    """The reverse."""
+    for file, part in zip(kernel_files(csrc), text.split(FILES_APART), strict=True):
+        file.write_text(part)
+
+
 def machine_parts(csrc: Path, folder: Path) -> list[Callable[[], None]]:
     """Calls, each of which compiles a part of what the libraries of `folder` share: the machine, and the operators of
     torch.ops.lqray for tensors of the CPU, whose memory is the emulated device's. They raise BuildError."""
@@ -63,8 +84,12 @@ def machine_parts(csrc: Path, folder: Path) -> list[Callable[[], None]]:
     binding = folder / "binding.cpp"
     text = text.replace(key, key.replace("lqray, CUDA", "lqray, CPU"))
     binding.write_text(f'#line 1 "{csrc / "bind_cuda.cpp"}"\n{text}')
-    machine = [(MACHINE / "scheduler.cpp", name, flags) for name, flags in SCHEDULERS.items()]
-    machine += [(binding, "binding", []), (MACHINE / "accesses.cpp", "accesses", [])]
+    machine = [
+        (MACHINE / f"{source}.cpp", f"{source}{ending}", flags)
+        for ending, flags in FIBERS.items()
+        for source in MACHINE_SOURCES
+    ]
+    machine.append((binding, "binding", []))
     return [partial(_compile, source, folder / f"{name}.o", csrc, "-O2", *flags) for source, name, flags in machine]
 
 
@@ -75,19 +100,23 @@ def build(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> Pat
 
 def compile_kernels(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> Path:
     """The object file of a variant's kernels. Raises BuildError."""
+    translated = folder / f"{name}_{variant}"
+    translated.mkdir()
     kernels = folder / f"{name}_{variant}.cpp"
     try:
-        kernels.write_text(translate((csrc / "quantize_cuda.cu").read_text(), str(csrc / "quantize_cuda.cu")))
+        for source in kernel_files(csrc):
+            place = kernels if source.suffix == ".cu" else translated / source.name
+            place.write_text(translate(source.read_text(), str(source)))
     except NotUnderstoodError as error:
         raise BuildError(str(error)) from error
-    _compile(kernels, kernels.with_suffix(".o"), csrc, *VARIANTS[variant])
+    _compile(kernels, kernels.with_suffix(".o"), csrc, "-I", str(translated), *VARIANTS[variant])
     return kernels.with_suffix(".o")
 
 
 def link(variant: str, kernels: Path, folder: Path) -> Path:
     """The library of kernels and of what the calls of `machine_parts` left in `folder`. Raises BuildError."""
-    scheduler = "scheduler_ucontext" if variant == "ucontext" else "scheduler"
-    objects = [kernels, *(folder / f"{one}.o" for one in (scheduler, "accesses", "binding"))]
+    ending = "_ucontext" if variant == "ucontext" else ""
+    objects = [kernels, folder / "binding.o", *(folder / f"{source}{ending}.o" for source in MACHINE_SOURCES)]
     library = kernels.with_suffix(".so")
     sanitizers = [flag for flag in VARIANTS[variant] if flag.startswith("-fsanitize=address")]
     libraries = ["-L", TORCH / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]

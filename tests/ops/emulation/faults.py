@@ -29,8 +29,7 @@ def seen(fault: Fault, csrc: Path, folder: Path) -> tuple[str, str]:
     """(the run that sees the fault, its word why). Raises NotSeenError, BuildError, or LookupError."""
     copy = folder / re.sub(r"\W+", "_", fault.name)
     shutil.copytree(csrc, copy)
-    kernels = copy / "quantize_cuda.cu"
-    kernels.write_text(fault.plant(kernels.read_text()))
+    build.write_kernels(copy, fault.plant(build.kernel_text(copy)))
     libraries: dict[str, Path] = {}
     for run in STAGES:
         if run.variant not in libraries:
@@ -67,7 +66,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time")
     chosen = parser.parse_args()
     started, csrc = time.monotonic(), chosen.csrc.resolve()
-    every = [*barriers((csrc / "quantize_cuda.cu").read_text()), *FAULTS]
+    every = [*barriers(build.kernel_text(csrc)), *FAULTS]
     faults = [fault for fault in every if re.search(chosen.only, fault.name)]
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, ThreadPoolExecutor(chosen.jobs) as pool:
         for part in build.machine_parts(csrc, Path(folder)):
