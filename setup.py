@@ -32,6 +32,8 @@ CPU_SOURCES = ["bind_cpu.cpp", "quantize_cpu.cpp", "quantize_cpu_avx2.cpp", "qua
 CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--threads=0", "-Xcompiler", "-fPIC"]
+# Of a thread: ptxas gives up a few registers where one more warp fits a processor by it.
+SPILLED_BYTES = 32
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
 
 
@@ -227,17 +229,16 @@ class CudaCheck(Command):
             raise SystemExit("lqray: cuda_check needs nvcc; set CUDA_HOME")
         folder = ROOT / "build" / "cuda_check"
         log = compile_cuda(home, folder / "quantize_cuda.o", "-Werror", "all-warnings", "-Xptxas", "-v")
-        spills = [line for line in log.splitlines() if "spill" in line]
-        bad = [line for line in spills if "0 bytes spill stores, 0 bytes spill loads" not in line]
-        if bad or not spills:
-            raise SystemExit("lqray: registers spill:\n" + "\n".join(bad or [log]))
+        spills = [int(number) for number in re.findall(r"(\d+) bytes spill stores", log)]
+        if not spills or max(spills) > SPILLED_BYTES:
+            raise SystemExit(f"lqray: registers spill, up to {max(spills, default=0)} bytes of a thread:\n{log}")
         place = torch_folder() / "lib"
         if not (place / "libtorch_cuda.so").is_file():
             place = stand_in(folder / "stand_in")
         link_cuda(folder / "_native_cuda.abi3.so", home, folder / "quantize_cuda.o", place, "-Werror")
         registers = max(int(number) for number in re.findall(r"Used (\d+) registers", log))
         say(
-            f"cuda_check: {len(spills)} kernels without spills, at most {registers} registers; linked for "
+            f"cuda_check: {len(spills)} kernels, at most {registers} registers and {max(spills)} bytes spilled; linked for "
             f"{' '.join(architectures(home))}"
         )
 

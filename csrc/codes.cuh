@@ -78,7 +78,7 @@ __device__ __forceinline__ float rescaled_norm(const float (&value)[kValues], fl
   if (lane == 0) squares_of[warp] = sum;
   __syncthreads();
   sum = tree_sum(lane < warps ? squares_of[first_warp + lane] : 0.0f);
-  return squares_suffice(squares) ? root_of(squares, 1.0f) : most > 0.0f ? root_of(sum, scaled.up) : most;
+  return squares_suffice(squares) ? root_of(squares, 1.0f) : root_of(sum, scaled.up);
 }
 
 // Whole buckets of `warps` chunks of 1,024 coordinates, each of which is one warp's and stays in its registers (of more
@@ -214,11 +214,9 @@ __global__ void __launch_bounds__(kThreads) decode_tiles(Rows rows, DeviceLevels
         codes_of_tile<kBits>(words, groups * kBits, at);
 #pragma unroll
         for (int j = 0; j < kPerLane; ++j) {
-          const int64_t i = start + 32 * j + lane;
-          if (i < n) {
-            const float term = norms[bucket_size.of(i)] * *reinterpret_cast<const float*>(table + at[j]);
-            sum[j] = kPlain ? term : sum[j] + term;
-          }
+          const int64_t i = min(start + 32 * j + lane, n - 1);  // what is beyond the end is not stored
+          const float term = norms[bucket_size.of(i)] * *reinterpret_cast<const float*>(table + at[j]);
+          sum[j] = kPlain ? term : sum[j] + term;
         }
       }
     }

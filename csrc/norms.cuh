@@ -59,15 +59,12 @@ __global__ void __launch_bounds__(kThreads) norms_of_short_buckets(Reader x, int
     const int64_t start = bucket * bucket_size, stop = min(n, start + bucket_size);
     float norm = kNorm == Norm::l2 ? squares_of_chunk(x, start, stop, 1.0f) : largest_of_chunk(x, start, stop);
     if (kNorm == Norm::l2) {
-      if (squares_suffice(norm)) {
-        norm = root_of(norm, 1.0f);
-      } else {
-        norm = largest_of_chunk(x, start, stop);
-        if (norm > 0.0f) {
-          const Rescaling scaled = rescaling_of(norm);
-          norm = root_of(squares_of_chunk(x, start, stop, scaled.down), scaled.up);
-        }
+      Rescaling scaled{1.0f, 1.0f};
+      if (__any_sync(kAll, !squares_suffice(norm))) {  // of all lanes alike
+        scaled = rescaling_of(largest_of_chunk(x, start, stop));
+        norm = squares_of_chunk(x, start, stop, scaled.down);
       }
+      norm = root_of(norm, scaled.up);
     }
     if ((threadIdx.x & 31) == 0) norms[bucket] = norm;
   }
@@ -123,15 +120,12 @@ __global__ void __launch_bounds__(kThreads) norms_of_long_buckets(Reader x, int6
     float norm = kNorm == Norm::linf ? largest_of_bucket(x, start, stop)
                                      : squares_of_bucket(x, start, stop, 1.0f, sums);
     if (kNorm == Norm::l2) {
-      if (squares_suffice(norm)) {
-        norm = root_of(norm, 1.0f);
-      } else {
-        norm = largest_of_bucket(x, start, stop);
-        if (norm > 0.0f) {
-          const Rescaling scaled = rescaling_of(norm);
-          norm = root_of(squares_of_bucket(x, start, stop, scaled.down, sums), scaled.up);
-        }
+      Rescaling scaled{1.0f, 1.0f};
+      if (__syncthreads_or(!squares_suffice(norm))) {
+        scaled = rescaling_of(largest_of_bucket(x, start, stop));
+        norm = squares_of_bucket(x, start, stop, scaled.down, sums);
       }
+      norm = root_of(norm, scaled.up);
     }
     if (threadIdx.x == 0) norms[bucket] = norm;
   }
@@ -188,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) statistics_of_buckets(Reader x, int6
     const Sums total = reduce_block(sums);
     const double count = static_cast<double>(stop - start), mean = total.sum / count;
     double deviations = fmax(0.0, total.squares - total.sum * mean);
-    if (deviations < 1e-9 * total.squares) {  // the difference cancels
+    if (__syncthreads_or(deviations < 1e-9 * total.squares)) {  // the difference cancels
       Sums again{0.0, 0.0, 0u};
       for (int64_t i = start + threadIdx.x; i < stop; i += kThreads) {
         const double off = static_cast<double>(x[i]) - mean;
