@@ -238,8 +238,8 @@ class CudaCheck(Command):
         link_cuda(folder / "_native_cuda.abi3.so", home, folder / "quantize_cuda.o", place, "-Werror")
         registers = max(int(number) for number in re.findall(r"Used (\d+) registers", log))
         say(
-            f"cuda_check: {len(spills)} kernels, at most {registers} registers and {max(spills)} bytes spilled; linked for "
-            f"{' '.join(architectures(home))}"
+            f"cuda_check: {len(spills)} kernels, at most {registers} registers and {max(spills)} bytes spilled; "
+            f"linked for {' '.join(architectures(home))}"
         )
 
 

@@ -131,16 +131,21 @@ def parsed(listing: str) -> dict[str, Kernel]:
 
 
 def short_name(mangled: str) -> str:
-    """"encode_buckets<3, l2>" of its symbol; readers of 16 bits are named."""
-    plain = run("c++filt", mangled).split("::")
-    text = run("c++filt", mangled)
-    name = re.search(r"(\w+)(<.*?>)?\((?!anonymous)", re.sub(r"\(anonymous namespace\)::|lqray::cuda::|lqray::", "", text))
-    assert name, plain
-    arguments = re.sub(r"\(Norm\)0", "l2", name.group(2) or "")
-    arguments = re.sub(r"\(Norm\)1", "linf", arguments)
-    arguments = re.sub(r"\(int\)|, Float32|Float32|\(Norm\)", "", arguments)
-    arguments = arguments.replace("(bool)1", "plain").replace("(bool)0", "sum").replace("true", "plain")
-    return name.group(1) + arguments.replace("false", "sum").replace("<>", "")
+    """Of a symbol, as encode_buckets<3, l2>; readers of 16 bits are named."""
+    text = re.sub(r"\(anonymous namespace\)::|lqray::cuda::|lqray::", "", run("c++filt", mangled))
+    name = re.search(r"(\w+)(<.*?>)?\(", text)
+    assert name, text
+    arguments = name.group(2) or ""
+    for written, short in (
+        (r"\(Norm\)0", "l2"),
+        (r"\(Norm\)1", "linf"),
+        (r"\(int\)|, Float32|Float32", ""),
+        (r"\(bool\)1|true", "plain"),
+        (r"\(bool\)0|false", "sum"),
+        (r"^<>$", ""),
+    ):
+        arguments = re.sub(written, short, arguments)
+    return name.group(1) + arguments
 
 
 def sizes(code: dict[str, Kernel]) -> dict[str, Any]:

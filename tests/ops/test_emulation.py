@@ -11,11 +11,11 @@ from tests.ops.emulation import build, translate
 from tests.ops.emulation.fault_list import FAULTS, barriers
 from tests.ops.emulation.runs import FIRST, ROOT, ask
 
-pytestmark = pytest.mark.slow
-
 CSRC = ROOT / "csrc"
 SAMPLE = replace(FIRST, tests="native-cpu and (257-torch.float32 or views or sums_of or (float64 and 33))")
 compiled = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+# Beside `make emulate`, which CI runs, these compile the kernels several times more.
+slow = pytest.mark.slow
 bounded = pytest.mark.skipif(
     build.compiler() is None or not build.sanitizer_libraries(), reason="no g++ with the sanitizers' libraries here"
 )
@@ -30,6 +30,7 @@ def machine(tmp_path_factory) -> Path:
     return folder
 
 
+@slow
 @compiled
 def test_the_kernels_give_the_bytes_of_the_reference(machine):
     outcome = ask(SAMPLE, build.build("races", CSRC, machine))
@@ -37,6 +38,7 @@ def test_the_kernels_give_the_bytes_of_the_reference(machine):
     assert outcome.tests > 5
 
 
+@slow
 @pytest.mark.parametrize(
     ("name", "variant", "word"),
     [
