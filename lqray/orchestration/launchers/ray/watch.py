@@ -127,12 +127,13 @@ def needed_processes(cluster: Cluster) -> list[tuple[str, Any]]:
     found = []
     for process in psutil.process_iter():
         try:
-            name, line = process.name(), " ".join(process.cmdline())
+            name, arguments = process.name(), process.cmdline()
         except psutil.Error:
             continue
-        if name == "raylet" and cluster.raylet_socket in line:
+        # Another raylet of this machine, as an autoscaler's, has its socket beside ours, and is not ours to miss.
+        if name == "raylet" and f"--raylet_socket_name={cluster.raylet_socket}" in arguments:
             found.append(("this machine's node manager, the raylet", process))
-        elif name == "gcs_server" and cluster.session in line:
+        elif name == "gcs_server" and cluster.session in " ".join(arguments):
             found.append(("the head, the gcs_server", process))
     return found
 

@@ -45,6 +45,24 @@ def watch_of(raylet: subprocess.Popen, folder: Path | None, monkeypatch) -> RayW
 def nothing() -> None: ...
 
 
+class Running:
+    """A process as psutil shows it."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.name, self.cmdline = lambda: name, lambda: [f"/ray/{name}", *arguments]
+
+
+def test_the_raylet_that_another_node_of_this_machine_has_is_not_missed(monkeypatch):
+    """A simulated cluster's autoscaler starts it, and ends it when it is idle."""
+    ours = Running("raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet")
+    theirs = Running("raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet.1")
+    head = Running("gcs_server", "--log_dir=/tmp/s1/logs")
+    others = [Running("gcs_server", "--log_dir=/tmp/s2/logs"), Running("python", "/tmp/s1/sockets/raylet")]
+    monkeypatch.setattr(psutil, "process_iter", lambda: [theirs, *others, ours, head])
+    found = ray_watch.needed_processes(Cluster({}, "127.0.0.1:1", "s1", "/tmp/s1/sockets/raylet", None))
+    assert [process for _, process in found] == [ours, head]
+
+
 def test_a_launch_that_waits_leaves_and_what_is_left_of_its_ray_is_ended(tmp_path, children, monkeypatch, caplog):
     raylet, worker = children
     watch = watch_of(raylet, tmp_path, monkeypatch)
