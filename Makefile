@@ -50,7 +50,7 @@ soak: $(INSTALLED)  ## an hour or two: every act of a sweep fails in every way, 
 bench: $(INSTALLED)  ## every benchmark; writes benchmarks/results/
 	for script in $(filter-out benchmarks/record.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-cuda-check: $(RUNS)  ## compile and link the CUDA kernels (needs nvcc, no GPU); warnings and spills are errors
+cuda-check: $(RUNS)  ## compile and link the CUDA kernels (needs nvcc, no GPU); warnings are errors
 	$(BIN)/python setup.py -q cuda_check
 
 emulate: $(INSTALLED)  ## execute the CUDA kernels without a GPU, as C++ on an emulated machine (needs g++); 2 minutes
