@@ -9,7 +9,7 @@ python=${PYTHON:-}
 if [ -z "$python" ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
   python=.venv/bin/python
-  "$python" -m pip install --quiet torch torchvision setuptools numpy scipy pydantic pyyaml scikit-learn pytest hypothesis
+  "$python" -m pip install --quiet torch torchvision setuptools numpy scipy pydantic pyyaml scikit-learn pytest hypothesis click
 fi
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} LQRAY_CUDA=1 PYTHONUNBUFFERED=1
 failed=()
@@ -34,11 +34,24 @@ sanitizer() {  # tool
   fi
 }
 
+train() {  # reduction, command that starts Python...
+  local reduction=$1
+  shift
+  timeout 120 "$@" -m lqray train benchmarks/gpu_exchange.yaml --trial "$reduction"
+}
+
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 part "build" "$python" setup.py -q build_ext --inplace || exit 1
-part "every backend, byte for byte" "$python" -m pytest -q -p no:cacheprovider tests/ops/test_backends.py tests/ops/test_fuzz.py -k "cuda or fuzz"
+part "every backend, byte for byte" "$python" -m pytest -q -p no:cacheprovider tests/ops/test_backends.py tests/ops/test_norms.py \
+  tests/ops/test_fuzz.py -k "cuda or fuzz"
 part "codec" "$python" benchmarks/codec.py
 part "training" "$python" benchmarks/training_gpu.py
 for tool in memcheck racecheck synccheck initcheck; do part "compute-sanitizer $tool" sanitizer "$tool"; done
+for reduction in all_gather scatter_reduce; do
+  part "torch's sanitizer of streams, $reduction" train "$reduction" env TORCH_CUDA_SANITIZER=1 "$python"
+  if [ "$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)" -ge 2 ]; then
+    part "two processes over NCCL, $reduction" train "$reduction" "$python" -m torch.distributed.run --standalone --nproc-per-node 2
+  fi
+done
 echo "failed: ${failed[*]:-nothing}"
 [ ${#failed[@]} = 0 ]

@@ -103,8 +103,8 @@ FAULTS = [
           "2 * kThreads, 0, stream_of(stream)>>>(x, n, chunk"),
     Fault("tables filled up to the last level only", "i < (1 << kBits); i += blockDim.x) {",
           "i < levels.count - 1; i += blockDim.x) {"),
-    Fault("decoding: a table filled by one warp", "i < (1 << kBits); i += kThreads)",
-          "i < (1 << kBits); i += 2 * kThreads)"),
+    Fault("decoding: a table without its last code", "i < (1 << kBits); i += kThreads)",
+          "i < (1 << kBits) - 1; i += kThreads)"),
     # Work of a grid.
     Fault("a launch on the default stream", "kThreads, 0, on>>>(\n            reader",
           "kThreads, 0, nullptr>>>(\n            reader"),
