@@ -20,7 +20,8 @@ from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import parse
 from tests.testing.experiments import BASE, experiment, values
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted([*(ROOT / "experiments").glob("*.yaml"), *(ROOT / "benchmarks").glob("*.yaml")])
 
 
 def changed(sweep: str, *overrides: str) -> Experiment:
