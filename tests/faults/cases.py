@@ -149,7 +149,7 @@ class Sweeps:
             outcome.wrong.append(f"it ended by signal {-outcome.code}")
         outcome.wrong += _noise(output)
         if outcome.code == 0:
-            outcome.wrong += [f"after success: {one}" for one in self.differences(folder, output)]
+            outcome.wrong += [f"after success: {one}" for one in self.differences(folder, outcome.output)]
         elif not killed and outcome.code is not None and not re.search(r"Error: |failed|: left|interrupted", output):
             outcome.wrong.append("not a word why")
         deadline = time.monotonic() + _SECONDS_TO_VANISH
