@@ -2,12 +2,13 @@
 
 n = 25 million float32 coordinates, bucket 8192, 3 bits. Each ratio is the median over repeats of two timings taken in
 turn. Bytes that must move, per coordinate: encode reads 4 and writes 3/8, decode the other way round; tensor.clone()
-reads 4 and writes 4.
+reads 4 and writes 4. With LQRAY_CPU_ISA=avx2 or portable, the figures of kernels held back so, in a file of their own.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ BYTES = N * (4 + BITS / 8) + 4 * (N // BUCKET)
 
 
 def cpu() -> None:
+    held_back = os.environ.get("LQRAY_CPU_ISA")
     torch.set_num_threads(2)
     x, levels = torch.randn(N), torch.linspace(-1, 1, 2**BITS)
     payload = ops.encode_fused(x, levels, BITS, BUCKET, "l2", 1, 2)
@@ -59,7 +61,7 @@ def cpu() -> None:
     }
     seconds = {"clone": median_seconds(clone), "encode_fused": median_seconds(encode), "decode": median_seconds(decode)}
     record(
-        "codec_cpu",
+        f"codec_cpu_{held_back}" if held_back else "codec_cpu",
         {
             "coordinates": N,
             "threads": 2,
