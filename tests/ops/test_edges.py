@@ -27,3 +27,10 @@ def test_hadamard_blocks_have_nothing_of_their_neighbours(device, block):
     for inverse in (False, True):
         expected = reference.hadamard(x, block, 1, 2, inverse)
         assert same(ops.hadamard(x.to(device), block, 1, 2, inverse).cpu(), expected)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_statistics_of_short_and_long_buckets_of_zeros_are_zeros(device, norm):
+    for column in ops.bucket_statistics(torch.zeros(300, device=device), 256, norm):
+        assert column.cpu().tolist() == [0.0, 0.0]

@@ -14,7 +14,8 @@ from tests.ops.emulation import build
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 1200  # seconds of a run; a launch that does not end is told by the machine, much earlier
-FILES = [f"tests/ops/{name}.py" for name in ("test_backends", "test_norms", "test_edges", "test_fuzz", "emulation/cases")]
+NAMES = ["test_backends", "test_norms", "test_edges", "test_fuzz", "emulation/cases"]
+FILES = [f"tests/ops/{name}.py" for name in NAMES]
 ALL = "native-cpu or fuzz or emulation"
 # Without those that are long, or ask no kernel, where others have the same kernels run.
 LEFT_OUT = [
