@@ -100,6 +100,13 @@ def test_every_command_of_a_document_is_one_and_its_files_are_there(document):
             assert not _FOLDERS.match(word) or (ROOT / word).exists(), command
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_has_each_heading_once(document):
+    """Twice: an edit has copied a part of it."""
+    headings = re.findall(r"^#+ .*", re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S), re.MULTILINE)
+    assert len(set(headings)) == len(headings)
+
+
 def test_documents_were_read():
     assert sum(1 for document in DOCUMENTS for _ in documented(document)) > 100
 
