@@ -25,11 +25,18 @@ _NORMS = (
 
 @dataclass(frozen=True)
 class Span:
-    """Coordinates [begin, end) of a DDP bucket: those of the parameter `name`."""
+    """Coordinates [begin, end) of a DDP bucket: those of the parameter `name`. shape: of the parameter, where its
+    coordinates lie row-major."""
 
     name: str
     begin: int
     end: int
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many coordinates."""
+        return self.end - self.begin
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,8 @@ class Cut:
         for spans, tensor in parts:
             begin = 0
             for span in spans:
-                size = span.end - span.begin
-                flat[span.begin : span.end] = tensor[begin : begin + size]
-                begin += size
+                flat[span.begin : span.end] = tensor[begin : begin + span.size]
+                begin += span.size
         return flat
 
 
@@ -125,7 +131,8 @@ def cut_bucket(bucket: GradBucket, names: Mapping[Tensor, str], skipped: frozens
     spans = []
     for gradient, parameter in zip(bucket.gradients(), bucket.parameters(), strict=True):
         begin = int(gradient.storage_offset() - start)
-        spans.append(Span(names[parameter], begin, begin + gradient.numel()))
+        shape = tuple(gradient.shape) if gradient.is_contiguous() else None
+        spans.append(Span(names[parameter], begin, begin + gradient.numel(), shape))
     kept = [span for span in spans if span.name not in skipped]
     tensors = [[span] for span in kept] if by_layer else [kept] if kept else []
     return Cut(tensors, [span for span in spans if span.name in skipped], flat.numel())

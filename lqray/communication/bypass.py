@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,10 +13,10 @@ import torch.distributed as dist
 
 from lqray.communication import streams
 from lqray.communication.reduction import load_reduction
-from lqray.communication.wire.parcel import CheckWords, Parcel
+from lqray.communication.wire.parcel import CheckWords, Parcel, decoded_parts, encoded_parts
 from lqray.communication.wire.volume import Phase, Volume
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor, Payload
 
 _REPEATS = 3
 _MOST = 2**22
@@ -38,7 +39,7 @@ class Decision:
 
 
 def decide(
-    quantizer: Quantizer,
+    compressor: Compressor,
     coordinates: int,
     group: dist.ProcessGroup,
     device: torch.device,
@@ -54,21 +55,26 @@ def decide(
     options = options or ExchangeOptions()
     n = max(1, min(coordinates, _MOST))
     gradient = torch.randn(n, device=device)
-    parcel = Parcel(
-        [[quantizer.encode(gradient, seed=0, offset=0)] for _ in range(workers)], [0] * workers, [0], check=0
-    )
-    reduction = load_reduction(options, group, CheckWords())
+    # Nothing of it is kept from one measurement to the next.
+    reduction = load_reduction(options.model_copy(update={"feedback_stages": "first"}), group, CheckWords())
+    parts = 1 if compressor.layers else reduction.parts(workers)
+    shaped = gradient.view(_matrix(n)) if compressor.layers else gradient
+
+    def payloads() -> list[Payload]:
+        return encoded_parts(shaped, parts, compressor, seed=0, offset=0)
+
+    parcel = Parcel([payloads() for _ in range(workers)], [0] * workers, check=0, parts=parts)
     inside: list[Volume] = []
 
     def encode() -> None:
         for _ in range(workers):
-            payload = quantizer.encode(gradient, seed=0, offset=0)
+            encoded = payloads()
             if options.error_feedback:
-                quantizer.decode(payload)
+                decoded_parts(encoded, compressor)
 
     def reduce() -> None:
         inside.append(Volume())
-        reduction.reduce(parcel, quantizer, inside[-1]).wait()
+        reduction.reduce(parcel, compressor, inside[-1]).wait()
 
     steps: list[Callable[[], object]] = [encode, reduce, lambda: dist.all_reduce(gradient, group=group)]
     try:
@@ -83,6 +89,12 @@ def decide(
     dist.all_reduce(own, op=dist.ReduceOp.MAX, group=group)
     seconds = [value * coordinates / n for value in own.tolist()]
     return Decision(sum(seconds[:3]) >= seconds[3], *seconds)
+
+
+def _matrix(n: int) -> tuple[int, int]:
+    """A shape of n coordinates that is near a square, as layers are."""
+    rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
+    return rows, n // rows
 
 
 def _median_seconds(step: Callable[[], object], device: torch.device, group: dist.ProcessGroup) -> float:

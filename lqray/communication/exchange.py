@@ -4,7 +4,6 @@ No `from __future__ import annotations` here: DDP checks the hook's annotations 
 """
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,11 +30,10 @@ from lqray.communication.measurement import Measured
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
-from lqray.communication.wire.parcel import CheckWords, Parcel, check_of
+from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts, joined
 from lqray.communication.wire.volume import Volume
-from lqray.experiment.feedback import adapts
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Payload, Quantizer
+from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.density import Density, density_of
 
 # A tensor's offset: 20 bits of DDP bucket, 32 of iteration, 11 of layer within it; the highest is a reduction's own.
@@ -46,7 +44,7 @@ _MOST_BUCKETS, _MOST_ITERATIONS = 2**_ITERATION_SHIFT, 2 ** (_LAYER_SHIFT - _ITE
 class GradientExchange:
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
-    quantizer: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
+    compressor: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
     quantization buckets start. seeds: unsigned 64-bit, one for each worker of this process, all different over all
     ranks, else rounding errors would not average out. Every rank has as many workers; their gradients are encoded one
     by one, and the mean over all workers of all ranks is the same bits however many processes they share.
@@ -55,18 +53,18 @@ class GradientExchange:
     """
 
     def __init__(
-        self, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, seeds: Sequence[int]
+        self, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, seeds: Sequence[int]
     ) -> None:
-        self.quantizer = quantizer
+        self.compressor = compressor
         self.volume = Volume()
         self._options = options
         self._group = group
         self._seeds = list(seeds)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
-        feedback = options.error_feedback if options.trajectory == "quantized" else False
-        self._residuals = Residuals(quantizer, feedback) if feedback else None
-        self._must_fit = self._residuals is not None and adapts(quantizer.options)
+        fed_back = options.error_feedback and options.trajectory == "quantized"
+        self._residuals = Residuals(compressor, options) if fed_back else None
+        self._must_fit = self._residuals is not None and compressor.adapts
         self._unfitted = self._must_fit
         self._names: dict[Tensor, str] = {}
         self._skipped: frozenset[str] = frozenset()
@@ -88,9 +86,9 @@ class GradientExchange:
         of a dtype that no payload holds."""
         check_parameters(model.module)
         agreed = {
-            "quantizer": self.quantizer.options.model_dump(),
+            "quantizer": [self.compressor.name, self.compressor.options.model_dump()],
             "exchange": self._options.model_dump(),
-            "levels": self.quantizer.levels.tolist(),
+            "levels": self.compressor.fingerprint().hex(),
             "workers of a process": len(self._seeds),
         }
         check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
@@ -108,14 +106,14 @@ class GradientExchange:
         self._checks.raise_found()
         self._check_iteration(iteration)
         for device in {parameter.device for parameter in self._names}:
-            self.quantizer.levels_on(device)  # new ones make the host wait for a GPU: not within the backward pass
+            self.compressor.tensors_on(device)  # new ones make the host wait for a GPU: not within the backward pass
         if self._residuals:
-            self._residuals.check()
+            self._residuals.begin_step(iteration)
         self.volume = Volume()
         self._iteration = iteration
         self._exchanged = set()
-        wanted = self.quantizer.schedule.wants_sample(iteration, self.quantizer.samples)
-        self._sample = (wanted or self._unfitted) and not self.quantizer.fresh_samples
+        wanted = self.compressor.schedule.wants_sample(iteration, self.compressor.samples)
+        self._sample = (wanted or self._unfitted) and not self.compressor.fresh_samples
         self._measure, self._keep, self._kept = measure, keep, []
         self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
         self._measured = [Measured() for _ in self._seeds]
@@ -142,7 +140,7 @@ class GradientExchange:
                 "call set_aside after the backward pass of each but the last"
             )
         self._claim(bucket.index())
-        by_layer = self._options.buckets == "layer"
+        by_layer = self._options.buckets == "layer" or self.compressor.layers
         cut = cut_bucket(bucket, self._names, self._skipped, by_layer)
         if len(cut.tensors) > _MOST_LAYERS:
             raise ValueError(
@@ -158,12 +156,12 @@ class GradientExchange:
                 cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
             means, skipped = self._start_bucket(flats, cut, bucket)
         if means and not skipped:
-            return means.then(lambda done: cut.put(done.value(), None))
+            return means.then(lambda done: cut.put(_whole(done.value(), cut), None))
         if skipped and not means:
             return skipped.then(lambda done: cut.put([], done.value()))
         assert means
         assert skipped
-        return streams.after_all([means, skipped], cut.put, device)
+        return streams.after_all([means, skipped], lambda parts, rest: cut.put(_whole(parts, cut), rest), device)
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
@@ -173,7 +171,7 @@ class GradientExchange:
         self._side.prepare(gradients[0].device, gradients)
         with self._side.entered():
             means = self._start_exchange([[gradient] for gradient in gradients], cut, index)
-        return means.then(lambda done: done.value()[0])
+        return means.then(lambda done: _whole(done.value(), cut)[0])
 
     def _check_iteration(self, iteration: int) -> None:
         if not 0 <= iteration < _MOST_ITERATIONS:
@@ -221,46 +219,54 @@ class GradientExchange:
 
     def _start_exchange(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
         """tensors: [worker][tensor]."""
-        streams.used_here(self.quantizer.levels_on(tensors[0][0].device))
+        streams.used_here(*self.compressor.tensors_on(tensors[0][0].device))
+        reduction = self._load_reduction()
         first, offsets = self._offsets(cut, index)
+        parts = 1 if self.compressor.layers else reduction.parts(len(self._seeds))
         payloads = []
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            parts = zip(own, cut.tensors, offsets, strict=True)
-            payloads.append([self._encode(worker, seed, *part) for part in parts])
-        parcel = Parcel(payloads, self._seeds, offsets, check_of(self.quantizer.levels, first))
-        return self._load_reduction().reduce(parcel, self.quantizer, self.volume)
+            each = zip(own, cut.tensors, offsets, strict=True)
+            payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
+        names = [f"{'+'.join(span.name for span in spans)}#{part}" for spans in cut.tensors for part in range(parts)]
+        check = check_of(self.compressor.fingerprint(), first)
+        parcel = Parcel(payloads, self._seeds, check, parts, names, self._iteration)
+        return reduction.reduce(parcel, self.compressor, self.volume)
 
     def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
         """What a quantized exchange would observe and measure, where one in full precision takes its place."""
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
             for gradient, offset in zip(own, self._offsets(cut, index)[1], strict=True):
-                payload = self.quantizer.encode(gradient, seed=seed, offset=offset) if self._measure else None
-                self._note(worker, gradient, payload)
+                payload = self.compressor.encode(gradient, seed=seed, offset=offset) if self._measure else None
+                self._note(worker, gradient, [payload] if payload else [])
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""
         first = self._iteration << _ITERATION_SHIFT | index
         return first, [first | number << _LAYER_SHIFT for number in range(len(cut.tensors))]
 
-    def _encode(self, worker: int, seed: int, gradient: Tensor, spans: Sequence[Span], offset: int) -> Payload:
+    def _encode(
+        self, worker: int, seed: int, parts: int, gradient: Tensor, spans: Sequence[Span], offset: int
+    ) -> Sequence[Payload]:
+        """Of a worker's tensor (n,), in so many parts."""
         dtype = gradient.dtype
         with self.volume.timed("encode", gradient.device):
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
-            payload = self.quantizer.encode(gradient, seed=seed, offset=offset)
+            shaped = gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
+            payloads: Sequence[Payload] = encoded_parts(shaped, parts, self.compressor, seed=seed, offset=offset)
             if self._residuals and not self._unfitted:
-                payload = self._residuals.keep(gradient, payload, spans, worker)
-        self.volume.coordinates += payload.n
-        self._note(worker, gradient, payload)
-        return replace(payload, dtype=dtype)
+                payloads = self._residuals.keep(gradient, payloads, spans, worker)
+        self.volume.coordinates += gradient.numel()
+        self._note(worker, gradient, payloads)
+        return [replace(payload, dtype=dtype) for payload in payloads]
 
-    def _note(self, worker: int, gradient: Tensor, payload: Payload | None) -> None:
+    def _note(self, worker: int, gradient: Tensor, payloads: Sequence[Payload]) -> None:
         if self._sample:
-            self.quantizer.observe(gradient, worker)
+            self.compressor.observe(gradient, worker)
         if self._keep and not worker:
             self._kept.append(gradient.clone())
-        if self._measure and payload is not None:
-            self._measured[worker].add(gradient, payload, self.quantizer)
+        if self._measure and payloads:
+            self._measured[worker].add(gradient, payloads, self.compressor)
 
     def finish(self) -> None:
         """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
@@ -277,20 +283,23 @@ class GradientExchange:
         and of error feedback, this process's own. Raises LevelsDifferError as `finish`: of an exchange that went wrong
         nothing is kept."""
         self.finish()
-        state = {"quantizer": self.quantizer.state_dict(), "residuals": {}}
+        state = {"quantizer": self.compressor.state_dict(), "residuals": {}}
         if self._residuals:
             state["residuals"] = self._residuals.state_dict()
             state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
+            state["reduction"] = self._reduction.state_dict() if self._reduction else {}
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what `state_dict` returned. The next step may then be any."""
-        self.quantizer.load_state_dict(state["quantizer"])
+        self.compressor.load_state_dict(state["quantizer"])
         self._iteration, self._last, self._exchanged = 0, -1, set()
         if self._residuals:
             self._residuals.load_state_dict(state["residuals"])
-            fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.quantizer.updates > 0
+            fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.compressor.updates > 0
             self._unfitted = self._must_fit and not fitted
+            if self._reduction:
+                self._reduction.load_state_dict(state.get("reduction", {}))
 
     @property
     def nmse(self) -> float:
@@ -313,27 +322,33 @@ class GradientExchange:
         return statistics.fmean(one.huffman_bits / max(1, one.coordinates) for one in self._measured)
 
     def density(self) -> Density | None:
-        """Of the normalized coordinates of the first worker here at the last step that kept them; None without any."""
-        return density_of(self._kept, self.quantizer.coding)
+        """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or
+        with a compressor that has no levels."""
+        return density_of(self._kept, self.compressor.coding) if isinstance(self.compressor, Quantizer) else None
+
+    @property
+    def quantizer(self) -> Compressor:
+        """The compressor: under this name since there were but quantizers."""
+        return self.compressor
 
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
-        due = self._unfitted or self.quantizer.schedule.is_due(iteration)
-        wanted = self.quantizer.fresh_samples and due
-        return self.quantizer.samples if wanted else 0
+        due = self._unfitted or self.compressor.schedule.is_due(iteration)
+        wanted = self.compressor.fresh_samples and due
+        return self.compressor.samples if wanted else 0
 
     def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
         """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
         fits to."""
         for tensor in self._quantized_tensors(gradients):
-            self.quantizer.observe(tensor, worker)
+            self.compressor.observe(tensor, worker)
 
     def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int) -> Tensor:
         """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
         is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
         `Quantizer.encode`; the offset has 52 bits."""
         decoded = [
-            self.quantizer.decode(self.quantizer.encode(tensor, seed=seed, offset=offset | number << _LAYER_SHIFT))
+            self.compressor.decode(self.compressor.encode(tensor, seed=seed, offset=offset | number << _LAYER_SHIFT))
             for number, tensor in enumerate(self._quantized_tensors(gradients))
         ]
         return torch.cat(decoded) if decoded else torch.zeros(0)
@@ -341,11 +356,13 @@ class GradientExchange:
     def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The coordinates (n,) that `rounded` rounds, exact."""
         kept = self._quantized_tensors(gradients)
-        return torch.cat(kept) if kept else torch.zeros(0)
+        return torch.cat([gradient.reshape(-1) for gradient in kept]) if kept else torch.zeros(0)
 
     def _quantized_tensors(self, gradients: Mapping[str, Tensor]) -> list[Tensor]:
-        kept = [gradient.reshape(-1) for name, gradient in gradients.items() if name not in self._skipped]
-        return kept if self._options.buckets == "layer" else [torch.cat(kept)] if kept else []
+        kept = [gradient for name, gradient in gradients.items() if name not in self._skipped]
+        if self._options.buckets == "layer" or self.compressor.layers or not kept:
+            return kept
+        return [torch.cat([gradient.reshape(-1) for gradient in kept])]
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,
@@ -353,16 +370,22 @@ class GradientExchange:
 
         See `lqray.communication.level_update`. Returns whether an update was due.
         """
-        if not self._unfitted and not self.quantizer.schedule.is_due(self._iteration):
+        if not self._unfitted and not self.compressor.schedule.is_due(self._iteration):
             return False
-        update_levels(self.quantizer, self._group, self._device)
-        self._unfitted = self._unfitted and math.isnan(self.quantizer.expected_variance)
+        update_levels(self.compressor, self._group, self._device)
+        self._unfitted = self._unfitted and not self.compressor.fitted
         return True
 
     @property
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return streams.device_of(self._group)
+
+
+def _whole(parts: Sequence[Tensor], cut: Cut) -> list[Tensor]:
+    """The tensors of a cut, of what their parts became."""
+    each = len(parts) // len(cut.tensors)
+    return [joined(parts[first : first + each]) for first in range(0, len(parts), each)]
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

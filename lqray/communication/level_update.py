@@ -1,7 +1,6 @@
-"""Levels fitted to what all ranks have seen.
+"""What compressors adapt, fitted to what all ranks have seen.
 
-Statistics are gathered, rank 0 solves, its levels and their expected variance are broadcast: all ranks end with the
-same bytes.
+Statistics are gathered, rank 0 fits, what it found is broadcast: all ranks end with the same bytes.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ import torch
 import torch.distributed as dist
 
 from lqray.communication.wire.collectives import gather_now
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor
 
 
-def update_levels(quantizer: Quantizer, group: dist.ProcessGroup, device: torch.device) -> None:
-    """Fit a quantizer's levels to all ranks' statistics. Collective. device: of the group's collectives."""
-    rows = _gather(quantizer.statistics_table(), group, device)
+def update_levels(compressor: Compressor, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Fit a compressor's parameters to all ranks' statistics. Collective. device: of the group's collectives."""
+    rows = _gather(compressor.statistics_table(), group, device)
     if group.rank() == 0:
-        assert quantizer.method.fit is not None
-        quantizer.update_levels(quantizer.method.fit.statistics.from_table(rows))
-    fitted = torch.from_numpy(np.append(quantizer.exact_levels, quantizer.expected_variance)).to(device)
+        compressor.update_to(rows)
+    fitted = torch.from_numpy(compressor.parameters()).to(device)
     dist.broadcast(fitted, group=group, group_src=0)
     if group.rank() != 0:
-        *levels, variance = fitted.tolist()
-        quantizer.adopt_levels(np.array(levels), variance)
+        compressor.adopt(fitted.cpu().numpy())
 
 
 def _gather(table: np.ndarray, group: dist.ProcessGroup, device: torch.device) -> np.ndarray:
-    """Every rank's (K_rank, 4) rows, in the order of ranks. K may differ: zero buckets are dropped."""
+    """Every rank's (K_rank, C) rows, in the order of ranks. K may differ: zero buckets are dropped."""
     own = torch.from_numpy(table).to(device)
     lengths = gather_now(torch.tensor([len(table)], device=device), group)
     longest = max(1, int(lengths.max()))

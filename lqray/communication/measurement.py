@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lqray.quantization import Payload, Quantizer
+from lqray.communication.wire.parcel import decoded_parts
+from lqray.quantization import Compressor, Payload
 
 
 @dataclass
@@ -22,15 +24,17 @@ class Measured:
     huffman_bits: float = 0.0
     coordinates: int = 0
 
-    def add(self, gradient: Tensor, payload: Payload, quantizer: Quantizer) -> None:
-        exact = gradient.to(torch.float64)
+    def add(self, gradient: Tensor, payloads: Sequence[Payload], compressor: Compressor) -> None:
+        exact = gradient.to(torch.float64).reshape(-1)
         energy = float(exact.square().sum())
-        self.error += float((quantizer.decode(payload).to(torch.float64) - exact).square().sum())
+        decoded = decoded_parts(payloads, compressor).to(torch.float64)
+        self.error += float((decoded - exact).square().sum())
         self.energy += energy
-        self.bias += quantizer.bias(gradient) ** 2 * energy
-        self.entropy_bits += payload.entropy_bits() * payload.n
-        self.huffman_bits += payload.huffman_bits() * payload.n
-        self.coordinates += payload.n
+        self.bias += compressor.bias(gradient) ** 2 * energy
+        for payload in payloads:
+            self.entropy_bits += payload.entropy_bits() * payload.n
+            self.huffman_bits += payload.huffman_bits() * payload.n
+            self.coordinates += payload.n
 
     @property
     def nmse(self) -> float:

@@ -12,15 +12,19 @@ from torch.futures import Future
 from lqray.communication.wire.parcel import CheckWords, Parcel
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor
 
 
 class Reduction(Protocol):
     """A way to turn every worker's payloads into the means of what they stand for."""
 
-    def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
-        """Start the exchange of this process's parcel and return a future of the mean over all workers of every tensor:
-        (n,) each, of its payload's dtype, the same bytes on all ranks, whatever number of workers a process has.
+    def parts(self, workers: int) -> int:
+        """Into how many parts each tensor is cut before it is encoded, where each process has so many workers."""
+        ...
+
+    def reduce(self, parcel: Parcel, compressor: Compressor, volume: Volume) -> Future[list[Tensor]]:
+        """Start the exchange of this process's parcel and return a future of the mean over all workers of every
+        payload's tensor: (n,) each, of its dtype, the same bytes on all ranks, however many workers a process has.
 
         Adds the bytes handed over and moved, and the seconds, to `volume`. The future's error is LevelsDifferError
         where ranks' levels differ.
@@ -29,6 +33,14 @@ class Reduction(Protocol):
 
     def close(self) -> None:
         """Let go of threads."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it keeps from step to step, this process's own."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
         ...
 
 

@@ -23,6 +23,7 @@ from functools import lru_cache
 from lqray.experiment.options.quantizer import (
     AdaptiveLevelsOptions,
     BucketOptions,
+    CompressorOptions,
     ExponentialLevelsOptions,
     FixedLevelsOptions,
     QuantizerOptions,
@@ -120,7 +121,9 @@ def why_no_contraction(options: BucketOptions, norm: str, levels: Sequence[float
 
 
 def contraction_problem(options: QuantizerOptions) -> str | None:
-    """As `why_no_contraction`, by the name of the method alone: None for methods that it does not know."""
+    """As `why_no_contraction`, by the options alone: None for methods of which they do not say it."""
+    if isinstance(options, CompressorOptions) and (why := options.why_no_contraction()):
+        return why
     if options.method not in _NORMS_AND_LEVELS or not isinstance(options, FixedLevelsOptions | TernaryOptions):
         return None
     norm, levels = _NORMS_AND_LEVELS[options.method]

@@ -6,7 +6,8 @@ docs/wire-format.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lqray import ops
 from lqray.quantization.entropy import Counts, entropy_bits, huffman_bits
+from lqray.quantization.payload import CodePlanes, Payload, floats
 
 # Every rank rotates by the same signs, else sums of what they decode would mean nothing: no rank's seed enters them.
 # Every rank casts the same mean, and must get the same bits: nor does it enter the cast.
@@ -37,30 +39,18 @@ class Coding:
 
 
 @dataclass(frozen=True)
-class Payload:
-    """An encoded tensor.
-
-    buffer: uint8, one dimension, contiguous: a float32 norm for each bucket, then `bits` bit planes of codes, then the
+class LevelPayload(Payload):
+    """Codes of levels: the buffer holds a float32 norm for each bucket, then `bits` bit planes of codes, then the
     float32 coordinates of an unquantized tail.
-    n: coordinates. bits: planes. bucket_size: coordinates of a bucket. dtype: that of the tensor encoded, which
-    decoding restores. tail: coordinates at the end that are not quantized. rotation: the offset that the signs of its
-    rotation were drawn at, None where it was not rotated. offset: that it was encoded at, and is cast at. All but the
-    buffer are known where it arrives: only the buffer travels.
+
+    bits: planes. bucket_size: coordinates of a bucket. tail: coordinates at the end that are not quantized. rotation:
+    the offset that the signs of its rotation were drawn at, None where it was not rotated.
     """
 
-    buffer: Tensor
-    n: int
     bits: int
     bucket_size: int
-    dtype: torch.dtype
     tail: int = 0
     rotation: int | None = None
-    offset: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the wire."""
-        return self.buffer.numel()
 
     @property
     def coded(self) -> int:
@@ -79,10 +69,15 @@ class Payload:
         return self.norm_bytes + ops.code_bytes(self.coded, self.bits)
 
     @property
+    def expected_bytes(self) -> int:
+        """See `Payload.expected_bytes`."""
+        return self.head_bytes + 4 * self.tail
+
+    @property
     def norms(self) -> Tensor:
         """float32 norm of each bucket: (ceil(coded / bucket_size),). Raises ValueError for a buffer of wrong length."""
         self.check()
-        return _floats(self.buffer[: self.norm_bytes])
+        return floats(self.buffer[: self.norm_bytes])
 
     @property
     def codes(self) -> Tensor:
@@ -91,22 +86,20 @@ class Payload:
         planes = self.buffer[self.norm_bytes : self.head_bytes]
         return ops.unpack(planes, self.coded, self.bits)
 
+    def planes(self) -> Sequence[CodePlanes]:
+        """See `Payload.planes`."""
+        return (CodePlanes(self.norm_bytes, self.coded, self.bits),)
+
+    def described(self) -> str:
+        """See `Payload.described`."""
+        of_tail = f", the last {self.tail} of them in full precision" if self.tail else ""
+        return f"{self.n} coordinates of {self.bits} bits in buckets of {self.bucket_size}{of_tail}"
+
     def check(self, rows: Tensor | None = None) -> None:
-        """Raises ValueError unless the buffer has the bytes that its n coordinates make; the same of `rows`, (W,
-        bytes), payloads of other workers that this one stands for."""
+        """See `Payload.check`."""
         if not 0 <= self.tail <= self.n:
             raise ValueError(f"a payload of {self.n} coordinates has a tail of {self.tail}; allowed: 0 to {self.n}")
-        expected = self.head_bytes + 4 * self.tail
-        found, dimensions = (self.buffer, 1) if rows is None else (rows, 2)
-        ops.check_memory("decode", payload=found)
-        if found.dtype != torch.uint8 or found.dim() != dimensions or found.shape[-1] != expected:
-            raise ValueError(
-                f"a payload is {found.dtype} of shape {tuple(found.shape)}; allowed: torch.uint8 of {expected} bytes, "
-                f"which is what {self.n} coordinates of {self.bits} bits in buckets of {self.bucket_size} make"
-                + (f", the last {self.tail} of them in full precision" if self.tail else "")
-            )
-        if rows is not None and not len(rows):
-            raise ValueError("there is no payload to average; allowed: at least one row")
+        super().check(rows)
 
     def entropy_bits(self) -> float:
         """Bits per coordinate of the tensor that its codes hold, -sum p_j log2 p_j over the codes' own frequencies; an
@@ -117,6 +110,19 @@ class Payload:
         """As `entropy_bits`, of a Huffman code made for the codes' own frequencies: what the paper counts."""
         return self._per_coordinate(huffman_bits(self._counts()))
 
+    def rescaled(self, corrected: Tensor, decoded: Tensor) -> LevelPayload:
+        """The payload with each bucket's norm times <x, Q> / <Q, Q>, in [0, 1]: for an unbiased Q that is
+        1 / (1 + omega) with the omega of this very rounding, and no other factor brings Q nearer to x. An unquantized
+        tail stays. corrected: x, (n,). decoded: Q, (n,)."""
+        coordinates, size = self.n - self.tail, self.bucket_size
+        x, q = (
+            torch.nn.functional.pad(each[:coordinates].to(torch.float64), (0, -coordinates % size)).view(-1, size)
+            for each in (corrected, decoded)
+        )
+        buffer = self.buffer.clone()
+        buffer[: self.norm_bytes] = (self.norms * nearest_factor(x, q)).view(torch.uint8)
+        return replace(self, buffer=buffer)
+
     def _counts(self) -> Counts:
         return np.asarray(torch.bincount(self.codes, minlength=2**self.bits).cpu().numpy())
 
@@ -124,7 +130,14 @@ class Payload:
         return (bits_per_code * self.coded + 32.0 * self.tail) / self.n if self.n else 0.0
 
 
-def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> Payload:
+def nearest_factor(x: Tensor, q: Tensor) -> Tensor:
+    """Of rows of x and q, (K, d) float64: the factor in [0, 1] that brings q nearest to x, <x, q> / <q, q>; 1 where
+    there is none. float32 (K,)."""
+    factors = (x * q).sum(dim=1) / q.square().sum(dim=1)
+    return torch.where(factors.isfinite(), factors.clamp(0.0, 1.0), 1.0).to(torch.float32)
+
+
+def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> LevelPayload:
     """Encode a tensor of any shape and strides, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
     flat = flattened("encode", x)
     clipped = clip(flat, coding)
@@ -135,7 +148,7 @@ def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int)
     if tail:
         buffer = torch.cat([buffer, clipped[head:].to(torch.float32).contiguous().view(torch.uint8)])
     rotation = offset if coding.rotate else None
-    return Payload(buffer, x.numel(), coding.bits, coding.bucket_size, x.dtype, tail, rotation, offset)
+    return LevelPayload(buffer, x.numel(), x.dtype, offset, coding.bits, coding.bucket_size, tail, rotation)
 
 
 def flattened(op: str, x: Tensor) -> Tensor:
@@ -147,16 +160,16 @@ def flattened(op: str, x: Tensor) -> Tensor:
     return x.detach().reshape(-1)
 
 
-def decode(payload: Payload, levels: Tensor) -> Tensor:
+def decode(payload: LevelPayload, levels: Tensor) -> Tensor:
     """The (n,) tensor that a payload stands for, in its own dtype, as of `cast`. Raises ValueError for a payload of
     wrong length."""
     payload.check()
     head = payload.buffer[: payload.head_bytes]
     decoded = ops.decode(head, levels, payload.coded, payload.bits, payload.bucket_size)
-    return assemble(decoded, _floats(payload.buffer[payload.head_bytes :]), payload)
+    return assemble(decoded, floats(payload.buffer[payload.head_bytes :]), payload)
 
 
-def decode_sum(payloads: Tensor, like: Payload, levels: Tensor, scale: float) -> Tensor:
+def decode_sum(payloads: Tensor, like: LevelPayload, levels: Tensor, scale: float) -> Tensor:
     """Sum of W decoded payloads times `scale`, added up in float32 in the order of the rows: (n,) in like's dtype, as
     of `cast`.
 
@@ -169,7 +182,7 @@ def decode_sum(payloads: Tensor, like: Payload, levels: Tensor, scale: float) ->
     tail = payloads.new_zeros(like.tail, dtype=torch.float32)
     if like.tail:
         for row in payloads[:, like.head_bytes :]:
-            tail += _floats(row)
+            tail += floats(row)
         tail *= scale
     return assemble(total, tail, like)
 
@@ -191,7 +204,7 @@ def rotate(x: Tensor, coding: Coding, offset: int) -> Tensor:
     return ops.hadamard(padded, coding.bucket_size, _ROTATION_SEED, offset)
 
 
-def assemble(head: Tensor, tail: Tensor, payload: Payload) -> Tensor:
+def assemble(head: Tensor, tail: Tensor, payload: LevelPayload) -> Tensor:
     """The (n,) tensor, in the payload's dtype, of its decoded coordinates (payload.coded,), rotated back, and its
     unquantized ones (payload.tail,)."""
     if payload.rotation is not None:
@@ -217,11 +230,6 @@ def cast(values: Tensor, dtype: torch.dtype, offset: int) -> Tensor:
     below, above = (pattern.view(dtype).to(torch.float32).abs() for pattern in (toward_zero, toward_zero + 1))
     away = _happens((values.abs() - below) / (above - below), offset)
     return (toward_zero + away.to(torch.int16)).view(dtype)
-
-
-def _floats(numbers: Tensor) -> Tensor:
-    """Bytes (4 n,) of any strides as float32 (n,), which share no memory with them."""
-    return numbers.clone(memory_format=torch.contiguous_format).view(torch.float32)
 
 
 def _happens(probability: Tensor, offset: int) -> Tensor:

@@ -12,16 +12,19 @@ from torch import Tensor
 from lqray import ops
 from lqray.experiment import names
 from lqray.experiment.errors import did_you_mean
+from lqray.experiment.feedback import adapts, why_no_contraction, widest_gap
 from lqray.experiment.options import quantizer as options
 from lqray.quantization import codec
-from lqray.quantization.codec import Coding, Payload
+from lqray.quantization.codec import Coding, LevelPayload
+from lqray.quantization.compressor import Compressor
 from lqray.quantization.fitting import Statistics
 from lqray.quantization.levels import Levels, as_float32
 from lqray.quantization.methods import Method, load_method
+from lqray.quantization.payload import Payload
 from lqray.quantization.schedule import UpdateSchedule
 
 
-class Quantizer:
+class Quantizer(Compressor):
     """Encodes gradients with levels that may adapt to them.
 
     `observe` gathers statistics, `update_levels` fits the levels to them and forgets them. Everything that decides the
@@ -29,55 +32,50 @@ class Quantizer:
     """
 
     def __init__(self, method: Method, chosen: options.FixedLevelsOptions | options.TernaryOptions) -> None:
+        """Codes have as many bits as the levels that there are need, whatever the options' number of bits."""
+        super().__init__(chosen)
         self.method = method
         self.options = chosen
+        self._levels: Levels = method.initial_levels(chosen)
+        self._wire_levels = torch.from_numpy(as_float32(self._levels))
         self.coding = Coding(
-            bits=chosen.bits,
+            bits=(self._levels.size - 1).bit_length(),
             bucket_size=chosen.bucket_size,
             norm=method.norm,
             rotate=chosen.rotation == "hadamard",
             raw_tail=chosen.tail == "full_precision",
             clip=chosen.clip if isinstance(chosen, options.TernaryOptions) else None,
         )
+        self.unbiased = self.coding.clip is None
         adaptive = chosen if isinstance(chosen, options.AdaptiveLevelsOptions) else None
         self.schedule = UpdateSchedule(adaptive.update_at, adaptive.update_every) if adaptive else UpdateSchedule()
         self.samples = adaptive.samples if adaptive else 0
         self.fresh_samples = adaptive is not None and adaptive.sampling == "fresh"
-        self.updates = 0
         self.expected_variance = math.nan
         """Psi of the levels under the distribution that they were last fitted to; NaN before."""
-        self._levels: Levels = method.initial_levels(chosen)
-        self._wire_levels = torch.from_numpy(as_float32(self._levels))
         self._copies: dict[torch.device, Tensor] = {}
         self._observed: dict[int, Statistics] = {}
 
-    @classmethod
-    def create(cls, method: str, bits: int = 3, bucket_size: int = 8192, **others: Any) -> Quantizer:
-        """A quantizer by name of its method; `others` are the method's options (`lqray.experiment.options`). As in
-        YAML, a method with a number of bits of its own (terngrad) leaves `bits` out.
+    @staticmethod
+    def create(method: str, bits: float = 3, bucket_size: int = 8192, **others: Any) -> Compressor:
+        """The compressor of a method, by its name; `others` are the method's options (`lqray.experiment.options`). A
+        method without a number of bits, or of buckets, to choose leaves them out, as in YAML.
 
-        Raises ValueError for an unknown method, one that sends no codes, or options that it does not have.
+        Raises ValueError for an unknown method, one that sends no payloads, or options that it does not have.
         """
-        if method not in names.methods():
-            hint = did_you_mean(method, names.methods())
-            raise ValueError(
-                f"unknown method {method!r}; allowed: {', '.join(names.methods())}" + (f"; {hint}" if hint else "")
-            )
-        spec = load_method(method)
-        if spec is None:
-            raise ValueError(f"{method} sends no codes, so there is nothing to quantize")
-        chosen = options.QUANTIZER.get(method, options.FixedLevelsOptions)
-        own_bits = {"bits": bits} if "bits" in chosen.model_fields else {}
-        validated = chosen.model_validate({"method": method, "bucket_size": bucket_size, **own_bits, **others})
-        assert isinstance(validated, options.FixedLevelsOptions | options.TernaryOptions)
-        return cls(spec, validated)
+        return create(method, bits, bucket_size, **others)
+
+    @property
+    def unit(self) -> int:
+        """Whole buckets, and whole groups of 32."""
+        return math.lcm(self.coding.bucket_size, 32)
 
     @property
     def levels(self) -> Tensor:
         """float32 (L,) on the CPU: strictly increasing from -1 to 1."""
         return self._wire_levels
 
-    def encode(self, tensor: Tensor, *, seed: int, offset: int) -> Payload:
+    def encode(self, tensor: Tensor, *, seed: int, offset: int) -> LevelPayload:
         """Stochastically rounded codes of a tensor of any shape; E[decode(encode(x))] = x over seeds.
 
         seed: unsigned 64-bit, different for every worker. offset: unsigned 64-bit, different for every tensor and step.
@@ -85,27 +83,58 @@ class Quantizer:
         ops.check_memory("encode", tensor=tensor)
         return codec.encode(tensor, self.levels_on(tensor.device), self.coding, seed=seed, offset=offset)
 
+    def template(self, n: int, offset: int) -> LevelPayload:
+        """What `encode` makes of a float32 tensor (n,) that is not rotated, but for its bytes."""
+        bits, size = self.coding.bits, self.coding.bucket_size
+        empty = torch.empty(0, dtype=torch.uint8)
+        return LevelPayload(empty, n, torch.float32, offset, bits, size, n % size if self.coding.raw_tail else 0)
+
     def decode(self, payload: Payload) -> Tensor:
         """The (n,) tensor that a payload stands for, in the dtype of the tensor encoded: float16 and bfloat16 ones
         stochastically rounded, finite ones to finite numbers (`lqray.quantization.codec.cast`). Raises ValueError for a
         payload of wrong length or of another quantizer's bits or buckets."""
-        self._check_own(payload)
-        return codec.decode(payload, self.levels_on(payload.buffer.device))
+        return codec.decode(self._own(payload), self.levels_on(payload.buffer.device))
 
     def decode_mean(self, payloads: Tensor, like: Payload) -> Tensor:
         """Mean of W decoded payloads, rows of (W, nbytes), in their order; `like` is one of them: (n,). The mean is
         taken in float32 and cast once; dtype and errors as of `decode`."""
-        self._check_own(like)
         like.check(payloads)
-        return codec.decode_sum(payloads, like, self.levels_on(payloads.device), 1.0 / len(payloads))
+        return codec.decode_sum(payloads, self._own(like), self.levels_on(payloads.device), 1.0 / len(payloads))
 
-    def _check_own(self, payload: Payload) -> None:
+    def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> LevelPayload:
+        """See `LevelPayload.rescaled`."""
+        return self._own(payload).rescaled(corrected, decoded)
+
+    def why_no_contraction(self) -> str | None:
+        """By the levels that the method starts with; see `lqray.experiment.feedback`."""
+        levels = self.method.initial_levels(self.options).tolist()
+        return why_no_contraction(self.options, self.method.norm, levels)
+
+    @property
+    def bounded(self) -> bool:
+        """Of linf norms, while no gap between levels is 1; a rotation does not keep the largest magnitude."""
+        return self.coding.norm == "linf" and not self.coding.rotate and widest_gap(self.levels.tolist()) < 1
+
+    @property
+    def adapts(self) -> bool:
+        """Whether levels are ever fitted, and can move."""
+        return adapts(self.options)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether levels have been fitted to anything."""
+        return not math.isnan(self.expected_variance)
+
+    def _own(self, payload: Payload) -> LevelPayload:
+        if not isinstance(payload, LevelPayload):
+            raise ValueError(f"the payload holds no codes of levels; allowed: one that {self.name} has made")
         found = payload.bits, payload.bucket_size, payload.rotation is not None
         own = self.coding.bits, self.coding.bucket_size, self.coding.rotate
         if found != own:
             raise ValueError(
                 f"the payload is of {_coding(*found)}; allowed: {_coding(*own)}, which is this quantizer's"
             )
+        return payload
 
     def bias(self, tensor: Tensor) -> float:
         """||E[decode(encode(x))] - x|| / ||x||: 0 unless the method clips, or x is 0."""
@@ -141,7 +170,8 @@ class Quantizer:
 
     def statistics_table(self) -> np.ndarray:
         """What was observed as rows (K, 4) float64, worker after worker, the form in which ranks exchange it."""
-        assert self.method.fit is not None
+        if self.method.fit is None:
+            return super().statistics_table()
         parts = [self._observed[worker].table() for worker in sorted(self._observed)]
         return np.concatenate([self.method.fit.statistics.empty().table(), *parts])
 
@@ -165,13 +195,37 @@ class Quantizer:
         self.updates += 1
         return changed
 
-    def adopt_levels(self, levels: Levels, expected_variance: float) -> None:
-        """As `update_levels`, of levels that another rank has fitted: float64 (L,), and their expected variance there.
-        Raises ValueError unless they are valid in float32."""
+    def update_to(self, table: np.ndarray) -> None:
+        """See `Compressor.update_to`."""
+        if self.method.fit is not None:
+            self.update_levels(self.method.fit.statistics.from_table(table))
+
+    def parameters(self) -> np.ndarray:
+        """The levels and their expected variance where they were fitted: (L + 1,) float64."""
+        return np.append(self._levels, self.expected_variance)
+
+    def adopt(self, parameters: np.ndarray) -> None:
+        """As `update_levels`, of parameters that another rank has fitted. Raises ValueError unless the levels are valid
+        in float32."""
         self._observed.clear()
-        self.set_levels(levels)
-        self.expected_variance = expected_variance
+        self.set_levels(parameters[:-1].copy())
+        self.expected_variance = float(parameters[-1])
         self.updates += 1
+
+    def fingerprint(self) -> bytes:
+        """The levels as they are used on the wire."""
+        return bytes(self.levels.numpy().tobytes())
+
+    def tensors_on(self, device: torch.device) -> list[Tensor]:
+        """The levels."""
+        return [self.levels_on(device)]
+
+    def telemetry(self) -> dict[str, float]:
+        """Every level, what they were fitted to, and the ratio of neighbouring ones where that says all."""
+        known = {"expected_variance": self.expected_variance, "multiplier": self.multiplier}
+        metrics = {f"quantizer/{name}": value for name, value in known.items() if value is not None}
+        metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        return metrics | {f"quantizer/level/{j}": level for j, level in enumerate(self.levels.tolist())}
 
     def set_levels(self, levels: Levels) -> None:
         """Replace the levels: float64 (L,), as solved on another rank. Raises ValueError unless valid in float32."""
@@ -222,6 +276,30 @@ class Quantizer:
         if device not in self._copies:
             self._copies[device] = self._wire_levels.to(device)
         return self._copies[device]
+
+
+def create(method: str, bits: float = 3, bucket_size: int = 8192, **others: Any) -> Compressor:
+    """See `Quantizer.create`."""
+    if method not in names.methods():
+        hint = did_you_mean(method, names.methods())
+        raise ValueError(
+            f"unknown method {method!r}; allowed: {', '.join(names.methods())}" + (f"; {hint}" if hint else "")
+        )
+    chosen = options.QUANTIZER.get(method, options.FixedLevelsOptions)
+    common = {"bits": bits, "bucket_size": bucket_size}
+    own = {key: value for key, value in common.items() if key in chosen.model_fields}
+    return compressor_of(chosen.model_validate({"method": method, **own, **others}))
+
+
+def compressor_of(chosen: options.QuantizerOptions) -> Compressor:
+    """The compressor that options name. Raises ValueError for a method that sends no payloads."""
+    method = load_method(chosen.method)
+    if method is None:
+        raise ValueError(f"{chosen.method} sends no codes, so there is nothing to quantize")
+    if isinstance(method, Method):
+        assert isinstance(chosen, options.FixedLevelsOptions | options.TernaryOptions)
+        return Quantizer(method, chosen)
+    return method(chosen)
 
 
 def _coding(bits: int, bucket_size: int, rotated: bool) -> str:

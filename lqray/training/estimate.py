@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,13 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from lqray.communication.bucket import skipped_names
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.model import TorchvisionOptions
-from lqray.experiment.options.quantizer import BucketOptions
+from lqray.experiment.options.quantizer import CompressorOptions
 from lqray.experiment.schema import Trial
+from lqray.quantization import compressor_of
 from lqray.training.known_data import known_data
 from lqray.training.models import build_model
 
 _FLOPS_PER_SECOND = 2e10
 _STEP_SECONDS = 3e-3
+_PROBE = 2**16
 _FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2}
 
 
@@ -94,7 +95,7 @@ def check_network(trial: Trial) -> None:
         return
     config = trial.model.model_dump_json()
     _model(config, data.shape, data.classes)
-    if not isinstance(trial.quantizer, BucketOptions):  # nobody else looks at what is skipped
+    if not isinstance(trial.quantizer, CompressorOptions):  # nobody else looks at what is skipped
         return
     with torch.device("meta"):
         model = _built(config, data.shape, data.classes)
@@ -111,11 +112,17 @@ def _bytes(trial: Trial, n: int, processes: int) -> float | None:
     others = processes - 1
     if quantizer.method in _FLOAT_BYTES:
         return 2 * others / processes * _FLOAT_BYTES[quantizer.method] * n
-    if not isinstance(quantizer, BucketOptions):
+    if not isinstance(quantizer, CompressorOptions):
         return None
-    norms = 4 * math.ceil(n / quantizer.bucket_size)
-    bits: int = quantizer.bits  # type: ignore[attr-defined]
-    own = trial.workers // processes * (norms + bits * n / 8)
+    own = trial.workers // processes * _bits_per_coordinate(quantizer) * n / 8
     if exchange.reduction == "all_gather":
         return others * own
-    return others / processes * (own + norms + exchange.gather_bits * n / 8)
+    if exchange.reduction != "scatter_reduce":
+        return None
+    return others / processes * (own + exchange.gather_bits * n / 8)
+
+
+@lru_cache(maxsize=256)
+def _bits_per_coordinate(options: CompressorOptions) -> float:
+    """As measured on zeros: how many bytes a tensor takes does not depend on what is in it."""
+    return compressor_of(options).encode(torch.zeros(_PROBE), seed=0, offset=0).bits_per_coordinate

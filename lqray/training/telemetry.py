@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from lqray.communication import GradientExchange, Volume
 from lqray.communication.wire.volume import Phase
+from lqray.quantization import Quantizer
 
 
 def wire_metrics(volume: Volume) -> dict[str, float]:
@@ -38,11 +39,7 @@ def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, devi
     sums = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
     dist.all_reduce(sums, group=group)
     metrics = dict(zip(own, (sums / group.size()).tolist(), strict=True))
-    if not math.isnan(exchange.quantizer.expected_variance):
-        metrics["quantizer/expected_variance"] = exchange.quantizer.expected_variance
-    if exchange.quantizer.multiplier is not None:
-        metrics["quantizer/multiplier"] = exchange.quantizer.multiplier
-    metrics |= {f"quantizer/level/{j}": level for j, level in enumerate(exchange.quantizer.levels.tolist())}
+    metrics |= exchange.compressor.telemetry()
     for phase in get_args(Phase):
         metrics[f"time/{phase}_seconds"] = exchange.volume.seconds(phase)
     return metrics
@@ -53,9 +50,9 @@ def density_snapshot(exchange: GradientExchange, iterations: int) -> dict[str, A
     `iterations` of them, as plain data; None where every gradient was zero or not finite. See
     `lqray.quantization.density` for `edges` and `density`."""
     found = exchange.density()
-    if found is None:
+    quantizer = exchange.compressor
+    if found is None or not isinstance(quantizer, Quantizer):
         return None
-    quantizer = exchange.quantizer
     return {
         "method": quantizer.options.method,
         "bits": quantizer.coding.bits,

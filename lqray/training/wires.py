@@ -23,9 +23,9 @@ from lqray.communication import (
     is_baseline,
 )
 from lqray.communication.bucket import skipped_names
-from lqray.experiment.options.quantizer import BucketOptions
+from lqray.experiment.options.quantizer import CompressorOptions
 from lqray.experiment.schema import Trial
-from lqray.quantization import Quantizer
+from lqray.quantization import compressor_of
 from lqray.training.seeding import derive_seed
 
 
@@ -121,10 +121,10 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
         baseline.attach(model)
         yield Wires(model, network, group, workers, baseline=baseline)
         return
-    if not isinstance(trial.quantizer, BucketOptions):
+    if not isinstance(trial.quantizer, CompressorOptions):
         yield Wires(model, network, group, workers)
         return
-    quantizer = Quantizer.create(**trial.quantizer.model_dump())
+    compressor = compressor_of(trial.quantizer)
     decision = None
     if trial.exchange.bypass == "auto":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -134,12 +134,12 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
             for name, parameter in network.named_parameters()
             if parameter.requires_grad and name not in skipped
         )
-        decision = decide(quantizer, quantized, group, trained[0].device, trial.exchange, len(workers))
+        decision = decide(compressor, quantized, group, trained[0].device, trial.exchange, len(workers))
         if decision.bypass:
             yield Wires(model, network, group, workers, decision=decision)
             return
     seeds = [derive_seed(trial.seed, "rounding", worker) for worker in workers]
-    exchange = GradientExchange(quantizer, trial.exchange, group, seeds)
+    exchange = GradientExchange(compressor, trial.exchange, group, seeds)
     try:
         exchange.attach(model)
         yield Wires(model, network, group, workers, exchange=exchange, decision=decision)

@@ -11,15 +11,14 @@ from lqray.communication import (
     GradientExchange,
 )
 from lqray.communication.checks.replicas import checksum
-from lqray.experiment import names
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
-from lqray.quantization.methods import load_method
 from lqray.training.seeding import derive_seed
 from tests.testing.exchanges import batch, make_exchange, network, train_quantized
+from tests.testing.methods import ADAPTIVE, EXCHANGED
 from tests.testing.ranks import run_ranks
 
-METHODS = [name for name in names.methods() if load_method(name) is not None]
+METHODS = EXCHANGED
 
 
 pytestmark = pytest.mark.processes
@@ -38,12 +37,15 @@ def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap
     n = sum(parameter.numel() for parameter in network().parameters())
     assert volume.coordinates == n
     if cap == 25.0:
-        assert volume.payload_bytes == 4 * -(-n // 64) + 4 * (2 if method == "terngrad" else 3) * -(-n // 32) + 4
+        planes = {"terngrad": 2, "signsgd": 1}.get(method, 3)
+        codes = 4 * -(-n // 64) + 4 * planes * -(-n // 32)
+        # 12 of 1,203 coordinates, and their indices in 11 bits each
+        assert volume.payload_bytes == {"random_k": 48, "topk": 48 + 12 + 3 * 2}.get(method, codes) + 4
     else:
         assert first["exchanges"] > 50
     assert volume.bytes_sent == volume.bytes_received == (world - 1) * volume.payload_bytes
     assert first["nmse"] > 0
-    assert first["updates"] == ([0, 5, 15, 25, 35, 45] if load_method(method).fit else [])
+    assert first["updates"] == ([0, 5, 15, 25, 35, 45] if method in ADAPTIVE else [])
 
 
 def train_with_every_option(rank: int) -> dict:

@@ -16,7 +16,7 @@ import torch
 from lqray import ops
 from lqray.communication.reductions.all_gather import _means
 from lqray.communication.wire.parcel import CheckWords, LevelsDifferError, Parcel, check_of
-from lqray.communication.wire.transport import Piece, _check_lengths, _expand, _expanded, _squeeze, _squeezed
+from lqray.communication.wire.transport import CodePlanes, _check_lengths, _expand, _expanded, _squeeze, _squeezed
 from lqray.communication.wire.volume import Volume
 from lqray.quantization import Payload, Quantizer, rans
 from tests.testing.fuzzing import limits, mutants
@@ -115,7 +115,7 @@ def test_a_mutant_of_an_operators_payload_is_decoded_or_refused():
 def test_mutants_of_gathered_rows_are_averaged_or_refused():
     for _, chosen in mutants("rows"):
         quantizer, payload = encoded(chosen)
-        parcel = Parcel([[payload]], [1], [2], check_of(quantizer.levels, 2))
+        parcel = Parcel([[payload]], [1], check_of(quantizer.fingerprint(), 2), names=["x"])
         good = torch.cat([payload.buffer, parcel.check_word()])
         wrong = torch.from_numpy(mutated(good.numpy(), chosen))
         rows = torch.stack([wrong] * 2) if wrong.numel() != good.numel() else torch.stack([good, wrong])
@@ -148,7 +148,7 @@ def test_a_mutant_of_an_entropy_coded_row_is_a_row_or_refused():
     for _, chosen in mutants("coded rows"):
         _, payload = encoded(chosen)
         row = np.concatenate([payload.buffer.numpy(), np.arange(4, dtype=np.uint8)])
-        pieces = [Piece(payload.norm_bytes, payload.coded, payload.bits)]
+        pieces = [CodePlanes(payload.norm_bytes, payload.coded, payload.bits)]
         assert np.array_equal(_expand(_squeeze(row, pieces), pieces, row.size), row)
         try:
             found = _expand(mutated(_squeeze(row, pieces), chosen), pieces, row.size)

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lqray.communication import GradientExchange, Volume, decide
 from lqray.communication.baselines import Baseline
 from lqray.communication.reductions.all_gather import AllGather
-from lqray.communication.reductions.scatter_reduce import ScatterReduce, _plan_of
+from lqray.communication.reductions.scatter_reduce import ScatterReduce, _owned
 from lqray.communication.skipped import Bundle
-from lqray.communication.wire.parcel import Parcel
+from lqray.communication.wire.parcel import Parcel, encoded_parts, part_sizes
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.quantizer import PowerSgdOptions
 from lqray.quantization import Quantizer
@@ -169,21 +168,32 @@ def test_an_error_of_any_kind_while_decoding_ends_the_backward_pass(group, monke
     exchange.close()
 
 
-def parcel_of(tensors: int, n: int) -> Parcel:
+def parcel_of(tensors: int, n: int, parts: int = 1) -> Parcel:
     quantizer = Quantizer.create("qsgd_inf", bucket_size=512)
-    payloads = [quantizer.encode(torch.randn(n), seed=0, offset=number) for number in range(tensors)]
-    return Parcel([payloads], [0], list(range(tensors)), 0)
+    x = torch.randn(n)
+    payloads = [encoded_parts(x, parts, quantizer, seed=0, offset=number) for number in range(tensors)]
+    return Parcel([[payload for of_tensor in payloads for payload in of_tensor]], [0], 0, parts)
 
 
-def test_shares_cover_every_tensor_once_and_are_worked_out_once():
-    parcel = parcel_of(100, 5000)
-    plan = _plan_of(parcel, 64, 8)
-    assert _plan_of(parcel_of(100, 5000), 64, 8) is plan
-    for number in range(100):
-        ranges = sorted((worker[number].begin, worker[number].n) for worker in plan.shares)
-        assert sum(n for _, n in ranges) == 5000
-        covered = np.concatenate([np.arange(begin, begin + n) for begin, n in ranges])
-        np.testing.assert_array_equal(covered, np.arange(5000))
+@pytest.mark.parametrize(("n", "unit"), [(5000, 64), (5000, 8192), (1, 32), (0, 32), (64 * 64, 64), (2**20, 96)])
+def test_parts_cover_a_tensor_in_whole_units(n, unit):
+    sizes = part_sizes(n, 64, unit)
+    assert len(sizes) == 64
+    assert sum(sizes) == n
+    last = max((part for part, size in enumerate(sizes) if size), default=0)
+    assert all(size % unit == 0 for part, size in enumerate(sizes) if part != last)
+    assert max(sizes) - min(sizes) <= 2 * unit
+
+
+def test_every_payload_has_one_owner_and_workers_own_as_many():
+    owned = _owned(parcel_of(100, 5000, parts=64), 64)
+    assert sorted(number for numbers in owned for number in numbers) == list(range(6400))
+    assert {len(numbers) for numbers in owned} == {100}
+    whole = _owned(parcel_of(100, 5000), 64)
+    assert sorted(number for numbers in whole for number in numbers) == list(range(100))
+    # The last part of a tensor is where all of a small one is: it goes to another worker from tensor to tensor.
+    last = {next(worker for worker, numbers in enumerate(owned) if 64 * t + 63 in numbers) for t in range(64)}
+    assert len(last) == 64
 
 
 def measured(rank: int) -> dict[str, tuple[list[str], dict[str, float]]]:

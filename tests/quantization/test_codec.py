@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lqray.experiment import names
 from lqray.ops import reference
 from lqray.quantization import Quantizer, codec
-from lqray.quantization.methods import load_method
+from tests.testing.methods import LEVELS
 
-METHODS = [name for name in names.methods() if load_method(name) is not None]
+METHODS = LEVELS
 HALVES = [torch.float16, torch.bfloat16]
 
 

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lqray.experiment import names
 from lqray.quantization import BucketStatistics, Histogram, Quantizer
 from lqray.quantization.entropy import huffman_bits
-from lqray.quantization.methods import load_method
 from lqray.quantization.schedule import UpdateSchedule
 from lqray.quantization.statistics import bucket_statistics
+from tests.testing.methods import ADAPTIVE, LEVELS
 
-METHODS = [name for name in names.methods() if load_method(name) is not None]
-ADAPTIVE = [name for name in METHODS if load_method(name).fit is not None]
+METHODS = LEVELS
 
 
 def gaussian(n=64 * 256, seed=0):

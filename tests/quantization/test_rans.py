@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lqray.communication.wire.transport import Piece, _check_lengths, _expand, _squeeze
+from lqray.communication.wire.transport import CodePlanes, _check_lengths, _expand, _squeeze
 from lqray.ops import reference
 from lqray.quantization import Quantizer, rans
 from lqray.quantization.entropy import entropy_bits
@@ -86,13 +86,13 @@ def test_codes_and_planes_of_other_bits_are_errors():
             rans.codes_of(planes, n, bits)
 
 
-def row() -> tuple[np.ndarray, list[Piece]]:
+def row() -> tuple[np.ndarray, list[CodePlanes]]:
     """Norms, codes that coding shortens, a tail; norms, codes that it does not."""
     generator = np.random.default_rng(0)
     few = rans.planes_of((generator.random(2000) < 0.05).astype(np.uint8), 3)
     even = rans.planes_of(generator.integers(0, 8, 70).astype(np.uint8), 3)
     parts = [generator.integers(0, 256, 12).astype(np.uint8), few, np.arange(20, dtype=np.uint8), even]
-    return np.concatenate(parts), [Piece(12, 2000, 3), Piece(12 + few.size + 20, 70, 3)]
+    return np.concatenate(parts), [CodePlanes(12, 2000, 3), CodePlanes(12 + few.size + 20, 70, 3)]
 
 
 def test_a_coded_row_comes_back_and_of_any_other_length_is_an_error():
@@ -108,6 +108,6 @@ def test_a_coded_row_comes_back_and_of_any_other_length_is_an_error():
 
 @pytest.mark.parametrize("lengths", [[[-1, 5]], [[5, 109]], [[2**62, 2**62]]])
 def test_announced_lengths_that_no_row_has_are_errors(lengths):
-    _check_lengths(torch.tensor([[0, 108]]), 100, [[Piece(0, 1, 1), Piece(4, 1, 1)]])
+    _check_lengths(torch.tensor([[0, 108]]), 100, [[CodePlanes(0, 1, 1), CodePlanes(4, 1, 1)]])
     with pytest.raises(ValueError, match="allowed: 0 to 108"):
-        _check_lengths(torch.tensor(lengths), 100, [[Piece(0, 1, 1), Piece(4, 1, 1)]])
+        _check_lengths(torch.tensor(lengths), 100, [[CodePlanes(0, 1, 1), CodePlanes(4, 1, 1)]])

@@ -10,8 +10,8 @@ from lqray.communication.checks.replicas import checksum
 from lqray.communication.reductions import all_gather as all_gather_module
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Quantizer
-from lqray.quantization.methods import load_method
 from lqray.training.seeding import derive_seed
+from tests.testing.methods import ADAPTIVE
 
 
 def network() -> nn.Module:
@@ -47,7 +47,7 @@ def train_quantized(
         return original(output, own, group)
 
     all_gather_module.all_gather_into_tensor = counting
-    adaptive = {"update_at": (0, 5), "update_every": 10} if load_method(method).fit else {}
+    adaptive = {"update_at": (0, 5), "update_every": 10} if method in ADAPTIVE else {}
     exchange = make_exchange(rank, method, by_layer, reduction, **adaptive, **options)
     model = DistributedDataParallel(network(), bucket_cap_mb=bucket_cap_mb)
     exchange.attach(model)
@@ -70,7 +70,7 @@ def train_quantized(
         "handed": sum(handed),
         "counted": counted,
         "volume": exchange.volume,
-        "levels": exchange.quantizer.levels.tolist(),
+        "levels": exchange.compressor.fingerprint().hex(),
         "updates": updates,
         "nmse": exchange.nmse,
         "exchanges": len(handed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from lqray.communication import streams
 from lqray.communication.wire.collectives import all_gather_into_tensor
 from lqray.communication.wire.parcel import CHECK_BYTES, CheckWords, Parcel
 from lqray.communication.wire.stage import Stage
-from lqray.communication.wire.transport import Piece, load_transport
+from lqray.communication.wire.transport import load_transport
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor
+from lqray.quantization.payload import CodePlanes
 
 
 class AllGather:
@@ -30,7 +32,11 @@ class AllGather:
         self._stage = None if options.entropy == "none" else Stage(group, host_waits=True)
         self._transport = load_transport(options)
 
-    def reduce(self, parcel: Parcel, quantizer: Quantizer, volume: Volume) -> Future[list[Tensor]]:
+    def parts(self, workers: int) -> int:
+        """See `lqray.communication.reduction.Reduction.parts`: whole tensors."""
+        return 1
+
+    def reduce(self, parcel: Parcel, compressor: Compressor, volume: Volume) -> Future[list[Tensor]]:
         """See `lqray.communication.reduction.Reduction.reduce`."""
         check = parcel.check_word()
         own = torch.cat([part for row in parcel.payloads for part in (*(p.buffer for p in row), check)])
@@ -42,11 +48,11 @@ class AllGather:
             def exchange_coded() -> list[Tensor]:
                 with volume.timed("exchange", parcel.device):
                     gathered = self._transport.gather(own.view(workers, -1), pieces, stage.group, volume)
-                return _means(gathered, parcel, quantizer, volume, checks)
+                return _means(gathered, parcel, compressor, volume, checks)
 
-            return stage.submit(parcel.device, exchange_coded, [own, quantizer.levels_on(parcel.device)])
+            return stage.submit(parcel.device, exchange_coded, [own, *compressor.tensors_on(parcel.device)])
 
-        levels = quantizer.levels_on(own.device)
+        read = compressor.tensors_on(own.device)
         gathered = own.new_empty((world * workers, own.numel() // workers))
         started = time.perf_counter()
         arriving = all_gather_into_tensor(gathered.view(-1), own, self._group)
@@ -57,10 +63,10 @@ class AllGather:
         # so it holds neither the group nor what holds it.
         def decode(arrived: Future[Any]) -> list[Tensor]:
             arrived.value()  # raises what the collective did
-            streams.used_here(gathered, levels)
+            streams.used_here(gathered, *read)
             if not streams.queues(gathered.device):
                 volume.add_seconds("exchange", time.perf_counter() - started)
-            return _means(gathered, parcel, quantizer, volume, checks)
+            return _means(gathered, parcel, compressor, volume, checks)
 
         return arriving.then(decode)
 
@@ -69,23 +75,31 @@ class AllGather:
         if self._stage is not None:
             self._stage.close()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `lqray.communication.reduction.Reduction.state_dict`: nothing."""
+        return {}
 
-def _means(rows: Tensor, parcel: Parcel, quantizer: Quantizer, volume: Volume, checks: CheckWords) -> list[Tensor]:
-    """The means of all tensors, of all workers' rows (K, bytes). Raises ValueError for rows of another length."""
-    expected = sum(payload.nbytes for payload in parcel.tensors) + CHECK_BYTES
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `lqray.communication.reduction.Reduction.load_state_dict`."""
+
+
+def _means(rows: Tensor, parcel: Parcel, compressor: Compressor, volume: Volume, checks: CheckWords) -> list[Tensor]:
+    """The means of all payloads, of all workers' rows (K, bytes). Raises ValueError for rows of another length."""
+    expected = sum(payload.nbytes for payload in parcel.likes) + CHECK_BYTES
     if rows.shape[1] != expected:
         raise ValueError(f"rows of {rows.shape[1]} bytes arrived; allowed: {expected}, as they were sent")
     checks.compare(rows[:, -CHECK_BYTES:], len(parcel.payloads))
     with volume.timed("decode", rows.device):
-        parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.tensors], dim=1)
-        return [quantizer.decode_mean(part, like) for part, like in zip(parts, parcel.tensors, strict=True)]
+        parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.likes], dim=1)
+        return [compressor.decode_mean(part, like) for part, like in zip(parts, parcel.likes, strict=True)]
 
 
-def _pieces(parcel: Parcel) -> list[Piece]:
+def _pieces(parcel: Parcel) -> list[CodePlanes]:
     """Where codes lie in a row."""
-    pieces, begin = [], 0
-    for payload in parcel.tensors:
-        pieces.append(Piece(begin + payload.norm_bytes, payload.coded, payload.bits))
+    pieces: list[CodePlanes] = []
+    begin = 0
+    for payload in parcel.likes:
+        pieces += [replace(planes, begin=begin + planes.begin) for planes in payload.planes()]
         begin += payload.nbytes
     return pieces
 

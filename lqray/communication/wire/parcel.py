@@ -3,6 +3,7 @@ mean."""
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from lqray.communication import streams
 from lqray.communication.wire.collectives import who_differs
-from lqray.quantization import Payload
+from lqray.quantization import Compressor, Payload
 
 CHECK_BYTES = 4
+_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of parts over all of 64 bits
 
 
 class LevelsDifferError(RuntimeError):
@@ -24,32 +26,64 @@ class LevelsDifferError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parcel:
-    """payloads: [worker][tensor], for every worker of this process the same tensors. seeds: of each worker. offsets:
-    of each tensor; both as they were encoded with. check: equal on all ranks whose payloads mean the same."""
+    """payloads: [worker][number], for every worker of this process the same: `parts` of one tensor after those of the
+    other. seeds: of each worker, as its payloads were encoded with. check: equal on all ranks whose payloads mean the
+    same. names: of each number, what it holds of which parameters, for what a reduction keeps from
+    one iteration to the next."""
 
     payloads: Sequence[Sequence[Payload]]
     seeds: Sequence[int]
-    offsets: Sequence[int]
     check: int
+    parts: int = 1
+    names: Sequence[str] = ()
+    iteration: int = 0
 
     @property
-    def tensors(self) -> Sequence[Payload]:
-        """A payload for each tensor, for what its bytes mean."""
+    def likes(self) -> Sequence[Payload]:
+        """A payload of each number, for what its bytes mean."""
         return self.payloads[0]
 
     @property
     def device(self) -> torch.device:
         """Where the payloads are."""
-        return self.tensors[0].buffer.device
+        return self.likes[0].buffer.device
 
     def check_word(self) -> Tensor:
         """The check as it travels: (4,) uint8."""
         return torch.full((1,), self.check, dtype=torch.int32, device=self.device).view(torch.uint8)
 
 
-def check_of(levels: Tensor, offset: int) -> int:
-    """A signed 32-bit checksum of the levels (L,) and of which tensor of which step a payload is."""
-    return zlib.crc32(struct.pack("<Q", offset), zlib.crc32(levels.numpy().tobytes())) - 2**31
+def check_of(fingerprint: bytes, offset: int) -> int:
+    """A signed 32-bit checksum of what decoding depends on and of which tensor of which step a payload is."""
+    return zlib.crc32(struct.pack("<Q", offset), zlib.crc32(fingerprint)) - 2**31
+
+
+def part_sizes(n: int, parts: int, unit: int) -> list[int]:
+    """Coordinates of `parts` neighbouring parts of a tensor (n,), all but the last multiples of `unit`, about equal."""
+    units = -(-n // unit)
+    edges = [min(n, unit * (units * part // parts)) for part in range(parts + 1)]
+    return [after - before for before, after in itertools.pairwise(edges)]
+
+
+def encoded_parts(tensor: Tensor, parts: int, compressor: Compressor, *, seed: int, offset: int) -> list[Payload]:
+    """Payloads of `parts` neighbouring parts of a tensor (n,), each with rounding noise of its own."""
+    if parts == 1:
+        return [compressor.encode(tensor, seed=seed, offset=offset)]
+    pieces = tensor.split(part_sizes(tensor.numel(), parts, compressor.unit))
+    return [
+        compressor.encode(piece, seed=(seed + part * _GOLDEN) % 2**64, offset=offset)
+        for part, piece in enumerate(pieces)
+    ]
+
+
+def decoded_parts(payloads: Sequence[Payload], compressor: Compressor) -> Tensor:
+    """The (n,) tensor whose parts these payloads stand for."""
+    return joined([compressor.decode(payload) for payload in payloads])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class CheckWords:

@@ -16,25 +16,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqray import ops
 from lqray.communication.wire.collectives import gather_now
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import rans
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bit planes within a row: `bits` planes of n codes from byte `begin` on."""
-
-    begin: int
-    n: int
-    bits: int
-
-    @property
-    def end(self) -> int:
-        """The byte after its last."""
-        return self.begin + ops.code_bytes(self.n, self.bits)
+from lqray.quantization.payload import CodePlanes
 
 
 @dataclass(frozen=True)
@@ -42,14 +28,14 @@ class Rows:
     """bytes: (workers, R) uint8. pieces: where codes lie in each row, ascending."""
 
     bytes: Tensor
-    pieces: Sequence[Piece]
+    pieces: Sequence[CodePlanes]
 
 
 class Transport(Protocol):
     """Moves rows and counts what it moves."""
 
     def gather(
-        self, own: Tensor, pieces: Sequence[Sequence[Piece]], group: dist.ProcessGroup, volume: Volume
+        self, own: Tensor, pieces: Sequence[Sequence[CodePlanes]], group: dist.ProcessGroup, volume: Volume
     ) -> Tensor:
         """Every process's rows `own` (workers, R) uint8, in the order of ranks: (W * workers, R), R the same on all.
         pieces: those of each of the W * workers rows."""
@@ -65,7 +51,7 @@ class FixedWidth:
     """Rows as they are."""
 
     def gather(
-        self, own: Tensor, pieces: Sequence[Sequence[Piece]], group: dist.ProcessGroup, volume: Volume
+        self, own: Tensor, pieces: Sequence[Sequence[CodePlanes]], group: dist.ProcessGroup, volume: Volume
     ) -> Tensor:
         """See `Transport.gather`."""
         rows = gather_now(own, group)
@@ -85,7 +71,7 @@ class EntropyCoded:
     """Codes of every row through rANS, on the CPU; a row says its length first."""
 
     def gather(
-        self, own: Tensor, pieces: Sequence[Sequence[Piece]], group: dist.ProcessGroup, volume: Volume
+        self, own: Tensor, pieces: Sequence[Sequence[CodePlanes]], group: dist.ProcessGroup, volume: Volume
     ) -> Tensor:
         """See `Transport.gather`. Streams travel padded to the longest."""
         first, workers, device = group.rank() * own.shape[0], own.shape[0], own.device
@@ -133,7 +119,7 @@ def _all_to_all(parts: Sequence[Tensor], arriving: Sequence[int], group: dist.Pr
     return received
 
 
-def _check_lengths(lengths: Tensor, size: int, pieces: Sequence[Sequence[Piece]]) -> None:
+def _check_lengths(lengths: Tensor, size: int, pieces: Sequence[Sequence[CodePlanes]]) -> None:
     """lengths: (W, workers), of rows of `size` bytes as they arrive coded; as long as can be with no piece coded."""
     most = size + 4 * max(len(each) for each in pieces)
     if int(lengths.min()) < 0 or int(lengths.max()) > most:
@@ -143,7 +129,7 @@ def _check_lengths(lengths: Tensor, size: int, pieces: Sequence[Sequence[Piece]]
         )
 
 
-def _squeezed(rows: Tensor, pieces: Sequence[Sequence[Piece]]) -> tuple[NDArray[np.uint8], list[int]]:
+def _squeezed(rows: Tensor, pieces: Sequence[Sequence[CodePlanes]]) -> tuple[NDArray[np.uint8], list[int]]:
     """All rows with their codes coded, one after the other, and the bytes of each."""
     streams = [_squeeze(row, of_row) for row, of_row in zip(rows.cpu().numpy(), pieces, strict=True)]
     return np.concatenate(streams), [stream.size for stream in streams]
@@ -152,7 +138,7 @@ def _squeezed(rows: Tensor, pieces: Sequence[Sequence[Piece]]) -> tuple[NDArray[
 def _expanded(
     streams: Sequence[NDArray[np.uint8]],
     lengths: Sequence[Sequence[int]],
-    pieces: Sequence[Sequence[Piece]],
+    pieces: Sequence[Sequence[CodePlanes]],
     size: int,
 ) -> Tensor:
     """Rows (len(pieces), size) of every process's stream; lengths: of the rows in each."""
@@ -165,7 +151,7 @@ def _expanded(
     return torch.from_numpy(np.stack(rows))
 
 
-def _squeeze(row: NDArray[np.uint8], pieces: Sequence[Piece]) -> NDArray[np.uint8]:
+def _squeeze(row: NDArray[np.uint8], pieces: Sequence[CodePlanes]) -> NDArray[np.uint8]:
     """Each piece becomes its length, uint32, and a stream of so many bytes; length 0: planes of fixed width follow,
     because the stream would not be smaller."""
     parts, done = [], 0
@@ -179,7 +165,7 @@ def _squeeze(row: NDArray[np.uint8], pieces: Sequence[Piece]) -> NDArray[np.uint
     return np.concatenate([*parts, row[done:]])
 
 
-def _expand(squeezed: NDArray[np.uint8], pieces: Sequence[Piece], size: int) -> NDArray[np.uint8]:
+def _expand(squeezed: NDArray[np.uint8], pieces: Sequence[CodePlanes], size: int) -> NDArray[np.uint8]:
     """The row (size,) that `_squeeze` was given. Raises ValueError for bytes that are not what it made of one."""
     row = np.empty(size, dtype=np.uint8)
     done = taken = 0

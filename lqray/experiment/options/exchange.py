@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lqray.experiment.options.section import (
     MOST_COORDINATES,
@@ -38,6 +38,13 @@ class ExchangeOptions(Section):
     """true: each worker adds to its next gradient what quantizing the last one lost (Karimireddy et al. 2019), with
     methods that lose less than there was. scaled: with any method, its decoded values times 1 / (1 + omega), omega its
     relative error."""
+    feedback_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Error feedback keeps a moving average of what was lost, with this weight of the past (LoCo, Xie et al. 2024); 0:
+    only the last loss."""
+    feedback_reset: int = Field(default=0, ge=0, le=MOST_ITERATIONS)
+    """Error feedback forgets all before every so many iterations; 0: never."""
+    feedback_stages: Literal["first", "both"] = "first"
+    """both: what the second rounding of scatter_reduce loses is fed back, too, by the worker that rounds."""
     entropy: Literal["none", "rans"] = "none"
     """rans: codes travel entropy coded, on the CPU, where that is smaller than their fixed width."""
     bypass: Literal["never", "auto"] = "never"
@@ -49,3 +56,9 @@ class ExchangeOptions(Section):
     """full_precision: training follows the mean of the exact gradients, and quantization is only measured."""
     find_unused_parameters: bool = False
     """For models that leave some parameters out of some steps: torch DDP's option of that name."""
+
+    @model_validator(mode="after")
+    def _second_stage_can_be_fed_back(self) -> ExchangeOptions:
+        if self.feedback_stages == "both" and self.gather_bits == 1:
+            raise ValueError("feedback_stages: both needs gather_bits of at least 2: one bit loses more than there was")
+        return self

@@ -38,7 +38,49 @@ class PowerSgdOptions(QuantizerOptions):
     """Iterations in full precision first."""
 
 
-class BucketOptions(QuantizerOptions):
+class CompressorOptions(QuantizerOptions):
+    """A method whose payloads lqray exchanges."""
+
+    def why_no_contraction(self) -> str | None:
+        """The reason why the method can never be fed back as it is, where its options alone say so; None where it may
+        well be."""
+        return None
+
+
+class TopKOptions(CompressorOptions):
+    """The coordinates of largest magnitude, as values and indices (Aji and Heafield 2017; Stich et al. 2018)."""
+
+    density: float = Field(default=0.01, gt=0, le=1)
+    """Share of the coordinates that is sent, at least one of each tensor."""
+    values: Literal["float32", "float16", "bfloat16"] = "float32"
+    """In which they travel."""
+
+
+class RandomKOptions(CompressorOptions):
+    """Coordinates drawn at random, the same on all workers, times the inverse of their share (Stich et al. 2018)."""
+
+    density: float = Field(default=0.01, gt=0, le=1)
+    """Share of the coordinates that is sent, at least one of each tensor."""
+
+    def why_no_contraction(self) -> str | None:
+        """See `CompressorOptions.why_no_contraction`."""
+        omega = 1 / self.density - 1
+        why = f"{omega:.3g} times the energy of what it compresses is lost on average"
+        return f"{why}; allowed: below 1" if omega >= 1 else None
+
+
+class SignOptions(CompressorOptions):
+    """The sign of each coordinate times the mean magnitude of its bucket, in one bit (Seide et al. 2014; Karimireddy et
+    al. 2019)."""
+
+    bucket_size: int = Field(default=8192, ge=1, le=2**20)
+    """Consecutive coordinates that share one magnitude."""
+    vote: Literal["mean", "majority"] = "mean"
+    """How workers' signs become one gradient: the mean of what they stand for, or the sign that most of them have times
+    the mean of their magnitudes (Bernstein et al. 2019)."""
+
+
+class BucketOptions(CompressorOptions):
     """A quantizer: gradients travel as codes of coordinates divided by the norm of their bucket."""
 
     bucket_size: int = Field(default=8192, ge=1, le=2**20)
@@ -133,6 +175,9 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "fp16": QuantizerOptions,
     "bf16": QuantizerOptions,
     "powersgd": PowerSgdOptions,
+    "topk": TopKOptions,
+    "random_k": RandomKOptions,
+    "signsgd": SignOptions,
     "terngrad": TernaryOptions,
     "nuqsgd": ExponentialLevelsOptions,
     "alq": AlqOptions,

@@ -13,7 +13,7 @@ import psutil
 
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.grid import NamedTrial
-from lqray.experiment.options.quantizer import BucketOptions
+from lqray.experiment.options.quantizer import CompressorOptions
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials, needed
 from lqray.training.known_data import check_batches
@@ -80,7 +80,7 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
     for named in trials:
         trial = named.trial
         parts = trial.data.canonical_json, trial.model.canonical_json, trial.schedule.batch_size, trial.workers
-        if (key := (*parts, trial.exchange.skip, isinstance(trial.quantizer, BucketOptions))) in looked_at:
+        if (key := (*parts, trial.exchange.skip, isinstance(trial.quantizer, CompressorOptions))) in looked_at:
             continue
         looked_at.add(key)
         try:

@@ -1,5 +1,6 @@
-"""One module per method; its name is the method's name in YAML. Each defines METHOD: a `Method`, or None for a method
-that sends no codes."""
+"""One module per method; its name is the method's name in YAML. Each defines METHOD: a class of `Compressor`s, made of
+the method's options; a `Method` of levels, which a `Quantizer` rounds to; or None where nothing is compressed, or by
+torch's own hook."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lqray.quantization.compressor import Compressor
 from lqray.quantization.fitting import Fit
 from lqray.quantization.levels import Levels, exponential_levels, uniform_levels
 
@@ -27,9 +29,9 @@ class Method:
     multiplier: bool = False
 
 
-def load_method(name: str) -> Method | None:
+def load_method(name: str) -> Method | type[Compressor] | None:
     """The METHOD of `lqray.quantization.methods.<name>`."""
-    method: Method | None = importlib.import_module(f"{__name__}.{name}").METHOD
+    method: Method | type[Compressor] | None = importlib.import_module(f"{__name__}.{name}").METHOD
     return method
 
 
