@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any, ClassVar
 
+from pydantic import Field, field_validator, model_validator
+
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import LARGEST, SMALLEST, Variant
 
 
 class OptimizerOptions(Variant):
-    """An optimizer of torch.optim."""
+    """An optimizer: a module of training/optimizers."""
 
     name: str
     lr: float = Field(ge=SMALLEST, le=LARGEST)
     """Learning rate at the start."""
+
+
+class DecayOptions(OptimizerOptions):
+    """An optimizer that has weight decay, and none by default."""
+
     weight_decay: float = Field(default=0.0, ge=0, le=LARGEST)
     """L2 penalty, added to the averaged gradient."""
 
 
-class SgdOptions(OptimizerOptions):
+class SgdOptions(DecayOptions):
     """torch.optim.SGD."""
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
@@ -30,7 +38,7 @@ class SgdOptions(OptimizerOptions):
         return self
 
 
-class AdamOptions(OptimizerOptions):
+class AdamOptions(DecayOptions):
     """torch.optim.Adam (Kingma and Ba 2015)."""
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -40,6 +48,23 @@ class AdamOptions(OptimizerOptions):
 
 class AdamWOptions(AdamOptions):
     """torch.optim.AdamW: weight decay apart from the gradient (Loshchilov and Hutter 2019)."""
+
+
+class OwnOptimizerOptions(OwnPart, OptimizerOptions):
+    """An optimizer of a user's own: `build(options, network) -> torch.optim.Optimizer`, or a class of optimizers such
+    as `torch.optim:RMSprop`. `lr`, and `weight_decay` where it is given, are among the options that it gets."""
+
+    kind: ClassVar[str] = "optimizers"
+    weight_decay: float | None = Field(default=None, ge=0, le=LARGEST)
+    """null: that of the optimizer itself."""
+
+    @field_validator("options")
+    @classmethod
+    def _of_the_section(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key in ("lr", "weight_decay"):
+            if key in options:
+                raise ValueError(f"{key} as a key of the section, optimizer.{key}, which learning-rate schedules know")
+        return options
 
 
 OPTIMIZER: dict[str, type[OptimizerOptions]] = {"sgd": SgdOptions, "adam": AdamOptions, "adamw": AdamWOptions}
