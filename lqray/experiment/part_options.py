@@ -7,19 +7,67 @@ or of the object's module. Without one it is given the mapping as it stands in t
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from lqray.experiment import parts
 from lqray.experiment.errors import PartError, Problem, did_you_mean
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.validation import problems_of
 
 
-def part_options(section: str, reference: str, part: object, options: Mapping[str, Any]) -> Any:
+@dataclass(frozen=True)
+class Chosen:
+    """A part of a user's own in a trial. section: of the file, such as `model`. options: that it is given; those of
+    `above` are keys of the section itself, the others stand below its `options`."""
+
+    kind: str
+    section: str
+    reference: str
+    options: Mapping[str, Any]
+    above: frozenset[str] = frozenset()
+
+    @property
+    def what(self) -> str:
+        """As messages name it."""
+        return f"{self.section} {self.reference}"
+
+    def load(self) -> tuple[Any, Any]:
+        """The part, imported, and what it is given for its options. Raises PartError."""
+        part = parts.load(self.kind, self.reference)
+        return part, part_options(self.section, self.reference, part, self.options, self.above)
+
+
+def chosen_part(section: str, options: BaseModel) -> Chosen | None:
+    """The user's own part that a section chooses; None for one of lqray's."""
+    if isinstance(options, OwnPart):
+        given = options.given()
+        name: str = getattr(options, options.selector)
+        return Chosen(options.kind, section, name, given, frozenset(given) - frozenset(options.options))
+    if isinstance(options, ExchangeOptions) and parts.is_reference(options.reduction):
+        return Chosen("reductions", section, options.reduction, options.options)
+    return None
+
+
+def own_parts(trial: BaseModel) -> Iterator[Chosen]:
+    """All parts of a trial that are a user's own."""
+    for section in type(trial).model_fields:
+        options = getattr(trial, section)
+        if isinstance(options, BaseModel) and (chosen := chosen_part(section, options)):
+            yield chosen
+
+
+def part_options(
+    section: str, reference: str, part: object, options: Mapping[str, Any], above: Collection[str] = ()
+) -> Any:
     """What a part is given for its options: an instance of its OPTIONS, or a mapping of its own where it has none.
 
-    section: the key that the options are below, such as `model`. Raises PartError in the terms of the file's keys.
+    section: the key that the options are below, such as `model`. above: options that are keys of the section itself.
+    Raises PartError in the terms of the file's keys.
     """
     declared = getattr(part, "OPTIONS", None)
     if declared is None:
@@ -34,9 +82,10 @@ def part_options(section: str, reference: str, part: object, options: Mapping[st
     except ValidationError as error:
         problems = problems or problems_of(error, declared, dict(options))
     if problems:
+        places = [section if key in above else f"{section}.options" for key, *_ in problems]
         told = [
-            str(Problem(reference, None, f"{section}.options.{key}".rstrip("."), found, allowed, hint))
-            for key, found, allowed, hint in problems
+            str(Problem(reference, None, f"{place}.{key}".rstrip("."), found, allowed, hint))
+            for place, (key, found, allowed, hint) in zip(places, problems, strict=True)
         ]
         raise PartError("\n".join(told))
     return checked

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import os
 import re
 import sys
@@ -89,6 +90,8 @@ def _entry_points(kind: str) -> dict[str, tuple[str, ...]]:
 
 
 _places: list[str] = []
+_added: list[str] = []
+"""Of Python's path, what `load` has added."""
 
 
 def add_place(folder: str | os.PathLike[str]) -> None:
@@ -105,9 +108,9 @@ def places() -> tuple[str, ...]:
 def load(kind: str, reference: str) -> Any:
     """Import the module of a reference and give its attribute.
 
-    Modules are looked for where `python -m` looks, the working directory first, and then in the folders that
-    `add_place` was told. Raises PartError, which says what to do, where the module or the attribute is not found, or
-    the module does not import.
+    Modules are looked for on Python's path, then in the working directory, then in the folders that `add_place` was
+    told: a file queue.py of a user's own is not taken for Python's. Raises PartError, which says what to do, where the
+    module or the attribute is not found, or the module does not import.
     """
     module_name, _, attribute = reference.partition(":")
     value: Any = _module(f"{_singular(kind)} {reference}", module_name)
@@ -122,6 +125,29 @@ def load(kind: str, reference: str) -> Any:
                 f"its names: {', '.join(there[:20]) or 'it has none'}" + (f"; {hint}" if hint else "")
             )
         value = getattr(value, name)
+    return value
+
+
+def call(what: str, part: Any, **arguments: Any) -> Any:
+    """Call a part with its arguments, by position. Raises PartError where it is nothing to be called with them."""
+    wanted = ", ".join(arguments)
+    if not callable(part):
+        raise PartError(f"{what}: found {type(part).__name__} {part!r:.80}; allowed: a function of ({wanted})")
+    try:
+        signature = inspect.signature(part)
+    except (TypeError, ValueError):  # of a function that says nothing of its parameters
+        return part(*arguments.values())
+    try:
+        signature.bind(*arguments.values())
+    except TypeError as error:
+        raise PartError(f"{what}: found a function of {signature}; allowed: one of ({wanted})") from error
+    return part(*arguments.values())
+
+
+def checked(what: str, value: Any, wanted: type) -> Any:
+    """What a part made. Raises PartError where it is nothing of the type that is wanted."""
+    if not isinstance(value, wanted):
+        raise PartError(f"{what}: found that it makes a {type(value).__name__}; allowed: a {wanted.__name__}")
     return value
 
 
@@ -156,9 +182,9 @@ def _module(what: str, name: str) -> ModuleType:
 
 def _look_here() -> None:
     here = os.getcwd()  # noqa: PTH109
-    if not {"", here} & set(sys.path[:1]):
-        sys.path.insert(0, here)
-    sys.path.extend(place for place in _places if place not in sys.path)
+    sys.path[:] = [place for place in sys.path if place not in _added]
+    _added[:] = [place for place in dict.fromkeys((here, *_places)) if place not in sys.path]
+    sys.path.extend(_added)
 
 
 def _refuse_another(what: str, top: str) -> None:

@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(parts, "_places", [])
+    monkeypatch.setattr(parts, "_added", [])
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:

@@ -55,6 +55,10 @@ class OwnPart(Variant):
     options: FreeOptions = Field(default={})
     """Whatever the part takes."""
 
+    def given(self) -> dict[str, Any]:
+        """What the part gets, before its own class of options has a look."""
+        return dict(self.options)
+
     @model_validator(mode="before")
     @classmethod
     def _with_reference(cls, values: Any) -> Any:
