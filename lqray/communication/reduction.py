@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.distributed as dist
 from torch import Tensor
@@ -12,9 +12,12 @@ from torch.futures import Future
 from lqray.communication.wire.parcel import CheckWords, Parcel
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.part_options import chosen_part
+from lqray.experiment.parts import call, checked
 from lqray.quantization import Compressor
 
 
+@runtime_checkable
 class Reduction(Protocol):
     """A way to turn every worker's payloads into the means of what they stand for."""
 
@@ -45,7 +48,14 @@ class Reduction(Protocol):
 
 
 def load_reduction(options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords) -> Reduction:
-    """What the REDUCTION of `lqray.communication.reductions.<options.reduction>` makes of its options. Collective."""
+    """What the REDUCTION of `lqray.communication.reductions.<options.reduction>` makes of its options, or what one of a
+    user's own does, which is given `exchange.options`. Collective. Raises PartError."""
+    if chosen := chosen_part("exchange", options):
+        part, given = chosen.load()
+        own: Reduction = checked(
+            chosen.what, call(chosen.what, part, options=given, group=group, checks=checks), Reduction
+        )
+        return own
     module = importlib.import_module(f"lqray.communication.reductions.{options.reduction}")
     reduction: Reduction = module.REDUCTION(options, group, checks)
     return reduction

@@ -63,6 +63,11 @@ class UnfitTrialError(ValueError):
     or the like. Says which option, what was found and what is allowed."""
 
 
+class PartError(UnfitTrialError):
+    """A part of a user's own that is not found, cannot be imported, or is not what its trial takes it for. Says which,
+    what was found, what is allowed and how to fix it."""
+
+
 class UnknownTrialError(ValueError):
     """A name or id that is not that of exactly one trial."""
 

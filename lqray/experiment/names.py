@@ -29,6 +29,11 @@ def models() -> tuple[str, ...]:
     return names_in("training/models")
 
 
+def optimizers() -> tuple[str, ...]:
+    """Optimizers."""
+    return names_in("training/optimizers")
+
+
 def reductions() -> tuple[str, ...]:
     """Ways to exchange payloads."""
     return names_in("communication/reductions")

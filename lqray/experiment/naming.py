@@ -113,9 +113,12 @@ def _settings(layout: Layout, most: int | None) -> dict[str, list[Any]]:
 def _value(trial: Trial, key: str) -> Any:
     value: Any = trial
     for part in key.split("."):
-        if not isinstance(value, BaseModel) or part not in type(value).model_fields:
+        if isinstance(value, dict):
+            value = value.get(part, _MISSING)
+        elif isinstance(value, BaseModel) and part in type(value).model_fields:
+            value = getattr(value, part)
+        else:
             return _MISSING
-        value = getattr(value, part)
     return value
 
 

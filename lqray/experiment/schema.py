@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, create_model, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from lqray.experiment import names
+from lqray.experiment import names, parts
 from lqray.experiment.feedback import REMEDY, collision_problem, contraction_problem, described
 from lqray.experiment.identity import trial_id
-from lqray.experiment.options.data import DATA, DataOptions
+from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.experiment.options.model import MODEL, ModelOptions
-from lqray.experiment.options.optimizer import OPTIMIZER, OptimizerOptions
+from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
+from lqray.experiment.options.optimizer import OPTIMIZER, DecayOptions, OwnOptimizerOptions
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions
 from lqray.experiment.options.resources import Resources
 from lqray.experiment.options.schedule import ScheduleOptions
@@ -29,9 +30,17 @@ from lqray.experiment.options.tracking import Tracking
 __all__ = ["Resources", "Search", "Storage", "Tracking", "Trial"]
 
 
-def _variants(table: Mapping[str, type[Variant]], known: Iterable[str], plain: type[Variant]) -> Any:
-    """The union of the option classes of `known`, told apart by each class's selector key."""
-    classes = {name: table.get(name, plain) for name in known}
+def _variants(
+    table: Mapping[str, type[Variant]],
+    known: Iterable[str],
+    plain: type[Variant],
+    own: type[OwnPart] | None = None,
+) -> Any:
+    """The union of the option classes of `known`, told apart by each class's selector key. own: of the parts of a
+    user's own, which are known by reference."""
+    classes: dict[str, type[Variant]] = {name: table.get(name, plain) for name in known}
+    if own is not None:
+        classes[parts.OWN] = own
     keys = frozenset(key for cls in classes.values() for key in cls.model_fields)
     selector = plain.selector
     members = []
@@ -41,15 +50,10 @@ def _variants(table: Mapping[str, type[Variant]], known: Iterable[str], plain: t
         members.append(Annotated[member, Tag(name)])
 
     def choose(value: Any) -> Any:
-        return value.get(selector) if isinstance(value, dict) else getattr(value, selector, None)
+        name = value.get(selector) if isinstance(value, dict) else getattr(value, selector, None)
+        return parts.OWN if own is not None and parts.is_own(own.kind, name) else name
 
     return Annotated[Union[tuple(members)], Discriminator(choose)]  # noqa: UP007
-
-
-def _known_reduction(name: str) -> str:
-    if name not in names.reductions():
-        raise ValueError(f"one of {', '.join(names.reductions())}")
-    return name
 
 
 if TYPE_CHECKING:
@@ -58,14 +62,10 @@ if TYPE_CHECKING:
     from lqray.experiment.options.optimizer import OptimizerOptions as _Optimizer
     from lqray.experiment.options.quantizer import QuantizerOptions as _Quantizer
 else:
-    _Data = _variants(DATA, names.datasets(), DataOptions)
-    _Model = _variants(MODEL, names.models(), ModelOptions)
-    _Optimizer = _variants(OPTIMIZER, OPTIMIZER, OptimizerOptions)
+    _Data = _variants(DATA, names.datasets(), DataOptions, OwnDataOptions)
+    _Model = _variants(MODEL, names.models(), ModelOptions, OwnModelOptions)
+    _Optimizer = _variants(OPTIMIZER, names.optimizers(), DecayOptions, OwnOptimizerOptions)
     _Quantizer = _variants(QUANTIZER, names.methods(), FixedLevelsOptions)
-
-
-class _Exchange(ExchangeOptions):
-    reduction: Annotated[str, AfterValidator(_known_reduction)] = "all_gather"
 
 
 class Trial(Section):
@@ -82,7 +82,7 @@ class Trial(Section):
     schedule: ScheduleOptions
     workers: int = Field(default=1, ge=1, le=MOST_WORKERS)
     """K of the algorithm: gradients computed, encoded and averaged at each step."""
-    exchange: _Exchange = _Exchange()
+    exchange: ExchangeOptions = ExchangeOptions()
     quantizer: _Quantizer
     telemetry: TelemetryOptions = TelemetryOptions()
     seed: int = Field(default=1, ge=0, le=MOST_SEED)
@@ -132,8 +132,9 @@ class Trial(Section):
         return self.model_dump(mode="json")
 
     def flat(self) -> dict[str, Any]:
-        """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}."""
-        return flatten(self.config())
+        """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. Empty mappings, such as
+        options of a reduction that has none, are left out."""
+        return {key: value for key, value in flatten(self.config()).items() if value != {}}
 
     def params(self) -> dict[str, str]:
         """`flat`, every value as text: words as they are, anything else as JSON. So MLflow keeps them."""

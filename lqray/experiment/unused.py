@@ -11,7 +11,9 @@ from typing import Any
 
 from lqray.experiment.errors import Problem
 from lqray.experiment.layout import Layout
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.overrides import SOURCE
+from lqray.experiment.parts import OWN, is_own
 from lqray.experiment.schema import Trial
 from lqray.experiment.validation import variants
 from lqray.experiment.yaml import Document, Path_
@@ -31,7 +33,7 @@ def unused_options(layout: Layout, document: Document) -> list[Problem]:
         given = [(key, document.file, document.line_of(path)) for key, _, path in _given(layout, section)]
         given += [(key, SOURCE, None) for full in layout.overrides for key, _, _ in _within(section, full, None, ())]
         for key, file, line in given:
-            now = names if chosen is None else {chosen} if file == SOURCE else names | {chosen}
+            now = names if chosen is None else {_tag(section, chosen)} | (set() if file == SOURCE else names)
             if problem := _problem(section, key, now, file, line):
                 problems.setdefault((file, key), problem)
     return list(problems.values())
@@ -39,7 +41,8 @@ def unused_options(layout: Layout, document: Document) -> list[Problem]:
 
 def _problem(section: str, key: str, names: set[Any], file: str, line: int | None) -> Problem | None:
     known = variants(section)
-    owners = [name for name, cls in known.items() if key in cls.model_fields]
+    head = key.partition(".")[0]
+    owners = [name for name, cls in known.items() if head in cls.model_fields]
     if not owners or not names.issubset(known) or not names.isdisjoint(owners):
         return None  # unknown keys and names are told when a trial is made
     own = sorted({field for name in names for field in known[name].model_fields})
@@ -55,7 +58,15 @@ def _names(layout: Layout, section: str, selector: str) -> set[Any]:
     if not always and not (layout.search and swept in layout.search.space):
         base = layout.base.get(section)
         names.append(base.get(selector) if isinstance(base, dict) else None)
-    return {name if isinstance(name, str) else repr(name) for name in names}
+    return {_tag(section, name) for name in names}
+
+
+def _tag(section: str, name: Any) -> str:
+    """The name that `variants` has: that of lqray's own, or the tag of all others."""
+    own = variants(section).get(OWN)
+    if own is not None and issubclass(own, OwnPart) and is_own(own.kind, name):
+        return OWN
+    return name if isinstance(name, str) else repr(name)
 
 
 def _given(layout: Layout, section: str) -> _Given:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from lqray.experiment import parts
 from lqray.experiment.errors import Problem, did_you_mean, shortened
+from lqray.experiment.options.own import is_free
 from lqray.experiment.options.section import Variant
 from lqray.experiment.schema import Trial
 from lqray.experiment.yaml import Document, Path_, dotted
@@ -49,19 +51,31 @@ def explain_section(
     return problems
 
 
+def problems_of(
+    error: ValidationError, cls: type[BaseModel], value: Mapping[str, Any]
+) -> list[tuple[str, str, str, str | None]]:
+    """(dotted key, found, allowed, hint) of each problem of plain data that are not a `cls`; of no file's."""
+    details = error.errors(include_url=False)[:_MOST_PROBLEMS]
+    described = [_describe(dict(detail), cls, value) for detail in details]
+    return [(dotted(loc), found, allowed, hint) for loc, found, allowed, hint in described]
+
+
 def key_problem(key: str) -> tuple[str, str, str | None] | None:
     """What is wrong with a dotted key of a matrix: (found, allowed, hint), or None when some trial has such a key."""
-    parts = key.split(".")
+    words = key.split(".")
     classes: list[type[BaseModel]] = [Trial]
-    for depth, part in enumerate(parts):
+    for depth, part in enumerate(words):
         known = sorted({name for cls in classes for name in cls.model_fields})
         if part not in known:
-            before = ".".join(parts[:depth])
+            before = ".".join(words[:depth])
             where = f"keys of {before}" if before else "keys of a trial"
             choices = [f"{before}.{name}" if before else name for name in known]
             allowed = f"{where}: {', '.join(choices)}" if known else f"no key below {before}"
-            return f"the unknown key {shortened(key)!r}", allowed, did_you_mean(".".join(parts[: depth + 1]), choices)
-        classes = [model for cls in classes if part in cls.model_fields for model in _models(cls, part)]
+            return f"the unknown key {shortened(key)!r}", allowed, did_you_mean(".".join(words[: depth + 1]), choices)
+        classes = [cls for cls in classes if part in cls.model_fields]
+        if any(is_free(cls, part) for cls in classes):
+            return None
+        classes = [model for cls in classes for model in _models(cls, part)]
     return None
 
 
@@ -111,7 +125,7 @@ def _describe(detail: dict[str, Any], root: type[BaseModel], config: Any) -> tup
         known = [name.strip().strip("'") for name in context["expected_tags"].split(",")]
         selector = _selector(root, loc)
         tag = str(context["tag"])
-        return (*loc, selector), f"the unknown name {shortened(tag)!r}", ", ".join(known), did_you_mean(tag, known)
+        return (*loc, selector), f"the unknown name {shortened(tag)!r}", _names(known), _meant(tag, known)
     if kind == "union_tag_not_found":
         selector = _selector(root, loc)
         if isinstance(value, dict):
@@ -119,6 +133,19 @@ def _describe(detail: dict[str, Any], root: type[BaseModel], config: Any) -> tup
         return loc, found, f"a mapping with {selector!r}", None
     allowed = _allowed(kind, context, detail["msg"])
     return loc, found, allowed, None
+
+
+def _names(known: Sequence[str]) -> str:
+    """Names as they are told: the tag of a user's own parts is how these are written."""
+    own = f", or one of your own, written {parts.OWN}" if parts.OWN in known else ""
+    return ", ".join(name for name in known if name != parts.OWN) + own
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    dotted_name = ":".join(name.rpartition(".")[::2])
+    if parts.OWN in known and parts.is_reference(dotted_name):
+        return f"an attribute is written after a colon: {dotted_name}"
+    return did_you_mean(name, [each for each in known if each != parts.OWN])
 
 
 def _selector(root: type[BaseModel], loc: _Loc) -> str:
@@ -177,6 +204,7 @@ _TYPES = {
     "string_type": "a word",
     "tuple_type": "a list",
     "list_type": "a list",
+    "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lqray.experiment.options.data import DataOptions
+from lqray.experiment.part_options import chosen_part
+from lqray.experiment.parts import call, checked
 
 Split = Literal["train", "test"]
 Batch = tuple[Tensor, Tensor]
 """Inputs, float32 (B, *shape), and their labels, int64 (B,), on the dataset's device."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Labelled examples for classification. Nothing here touches torch's global random state."""
 
@@ -50,7 +53,11 @@ class Dataset(Protocol):
 
 
 def load_dataset(options: DataOptions) -> Dataset:
-    """The dataset that a trial names."""
+    """The dataset that a trial names. Raises PartError for one of a user's own that cannot be had."""
+    if chosen := chosen_part("data", options):
+        part, given = chosen.load()
+        own: Dataset = checked(chosen.what, call(chosen.what, part, options=given), Dataset)
+        return own
     module: Any = importlib.import_module(f"lqray.training.data.{options.name}")
     dataset: Dataset = module.load(options)
     return dataset

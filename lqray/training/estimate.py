@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lqray.communication.bucket import skipped_names
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.model import TorchvisionOptions
-from lqray.experiment.options.quantizer import CompressorOptions
+from lqray.experiment.options.quantizer import CompressorOptions, RandomKOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import compressor_of
 from lqray.training.known_data import known_data
@@ -119,7 +120,11 @@ def _bytes(trial: Trial, n: int, processes: int) -> float | None:
         return others * own
     if exchange.reduction != "scatter_reduce":
         return None
-    return others / processes * (own + exchange.gather_bits * n / 8)
+    if isinstance(quantizer, RandomKOptions):  # its means travel as they are
+        return others / processes * 2 * own
+    size: int = getattr(quantizer, "bucket_size", 8192)
+    norms = 4 * math.ceil(n / size)
+    return others / processes * (own + norms + exchange.gather_bits * n / 8)
 
 
 @lru_cache(maxsize=256)

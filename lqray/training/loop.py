@@ -27,7 +27,7 @@ from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.forward import logits, prepared, seed_pass
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError, all_finite, diverged
-from lqray.training.optimizers import build_optimizer
+from lqray.training.optimizers import build_optimizer, lr_ratios
 from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.seeding import derive_seed
@@ -96,6 +96,7 @@ class _Run:
         assert self.schedule.iterations is not None
         self.iterations = self.schedule.iterations
         self.optimizer = build_optimizer(trial.optimizer, self.network)
+        self.lr_ratios = lr_ratios(self.optimizer, trial.optimizer.lr)
         self.timer, self.progress = PhaseTimer(device), Progress()
         self.seconds, self.nmse, self.spent = RunningMean(), RunningMean(), Spent(device)
         self.wire: dict[str, float] = {}
@@ -170,8 +171,8 @@ class _Run:
         self.spent.begin_step()
 
         lr = learning_rate(trial.optimizer.lr, self.schedule, iteration)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = lr
+        for parameters, ratio in zip(self.optimizer.param_groups, self.lr_ratios, strict=True):
+            parameters["lr"] = ratio * lr
         wires.begin_step(iteration, measured, keep=iteration + 1 == self.iterations and self.group.rank() == 0)
         with ExitStack() as stack:
             if self.schedule.on_nonfinite == "skip":

@@ -6,10 +6,11 @@ another machine, with its files elsewhere, is the same experiment.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import (
     LARGEST,
     MOST_EXAMPLES,
@@ -110,6 +111,12 @@ class GaussianMixtureOptions(DataOptions):
                 f"{self.dimension}"
             )
         return self
+
+
+class OwnDataOptions(OwnPart, DataOptions):
+    """A dataset of a user's own: `load(options) -> Dataset`."""
+
+    kind: ClassVar[str] = "datasets"
 
 
 DATA: dict[str, type[DataOptions]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from lqray.experiment import names
+from lqray.experiment.options.own import FreeOptions
 from lqray.experiment.options.section import (
     MOST_COORDINATES,
     MOST_ITERATIONS,
@@ -14,14 +16,25 @@ from lqray.experiment.options.section import (
     Section,
     Word,
 )
+from lqray.experiment.parts import OWN, is_own, known, reference_of
+
+
+def _known_reduction(name: str) -> str:
+    if reference := reference_of("reductions", name):
+        return reference
+    if name not in names.reductions():
+        raise ValueError(f"one of {', '.join(known('reductions'))}, or one of your own, written {OWN}")
+    return name
 
 
 class ExchangeOptions(Section):
     """How workers exchange gradients."""
 
-    reduction: str = "all_gather"
+    reduction: Annotated[str, AfterValidator(_known_reduction)] = "all_gather"
     """A module of communication/reductions/: all_gather is the paper's algorithm; scatter_reduce sends as many bytes
-    however many workers there are, and rounds a second time."""
+    however many workers there are, and rounds a second time. Or one of a user's own, module:attribute."""
+    options: FreeOptions = Field(default={})
+    """Whatever a reduction of a user's own takes; left out with those of lqray's."""
     gather_bits: int = Field(default=8, ge=1, le=8)
     """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"
@@ -62,3 +75,10 @@ class ExchangeOptions(Section):
         if self.feedback_stages == "both" and self.gather_bits == 1:
             raise ValueError("feedback_stages: both needs gather_bits of at least 2: one bit loses more than there was")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_own(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "options" not in values or is_own("reductions", values.get("reduction")):
+            return values
+        return {key: value for key, value in values.items() if key != "options"}

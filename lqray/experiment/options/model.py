@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import MOST_UNITS, MOST_WEIGHTS, Units, Variant, Word
 
 
@@ -93,6 +94,12 @@ class TorchvisionOptions(ModelOptions):
     """Its name there, such as resnet18."""
     pretrained: bool = False
     """Start from torchvision's weights, which it downloads."""
+
+
+class OwnModelOptions(OwnPart, ModelOptions):
+    """A model of a user's own: `build(options, shape, classes) -> nn.Module`."""
+
+    kind: ClassVar[str] = "models"
 
 
 MODEL: dict[str, type[ModelOptions]] = {
