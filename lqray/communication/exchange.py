@@ -62,6 +62,7 @@ class GradientExchange:
         self._seeds = list(seeds)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
+        self._reductions_state: dict[str, Tensor] = {}
         fed_back = options.error_feedback and options.trajectory == "quantized"
         self._residuals = Residuals(compressor, options) if fed_back else None
         self._must_fit = self._residuals is not None and compressor.adapts
@@ -86,7 +87,7 @@ class GradientExchange:
         of a dtype that no payload holds."""
         check_parameters(model.module)
         agreed = {
-            "quantizer": [self.compressor.name, self.compressor.options.model_dump()],
+            "quantizer": [self.compressor.name, str(self.compressor.options)],
             "exchange": self._options.model_dump(),
             "levels": self.compressor.fingerprint().hex(),
             "workers of a process": len(self._seeds),
@@ -199,7 +200,10 @@ class GradientExchange:
 
     def _load_reduction(self) -> Reduction:
         """Collective the first time: only ranks that agree may call it."""
-        self._reduction = self._reduction or load_reduction(self._options, self._group, self._checks)
+        if self._reduction is None:
+            self._reduction = load_reduction(self._options, self._group, self._checks)
+            if self._reductions_state:
+                self._reduction.load_state_dict(self._reductions_state)
         return self._reduction
 
     def _start_bucket(
@@ -298,8 +302,9 @@ class GradientExchange:
             self._residuals.load_state_dict(state["residuals"])
             fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.compressor.updates > 0
             self._unfitted = self._must_fit and not fitted
+            self._reductions_state = state.get("reduction", {})
             if self._reduction:
-                self._reduction.load_state_dict(state.get("reduction", {}))
+                self._reduction.load_state_dict(self._reductions_state)
 
     @property
     def nmse(self) -> float:

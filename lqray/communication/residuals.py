@@ -32,6 +32,7 @@ class Residuals:
 
     def __init__(self, compressor: Compressor, options: ExchangeOptions) -> None:
         self._compressor = compressor
+        self._described = described(compressor.options, compressor.name)
         self._scaled = options.error_feedback == "scaled"
         self._memory = ErrorMemory.of(options)
         self._step: list[Tensor] = []
@@ -40,7 +41,7 @@ class Residuals:
             return
         if why := compressor.why_no_contraction():
             raise NoContractionError(
-                f"exchange.error_feedback: true with {described(compressor.options)}, which is no contraction: {why}. "
+                f"exchange.error_feedback: true with {self._described}, which is no contraction: {why}. "
                 f"What is fed back would grow without bound. Take {REMEDY}"
             )
 
@@ -84,7 +85,7 @@ class Residuals:
         self._growth = max(1.0, self._growth * omega)
         if self._growth >= _MOST_GROWTH and not self._compressor.bounded:
             raise NoContractionError(
-                f"exchange.error_feedback: true with {described(self._compressor.options)}: compressing lost "
+                f"exchange.error_feedback: true with {self._described}: compressing lost "
                 f"{omega:.3g} times the energy of what was compressed (omega), and in this way from step to step; "
                 "allowed: below 1, "
                 f"else what is fed back grows without bound. Take {REMEDY}"

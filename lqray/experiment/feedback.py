@@ -130,8 +130,10 @@ def contraction_problem(options: QuantizerOptions) -> str | None:
     return why_no_contraction(options, norm, levels(options.bits, getattr(options, "multiplier", 0.5)))
 
 
-def described(options: QuantizerOptions) -> str:
-    """The method, as messages name it."""
+def described(options: object, name: str = "") -> str:
+    """The method, as messages name it; `name` where its options are a user's own."""
+    if not isinstance(options, QuantizerOptions):
+        return name
     bits = f" at {options.bits} bits" if isinstance(options, FixedLevelsOptions) else ""
     buckets = f" with buckets of {options.bucket_size}" if isinstance(options, BucketOptions) else ""
     return f"{options.method}{bits}{buckets}"

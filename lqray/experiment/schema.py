@@ -18,7 +18,7 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, DecayOptions, OwnOptimizerOptions
 from lqray.experiment.options.own import OwnPart
-from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions
+from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions, OwnMethodOptions
 from lqray.experiment.options.resources import Resources
 from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.options.search import Search
@@ -65,7 +65,7 @@ else:
     _Data = _variants(DATA, names.datasets(), DataOptions, OwnDataOptions)
     _Model = _variants(MODEL, names.models(), ModelOptions, OwnModelOptions)
     _Optimizer = _variants(OPTIMIZER, names.optimizers(), DecayOptions, OwnOptimizerOptions)
-    _Quantizer = _variants(QUANTIZER, names.methods(), FixedLevelsOptions)
+    _Quantizer = _variants(QUANTIZER, names.methods(), FixedLevelsOptions, OwnMethodOptions)
 
 
 class Trial(Section):

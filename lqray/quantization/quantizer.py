@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lqray.experiment import names
 from lqray.experiment.errors import did_you_mean
 from lqray.experiment.feedback import adapts, why_no_contraction, widest_gap
 from lqray.experiment.options import quantizer as options
+from lqray.experiment.part_options import Chosen, chosen_part
+from lqray.experiment.parts import OWN, call, checked, is_own, load
 from lqray.quantization import codec
 from lqray.quantization.codec import Coding, LevelPayload
 from lqray.quantization.compressor import Compressor
@@ -57,7 +60,7 @@ class Quantizer(Compressor):
         self._observed: dict[int, Statistics] = {}
 
     @staticmethod
-    def create(method: str, bits: float = 3, bucket_size: int = 8192, **others: Any) -> Compressor:
+    def create(method: str, bits: float | None = None, bucket_size: int | None = None, **others: Any) -> Compressor:
         """The compressor of a method, by its name; `others` are the method's options (`lqray.experiment.options`). A
         method without a number of bits, or of buckets, to choose leaves them out, as in YAML.
 
@@ -278,21 +281,28 @@ class Quantizer(Compressor):
         return self._copies[device]
 
 
-def create(method: str, bits: float = 3, bucket_size: int = 8192, **others: Any) -> Compressor:
+def create(method: str, bits: float | None = None, bucket_size: int | None = None, **others: Any) -> Compressor:
     """See `Quantizer.create`."""
+    common = {"bits": bits, "bucket_size": bucket_size}
+    given = {key: value for key, value in common.items() if value is not None}
+    if is_own("methods", method):
+        return compressor_of(options.OwnMethodOptions.model_validate({"method": method, **given, "options": others}))
     if method not in names.methods():
         hint = did_you_mean(method, names.methods())
         raise ValueError(
-            f"unknown method {method!r}; allowed: {', '.join(names.methods())}" + (f"; {hint}" if hint else "")
+            f"unknown method {method!r}; allowed: {', '.join(names.methods())}, or one of your own, written {OWN}"
+            + (f"; {hint}" if hint else "")
         )
     chosen = options.QUANTIZER.get(method, options.FixedLevelsOptions)
-    common = {"bits": bits, "bucket_size": bucket_size}
-    own = {key: value for key, value in common.items() if key in chosen.model_fields}
+    own = {key: value for key, value in given.items() if key in chosen.model_fields}
     return compressor_of(chosen.model_validate({"method": method, **own, **others}))
 
 
 def compressor_of(chosen: options.QuantizerOptions) -> Compressor:
-    """The compressor that options name. Raises ValueError for a method that sends no payloads."""
+    """The compressor that options name. Raises ValueError for a method that sends no payloads, PartError for one of a
+    user's own that is no compressor."""
+    if own := chosen_part("quantizer", chosen):
+        return _own_compressor(own)
     method = load_method(chosen.method)
     if method is None:
         raise ValueError(f"{chosen.method} sends no codes, so there is nothing to quantize")
@@ -300,6 +310,18 @@ def compressor_of(chosen: options.QuantizerOptions) -> Compressor:
         assert isinstance(chosen, options.FixedLevelsOptions | options.TernaryOptions)
         return Quantizer(method, chosen)
     return method(chosen)
+
+
+def _own_compressor(own: Chosen) -> Compressor:
+    part = load("methods", own.reference)
+    if isinstance(part, Method):
+        plain = options.AdaptiveLevelsOptions if part.fit else options.FixedLevelsOptions
+        declared = getattr(sys.modules[own.reference.partition(":")[0]], "OPTIONS", plain)
+        return Quantizer(part, declared.model_validate({"method": own.reference, **own.options}))
+    part, given = own.load()
+    compressor: Compressor = checked(own.what, call(own.what, part, options=given), Compressor)
+    compressor.name = own.reference
+    return compressor
 
 
 def _coding(bits: int, bucket_size: int, rotated: bool) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lqray.quantization.codec import cast, flattened
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import Payload
+from lqray.quantization.sparse import SparsePayload
 
 
 class SixteenBits(Compressor):
@@ -16,16 +17,16 @@ class SixteenBits(Compressor):
 
     deterministic = True
 
-    def encode(self, tensor: Tensor, *, seed: int, offset: int) -> Payload:
+    def encode(self, tensor: Tensor, *, seed: int, offset: int) -> SparsePayload:
         """See `Compressor.encode`; no seed enters."""
-        cast_down = flattened(self.name, tensor).to(self._dtype)
-        return Payload(cast_down.contiguous().view(torch.uint8), tensor.numel(), tensor.dtype, offset)
+        buffer = flattened(self.name, tensor).to(self._dtype, copy=True).view(torch.uint8)
+        return SparsePayload(buffer, tensor.numel(), tensor.dtype, offset, tensor.numel(), self._dtype, 0)
 
     def decode(self, payload: Payload) -> Tensor:
         """See `Compressor.decode`."""
         payload.check()
-        values = payload.buffer.clone().view(self._dtype)
-        return cast(values.to(torch.float32), payload.dtype, payload.offset)
+        assert isinstance(payload, SparsePayload)
+        return cast(payload.read(), payload.dtype, payload.offset)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -115,7 +115,7 @@ def _bytes(trial: Trial, n: int, processes: int) -> float | None:
         return 2 * others / processes * _FLOAT_BYTES[quantizer.method] * n
     if not isinstance(quantizer, CompressorOptions):
         return None
-    own = trial.workers // processes * _bits_per_coordinate(quantizer) * n / 8
+    own = trial.workers // processes * _bits_per_coordinate(quantizer.model_dump_json()) * n / 8
     if exchange.reduction == "all_gather":
         return others * own
     if exchange.reduction != "scatter_reduce":
@@ -128,6 +128,9 @@ def _bytes(trial: Trial, n: int, processes: int) -> float | None:
 
 
 @lru_cache(maxsize=256)
-def _bits_per_coordinate(options: CompressorOptions) -> float:
+def _bits_per_coordinate(config: str) -> float:
     """As measured on zeros: how many bytes a tensor takes does not depend on what is in it."""
-    return compressor_of(options).encode(torch.zeros(_PROBE), seed=0, offset=0).bits_per_coordinate
+    annotation: Any = Trial.model_fields["quantizer"].annotation
+    compressor = compressor_of(TypeAdapter(annotation).validate_json(config))
+    shape = (math.isqrt(_PROBE), math.isqrt(_PROBE)) if compressor.layers else (_PROBE,)
+    return compressor.encode(torch.zeros(shape), seed=0, offset=0).bits_per_coordinate

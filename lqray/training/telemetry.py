@@ -39,6 +39,8 @@ def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, devi
     sums = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
     dist.all_reduce(sums, group=group)
     metrics = dict(zip(own, (sums / group.size()).tolist(), strict=True))
+    if not (exchange.compressor.unbiased or exchange.compressor.deterministic):
+        del metrics["quantizer/bias"]  # not known
     metrics |= exchange.compressor.telemetry()
     for phase in get_args(Phase):
         metrics[f"time/{phase}_seconds"] = exchange.volume.seconds(phase)

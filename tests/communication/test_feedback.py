@@ -240,3 +240,58 @@ def test_ids_stay_as_they_were():
         assert trial_of(False, method=method).exchange.error_feedback is False
         with pytest.raises(ValueError, match="error_feedback: scaled"):
             trial_of(True, method=method)
+
+
+@pytest.mark.parametrize("method", ["topk", "signsgd", "qsgd_inf"])
+def test_a_moving_average_of_what_was_lost(group, method):
+    """e <- decay e + (1 - decay) (h - decoded), and nothing of it after a reset."""
+    options = ExchangeOptions(error_feedback=True, feedback_decay=0.75, feedback_reset=3)
+    exchange = GradientExchange(quantizer_of(method, 3, 64), options, group, [1])
+    held = torch.zeros(1000)
+    for step in range(7):
+        gradient = gradient_of("normal", step, 1000)
+        held = torch.zeros(1000) if step % 3 == 0 else held
+        exchange.begin_step(step)
+        sent = exchange.exchange([gradient], 0).wait()
+        held = 0.75 * held + 0.25 * (gradient + held - sent)
+        torch.testing.assert_close(exchange.state_dict()["residuals"]["0/0"], held, rtol=1e-5, atol=1e-5)
+
+
+def both_stages(rank: int) -> dict:
+    """Distance of the sum of what arrived from that of the exact means, with what the second rounding loses fed back
+    or not; the same of an exchange that is continued from its state; checksums."""
+    torch.set_num_threads(1)
+    found = {}
+    for stages, continued in (("first", True), ("both", True), ("both", False)):
+        options = ExchangeOptions(
+            reduction="scatter_reduce", error_feedback=True, feedback_stages=stages, gather_bits=2
+        )
+        exchange = GradientExchange(quantizer_of("qsgd_inf", 3, 64), options, dist.group.WORLD, [rank])
+        exact, arrived = torch.zeros(1000), torch.zeros(1000)
+        for step in range(60):
+            if step == 30 and continued:
+                state = exchange.state_dict()
+                exchange.close()
+                exchange = GradientExchange(quantizer_of("qsgd_inf", 3, 64), options, dist.group.WORLD, [rank])
+                exchange.load_state_dict(state)
+            gradient = gradient_of("normal", 7, 1000) + 0.1 * gradient_of("normal", 1000 * rank + step, 1000)
+            exchange.begin_step(step)
+            arrived += exchange.exchange([gradient], 0).wait()
+            dist.all_reduce(gradient)
+            exact += gradient / 2
+        found[stages, continued] = float((arrived - exact).norm()), float(arrived.double().square().sum())
+        exchange.close()
+    return found
+
+
+@pytest.mark.processes
+def test_the_second_rounding_is_fed_back_too():
+    first, second = run_ranks(both_stages, 2)
+    assert first == second
+    assert first["both", True] == first["both", False]
+    assert first["both", True][0] < 0.5 * first["first", True][0]
+
+
+def test_one_bit_of_means_cannot_be_fed_back():
+    with pytest.raises(ValueError, match="gather_bits of at least 2"):
+        ExchangeOptions(feedback_stages="both", gather_bits=1)

@@ -6,10 +6,11 @@ of its own needs no change here.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import (
     LARGEST,
     MOST_ITERATIONS,
@@ -45,6 +46,24 @@ class CompressorOptions(QuantizerOptions):
         """The reason why the method can never be fed back as it is, where its options alone say so; None where it may
         well be."""
         return None
+
+
+class OwnMethodOptions(OwnPart, CompressorOptions):
+    """A compressor of a user's own: a class of `lqray.quantization.Compressor`, made of its options, or a `Method` of
+    levels. `bits` and `bucket_size` reach it as if they stood below `options`, so that a matrix over either holds for
+    it, too."""
+
+    kind: ClassVar[str] = "methods"
+    bits: float | None = Field(default=None, gt=0, le=64)
+    """Where it has such an option."""
+    bucket_size: int | None = Field(default=None, ge=1, le=2**30)
+    """Where it has such an option."""
+
+    def given(self) -> dict[str, Any]:
+        """See `OwnPart.given`."""
+        bits = int(self.bits) if self.bits is not None and self.bits.is_integer() else self.bits
+        common = {"bits": bits, "bucket_size": self.bucket_size}
+        return {key: value for key, value in common.items() if value is not None} | self.options
 
 
 class TopKOptions(CompressorOptions):
