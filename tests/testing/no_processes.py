@@ -51,7 +51,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _start(process: BaseProcess) -> None:
     if _can_skip():
-        pytest.skip(f"starts {process.name}")
+        pytest.skip(f"starts a {type(process).__name__}")
     _started(process)
 
 
