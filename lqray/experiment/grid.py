@@ -205,7 +205,7 @@ class Experiment:
         try:
             trial = Trial.model_validate(config)
         except ValidationError as error:
-            raise ExperimentError(self._explained(error, config, settings)) from None
+            raise ExperimentError(self._explained(error, settings)) from None
         if len(self._sections) > _MOST_SECTIONS:
             self._sections.clear()
         for name in ready:
@@ -214,8 +214,8 @@ class Experiment:
             self._sections[name, keys.get(name, "")] = value
         return trial
 
-    def _explained(self, error: ValidationError, config: dict[str, Any], settings: Sequence[Setting]) -> list[Problem]:
-        problems = explain(error, config, self.document, settings)
+    def _explained(self, error: ValidationError, settings: Sequence[Setting]) -> list[Problem]:
+        problems = explain(error, self.document, settings)
         return [
             replace(one, file=SOURCE, line=None)
             if any(one.key == key or one.key.startswith((f"{key}.", f"{key}[")) for key in self.layout.overrides)

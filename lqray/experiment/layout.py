@@ -87,14 +87,14 @@ class _Reader:
         try:
             return cls.model_validate(self.mapping(value, path, f"a mapping with {', '.join(cls.model_fields)}"))
         except ValidationError as error:
-            self.problems.extend(explain_section(error, cls, value, self.document, path))
+            self.problems.extend(explain_section(error, cls, self.document, path))
             return cls()
 
     def search(self, value: Any, blocks: Sequence[Block]) -> Search | None:
         try:
             search = Search.model_validate(self.mapping(value, ("search",), "a mapping"))
         except ValidationError as error:
-            self.problems.extend(explain_section(error, Search, value, self.document, ("search",)))
+            self.problems.extend(explain_section(error, Search, self.document, ("search",)))
             return None
         for key in search.space:
             here = ("search", "space", key)

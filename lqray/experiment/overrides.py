@@ -67,6 +67,6 @@ def _with_option(layout: Layout, section: str, option: str, value: Any, problems
         return replace(layout, **chosen)
     except ValidationError as error:
         document = parse("", SOURCE)
-        for problem in explain_section(error, cls, raw, document, (section,)):
+        for problem in explain_section(error, cls, document, (section,)):
             problems.append(replace(problem, line=None))
         return layout

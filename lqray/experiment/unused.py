@@ -71,7 +71,7 @@ def _tag(section: str, name: Any) -> str:
 
 def _given(layout: Layout, section: str) -> _Given:
     """(key within the section, value, where it stands) of all that the file sets in it."""
-    yield from _spread(section, layout.base.get(section), ("base", section))
+    yield from _spread(layout.base.get(section), ("base", section))
     for block in layout.blocks:
         for key, values in block.matrix.items():
             for index, value in enumerate(values):
@@ -91,10 +91,10 @@ def _within(section: str, key: str, value: Any, path: Path_) -> _Given:
     if rest:
         yield rest, value, path
     else:
-        yield from _spread(section, value, path)
+        yield from _spread(value, path)
 
 
-def _spread(section: str, value: Any, path: Path_) -> _Given:
+def _spread(value: Any, path: Path_) -> _Given:
     if isinstance(value, dict):
         for key, item in value.items():
             yield key, item, (*path, key)

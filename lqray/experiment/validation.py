@@ -26,26 +26,22 @@ class _Setting(Protocol):
     def path(self) -> Path_: ...
 
 
-def explain(
-    error: ValidationError, config: dict[str, Any], document: Document, settings: Sequence[_Setting]
-) -> list[Problem]:
-    """Problems of a trial that is not valid: `config` is its raw form, `settings` what a block set on the base."""
+def explain(error: ValidationError, document: Document, settings: Sequence[_Setting]) -> list[Problem]:
+    """Problems of a trial that is not valid. settings: what a block set on the base."""
     problems = []
     for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
-        loc, found, allowed, hint = _describe(dict(detail), Trial, config)
+        loc, found, allowed, hint = _describe(dict(detail), Trial)
         key = dotted(loc)
         line = _line(key, loc, document, settings)
         problems.append(Problem(document.file, line, key, found, allowed, hint))
     return problems
 
 
-def explain_section(
-    error: ValidationError, cls: type[BaseModel], value: Any, document: Document, path: Path_
-) -> list[Problem]:
+def explain_section(error: ValidationError, cls: type[BaseModel], document: Document, path: Path_) -> list[Problem]:
     """Problems of a plain section (resources, tracking) that failed to validate."""
     problems = []
     for detail in error.errors(include_url=False)[:_MOST_PROBLEMS]:
-        loc, found, allowed, hint = _describe(dict(detail), cls, value)
+        loc, found, allowed, hint = _describe(dict(detail), cls)
         line = document.line_of((*path, *loc))
         problems.append(Problem(document.file, line, dotted((*path, *loc)), found, allowed, hint))
     return problems
@@ -109,9 +105,9 @@ def _line(key: str, loc: _Loc, document: Document, settings: Sequence[_Setting])
     return document.line_of(("base", *loc))
 
 
-def _describe(detail: dict[str, Any], root: type[BaseModel], config: Any) -> tuple[_Loc, str, str, str | None]:
+def _describe(detail: dict[str, Any], root: type[BaseModel]) -> tuple[_Loc, str, str, str | None]:
     """(location without pydantic's union tags, found, allowed, hint) of one pydantic error."""
-    loc, cls = _strip_tags(detail["loc"], root, config)
+    loc, cls = _strip_tags(detail["loc"], root)
     kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
     found = _shown(value)
     if kind == "combination":  # of several sections: says itself which key, and what was found
@@ -152,7 +148,7 @@ def _selector(root: type[BaseModel], loc: _Loc) -> str:
     return str(getattr(_models(root, str(loc[0]))[0], "selector", "name"))
 
 
-def _strip_tags(loc: _Loc, root: type[BaseModel], config: Any) -> tuple[_Loc, type[BaseModel]]:
+def _strip_tags(loc: _Loc, root: type[BaseModel]) -> tuple[_Loc, type[BaseModel]]:
     """A pydantic location without the tags of discriminated unions, and the class of the section that it ends in."""
     kept: list[str | int] = []
     cls = root

@@ -28,14 +28,14 @@ _LOOPBACK = ("localhost", "::1")
 _opened: set[str] = set()
 
 
-def client_of(uri: str, patience: float = PATIENCE) -> Any:
+def client_of(uri: str) -> Any:
     """An MlflowClient of a store to record to; the store is made where there is none.
 
     Its calls report a server that is away within seconds: how long to wait is decided by `patiently`. Opening it the
     first time waits so long. Raises StoreError, StoreAwayError.
     """
     # A launch's helpers record into the store that it opened: where that is gone, they make no other.
-    return _client(uri, multiprocessing.parent_process() is None, patience)
+    return _client(uri, multiprocessing.parent_process() is None, PATIENCE)
 
 
 def patient_client(uri: str) -> Any:

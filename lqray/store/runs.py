@@ -174,9 +174,9 @@ def number(value: float, is_nan: bool = False) -> float:
     return math.copysign(math.inf, value) if abs(value) > _INFINITY else value
 
 
-def run_of(found: Any, experiment: str = "") -> Run | None:
+def run_of(found: Any) -> Run | None:
     """A run that MLflow's client gave, with all that is known of it; None for one of another tool."""
-    return next(_of_client(found, None, None, True, experiment), None)
+    return next(_of_client(found, None, None, True, ""), None)
 
 
 def _from_tables(

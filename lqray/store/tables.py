@@ -137,13 +137,13 @@ def runs_of(connection: Any, experiment: str) -> list[tuple[str, str, str, int, 
 
 def params_of(connection: Any, experiment: str) -> Iterator[tuple[str, str, str]]:
     """(run id, key, value) of all params of active runs."""
-    return _rows(connection, f"SELECT run_uuid, key, value FROM params WHERE {_of(experiment)}", name=experiment)
+    return _rows(connection, f"SELECT run_uuid, key, value FROM params WHERE {_of_experiment()}", name=experiment)
 
 
 def tags_of(connection: Any, experiment: str, keys: Collection[str] | None = None) -> Iterator[tuple[str, str, str]]:
     """(run id, key, value) of tags of active runs: of these keys, or all of lqray's."""
     condition = "key LIKE 'lqray.%'" if keys is None else "key IN :keys"
-    query = f"SELECT run_uuid, key, value FROM tags WHERE {_of(experiment)} AND {condition}"
+    query = f"SELECT run_uuid, key, value FROM tags WHERE {_of_experiment()} AND {condition}"
     return _rows(connection, query, name=experiment, keys=keys)
 
 
@@ -154,7 +154,7 @@ def latest_metrics_of(
     if keys is not None and not keys:
         return iter(())
     condition = "" if keys is None else " AND key IN :keys"
-    query = f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {_of(experiment)}{condition}"
+    query = f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {_of_experiment()}{condition}"
     return _rows(connection, query, name=experiment, keys=keys)
 
 
@@ -165,11 +165,11 @@ def history_of(connection: Any, experiment: str, key: str) -> Iterator[tuple[str
     (by the +) from looking up every row of every run.
     """
     run = "+run_uuid" if connection.dialect.name == "sqlite" else "run_uuid"
-    query = f"SELECT run_uuid, step, value, is_nan, timestamp FROM metrics WHERE key = :key AND {_of(experiment, run)}"
+    query = f"SELECT run_uuid, step, value, is_nan, timestamp FROM metrics WHERE key = :key AND {_of_experiment(run)}"
     return _rows(connection, query, name=experiment, key=key)
 
 
-def _of(experiment: str, column: str = "run_uuid") -> str:
+def _of_experiment(column: str = "run_uuid") -> str:
     return f"{column} IN (SELECT r.run_uuid {ACTIVE})"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,27 +148,39 @@ def alone(folder: Path, kind: str = "alq", **more) -> dict:
     return train(0, kind, str(folder), **more)
 
 
-def test_the_last_and_the_best_are_kept_and_nothing_aside(tmp_path):
-    alone(tmp_path, every=3)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.pt", "step-0000000012.pt", "step-0000000014.pt"]
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A run of one process that has ended: its reports, its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    return alone(folder), folder
 
 
-def test_checkpoints_change_nothing(tmp_path):
-    reports: dict[int, dict] = {}
+@pytest.fixture
+def finished(once, tmp_path):
+    """Its reports, and a folder as it left it."""
+    return once[0], Path(shutil.copytree(once[1], tmp_path / "finished"))
+
+
+def test_the_last_and_the_best_are_kept_and_nothing_aside(finished):
+    _, folder = finished
+    assert sorted(file.name for file in folder.iterdir()) == ["best.pt", "step-0000000012.pt", "step-0000000014.pt"]
+
+
+def test_checkpoints_change_nothing(finished):
+    reports, _ = finished
     final = run_worker(trial(), lambda report: None, torch.device("cpu"), 1)
-    reports = alone(tmp_path)
     assert reports[14]["test/loss"] == final["test/loss"]
 
 
-def test_a_finished_run_only_reports_its_end_again(tmp_path):
-    wanted = alone(tmp_path)
-    assert alone(tmp_path) == {14: wanted[14]}
+def test_a_finished_run_only_reports_its_end_again(finished):
+    wanted, folder = finished
+    assert alone(folder) == {14: wanted[14]}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "bit", "foreign"])
-def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
-    wanted = alone(tmp_path)
-    newest = sorted(tmp_path.glob("step-*.pt"))[-1]
+def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(finished, damage):
+    wanted, folder = finished
+    newest = sorted(folder.glob("step-*.pt"))[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     damaged = {
@@ -177,13 +190,13 @@ def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(tmp_path, damage
         "foreign": b"PK\x03\x04" + bytes(100),
     }[damage]
     newest.write_bytes(damaged)
-    (tmp_path / ".step-0000000013.pt.1.tmp").write_bytes(b"half")
+    (folder / ".step-0000000013.pt.1.tmp").write_bytes(b"half")
     with pytest.raises(CorruptCheckpointError):
         read_checkpoint(newest, torch.device("cpu"))
     with pytest.warns(UserWarning, match="falling back to the checkpoint before"):
-        found = alone(tmp_path)
+        found = alone(folder)
     assert found == {iteration: metrics for iteration, metrics in wanted.items() if iteration > 12}
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_without_a_whole_checkpoint_a_run_starts_anew(tmp_path):
@@ -193,12 +206,12 @@ def test_without_a_whole_checkpoint_a_run_starts_anew(tmp_path):
         assert min(alone(tmp_path)) == 1
 
 
-def test_checkpoints_of_another_trial_or_number_of_processes_are_refused(tmp_path):
-    alone(tmp_path)
+def test_checkpoints_of_another_trial_or_number_of_processes_are_refused(finished):
+    _, folder = finished
     with pytest.raises(CheckpointError, match="another configuration"):
-        alone(tmp_path, kind="adam")
+        alone(folder, kind="adam")
     with pytest.raises(ProcessRaisedException, match="written by 1 processes, now there are 2"):
-        run_ranks(train, 2, "alq", str(tmp_path))
+        run_ranks(train, 2, "alq", str(folder))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from lqray.orchestration.provenance import this_sender
 from lqray.orchestration.remote.following import Following, Outcome
 from lqray.orchestration.remote.job_server import Sent, SubmissionError, connect, of_versions, reached
-from lqray.orchestration.remote.package import LIMIT, Package, pack
+from lqray.orchestration.remote.package import Package, pack
 from lqray.store.tags import CODE
 
 # Seconds between `ray job stop`'s SIGTERM and SIGKILL: for a sweep to record what it interrupts. Ray's own 3 are few.
@@ -67,10 +67,10 @@ class Shipment:
     entrypoint: str
 
 
-def shipment(sweep: Sweep, limit: int = LIMIT) -> Shipment:
+def shipment(sweep: Sweep) -> Shipment:
     """What `Cluster.submit` would send; nothing is. Raises PackageError."""
     with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
-        package = pack(sweep.files, Path(folder) / "tree.zip", limit=limit)
+        package = pack(sweep.files, Path(folder) / "tree.zip")
     return Shipment(package, sweep.entrypoint(package.experiments))
 
 
@@ -85,7 +85,7 @@ class Cluster:
         if remark := of_versions(self._client):
             say(remark)
 
-    def submit(self, sweep: Sweep, limit: int = LIMIT) -> Job:
+    def submit(self, sweep: Sweep) -> Job:
         """Submit the sweep, or find the job that runs it already. Raises SubmissionError, PackageError."""
         attempts = self._attempts(sweep.base)
         for submission_id, running, code in attempts.values():
@@ -94,7 +94,7 @@ class Cluster:
         number = max(attempts, default=0) + 1
         submission_id = sweep.base if number == 1 else f"{sweep.base}-{number}"
         with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
-            package = pack(sweep.files, Path(folder) / "tree.zip", limit=limit)
+            package = pack(sweep.files, Path(folder) / "tree.zip")
             sent = package.submitted.code
             try:
                 self._reached(
