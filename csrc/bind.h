@@ -14,7 +14,14 @@
 
 #include "rounding.h"
 
+#ifndef LQRAY_SOURCES
+#define LQRAY_SOURCES "unknown"  // lqray/kernels/build.py says it
+#endif
+
 namespace lqray::bind {
+
+// What the library was built from, read from its file before it is loaded: lqray/kernels/libraries.py.
+[[gnu::used]] static const char kSources[] = "lqray sources " LQRAY_SOURCES;
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

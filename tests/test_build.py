@@ -69,10 +69,13 @@ def cuda(tmp_path):
         "*) exit 1 ;;\nesac\n"
     )
     nvcc.chmod(0o755)
+    compiler = tmp_path / "cxx"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n')
+    compiler.chmod(0o755)
     build = ("build_ext", f"--build-lib={tmp_path}/out", f"--build-temp={tmp_path}/out")
 
     def run(**environment: str) -> subprocess.CompletedProcess[str]:
-        machine = {"CUDA_HOME": str(tmp_path / "cuda"), "PYTHONPATH": str(tmp_path), "CXX": "/bin/true"}
+        machine = {"CUDA_HOME": str(tmp_path / "cuda"), "PYTHONPATH": str(tmp_path), "CXX": str(compiler)}
         usual = {
             "LQRAY_NATIVE": "1",
             "LQRAY_CUDA": "",

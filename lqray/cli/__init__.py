@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lqray.cli import overview, reports, services, submission, sweeps
+from lqray.cli import installation, overview, reports, services, submission, sweeps
 from lqray.experiment.foreign import in_lines
 from lqray.experiment.requirements import what_is_missing
 from lqray.orchestration.output import outlive_readers, was_lost
@@ -77,5 +77,6 @@ for _command in (
     *(overview.status, overview.stop, overview.logs, overview.failures),
     *(reports.report, reports.compare, reports.export, reports.plot),
     *(services.ui, services.server, services.relocate, services.doctor),
+    *(installation.init, installation.build_native),
 ):
     main.add_command(_command)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
-import json
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import torch
 
+from lqray.kernels.libraries import find
 from lqray.ops import devices, reference
 
 OPERATORS = ("bucket_norms", "bucket_statistics", "encode", "encode_fused", "decode", "decode_sum", "hadamard")
@@ -42,32 +40,23 @@ class Native:
 
 
 def load() -> Native:
-    """Load the libraries beside this package, which register their kernels; says once for each what keeps it away.
-
-    Without any, those of the lqray that is installed here serve, where their kernels' sources are the same: a submitted
-    working tree brings none, since they would be of another machine. LQRAY_NATIVE=0 keeps them out;
-    LQRAY_NATIVE_LIBRARY names a file that is loaded alone in their place.
-    """
+    """Load the libraries that were built from the sources here (`lqray.kernels.libraries.find`), which register their
+    kernels; says once for each what keeps it away. LQRAY_NATIVE=0 keeps them out; LQRAY_NATIVE_LIBRARY names a file
+    that is loaded alone in their place."""
     if os.environ.get("LQRAY_NATIVE") == "0":
         return Native(None, None, "LQRAY_NATIVE=0", CudaKernels(None, (), "LQRAY_NATIVE=0"))
     if named := os.environ.get("LQRAY_NATIVE_LIBRARY"):
         return _cpu(Path(named), "", CudaKernels(None, (), "LQRAY_NATIVE_LIBRARY names the only library"))
-    package = Path(__file__).parent.parent
-    place = package
-    reason = "it was not built: reinstall where a C++ compiler is (`pip install --no-build-isolation -e .`)"
-    if not _libraries(package):
-        installed = _installed_tree()
-        if installed and _same_sources(installed, package.parent) and _libraries(installed / "lqray"):
-            place = installed / "lqray"
-        elif installed and installed != package.parent:
-            reason = f"{package} has none, and that of {installed} is of other sources, or not built either"
-    found = _libraries(place)
-    return _cpu(found.get("_native"), reason, _cuda(found.get("_native_cuda")))
+    library, reason = _found("_native", "a C++ compiler is")
+    return _cpu(library, reason, _cuda(*_found("_native_cuda", "nvcc and a torch for CUDA are")))
 
 
-def _libraries(package: Path) -> dict[str, Path]:
-    """By name: _native, _native_cuda."""
-    return {file.name.partition(".")[0]: file for file in sorted(package.glob("_native*.so"))}
+def _found(name: str, where: str) -> tuple[Path | None, str]:
+    """A library; why there is none."""
+    library, others = find(name)
+    if others:
+        return library, f"that of {others[0].parent} is of other sources; `lqray build-native` builds it of those here"
+    return library, f"it was not built; `lqray build-native` builds it where {where}"
 
 
 def _cpu(library: Path | None, reason: str, cuda: CudaKernels) -> Native:
@@ -80,9 +69,9 @@ def _cpu(library: Path | None, reason: str, cuda: CudaKernels) -> Native:
     return Native(None, None, reason, cuda)
 
 
-def _cuda(library: Path | None) -> CudaKernels:
+def _cuda(library: Path | None, reason: str) -> CudaKernels:
     if not library:
-        return CudaKernels(None, (), "CUDA kernels were not built: reinstall where nvcc and a torch for CUDA are")
+        return CudaKernels(None, (), reason)
     try:
         return CudaKernels(library, tuple(_loaded(library, "lqray_cuda_architectures").split()), None)
     except (OSError, AttributeError) as error:
@@ -102,7 +91,7 @@ def _loaded(library: Path, function: str) -> str:
 
 def _does_not_load(library: Path, error: Exception) -> str:
     why = error.__cause__ or error  # torch's own error does not say it
-    return f"{library.name} does not load beside torch {torch.__version__} ({why}); reinstall to rebuild it"
+    return f"{library.name} does not load beside torch {torch.__version__} ({why}); `lqray build-native` builds it anew"
 
 
 def watch_devices(library: torch.library.Library, cuda: CudaKernels) -> None:
@@ -117,27 +106,6 @@ def watch_devices(library: torch.library.Library, cuda: CudaKernels) -> None:
 
     if cuda.path:
         devices.on_start(compare)
-
-
-def _installed_tree() -> Path | None:
-    """Source tree of the lqray that is installed in this environment, where it was installed from one (`pip -e`)."""
-    try:
-        origin = importlib.metadata.distribution("lqray").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    url = urlsplit(json.loads(origin)["url"]) if origin else None
-    return Path(unquote(url.path)) if url and url.scheme == "file" else None
-
-
-def _same_sources(one: Path, other: Path) -> bool:
-    """Whether the kernels of two source trees, and how they are built, are equal byte for byte."""
-    files = [{file.name: file for file in (*tree.glob("csrc/*"), tree / "setup.py")} for tree in (one, other)]
-    return (
-        len(files[0]) > 1
-        and files[0].keys() == files[1].keys()
-        and all(file.is_file() and files[1][name].is_file() for name, file in files[0].items())
-        and all(file.read_bytes() == files[1][name].read_bytes() for name, file in files[0].items())
-    )
 
 
 def backend(operator: str, device: str) -> str:

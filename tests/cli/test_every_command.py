@@ -28,12 +28,13 @@ CALLS = {
     "plot": ("small --kind curves --format svg --out FOLDER/figures", "small-curves.svg"),
     "relocate": ("", "Nothing to correct"),
     "doctor": ("", "MLflow store"),
+    "init": ("FOLDER/files", "13 experiment files written"),
 }
 SERVING = {"ui": ("small", "--no-browser"), "server": ("--workers", "1")}
 
 
 def test_every_command_is_called_here():
-    assert CALLS.keys() | SERVING.keys() | {"logs"} == main.commands.keys()
+    assert CALLS.keys() | SERVING.keys() | {"logs", "build-native"} == main.commands.keys()
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -379,7 +379,7 @@ def test_a_library_that_does_not_load_says_so_and_the_reference_serves(tmp_path)
     )
     assert done.stdout.strip() == "None"
     assert done.stderr.count("slow") == 1
-    assert "reinstall" in done.stderr
+    assert "`lqray build-native` builds it anew" in done.stderr
 
 
 @NATIVE_CPU

@@ -127,7 +127,7 @@ def test_a_cuda_library_that_does_not_load_leaves_the_cpu_its_kernels_and_says_s
     assert done.stderr.count("slow") == 1
     for said in (done.stdout, done.stderr):
         assert "_native_cuda.abi3.so does not load" in said
-        assert "reinstall" in said
+        assert "`lqray build-native` builds it anew" in said
 
 
 @NVCC

@@ -127,7 +127,7 @@ def _serving(device: str) -> tuple[str, str | None]:
 
 def _rebuild(device: str) -> str:
     cuda = "" if device == "cpu" else "LQRAY_CUDA=1 "
-    return f"{cuda}pip install --no-build-isolation -e . with a C++ compiler{' and nvcc' if cuda else ''}"
+    return f"{cuda}lqray build-native, where a C++ compiler{' and nvcc are' if cuda else ' is'}"
 
 
 def _self_test(device: str) -> Finding:
