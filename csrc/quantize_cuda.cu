@@ -57,6 +57,13 @@ int with_norm(Norm norm, F&& launch) {
   return launch(std::integral_constant<Norm, Norm::linf>());
 }
 
+template <typename F>
+int with_parts(int parts, F&& launch) {
+  if (parts == 2) return launch(Constant<2>());
+  if (parts == 4) return launch(Constant<4>());
+  return launch(Constant<8>());
+}
+
 int launched() { return static_cast<int>(cudaGetLastError()); }
 unsigned blocks_for(int64_t work) { return static_cast<unsigned>(std::max<int64_t>(1, std::min(work, kMostBlocks))); }
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
@@ -177,13 +184,20 @@ int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint6
   hadamard_spans<<<blocks_for(ceil_divide(n, kSpan)), kThreads, 0, stream_of(stream)>>>(x, n, chunk, whole, scale,
                                                                                       random, inverse, out);
   if (const int error = launched()) return error;
-  int shift = 0;
-  while ((int64_t{1} << shift) < chunk) ++shift;
-  for (; (int64_t{1} << shift) < block_size; ++shift) {
-    const bool last = (int64_t{2} << shift) == block_size;
-    hadamard_stage<<<blocks_for(ceil_divide(n / 2, kThreads)), kThreads, 0, stream_of(stream)>>>(
-        out, n / 2, shift, last, scale, random, inverse);
-    if (const int error = launched()) return error;
+  // Three doublings a stage; of blocks of 2^14 and 2^15 coordinates, and of the rest of longer ones, fewer.
+  for (int64_t unit = kSpan; unit < block_size;) {
+    const int64_t parts = std::min<int64_t>(8, block_size / unit);
+    const bool last = unit * parts == block_size;
+    int shift = 0;
+    while ((int64_t{1} << shift) < unit) ++shift;
+    const unsigned blocks = blocks_for(n / parts / kSignTile);
+    const int error = with_parts(static_cast<int>(parts), [&](auto count) {
+      hadamard_stage<count.value><<<blocks, kThreads, 0, stream_of(stream)>>>(out, n, shift, last, scale, random,
+                                                                            inverse);
+      return launched();
+    });
+    if (error) return error;
+    unit *= parts;
   }
   return 0;
 }
