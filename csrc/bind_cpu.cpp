@@ -160,7 +160,7 @@ Tensor hadamard(const Tensor& x, int64_t block_size, int64_t seed, int64_t offse
           [&](int64_t begin, int64_t end) { cpu::hadamard_blocks(to, block_size, begin, end); });
   };
   const auto sign = [&](const float* source) {
-    share(ceil_divide(n, kTile), kTile, [&](int64_t begin, int64_t end) {
+    share(ceil_divide(n, kSignTile), kSignTile, [&](int64_t begin, int64_t end) {
       cpu::apply_signs(source, n, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), to, begin, end);
     });
   };

@@ -49,9 +49,10 @@ Tensor bucket_norms_cuda(const Tensor& x, int64_t bucket_size, std::string norm)
   const DeviceGuard guard(x.get_device_index());
   const Tensor flat = dense(x);
   Tensor norms = empty(x, {ceil_divide(x.numel(), bucket_size)}, ScalarType::Float);
+  Tensor scratch = empty(x, {cuda::scratch_bytes(x.numel(), bucket_size)}, ScalarType::Byte);
   check_launch("bucket_norms",
                cuda::bucket_norms(input_of("bucket_norms", flat), bucket_size, norm_of("bucket_norms", norm),
-                                  static_cast<float*>(norms.mutable_data_ptr()), stream_of(x)));
+                                  scratch.mutable_data_ptr(), static_cast<float*>(norms.mutable_data_ptr()), stream_of(x)));
   return norms;
 }
 
@@ -95,11 +96,13 @@ Tensor encode_fused_cuda(const Tensor& x, const Tensor& levels, int64_t bits, in
   const Tensor flat = dense(x), flat_levels = dense(levels);
   const int64_t n = x.numel(), head = norm_bytes(n, bucket_size);
   Tensor payload = empty(x, {head + code_bytes(n, bits)}, ScalarType::Byte);
+  Tensor scratch = empty(x, {cuda::scratch_bytes_fused(n, bucket_size)}, ScalarType::Byte);
   uint8_t* bytes = static_cast<uint8_t*>(payload.mutable_data_ptr());
   check_launch("encode_fused",
                cuda::encode_fused(input_of("encode_fused", flat), levels_of(flat_levels, bits), bucket_size,
                                   norm_of("encode_fused", norm), static_cast<uint64_t>(seed),
-                                  static_cast<uint64_t>(offset), reinterpret_cast<float*>(bytes),
+                                  static_cast<uint64_t>(offset), scratch.mutable_data_ptr(),
+                                  reinterpret_cast<float*>(bytes),
                                   reinterpret_cast<uint32_t*>(bytes + head), stream_of(x)));
   return payload;
 }

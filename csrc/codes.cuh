@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(32 * kMostWarps) encode_buckets(Reader x, int6
       // No bucket's sum is too small or too large where none of its parts is, by far.
       const bool rare = __syncthreads_or(held && !(squares >= kLeastSquares && squares <= kMostSquares / kMostWarps));
       squares = tree_sum(__uint_as_float(lane < warps ? parts[turn][first_warp + lane] : 0u));
-      norm = rare ? rescaled_norm(value, squares, first_warp, warps) : root_of(squares, 1.0f);
+      // All lanes alike, which the compiler does not know of a barrier's answer, but of a vote's.
+      norm = __any_sync(kAll, rare) ? rescaled_norm(value, squares, first_warp, warps) : root_of(squares, 1.0f);
     } else {
       uint32_t largest = 0;
 #pragma unroll

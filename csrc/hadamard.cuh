@@ -7,73 +7,94 @@ namespace lqray::cuda {
 
 namespace {
 
-constexpr int kRows = 32;  // of 32 coordinates, of a warp: in its registers
-// Coordinates of a CUDA block: butterflies within it need no other memory.
-constexpr int kSpan = kWarps * kRows * 32;
+constexpr int kRows = 32;               // of 32 coordinates, of a warp: in its registers
+constexpr int kChunk = kRows * 32;      // coordinates of a warp
+constexpr int kSpan = kWarps * kChunk;  // of a CUDA block: butterflies within it need no other memory
+constexpr int kSpanTiles = kSpan / kSignTile;
 
-__device__ __forceinline__ float signed_by(float value, const Words& call, int j) {
-  return __uint_as_float(__float_as_uint(value) ^ (word_of(call, j) & 0x80000000u));
+// Of tiles of signs the words of their calls, which the threads of a CUDA block share. The word of row k's coordinate
+// `lane` of a chunk of 1,024 has its sign in bit k.
+template <int kTiles>
+struct Signs {
+  uint32_t word[kTiles * kSignTile / kChunk][32];
+};
+
+// By all threads of the block, of the tiles that begin at `first`, `apart` from each other; a barrier has to follow.
+template <int kTiles>
+__device__ __forceinline__ void fill(Signs<kTiles>& signs, int64_t first, int64_t apart, const Random& random) {
+  const int tile = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  if (tile >= kTiles) return;
+  const Words call = random(static_cast<uint64_t>(first + tile * apart) / kSignTile * 32 + lane);
+#pragma unroll
+  for (int m = 0; m < 4; ++m) signs.word[4 * tile + m][lane] = call.w[m];
 }
 
-// The signs of a warp's coordinates, of which the first tile is given.
-__device__ __forceinline__ void apply_signs(float (&v)[kRows], int64_t first_tile, const Random& random) {
+__device__ __forceinline__ float signed_by(float value, uint32_t word, int row) {
+  return __uint_as_float(__float_as_uint(value) ^ ((word << (31 - row)) & 0x80000000u));
+}
+
+__device__ __forceinline__ void apply_signs(float (&v)[kRows], uint32_t word) {
 #pragma unroll
-  for (int t = 0; t < kRows / kPerLane; ++t) {
-    const Words call = random(static_cast<uint64_t>(first_tile + t) * 32 + (threadIdx.x & 31));
+  for (int k = 0; k < kRows; ++k) v[k] = signed_by(v[k], word, k);
+}
+
+// Butterflies between the values of a thread, `unit` coordinates apart, of which `chunk` are transformed.
+template <int kCount>
+__device__ __forceinline__ void butterflies(float (&v)[kCount], int unit, int chunk) {
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) v[t * kPerLane + j] = signed_by(v[t * kPerLane + j], call, j);
+  for (int apart = 1; apart < kCount; apart *= 2) {
+    if (apart * unit < chunk) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        if (k & apart) continue;
+        const float upper = v[k], lower = v[k + apart];
+        v[k] = upper + lower;
+        v[k + apart] = upper - lower;
+      }
+    }
   }
 }
 
 // Butterflies of coordinates less than 1,024 apart, and less than `chunk`: between lanes, then between rows.
 __device__ __forceinline__ void transform_in_warp(float (&v)[kRows], int chunk) {
-  const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int half = 1; half < 32; half *= 2) {
     if (half < chunk) {
+      const uint32_t minus = threadIdx.x & half ? 0x80000000u : 0u;
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        const float other = __shfl_xor_sync(kAll, v[k], half);
-        v[k] = lane & half ? other - v[k] : v[k] + other;
-      }
+      for (int k = 0; k < kRows; ++k)
+        v[k] = __shfl_xor_sync(kAll, v[k], half) + __uint_as_float(__float_as_uint(v[k]) ^ minus);
     }
   }
-#pragma unroll
-  for (int rows = 1; rows < kRows; rows *= 2) {
-    if (32 * rows < chunk) {
-#pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        if (k & rows) continue;
-        const float upper = v[k], lower = v[k + rows];
-        v[k] = upper + lower;
-        v[k + rows] = upper - lower;
-      }
-    }
-  }
+  butterflies(v, 32, chunk);
 }
 
 // Butterflies of coordinates 1,024 apart and more, between the warps of a CUDA block: each thread has, for four places
 // of a warp, the values of all warps.
 __device__ __forceinline__ void transform_between_warps(float* span, int chunk) {
 #pragma unroll
-  for (int place = threadIdx.x; place < kRows * 32; place += kThreads) {
+  for (int place = threadIdx.x; place < kChunk; place += kThreads) {
     float v[kWarps];
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) v[warp] = span[warp * kRows * 32 + place];
+    for (int warp = 0; warp < kWarps; ++warp) v[warp] = span[warp * kChunk + place];
+    butterflies(v, kChunk, chunk);
 #pragma unroll
-    for (int apart = 1; apart < kWarps; apart *= 2) {
-      if (apart * kRows * 32 < chunk) {
+    for (int warp = 0; warp < kWarps; ++warp) span[warp * kChunk + place] = v[warp];
+  }
+}
+
+// All butterflies within a span, by all threads of the block.
+__device__ __forceinline__ void transform_span(float (&v)[kRows], float* span, int chunk) {
+  const int within = warp_index() * kChunk + (threadIdx.x & 31);
+  transform_in_warp(v, chunk);
+  if (chunk > kChunk) {
 #pragma unroll
-        for (int warp = 0; warp < kWarps; ++warp) {
-          if (warp & apart) continue;
-          const float upper = v[warp], lower = v[warp + apart];
-          v[warp] = upper + lower;
-          v[warp + apart] = upper - lower;
-        }
-      }
-    }
+    for (int k = 0; k < kRows; ++k) span[within + 32 * k] = v[k];
+    __syncthreads();
+    transform_between_warps(span, chunk);
+    __syncthreads();
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) span[warp * kRows * 32 + place] = v[warp];
+    for (int k = 0; k < kRows; ++k) v[k] = span[within + 32 * k];
   }
 }
 
@@ -82,28 +103,24 @@ __device__ __forceinline__ void transform_between_warps(float* span, int chunk) 
 __global__ void __launch_bounds__(kThreads) hadamard_spans(const float* x, int64_t n, int chunk, bool whole,
                                                           float scale, Random random, bool inverse, float* out) {
   __shared__ float span[kSpan];
-  const int lane = threadIdx.x & 31, within = warp_index() * kRows * 32 + lane;
+  __shared__ Signs<kSpanTiles> signs[2];  // in turn, so that one barrier is enough
+  const int lane = threadIdx.x & 31, warp = warp_index();
+  int turn = 0;
   for (int64_t start = static_cast<int64_t>(blockIdx.x) * kSpan; start < n;
-       start += static_cast<int64_t>(gridDim.x) * kSpan) {
-    const int64_t first = start + within, first_tile = (first - lane) / kTile;
+       start += static_cast<int64_t>(gridDim.x) * kSpan, turn ^= 1) {
+    const int64_t first = start + warp * kChunk + lane;
     float v[kRows];
 #pragma unroll
     for (int k = 0; k < kRows; ++k) v[k] = first + 32 * k < n ? x[first + 32 * k] : 0.0f;
-    if (!inverse) apply_signs(v, first_tile, random);
-    transform_in_warp(v, chunk);
-    if (chunk > kRows * 32) {
-#pragma unroll
-      for (int k = 0; k < kRows; ++k) span[within + 32 * k] = v[k];
-      __syncthreads();
-      transform_between_warps(span, chunk);
-      __syncthreads();
-#pragma unroll
-      for (int k = 0; k < kRows; ++k) v[k] = span[within + 32 * k];
-    }
+    fill(signs[turn], start, kSignTile, random);
+    __syncthreads();
+    const uint32_t word = signs[turn].word[warp][lane];
+    if (!inverse) apply_signs(v, word);
+    transform_span(v, span, chunk);
     if (whole) {
 #pragma unroll
       for (int k = 0; k < kRows; ++k) v[k] *= scale;
-      if (inverse) apply_signs(v, first_tile, random);
+      if (inverse) apply_signs(v, word);
     }
 #pragma unroll
     for (int k = 0; k < kRows; ++k)
@@ -111,30 +128,34 @@ __global__ void __launch_bounds__(kThreads) hadamard_spans(const float* x, int64
   }
 }
 
-__device__ __forceinline__ float signed_value(float value, int64_t i, const Random& random) {
-  const Words call = random(static_cast<uint64_t>(i / kTile) * 32 + i % 32);
-  return signed_by(value, call, static_cast<int>(i % kTile) / 32);
-}
-
-// One stage of butterflies `half` = 2^shift apart, of blocks longer than a span; the last one scales and (inverse)
-// signs.
-__global__ void __launch_bounds__(kThreads) hadamard_stage(float* v, int64_t pairs, int shift, bool last, float scale,
+// Butterflies between kCount spans or more, of blocks longer than a span: of coordinates 2^shift apart, for a tile of
+// signs a CUDA block; the last such stage scales and (inverse) signs.
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) hadamard_stage(float* v, int64_t n, int shift, bool last, float scale,
                                                           Random random, bool inverse) {
-  const int64_t half = int64_t{1} << shift;
-  for (int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; pair < pairs;
-       pair += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int64_t i = ((pair >> shift) << (shift + 1)) + (pair & (half - 1));
-    float upper = v[i] + v[i + half], lower = v[i] - v[i + half];
-    if (last) {
-      upper *= scale;
-      lower *= scale;
-      if (inverse) {
-        upper = signed_value(upper, i, random);
-        lower = signed_value(lower, i + half, random);
+  __shared__ Signs<kCount> signs[2];
+  const int64_t unit = int64_t{1} << shift;
+  const int lane = threadIdx.x & 31;
+  int turn = 0;
+  for (int64_t column = static_cast<int64_t>(blockIdx.x) * kSignTile; column < n / kCount;
+       column += static_cast<int64_t>(gridDim.x) * kSignTile, turn ^= 1) {
+    const int64_t first = (column >> shift) * unit * kCount + (column & (unit - 1));
+    fill(signs[turn], first, unit, random);
+    __syncthreads();
+    for (int row = warp_index(); row < kSignTile / 32; row += kWarps) {
+      float* at = v + first + 32 * row + lane;
+      float value[kCount];
+#pragma unroll
+      for (int part = 0; part < kCount; ++part) value[part] = at[part * unit];
+      butterflies(value, 1, kCount);
+#pragma unroll
+      for (int part = 0; part < kCount; ++part) {
+        if (last) value[part] *= scale;
+        if (last && inverse)
+          value[part] = signed_by(value[part], signs[turn].word[4 * part + row / kRows][lane], row % kRows);
+        at[part * unit] = value[part];
       }
     }
-    v[i] = upper;
-    v[i + half] = lower;
   }
 }
 

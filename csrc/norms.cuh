@@ -70,62 +70,96 @@ __global__ void __launch_bounds__(kThreads) norms_of_short_buckets(Reader x, int
   }
 }
 
-// Sums of the chunks of a long bucket, and of 1,024 chunks each.
-struct LongSums {
-  float chunk[kSumChunk];
-  float group[kSumChunk];
+// Of long buckets: how many chunks one has, all of them, and a place for the sum and the largest magnitude of each.
+struct Chunks {
+  Divisor of_bucket;
+  int64_t count;
+  float* sums;
+  uint32_t* largest;
 };
 
-// The sum of squares of a bucket, scaled by `down`, by all threads of the block.
-template <typename Reader>
-__device__ __forceinline__ float squares_of_bucket(Reader x, int64_t start, int64_t stop, float down, LongSums& sums) {
-  const int64_t chunks = ceil_divide(stop - start, kSumChunk);
-  const int groups = static_cast<int>(ceil_divide(chunks, kSumChunk));
-  for (int group = 0; group < groups; ++group) {
-    const int64_t first = static_cast<int64_t>(group) * kSumChunk;
-    const int held = static_cast<int>(min(chunks - first, static_cast<int64_t>(kSumChunk)));
-    for (int chunk = threadIdx.x >> 5; chunk < held; chunk += kWarps) {
-      const int64_t from = start + (first + chunk) * kSumChunk;
-      const float sum = squares_of_chunk(x, from, min(stop, from + kSumChunk), down);
-      if ((threadIdx.x & 31) == 0) sums.chunk[chunk] = sum;
+// A norm that is not known yet, since the bucket's sum of squares does not do, is the bucket's largest magnitude,
+// negative; no norm is. Its rescaling, or none.
+__device__ __forceinline__ Rescaling rescaling_of_unknown(float norm) {
+  return norm < 0.0f ? rescaling_of(-norm) : Rescaling{1.0f, 1.0f};
+}
+
+// A warp for each chunk of buckets that are longer. kAgain: sums of rescaled squares, of buckets of unknown norms.
+template <Norm kNorm, bool kAgain, typename Reader>
+__global__ void __launch_bounds__(kThreads) sums_of_chunks(Reader x, int64_t n, int64_t bucket_size, Chunks chunks,
+                                                          const float* norms) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
+  for (int64_t chunk = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index(); chunk < chunks.count; chunk += step) {
+    const int64_t bucket = chunks.of_bucket.of(chunk), first = bucket * bucket_size;
+    const int64_t start = first + (chunk - bucket * chunks.of_bucket.divisor) * kSumChunk;
+    const int64_t stop = min(min(n, first + bucket_size), start + kSumChunk);
+    float down = 1.0f;
+    if (kAgain) {
+      const float norm = uniform_of(norms[bucket]);
+      if (!(norm < 0.0f)) continue;
+      down = rescaling_of_unknown(norm).down;
     }
-    __syncthreads();
-    const float total = sum_of_chunks(sums.chunk, held);
-    if (threadIdx.x == 0) sums.group[group] = total;
-    __syncthreads();
+    float sum = 0.0f;
+    uint32_t largest = 0;
+    for (int64_t i = start + (threadIdx.x & 31); i < stop; i += 32) {
+      const float value = x[i], scaled = value * down;
+      if (kNorm == Norm::l2) sum += scaled * scaled;
+      if (!kAgain) largest = max(largest, magnitude(value));
+    }
+    if (kNorm == Norm::l2) sum = tree_sum(sum);
+    if (!kAgain) largest = magnitude(tree_largest(largest));
+    if ((threadIdx.x & 31) == 0) {
+      if (kNorm == Norm::l2) chunks.sums[chunk] = sum;
+      if (!kAgain) chunks.largest[chunk] = largest;
+    }
   }
-  return sum_of_chunks(sums.group, groups);
 }
 
-// The largest magnitude of a bucket, by all threads of the block.
-template <typename Reader>
-__device__ __forceinline__ float largest_of_bucket(Reader x, int64_t start, int64_t stop) {
+// What a warp makes of at most 1,024 chunks, `count` from `first` on: their sum and their largest magnitude.
+template <Norm kNorm>
+__device__ __forceinline__ float sum_of_group(Chunks chunks, int64_t first, int64_t count, uint32_t& largest) {
+  float sum = 0.0f;
+  for (int64_t i = first + (threadIdx.x & 31); i < first + count; i += 32) {
+    if (kNorm == Norm::l2) sum += chunks.sums[i];
+    largest = max(largest, chunks.largest[i]);
+  }
+  return kNorm == Norm::l2 ? tree_sum(sum) : 0.0f;
+}
+
+// The norms of long buckets, of their chunks' sums: a block for each bucket, of as many warps as the bucket has groups
+// of 1,024 chunks, at most kWarps. kAgain: of unknown norms.
+template <Norm kNorm, bool kAgain>
+__global__ void __launch_bounds__(kThreads) norms_of_chunks(Chunks chunks, int64_t buckets, float* norms) {
+  __shared__ float sums[kSumChunk];
   __shared__ uint32_t parts[kWarps];
-  uint32_t largest = 0;
-  for (int64_t i = start + threadIdx.x; i < stop; i += kThreads) largest = max(largest, magnitude(x[i]));
-  largest = magnitude(tree_largest(largest));
-  __syncthreads();
-  if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = largest;
-  __syncthreads();
-  return finite_or_nan(tree_largest(parts[threadIdx.x & (kWarps - 1)]));
-}
-
-// A block for each bucket.
-template <Norm kNorm, typename Reader>
-__global__ void __launch_bounds__(kThreads) norms_of_long_buckets(Reader x, int64_t n, int64_t bucket_size,
-                                                                 int64_t buckets, float* norms) {
-  __shared__ LongSums sums;
+  const int lane = threadIdx.x & 31, warp = warp_index(), warps = static_cast<int>(blockDim.x) / 32;
   for (int64_t bucket = blockIdx.x; bucket < buckets; bucket += gridDim.x) {
-    const int64_t start = bucket * bucket_size, stop = min(n, start + bucket_size);
-    float norm = kNorm == Norm::linf ? largest_of_bucket(x, start, stop)
-                                     : squares_of_bucket(x, start, stop, 1.0f, sums);
+    const float before = kAgain ? norms[bucket] : -1.0f;
+    __syncthreads();  // the bucket before, and this one's norm, have been read
+    if (!(before < 0.0f)) continue;
+    const int64_t first = bucket * chunks.of_bucket.divisor;
+    const int64_t count = min(chunks.of_bucket.divisor, chunks.count - first);
+    const int groups = static_cast<int>(ceil_divide(count, kSumChunk));
+    uint32_t largest = 0;
+    for (int group = warp; group < groups; group += warps) {
+      const int64_t from = static_cast<int64_t>(group) * kSumChunk;
+      const float sum = sum_of_group<kNorm>(chunks, first + from, min(count - from, static_cast<int64_t>(kSumChunk)),
+                                            largest);
+      if (lane == 0) sums[group] = sum;
+    }
+    largest = magnitude(tree_largest(largest));
+    if (lane == 0) parts[warp] = largest;
+    __syncthreads();
+    const float most = finite_or_nan(tree_largest(lane < warps ? parts[lane] : 0u));
+    float norm = most;
     if (kNorm == Norm::l2) {
-      Rescaling scaled{1.0f, 1.0f};
-      if (__syncthreads_or(!squares_suffice(norm))) {
-        scaled = rescaling_of(largest_of_bucket(x, start, stop));
-        norm = squares_of_bucket(x, start, stop, scaled.down, sums);
-      }
-      norm = root_of(norm, scaled.up);
+      const float squares = sum_of_chunks(sums, groups);
+      if (kAgain)
+        norm = root_of(squares, rescaling_of_unknown(before).up);
+      else if (squares_suffice(squares))
+        norm = root_of(squares, 1.0f);
+      else
+        norm = most > 0.0f ? -most : most;  // 0 and NaN are known
     }
     if (threadIdx.x == 0) norms[bucket] = norm;
   }

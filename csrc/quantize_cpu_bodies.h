@@ -154,7 +154,8 @@ LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, Norm n
   }
 }
 
-// The 32 Philox calls of a tile, a round for all of them at a time: simple loops, which compilers vectorize.
+// The 32 Philox calls of a tile, or of a tile of signs, a round for all of them at a time: simple loops, which
+// compilers vectorize.
 LQRAY_BODY void philox_tile(uint64_t tile, uint64_t offset, uint64_t seed, uint32_t (&word)[4][kGroup]) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int lane = 0; lane < kGroup; ++lane) {
@@ -303,12 +304,13 @@ LQRAY_BODY void signs_body(const float* x, int64_t n, uint64_t seed, uint64_t of
   uint32_t random[4][kGroup];
   for (int64_t tile = begin; tile < end; ++tile) {
     philox_tile(static_cast<uint64_t>(tile), offset, seed, random);
-    const int64_t start = tile * kTile;
-    const int size = static_cast<int>(std::min<int64_t>(kTile, n - start));
-    for (int i = 0; i < size; ++i) {
-      const uint32_t w = random[i >> 6][i & 31];
-      const uint32_t top = (i & 32) ? (w << 16) : w;  // the rotated word's highest bit is bit 15
-      out[start + i] = as_float(as_bits(x[start + i]) ^ (top & 0x80000000u));
+    const int64_t stop = std::min(n, (tile + 1) * kSignTile);
+    for (int64_t start = tile * kSignTile; start < stop; start += kGroup) {
+      const int row = static_cast<int>(start % kSignTile) / kGroup, up = 31 - row % 32;
+      const uint32_t* word = random[row / 32];
+      const int size = static_cast<int>(std::min<int64_t>(kGroup, stop - start));
+      for (int i = 0; i < size; ++i)
+        out[start + i] = as_float(as_bits(x[start + i]) ^ ((word[i] << up) & 0x80000000u));
     }
   }
 }

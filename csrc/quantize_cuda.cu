@@ -57,6 +57,13 @@ int with_norm(Norm norm, F&& launch) {
   return launch(std::integral_constant<Norm, Norm::linf>());
 }
 
+template <typename F>
+int with_parts(int parts, F&& launch) {
+  if (parts == 2) return launch(Constant<2>());
+  if (parts == 4) return launch(Constant<4>());
+  return launch(Constant<8>());
+}
+
 int launched() { return static_cast<int>(cudaGetLastError()); }
 unsigned blocks_for(int64_t work) { return static_cast<unsigned>(std::max<int64_t>(1, std::min(work, kMostBlocks))); }
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
@@ -89,20 +96,52 @@ int warps_for(int64_t bucket_size) {
   return 0;
 }
 
+// Chunks of all buckets, the last of which may have fewer; 0 where a bucket is no longer than a chunk.
+int64_t chunks_of(int64_t n, int64_t bucket_size) {
+  if (bucket_size <= kSumChunk || n == 0) return 0;
+  const int64_t before = ceil_divide(n, bucket_size) - 1;
+  return before * ceil_divide(bucket_size, kSumChunk) + ceil_divide(n - before * bucket_size, kSumChunk);
+}
+
+int long_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, cudaStream_t on) {
+  const int64_t buckets = ceil_divide(x.n, bucket_size), count = chunks_of(x.n, bucket_size);
+  const int64_t of_bucket = std::min(count, ceil_divide(bucket_size, kSumChunk));
+  float* sums = static_cast<float*>(scratch);
+  const Chunks chunks{Divisor(of_bucket), count, sums, reinterpret_cast<uint32_t*>(sums + count)};
+  const unsigned blocks = blocks_for(ceil_divide(count, kWarps));
+  const int threads = 32 * static_cast<int>(std::min<int64_t>(kWarps, ceil_divide(of_bucket, kSumChunk)));
+  return with_reader(x, [&](auto reader) {
+    return with_norm(norm, [&](auto of) {
+      const auto pass = [&](auto again) {
+        sums_of_chunks<of.value, again.value><<<blocks, kThreads, 0, on>>>(reader, x.n, bucket_size, chunks, norms);
+        if (const int error = launched()) return error;
+        norms_of_chunks<of.value, again.value><<<blocks_for(buckets), threads, 0, on>>>(chunks, buckets, norms);
+        return launched();
+      };
+      const int error = pass(std::false_type());
+      if constexpr (of.value == Norm::l2) return error ? error : pass(std::true_type());
+      return error;
+    });
+  });
+}
+
 }  // namespace
 
-int bucket_norms(Input x, int64_t bucket_size, Norm norm, float* norms, void* stream) {
+int64_t scratch_bytes(int64_t n, int64_t bucket_size) { return 8 * chunks_of(n, bucket_size); }
+
+int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size) {
+  return scratch_bytes(warps_for(bucket_size) ? n % bucket_size : n, bucket_size);
+}
+
+int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, void* stream) {
   const int64_t buckets = ceil_divide(x.n, bucket_size);
   if (buckets == 0) return 0;
   const cudaStream_t on = stream_of(stream);
+  if (bucket_size > kSumChunk) return long_norms(x, bucket_size, norm, scratch, norms, on);
   return with_reader(x, [&](auto reader) {
     return with_norm(norm, [&](auto of) {
-      if (bucket_size <= kSumChunk)
-        norms_of_short_buckets<of.value><<<blocks_for(ceil_divide(buckets, kWarps)), kThreads, 0, on>>>(
-            reader, x.n, bucket_size, buckets, norms);
-      else
-        norms_of_long_buckets<of.value><<<blocks_for(buckets), kThreads, 0, on>>>(reader, x.n, bucket_size, buckets,
-                                                                                norms);
+      norms_of_short_buckets<of.value><<<blocks_for(ceil_divide(buckets, kWarps)), kThreads, 0, on>>>(
+          reader, x.n, bucket_size, buckets, norms);
       return launched();
     });
   });
@@ -125,7 +164,7 @@ int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size
 }
 
 int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
-                 float* norms, uint32_t* words, void* stream) {
+                 void* scratch, float* norms, uint32_t* words, void* stream) {
   const Random random{round_keys(seed), offset};
   const int warps = warps_for(bucket_size);
   const int64_t whole = warps ? x.n / bucket_size : 0;  // buckets that stay in registers
@@ -144,7 +183,7 @@ int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, u
     if (error) return error;
   }
   const Input rest = rest_of(x, whole * bucket_size);
-  if (const int error = bucket_norms(rest, bucket_size, norm, norms + whole, stream)) return error;
+  if (const int error = bucket_norms(rest, bucket_size, norm, scratch, norms + whole, stream)) return error;
   const int64_t first_tile = whole * bucket_size / kTile;
   return encode_from(rest, first_tile, norms + whole, levels, bucket_size, random,
                      words + first_tile * (kTile / kGroup) * levels.bits, stream);
@@ -177,13 +216,20 @@ int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint6
   hadamard_spans<<<blocks_for(ceil_divide(n, kSpan)), kThreads, 0, stream_of(stream)>>>(x, n, chunk, whole, scale,
                                                                                       random, inverse, out);
   if (const int error = launched()) return error;
-  int shift = 0;
-  while ((int64_t{1} << shift) < chunk) ++shift;
-  for (; (int64_t{1} << shift) < block_size; ++shift) {
-    const bool last = (int64_t{2} << shift) == block_size;
-    hadamard_stage<<<blocks_for(ceil_divide(n / 2, kThreads)), kThreads, 0, stream_of(stream)>>>(
-        out, n / 2, shift, last, scale, random, inverse);
-    if (const int error = launched()) return error;
+  // Three doublings a stage; of blocks of 2^14 and 2^15 coordinates, and of the rest of longer ones, fewer.
+  for (int64_t unit = kSpan; unit < block_size;) {
+    const int64_t parts = std::min<int64_t>(8, block_size / unit);
+    const bool last = unit * parts == block_size;
+    int shift = 0;
+    while ((int64_t{1} << shift) < unit) ++shift;
+    const unsigned blocks = blocks_for(n / parts / kSignTile);
+    const int error = with_parts(static_cast<int>(parts), [&](auto count) {
+      hadamard_stage<count.value><<<blocks, kThreads, 0, stream_of(stream)>>>(out, n, shift, last, scale, random,
+                                                                            inverse);
+      return launched();
+    });
+    if (error) return error;
+    unit *= parts;
   }
   return 0;
 }

@@ -21,13 +21,17 @@ struct DeviceLevels {
   int bits;
 };
 
-int bucket_norms(Input x, int64_t bucket_size, Norm norm, float* norms, void* stream);
+// How much memory of the device, aligned to 4 bytes, the two that take `scratch` need; its content does not matter.
+int64_t scratch_bytes(int64_t n, int64_t bucket_size);
+int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size);
+
+int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, void* stream);
 int bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas,
                       void* stream);
 int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size, uint64_t seed, uint64_t offset,
            uint32_t* words, void* stream);
 int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
-                 float* norms, uint32_t* words, void* stream);
+                 void* scratch, float* norms, uint32_t* words, void* stream);
 // rows: `count` payloads `stride` bytes apart, norms then words; out = (sum in their order) * scale, added to `add` if
 // any, or, of a single one with `plain`, norm * level.
 int decode(const uint8_t* rows, int64_t count, int64_t stride, int64_t norm_bytes, DeviceLevels levels, int64_t n,

@@ -16,6 +16,7 @@
 namespace lqray {
 
 constexpr int kTile = 256;      // coordinates that share 32 Philox calls
+constexpr int kSignTile = 4096;  // coordinates whose signs share 32 Philox calls: one bit each
 constexpr int kGroup = 32;      // coordinates of one word of a bit plane
 constexpr int kMaxLevels = 256;
 // Bounds of what a caller may ask for: within them no size or index overflows 64 bits.

@@ -157,8 +157,8 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool =
     """Randomized Walsh-Hadamard transform H D of each block, orthonormal; the inverse is D H (cf. EDEN, Vargaftik et
     al. 2022).
 
-    x: (n,) float32, n a multiple of block_size, which is a power of two. D: random signs, +1 where the uniform number
-    of the coordinate (`encode`'s, of the same seed and offset) is below 1/2. Returns (n,) float32.
+    x: (n,) float32, n a multiple of block_size, which is a power of two. D: random signs, a bit of
+    Philox4x32-10 each, of key `seed` and upper counter half `offset` (docs/wire-format.md). Returns (n,) float32.
     Raises ValueError for another dtype, shape or block size.
     """
     check_memory("hadamard", x=x)

@@ -107,8 +107,8 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) 
     check_blocks("hadamard", x, block_size)
     if x.numel() == 0:
         return x.clone()
-    signs = 1.0 - 2.0 * (uniforms(x.numel(), seed, offset, x.device) >= 0.5).to(torch.float32)
-    rows = (x if inverse else x * signs).reshape(-1, block_size)
+    turned = signs(x.numel(), seed, offset, x.device)
+    rows = (x if inverse else x * turned).reshape(-1, block_size)
     half = 1
     while half < block_size:
         pairs = rows.reshape(-1, block_size // (2 * half), 2, half)
@@ -116,7 +116,7 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool) 
         rows = torch.stack([upper + lower, upper - lower], dim=2).reshape(-1, block_size)
         half *= 2
     rows = rows.reshape(-1) * torch.tensor(block_size**-0.5, dtype=torch.float32)
-    return rows * signs if inverse else rows
+    return rows * turned if inverse else rows
 
 
 def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int, seed: int, offset: int) -> Tensor:
@@ -197,6 +197,15 @@ def uniforms(n: int, seed: int, offset: int, device: torch.device | str = "cpu")
     rotated = ((words << 16) | (words >> 16)) & _MASK
     by_lane = torch.stack([words, rotated], dim=1).reshape(8, tiles, 32)
     return (by_lane.permute(1, 0, 2).reshape(-1)[:n] >> 8).to(torch.float32) * 2.0**-24
+
+
+def signs(n: int, seed: int, offset: int, device: torch.device | str = "cpu") -> Tensor:
+    """n signs, float32 1 or -1: that of coordinate 4096 t + 1024 m + 32 k + lane is - where bit k of word m of the
+    Philox call with counter (32 t + lane, offset) is set: a call has those of 128 coordinates."""
+    tiles = -(-n // 4096)
+    words = philox(torch.arange(32 * tiles, dtype=torch.int64, device=device), seed, offset)
+    bits = (words.reshape(4, tiles, 1, 32) >> torch.arange(32, device=device)[:, None]) & 1
+    return 1.0 - 2.0 * bits.permute(1, 0, 2, 3).reshape(-1)[:n].to(torch.float32)
 
 
 def philox(counter: Tensor, seed: int, offset: int) -> Tensor:

@@ -48,6 +48,26 @@ def test_each_coordinate_takes_its_own_word():
         assert float(uniforms[coordinate]) == (word >> 8) / 2**24
 
 
+def test_each_coordinate_takes_its_own_bit_for_its_sign():
+    """Written out from the format: coordinate 4096 t + 1024 m + 32 k + lane."""
+    signs = reference.signs(9000, 3, 4)
+    for coordinate in (0, 31, 32, 1023, 1024, 4095, 4096, 5000, 8191, 8192, 8999):
+        tile, within = divmod(coordinate, 4096)
+        m, row, lane = within // 1024, within // 32 % 32, within % 32
+        word = int(reference.philox(torch.tensor([32 * tile + lane]), 3, 4)[m, 0])
+        assert float(signs[coordinate]) == (-1 if word >> row & 1 else 1)
+
+
+def test_signs_are_even_and_do_not_repeat():
+    signs = reference.signs(1_000_000, 5, 6)
+    assert signs.abs().eq(1).all()
+    assert abs(float(signs.double().mean())) < 5 * math.sqrt(1 / 1e6)
+    for apart in (1, 32, 1024, 4096):
+        assert abs(float((signs[apart:] * signs[:-apart]).double().mean())) < 5 * math.sqrt(1 / 0.99e6)
+    assert not torch.equal(signs, reference.signs(1_000_000, 5, 7))
+    assert not torch.equal(signs, reference.signs(1_000_000, 6, 6))
+
+
 def test_uniforms_are_uniform_and_do_not_repeat():
     u = reference.uniforms(1_000_000, 5, 6)
     assert float(u.min()) >= 0
@@ -252,7 +272,7 @@ def test_bucket_statistics_of_odd_buckets():
 def test_hadamard_is_the_signed_orthonormal_transform(block):
     x = torch.randn(3 * block, generator=torch.Generator().manual_seed(1))
     turned = ops.hadamard(x, block, seed=5, offset=6)
-    signs = 1 - 2 * (reference.uniforms(3 * block, 5, 6) >= 0.5).double()
+    signs = reference.signs(3 * block, 5, 6).double()
     matrix = torch.from_numpy(hadamard(block)).double() / block**0.5
     expected = (matrix @ (x.double() * signs).view(3, block).T).T.reshape(-1)
     torch.testing.assert_close(turned.double(), expected, rtol=1e-5, atol=1e-6)

@@ -60,12 +60,13 @@ def tail_of(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return x, x[-TAIL:]
 
 
-def shifted(monkeypatch, before: int) -> None:
-    """The reference's random numbers are those of coordinates that come after `before` others."""
+def shifted(monkeypatch, before: int, of_a_call: int = 8) -> None:
+    """The reference's random numbers are those of coordinates that come after `before` others, of which a call has
+    `of_a_call`."""
     whole = reference.philox
 
     def philox(counter, seed, offset):
-        return whole(counter + before // 8, seed, offset)
+        return whole(counter + before // of_a_call, seed, offset)
 
     monkeypatch.setattr(reference, "philox", philox)
 
@@ -134,5 +135,5 @@ def test_hadamard_of_more_than_31_bits_of_coordinates(block, inverse, monkeypatc
     except RuntimeError as error:
         pytest.skip(f"the transformed coordinates do not fit here: {error}")
     held = block if block > 4 else 12
-    shifted(monkeypatch, 2**31)
+    shifted(monkeypatch, 2**31, of_a_call=128)
     assert same(found[-held:], reference.hadamard(x[2**31 :], block, 1, 2, inverse)[-held:])
