@@ -52,7 +52,7 @@ def problems_of(
 ) -> list[tuple[str, str, str, str | None]]:
     """(dotted key, found, allowed, hint) of each problem of plain data that are not a `cls`; of no file's."""
     details = error.errors(include_url=False)[:_MOST_PROBLEMS]
-    described = [_describe(dict(detail), cls, value) for detail in details]
+    described = [_describe(dict(detail), cls) for detail in details]
     return [(dotted(loc), found, allowed, hint) for loc, found, allowed, hint in described]
 
 
