@@ -13,6 +13,7 @@ from typing import Any
 
 _PUBLIC = {
     "ExperimentError": "lqray.experiment.errors",
+    "attach": "lqray.communication.attach",
 }
 """Where each public name is defined."""
 
