@@ -9,30 +9,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication.exchange import GradientExchange
+from lqray.communication.keywords import quantizer_and_options
 from lqray.communication.passes import Passes, rehearse
-from lqray.experiment import names
-from lqray.experiment.errors import did_you_mean
-from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions
 from lqray.experiment.seeding import derive_seed
-from lqray.quantization import Quantizer
 
 State = Mapping[str, Mapping[str, Tensor]]
 
-# What is DDP's own to say, or needs a training loop of lqray's.
-_ELSEWHERE = {
-    "bucket_cap_mb": "DistributedDataParallel(..., bucket_cap_mb=...)",
-    "find_unused_parameters": "DistributedDataParallel(..., find_unused_parameters=...)",
-    "bypass": "not attaching: lqray.communication.decide measures whether quantizing is faster here",
-}
-_EXCHANGE = tuple(name for name in ExchangeOptions.model_fields if name not in _ELSEWHERE)
 _REPEATED = (
     "a second backward pass would be exchanged although the gradients of the last exchange are still there: neither "
     "optimizer.step() nor optimizer.zero_grad() came in between, so what was quantized would be quantized again. To "
@@ -217,29 +205,3 @@ def attach(
     exchange = AttachedExchange(quantizer, exchanged, chosen, [derive_seed(seed, "rounding", chosen.rank())])
     exchange.attach(model)
     return exchange
-
-
-def quantizer_and_options(
-    method: str, options: Mapping[str, Any], caller: str, own: Sequence[str] = _EXCHANGE
-) -> tuple[Quantizer, ExchangeOptions]:
-    """What keywords say that are a method's options or, of the names in `own`, the exchange's. Raises ValueError."""
-    known = (*QUANTIZER.get(method, FixedLevelsOptions).model_fields, *own)
-    for name in options:
-        if name in _ELSEWHERE:
-            raise ValueError(f"{caller} has no option {name}; use {_ELSEWHERE[name]}")
-        if method in names.methods() and name not in known:
-            hint = did_you_mean(name, known)
-            allowed = ", ".join(each for each in known if each != "method")
-            raise ValueError(f"{caller}: unknown option {name!r}; allowed with {method}: {allowed}; {hint or ''}")
-    reduction = options.get("reduction", "all_gather")
-    if reduction not in names.reductions():
-        raise ValueError(f"{caller}: reduction={reduction!r}; allowed: {', '.join(names.reductions())}")
-    try:
-        exchanged = ExchangeOptions.model_validate({name: options[name] for name in options if name in own})
-        quantizer = Quantizer.create(method, **{name: options[name] for name in options if name not in own})
-    except ValidationError as error:
-        said = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}={each['input']!r}: {each['msg']}" for each in error.errors()
-        )
-        raise ValueError(f"{caller}: {said}") from None
-    return quantizer, exchanged
