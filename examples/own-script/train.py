@@ -27,7 +27,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def batches(epoch: int, n: int) -> list[torch.Tensor]:
-    """This rank's batches of an epoch: the order is a function of the epoch, so that a continued run has the same."""
+    """Batches of an epoch for this rank. The order is a function of the epoch: a continued run has the same."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1 + epoch))
     share = order[dist.get_rank() :: dist.get_world_size()]
     return list(share[: n // dist.get_world_size()].split(BATCH))
