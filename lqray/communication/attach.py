@@ -15,7 +15,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication.exchange import GradientExchange
-from lqray.communication.keywords import quantizer_and_options
+from lqray.communication.keywords import compressor_and_options
 from lqray.communication.passes import Passes, rehearse
 from lqray.experiment.seeding import derive_seed
 
@@ -181,9 +181,9 @@ def attach(
     with the same arguments, before training. The script needs no other change.
 
     method: a name such as alq, qsgd or terngrad (docs/methods.md). options: those of the method (bits, bucket_size,
-    update_at, ...) and of the exchange (reduction, gather_bits, buckets, skip, skip_below, error_feedback, entropy,
-    quantize_from, trajectory; docs/exchange.md) by their names, of which no two are alike. seed: of the rounding noise,
-    from which each rank derives its own. group: of the same ranks as DDP's own, which is the default.
+    update_at, ...) and of the exchange (reduction, gather_bits, buckets, skip, skip_below, error_feedback and
+    feedback_..., entropy, quantize_from, trajectory; docs/exchange.md) by their names, of which no two are alike. seed:
+    of the rounding noise, from which each rank derives its own. group: of the same ranks as DDP's own, the default.
 
     Raises TypeError where `model` is no DDP model; ValueError for a method or option that there is not, a value that is
     not allowed, or parameters whose gradients cannot be quantized; RanksDisagreeError where ranks' arguments differ;
@@ -197,11 +197,11 @@ def attach(
     chosen: dist.ProcessGroup = group or model.process_group
     if sorted(dist.get_process_group_ranks(chosen)) != sorted(dist.get_process_group_ranks(model.process_group)):
         raise ValueError("group has other ranks than the model's own process group; allowed: the same ranks")
-    quantizer, exchanged = quantizer_and_options(method, options, "attach")
-    if quantizer.fresh_samples:
+    compressor, exchanged = compressor_and_options(method, options, "attach")
+    if compressor.fresh_samples:
         raise ValueError(
             "sampling='fresh' needs extra backward passes, which attach does not make; allowed: sampling='training'"
         )
-    exchange = AttachedExchange(quantizer, exchanged, chosen, [derive_seed(seed, "rounding", chosen.rank())])
+    exchange = AttachedExchange(compressor, exchanged, chosen, [derive_seed(seed, "rounding", chosen.rank())])
     exchange.attach(model)
     return exchange

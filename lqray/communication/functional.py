@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lqray.communication import streams
 from lqray.communication.exchange import GradientExchange
-from lqray.communication.keywords import quantizer_and_options
+from lqray.communication.keywords import compressor_and_options, exchange_options
 from lqray.communication.level_update import update_levels
 from lqray.communication.scattering import start_reduce_scatter
 from lqray.communication.wire.collectives import gather_now
@@ -21,7 +20,7 @@ from lqray.communication.wire.parcel import CheckWords
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor, create
 
 Operation = Literal["mean", "sum"] | dist.ReduceOp | dist.ReduceOp.RedOpType
 
@@ -51,7 +50,7 @@ class PendingResult:
 
 def quantized_all_reduce(
     tensor: Tensor,
-    method: str | Quantizer,
+    method: str | Compressor,
     *,
     op: Operation = "mean",
     group: dist.ProcessGroup | None = None,
@@ -76,20 +75,20 @@ def quantized_all_reduce(
     """
     flat = _flattened(tensor, "quantized_all_reduce")
     chosen, factor = _group_of(group), _factor(op, group)
-    quantizer, exchanged = _quantizer(method, options, "quantized_all_reduce")
+    compressor, exchanged = _quantizer(method, options, "quantized_all_reduce")
     if not flat.numel():
         return PendingResult(lambda: None, Volume()) if async_op else None
     call, own_seed = _numbered(chosen, seed)
-    _fit(quantizer, flat, chosen, fit)
+    _fit(compressor, flat, chosen, fit)
     start = _start_scatter_reduce if exchanged.reduction == "scatter_reduce" else _start_exchange
-    finish, volume = start(flat, quantizer, exchanged, chosen, call, own_seed)
+    finish, volume = start(flat, compressor, exchanged, chosen, call, own_seed)
     return _result(lambda: _write(tensor, finish(), factor), volume, async_op)
 
 
 def quantized_reduce_scatter(
     output: Tensor,
     input: Tensor,
-    method: str | Quantizer,
+    method: str | Compressor,
     *,
     op: Operation = "mean",
     group: dist.ProcessGroup | None = None,
@@ -113,13 +112,13 @@ def quantized_reduce_scatter(
             f"{flat.numel()} of {flat.dtype}, over {world} ranks; allowed: input of the same dtype with {world} times "
             "as many coordinates as output"
         )
-    quantizer, _ = _quantizer(method, options, "quantized_reduce_scatter", ())
+    compressor, _ = _quantizer(method, options, "quantized_reduce_scatter", ())
     if not flat.numel():
         return PendingResult(lambda: None, Volume()) if async_op else None
     call, own_seed = _numbered(chosen, seed)
-    _fit(quantizer, flat, chosen, fit)
+    _fit(compressor, flat, chosen, fit)
     volume, checks = Volume(), CheckWords()
-    mean = start_reduce_scatter(flat.view(world, -1), quantizer, chosen, own_seed, call, volume, checks)
+    mean = start_reduce_scatter(flat.view(world, -1), compressor, chosen, own_seed, call, volume, checks)
 
     def finish() -> None:
         _write(output, mean(), factor)
@@ -129,9 +128,9 @@ def quantized_reduce_scatter(
 
 
 def _start_exchange(
-    flat: Tensor, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, call: int, seed: int
+    flat: Tensor, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, call: int, seed: int
 ) -> tuple[Callable[[], Tensor], Volume]:
-    exchange = GradientExchange(quantizer, options, group, [seed])
+    exchange = GradientExchange(compressor, options, group, [seed])
     exchange.begin_step(call)
     mean = exchange.exchange([flat], 0)
 
@@ -145,13 +144,13 @@ def _start_exchange(
 
 
 def _start_scatter_reduce(
-    flat: Tensor, quantizer: Quantizer, options: ExchangeOptions, group: dist.ProcessGroup, call: int, seed: int
+    flat: Tensor, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, call: int, seed: int
 ) -> tuple[Callable[[], Tensor], Volume]:
     """As reductions/scatter_reduce.py, without a thread and process groups of its own."""
     volume, checks, n = Volume(), CheckWords(), flat.numel()
     parts = torch.nn.functional.pad(flat, (0, -n % group.size())).view(group.size(), -1)
-    own_mean = start_reduce_scatter(parts, quantizer, group, seed, call, volume, checks)
-    wide = Quantizer.create("qsgd_inf", bits=options.gather_bits, bucket_size=quantizer.coding.bucket_size)
+    own_mean = start_reduce_scatter(parts, compressor, group, seed, call, volume, checks)
+    wide = create("qsgd_inf", bits=options.gather_bits, bucket_size=getattr(compressor.options, "bucket_size", 8192))
 
     def finish() -> Tensor:
         payload = wide.encode(own_mean(), seed=derive_seed(seed, "second rounding"), offset=call)
@@ -178,12 +177,11 @@ def _result(finish: Callable[[], None], volume: Volume, async_op: bool) -> Pendi
     return None
 
 
-def _fit(quantizer: Quantizer, flat: Tensor, group: dist.ProcessGroup, fit: bool | None) -> None:
-    wanted = math.isnan(quantizer.expected_variance) if fit is None else fit  # a tensor of zeros fits nothing
-    if quantizer.method.fit is None or not wanted:
+def _fit(compressor: Compressor, flat: Tensor, group: dist.ProcessGroup, fit: bool | None) -> None:
+    if not compressor.adapts or not (not compressor.fitted if fit is None else fit):  # zeros fit nothing
         return
-    quantizer.observe(flat)
-    update_levels(quantizer, group, streams.device_of(group))
+    compressor.observe(flat)
+    update_levels(compressor, group, streams.device_of(group))
 
 
 def _numbered(group: dist.ProcessGroup, seed: int | None) -> tuple[int, int]:
@@ -196,11 +194,11 @@ def _numbered(group: dist.ProcessGroup, seed: int | None) -> tuple[int, int]:
 
 
 def _quantizer(
-    method: str | Quantizer, options: dict[str, Any], caller: str, own: tuple[str, ...] = _OWN_OPTIONS
-) -> tuple[Quantizer, ExchangeOptions]:
+    method: str | Compressor, options: dict[str, Any], caller: str, own: tuple[str, ...] = _OWN_OPTIONS
+) -> tuple[Compressor, ExchangeOptions]:
     if isinstance(method, str):
-        return quantizer_and_options(method, options, caller, own)
-    if not isinstance(method, Quantizer):
+        return compressor_and_options(method, options, caller, own)
+    if not isinstance(method, Compressor):
         raise TypeError(
             f"{caller}: method is a {type(method).__name__}; allowed: the name of a method, or a quantizer of "
             "lqray.Quantizer.create"
@@ -209,7 +207,7 @@ def _quantizer(
         raise ValueError(
             f"{caller}: {', '.join(beside)} beside a quantizer; give a method's options to lqray.Quantizer.create"
         )
-    return method, quantizer_and_options(method.options.method, options, caller, own)[1]
+    return method, exchange_options(options, caller)
 
 
 def _flattened(tensor: Tensor, caller: str) -> Tensor:

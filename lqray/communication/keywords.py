@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from lqray.experiment import names
 from lqray.experiment.errors import did_you_mean
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions
-from lqray.quantization import Quantizer
+from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
+from lqray.quantization import Compressor, create
 
 # What is DDP's own to say, or needs a training loop of lqray's.
 _ELSEWHERE = {
@@ -22,11 +22,17 @@ _ELSEWHERE = {
 _EXCHANGE = tuple(name for name in ExchangeOptions.model_fields if name not in _ELSEWHERE)
 
 
-def quantizer_and_options(
+def compressor_and_options(
     method: str, options: Mapping[str, Any], caller: str, own: Sequence[str] = _EXCHANGE
-) -> tuple[Quantizer, ExchangeOptions]:
+) -> tuple[Compressor, ExchangeOptions]:
     """What keywords say that are a method's options or, of the names in `own`, the exchange's. Raises ValueError."""
-    known = (*QUANTIZER.get(method, FixedLevelsOptions).model_fields, *own)
+    of_method = QUANTIZER.get(method, FixedLevelsOptions)
+    if method in names.methods() and not issubclass(of_method, CompressorOptions):
+        raise ValueError(
+            f"{caller}: {method} is not a method whose payloads lqray sends; allowed: {', '.join(_sent())}. Without "
+            "quantizing there is nothing to attach, and torch's own hooks are given to register_comm_hook"
+        )
+    known = (*of_method.model_fields, *own)
     for name in options:
         if name in _ELSEWHERE:
             raise ValueError(f"{caller} has no option {name}; use {_ELSEWHERE[name]}")
@@ -34,15 +40,26 @@ def quantizer_and_options(
             hint = did_you_mean(name, known)
             allowed = ", ".join(each for each in known if each != "method")
             raise ValueError(f"{caller}: unknown option {name!r}; allowed with {method}: {allowed}; {hint or ''}")
-    reduction = options.get("reduction", "all_gather")
-    if reduction not in names.reductions():
-        raise ValueError(f"{caller}: reduction={reduction!r}; allowed: {', '.join(names.reductions())}")
+    exchanged = exchange_options({name: options[name] for name in options if name in own}, caller)
     try:
-        exchanged = ExchangeOptions.model_validate({name: options[name] for name in options if name in own})
-        quantizer = Quantizer.create(method, **{name: options[name] for name in options if name not in own})
+        return create(method, **{name: options[name] for name in options if name not in own}), exchanged
     except ValidationError as error:
-        said = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}={each['input']!r}: {each['msg']}" for each in error.errors()
-        )
-        raise ValueError(f"{caller}: {said}") from None
-    return quantizer, exchanged
+        raise _told(error, caller) from None
+
+
+def exchange_options(options: Mapping[str, Any], caller: str) -> ExchangeOptions:
+    """Those that keywords of these names say. Raises ValueError."""
+    try:
+        return ExchangeOptions.model_validate(options)
+    except ValidationError as error:
+        raise _told(error, caller) from None
+
+
+def _told(error: ValidationError, caller: str) -> ValueError:
+    said = [f"{'.'.join(map(str, each['loc']))}={each['input']!r}: {each['msg']}" for each in error.errors()]
+    return ValueError(f"{caller}: {'; '.join(said)}")
+
+
+def _sent() -> list[str]:
+    """Methods whose payloads lqray's exchange sends."""
+    return [name for name in names.methods() if issubclass(QUANTIZER.get(name, FixedLevelsOptions), CompressorOptions)]

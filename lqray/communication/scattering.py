@@ -11,14 +11,14 @@ from torch import Tensor
 from lqray.communication import streams
 from lqray.communication.wire.parcel import CHECK_BYTES, CheckWords, Parcel, check_of
 from lqray.communication.wire.volume import Volume
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor
 
 _PART_SHIFT = 20
 
 
 def start_reduce_scatter(
     parts: Tensor,
-    quantizer: Quantizer,
+    compressor: Compressor,
     group: dist.ProcessGroup,
     seed: int,
     call: int,
@@ -30,9 +30,9 @@ def start_reduce_scatter(
     of which each has noise of its own. `checks` compares whether all mean the same levels and the same call."""
     first = call << _PART_SHIFT
     with volume.timed("encode", parts.device):
-        payloads = [quantizer.encode(part, seed=seed, offset=first | rank) for rank, part in enumerate(parts.unbind())]
+        payloads = [compressor.encode(part, seed=seed, offset=first | rank) for rank, part in enumerate(parts.unbind())]
     like = payloads[group.rank()]
-    check = Parcel([[like]], [seed], [first], check_of(quantizer.levels, first)).check_word()
+    check = Parcel([[like]], [seed], check_of(compressor.fingerprint(), first)).check_word()
     sent = torch.cat([piece for payload in payloads for piece in (payload.buffer, check)])
     rows = sent.new_empty((group.size(), like.nbytes + CHECK_BYTES))
     work = dist.all_to_all_single(rows.view(-1), sent, group=group, async_op=True)
@@ -46,6 +46,6 @@ def start_reduce_scatter(
         streams.used_here(sent, rows)
         checks.compare(rows[:, -CHECK_BYTES:], 1)
         with volume.timed("decode", rows.device):
-            return quantizer.decode_mean(rows[:, :-CHECK_BYTES].contiguous(), like)
+            return compressor.decode_mean(rows[:, :-CHECK_BYTES].contiguous(), like)
 
     return mean

@@ -17,13 +17,13 @@ from torch.distributed.fsdp import FSDPModule
 
 from lqray.communication import streams
 from lqray.communication.checks.agreement import check_agreement
-from lqray.communication.keywords import quantizer_and_options
+from lqray.communication.keywords import compressor_and_options
 from lqray.communication.level_update import update_levels
 from lqray.communication.scattering import start_reduce_scatter
 from lqray.communication.wire.parcel import CheckWords
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.seeding import derive_seed
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor
 
 
 class ShardedExchange:
@@ -33,8 +33,8 @@ class ShardedExchange:
     on schedule to the gradients of a step before the next one begins.
     """
 
-    def __init__(self, quantizer: Quantizer, seed: int, modules: int) -> None:
-        self.quantizer = quantizer
+    def __init__(self, compressor: Compressor, seed: int, modules: int) -> None:
+        self.compressor = compressor
         self.volume = Volume()
         self.steps = 0
         self._seed = seed
@@ -54,18 +54,18 @@ class ShardedExchange:
             self._begin_step(group)
         self._seen.add(module)
         parts = gradient.view(group.size(), -1)
-        if self.quantizer.schedule.wants_sample(self.steps - 1, self.quantizer.samples):
+        if self.compressor.schedule.wants_sample(self.steps - 1, self.compressor.samples):
             for part in parts:
-                self.quantizer.observe(part)
+                self.compressor.observe(part)
         self._calls += 1
-        arguments = self.quantizer, group, self._seed, self._calls - 1, self.volume, self._checks
+        arguments = self.compressor, group, self._seed, self._calls - 1, self.volume, self._checks
         mean = start_reduce_scatter(parts, *arguments)()
         output.copy_(mean if op == dist.ReduceOp.AVG else mean * group.size())
 
     def _begin_step(self, group: dist.ProcessGroup) -> None:
         self._checks.raise_found()
-        if self.steps and self.quantizer.schedule.is_due(self.steps - 1):
-            update_levels(self.quantizer, group, streams.device_of(group))
+        if self.steps and self.compressor.schedule.is_due(self.steps - 1):
+            update_levels(self.compressor, group, streams.device_of(group))
         self.steps += 1
         self._seen.clear()
         self.volume = Volume()
@@ -78,12 +78,12 @@ class ShardedExchange:
         """All that decides this rank's next step, to be taken between steps; of every rank, its own."""
         self.finish()
         counts = {"steps": torch.tensor(self.steps), "calls": torch.tensor(self._calls)}
-        return {"quantizer": self.quantizer.state_dict(), "counts": counts}
+        return {"quantizer": self.compressor.state_dict(), "counts": counts}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore what `state_dict` returned on this rank. The next step is the same bits as without the interruption,
         with the same number of ranks."""
-        self.quantizer.load_state_dict(dict(state["quantizer"]))
+        self.compressor.load_state_dict(dict(state["quantizer"]))
         self.steps, self._calls = int(state["counts"]["steps"]), int(state["counts"]["calls"])
         self._seen = set(range(self._modules))
 
@@ -125,15 +125,15 @@ def attach_fsdp(model: nn.Module, method: str, *, seed: int = 0, **options: Any)
             f"attach_fsdp was given a {type(model).__name__} of which nothing is sharded; allowed: a model after "
             "torch.distributed.fsdp.fully_shard. For DistributedDataParallel there is lqray.attach"
         )
-    quantizer, _ = quantizer_and_options(method, options, "attach_fsdp", ())
-    if quantizer.fresh_samples:
+    compressor, _ = compressor_and_options(method, options, "attach_fsdp", ())
+    if compressor.fresh_samples:
         raise ValueError("attach_fsdp: sampling='fresh'; allowed: sampling='training', of the gradients that there are")
     world = dist.group.WORLD
     assert world is not None
     own_seed = derive_seed(seed, "rounding", world.rank())
-    agreed = {"quantizer": quantizer.options.model_dump(), "modules": len(sharded)}
+    agreed = {"quantizer": [compressor.name, compressor.options.model_dump()], "modules": len(sharded)}
     check_agreement(json.dumps(agreed), [own_seed], world, streams.device_of(world))
-    exchange = ShardedExchange(quantizer, own_seed, len(sharded))
+    exchange = ShardedExchange(compressor, own_seed, len(sharded))
     for number, module in enumerate(sharded):
         reduction: Any = _ReduceScatter(exchange, number)
         module.set_custom_reduce_scatter(reduction)

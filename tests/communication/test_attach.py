@@ -71,7 +71,7 @@ def attached(rank: int, cap: float, options: dict) -> tuple[list[int], list[floa
     assert exchange.steps == 12
     assert exchange.volume.payload_bytes > 0
     exchange.close()
-    return sums, exchange.quantizer.levels.tolist()
+    return sums, exchange.compressor.levels.tolist()
 
 
 def both(rank: int, cap: float, options: dict):
@@ -143,6 +143,7 @@ def continued(rank: int, cap: float, ddp: dict, options: dict):
     ("ddp", "options"),
     [
         ({}, {}),
+        ({}, {"reduction": "scatter_reduce", "error_feedback": "scaled", "feedback_stages": "both"}),
         ({}, {"error_feedback": "scaled", "skip": ["bias"]}),
         ({"gradient_as_bucket_view": True}, {"reduction": "scatter_reduce"}),
         ({"find_unused_parameters": True}, {}),
@@ -334,7 +335,7 @@ def test_levels_are_fitted_once_however_they_are_asked_for(group):
     continued.load_state_dict(exchange.state_dict())
     for each in (model, other):
         backward(each)
-    assert exchange.quantizer.updates == continued.quantizer.updates == 1
+    assert exchange.compressor.updates == continued.quantizer.updates == 1
 
 
 def test_what_attach_refuses(group):
@@ -343,11 +344,11 @@ def test_what_attach_refuses(group):
         lqray.attach(nn.Linear(5, 3), "alq")
     for options, message in [
         ({"method": "alqq"}, "unknown method 'alqq'.*did you mean 'alq'"),
-        ({"method": "fp16"}, "fp16 sends no codes"),
+        ({"method": "fp16"}, "fp16 is not a method whose payloads lqray sends; allowed: alq, .*register_comm_hook"),
         ({"bit": 3}, "unknown option 'bit'; allowed with alq: .*bits, .*reduction.*did you mean 'bits'"),
         ({"bits": 9}, "bits=9: Input should be less than or equal to 8"),
         ({"bits": "3"}, "bits='3': Input should be a valid integer"),
-        ({"reduction": "ring"}, "reduction='ring'; allowed: all_gather, scatter_reduce"),
+        ({"reduction": "ring"}, "reduction='ring': Value error, one of all_gather, scatter_reduce"),
         ({"skip": ["*.nothing"]}, "no parameter is called"),
         ({"bucket_cap_mb": 1.0}, "use DistributedDataParallel"),
         ({"sampling": "fresh"}, "allowed: sampling='training'"),

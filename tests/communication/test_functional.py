@@ -11,6 +11,7 @@ import torch.distributed as dist
 import lqray
 from lqray.communication import LevelsDifferError
 from lqray.quantization import Quantizer
+from tests.testing.methods import EXCHANGED
 from tests.testing.ranks import run_ranks
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -173,6 +174,27 @@ def test_levels_are_kept_in_a_quantizer_and_bytes_are_counted():
     assert spread.payload_bytes == 2 * spread.bytes_sent
 
 
+def of_every_method(rank: int) -> dict:
+    own, found = tensor_of(rank, (3, 500), torch.float32), {}
+    for method in EXCHANGED:
+        for reduction in ("all_gather", "scatter_reduce"):
+            whole, part = own.clone(), torch.empty(750)
+            lqray.quantized_all_reduce(whole, method, reduction=reduction)
+            lqray.quantized_reduce_scatter(part, own, method)
+            found[f"{method} {reduction}"] = whole, part
+    return found
+
+
+@pytest.mark.processes
+def test_every_method_is_sent_by_both_collectives():
+    first, second = of_ranks(of_every_method, 2)
+    exact = (tensor_of(0, (3, 500), torch.float32) + tensor_of(1, (3, 500), torch.float32)) / 2
+    for key, (whole, part) in first.items():
+        assert torch.equal(whole, second[key][0]), key
+        for result in (whole, torch.cat([part, second[key][1]]).view(3, 500)):
+            assert float((result * exact).sum()) > 0, key  # unbiased or not, it points the same way
+
+
 def differing(rank: int, what: str) -> str:
     quantizer = Quantizer.create("alq", bucket_size=64)
     if what == "levels" and rank == 1:
@@ -224,7 +246,7 @@ def test_what_is_refused_names_what_is_allowed(group):
         (lambda: lqray.quantized_all_reduce(tensor, "alq", op="max"), "op='max'; allowed: 'mean', 'sum'"),
         (lambda: lqray.quantized_all_reduce(tensor, "alq", entropy="rans"), "unknown option 'entropy'"),
         (lambda: lqray.quantized_all_reduce(tensor, quantizer, bits=3), "bits beside a quantizer"),
-        (lambda: lqray.quantized_all_reduce(tensor, "powersgd"), "sends no codes"),
+        (lambda: lqray.quantized_all_reduce(tensor, "powersgd"), "not a method whose payloads"),
         (lambda: lqray.quantized_reduce_scatter(part, tensor, "alq"), "output has 3 coordinates.*1 times"),
         (lambda: lqray.quantized_reduce_scatter(tensor.half(), tensor, "alq"), "same dtype"),
     ]:

@@ -83,8 +83,8 @@ def trained(rank: int, method: str | None, stop: int | None = None, half: bool =
         "handed": sum(handed),
         "counted": counted,
         "float32": 4 * coordinates * 60,
-        "levels": exchange.quantizer.levels.tolist() if exchange else [],
-        "updates": exchange.quantizer.updates if exchange else 0,
+        "levels": exchange.compressor.levels.tolist() if exchange else [],
+        "updates": exchange.compressor.updates if exchange else 0,
         "steps": exchange.steps if exchange else 0,
     }
 
