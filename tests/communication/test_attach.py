@@ -379,5 +379,5 @@ def test_a_model_is_let_go_of_with_its_exchange(group):
 
 
 def test_other_names_of_the_package_are_refused():
-    with pytest.raises(AttributeError, match="no attribute 'attache'"):
+    with pytest.raises(AttributeError, match="no attribute .attache."):
         _ = lqray.attache
