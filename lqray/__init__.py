@@ -13,6 +13,11 @@ from typing import Any
 
 _PUBLIC = {
     "ExperimentError": "lqray.experiment.errors",
+    "Quantizer": "lqray.quantization",
+    "attach": "lqray.communication.attach",
+    "attach_fsdp": "lqray.communication.sharded",
+    "quantized_all_reduce": "lqray.communication.functional",
+    "quantized_reduce_scatter": "lqray.communication.functional",
 }
 """Where each public name is defined."""
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lqray.training.seeding import derive_seed
+from lqray.experiment.seeding import derive_seed
 
 
 @dataclass(frozen=True)

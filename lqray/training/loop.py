@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import check_replicas, naming_lost_ranks, naming_stalled_ranks
 from lqray.experiment.schema import Trial
+from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.dataset import Batch, Dataset, Split, load_dataset
@@ -30,7 +31,6 @@ from lqray.training.nonfinite import DivergedError, all_finite, diverged
 from lqray.training.optimizers import build_optimizer, lr_ratios
 from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
-from lqray.training.seeding import derive_seed
 from lqray.training.telemetry import PhaseTimer, RunningMean, Spent, density_snapshot, quantizer_metrics, wire_metrics
 from lqray.training.variance import variance_metrics
 from lqray.training.wires import Wires, connect

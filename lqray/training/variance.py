@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lqray.experiment.schema import Trial
+from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
 from lqray.training.dataset import Dataset
 from lqray.training.extra_gradients import extra_gradient
-from lqray.training.seeding import derive_seed
 from lqray.training.wires import Wires
 
 

@@ -25,8 +25,8 @@ from lqray.communication import (
 from lqray.communication.bucket import skipped_names
 from lqray.experiment.options.quantizer import CompressorOptions
 from lqray.experiment.schema import Trial
+from lqray.experiment.seeding import derive_seed
 from lqray.quantization import compressor_of
-from lqray.training.seeding import derive_seed
 
 
 @dataclass(frozen=True)

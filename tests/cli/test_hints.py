@@ -45,7 +45,12 @@ def wrong(found) -> list[str]:
         *("lqray faliures NAME", "lqray failures", "lqray failures NAME OTHER", "lqray run FILE --limitt 3"),
         *("lqray run FILE --limit some", "lqray plot NAME", "lqray plot NAME --kind curve", "make", "make everything"),
         *("ray job stopp ID", "ray up", "python -m mlflow db upgrade", "python -m tests.nothing", "python nothing.py"),
-        *("ray job submit -- python -m lqray rn FILE", "torchrun -m lqray train", ".venv/bin/lqray ui A B"),
+        *(
+            "ray job submit -- python -m lqray rn FILE",
+            "torchrun -m lqray train",
+            "torchrun nothing.py",
+            ".venv/bin/lqray ui A B",
+        ),
     ],
 )
 def test_a_command_that_could_not_be_typed_is_noticed(command):

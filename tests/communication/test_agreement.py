@@ -13,8 +13,8 @@ from lqray.communication import (
     check_replicas,
 )
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Quantizer
-from lqray.training.seeding import derive_seed
 from tests.testing.exchanges import network
 from tests.testing.ranks import run_ranks
 

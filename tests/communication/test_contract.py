@@ -16,8 +16,8 @@ from lqray.communication.bucket import skipped_names
 from lqray.communication.checks.replicas import checksum
 from lqray.experiment import names
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, Quantizer
-from lqray.training.seeding import derive_seed
 from tests.testing.methods import ADAPTIVE, EXCHANGED, SPARSE
 from tests.testing.ranks import CONTEXT, run_ranks
 

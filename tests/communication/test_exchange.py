@@ -12,8 +12,8 @@ from lqray.communication import (
 )
 from lqray.communication.checks.replicas import checksum
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Quantizer
-from lqray.training.seeding import derive_seed
 from tests.testing.exchanges import batch, make_exchange, network, train_quantized
 from tests.testing.methods import ADAPTIVE, EXCHANGED
 from tests.testing.ranks import run_ranks

@@ -9,8 +9,8 @@ from lqray.communication import GradientExchange, check_replicas
 from lqray.communication.checks.replicas import checksum
 from lqray.communication.reductions import all_gather as all_gather_module
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Quantizer
-from lqray.training.seeding import derive_seed
 from tests.testing.methods import ADAPTIVE
 
 

@@ -67,6 +67,9 @@ def check(command: str, whole: bool = True) -> None:
 def _check(command: str, whole: bool) -> None:
     words = _words(command)
     program = Path(words[0]).name
+    if program == "torchrun" and "-m" not in words:
+        _check_script(words)
+        return
     if ("-m" in words and "python" in program) or program == "torchrun":
         at = words.index("-m")
         program, words = words[at + 1], words[at + 1 :]
@@ -78,6 +81,13 @@ def _check(command: str, whole: bool) -> None:
         _check_click(_of_program(program), words[1:], command, whole)
     else:
         _check_python(program, words[1:])
+
+
+def _check_script(words: list[str]) -> None:
+    """That torchrun is given a script, of an example's folder."""
+    scripts = [word for word in words if word.endswith(".py")]
+    if not scripts or not any(ROOT.glob(f"examples/*/{scripts[0]}")):
+        raise HintError(f"torchrun runs no script of an example: {shlex.join(words)}")
 
 
 def _words(command: str) -> list[str]:

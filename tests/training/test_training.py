@@ -11,6 +11,7 @@ from lqray.communication import GradientExchange, LevelsDifferError
 from lqray.experiment import names
 from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.schema import Trial
+from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
 from lqray.training.dataset import load_dataset
 from lqray.training.extra_gradients import extra_gradient
@@ -19,7 +20,6 @@ from lqray.training.models import build_model
 from lqray.training.optimizers import build_optimizer
 from lqray.training.reports import Report
 from lqray.training.schedule import learning_rate
-from lqray.training.seeding import derive_seed
 from lqray.training.worker import run_worker
 from tests.testing.ranks import run_ranks
 

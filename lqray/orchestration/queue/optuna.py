@@ -12,9 +12,9 @@ from typing import Any
 
 from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.options.search import Domain
+from lqray.experiment.seeding import derive_seed
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.launchers.placement import PlacementError
-from lqray.training.seeding import derive_seed
 
 _MOST_REPEATED = 100
 

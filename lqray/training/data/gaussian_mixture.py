@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from lqray.experiment.options.data import GaussianMixtureOptions
+from lqray.experiment.seeding import derive_seed
 from lqray.training.images import ImageClassification, Images
-from lqray.training.seeding import derive_seed
 
 
 def load(options: GaussianMixtureOptions) -> ImageClassification:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lqray.experiment.options.data import ImagenetOptions
+from lqray.experiment.seeding import derive_seed
 from lqray.training.dataset import Batch, Split
 from lqray.training.files import CorruptDataError, first_missing, folder
-from lqray.training.seeding import derive_seed
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the training set's channels, pixels in 0 to 1."""

@@ -1,0 +1,65 @@
+"""Options of a method and of an exchange as the keywords of one call: no two of them have the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from lqray.experiment import names
+from lqray.experiment.errors import did_you_mean
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
+from lqray.quantization import Compressor, create
+
+# What is DDP's own to say, or needs a training loop of lqray's.
+_ELSEWHERE = {
+    "bucket_cap_mb": "DistributedDataParallel(..., bucket_cap_mb=...)",
+    "find_unused_parameters": "DistributedDataParallel(..., find_unused_parameters=...)",
+    "bypass": "not attaching: lqray.communication.decide measures whether quantizing is faster here",
+}
+_EXCHANGE = tuple(name for name in ExchangeOptions.model_fields if name not in _ELSEWHERE)
+
+
+def compressor_and_options(
+    method: str, options: Mapping[str, Any], caller: str, own: Sequence[str] = _EXCHANGE
+) -> tuple[Compressor, ExchangeOptions]:
+    """What keywords say that are a method's options or, of the names in `own`, the exchange's. Raises ValueError."""
+    of_method = QUANTIZER.get(method, FixedLevelsOptions)
+    if method in names.methods() and not issubclass(of_method, CompressorOptions):
+        raise ValueError(
+            f"{caller}: {method} is not a method whose payloads lqray sends; allowed: {', '.join(_sent())}. Without "
+            "quantizing there is nothing to attach, and torch's own hooks are given to register_comm_hook"
+        )
+    known = (*of_method.model_fields, *own)
+    for name in options:
+        if name in _ELSEWHERE:
+            raise ValueError(f"{caller} has no option {name}; use {_ELSEWHERE[name]}")
+        if method in names.methods() and name not in known:
+            hint = did_you_mean(name, known)
+            allowed = ", ".join(each for each in known if each != "method")
+            raise ValueError(f"{caller}: unknown option {name!r}; allowed with {method}: {allowed}; {hint or ''}")
+    exchanged = exchange_options({name: options[name] for name in options if name in own}, caller)
+    try:
+        return create(method, **{name: options[name] for name in options if name not in own}), exchanged
+    except ValidationError as error:
+        raise _told(error, caller) from None
+
+
+def exchange_options(options: Mapping[str, Any], caller: str) -> ExchangeOptions:
+    """Those that keywords of these names say. Raises ValueError."""
+    try:
+        return ExchangeOptions.model_validate(options)
+    except ValidationError as error:
+        raise _told(error, caller) from None
+
+
+def _told(error: ValidationError, caller: str) -> ValueError:
+    said = [f"{'.'.join(map(str, each['loc']))}={each['input']!r}: {each['msg']}" for each in error.errors()]
+    return ValueError(f"{caller}: {'; '.join(said)}")
+
+
+def _sent() -> list[str]:
+    """Methods whose payloads lqray's exchange sends."""
+    return [name for name in names.methods() if issubclass(QUANTIZER.get(name, FixedLevelsOptions), CompressorOptions)]
