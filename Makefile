@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## install into .venv, run every test
 	$(BIN)/python -m tests.streams
 
 check: lint  ## the linters, and the tests that start no process, on up to 4 cores; 2 minutes on 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rfE -n logical --maxprocesses 4 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rfE -n logical --maxprocesses 4 --dist worksteal \
 	  --no-processes -m "not (ray or cluster or browser)"
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter, deptry

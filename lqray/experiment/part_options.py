@@ -80,7 +80,7 @@ def part_options(
     try:
         checked = declared.model_validate(dict(options))
     except ValidationError as error:
-        problems = problems or problems_of(error, declared, dict(options))
+        problems = problems or problems_of(error, declared)
     if problems:
         places = [section if key in above else f"{section}.options" for key, *_ in problems]
         told = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol, get_args
 
@@ -47,9 +47,7 @@ def explain_section(error: ValidationError, cls: type[BaseModel], document: Docu
     return problems
 
 
-def problems_of(
-    error: ValidationError, cls: type[BaseModel], value: Mapping[str, Any]
-) -> list[tuple[str, str, str, str | None]]:
+def problems_of(error: ValidationError, cls: type[BaseModel]) -> list[tuple[str, str, str, str | None]]:
     """(dotted key, found, allowed, hint) of each problem of plain data that are not a `cls`; of no file's."""
     details = error.errors(include_url=False)[:_MOST_PROBLEMS]
     described = [_describe(dict(detail), cls) for detail in details]

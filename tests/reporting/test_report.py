@@ -260,7 +260,8 @@ def test_nothing_to_report_says_so(store):
     assert "no MLflow store at" in store_folder.stderr
 
 
-def test_a_store_that_is_away_is_told_without_its_password(tmp_path):
+def test_a_store_that_is_away_is_told_without_its_password(monkeypatch):
+    monkeypatch.setattr("lqray.store.client.READ_PATIENCE", 0.3)
     done = invoke("report", "x", "--uri", "http://ada:hidden@127.0.0.1:9")
     assert done.exit_code == 2
     assert "the MLflow store" in done.stderr
