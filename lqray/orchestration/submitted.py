@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -96,14 +95,3 @@ def check_code(here: str, place: Path) -> None:
         "that was sent. Does the machine's environment set PYTHONPATH or PYTHONSAFEPATH, or was the tree edited while "
         "it was sent? Then submit it again"
     )
-
-
-def here(place: str) -> str:
-    """A folder of a job as this machine has it: each unpacks what was sent in a folder of that name, which Ray puts on
-    Python's path. Other folders are the same everywhere."""
-    parts = Path(place).parts
-    if _OF_JOBS not in parts[:-1] or Path(place).is_dir():
-        return place
-    name, *below = parts[parts.index(_OF_JOBS) + 1 :]
-    mine = next((one for one in map(Path, sys.path) if one.name == name and one.parent.name == _OF_JOBS), None)
-    return str(mine.joinpath(*below)) if mine else place

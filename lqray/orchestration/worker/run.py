@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from lqray.experiment.parts import add_place
 from lqray.experiment.schema import Trial
 from lqray.orchestration.code_version import training_code
 from lqray.orchestration.failures import CodeChangedError, MemoryLimitError, failure_of
-from lqray.orchestration.submitted import here
 from lqray.orchestration.worker.logs import output_to_log
+from lqray.orchestration.worker.places import look_in
 from lqray.orchestration.worker.reporter import Reporter
 from lqray.orchestration.worker.task import Link, Outcome, WorkerTask
 from lqray.training.reports import Place, Report, StoppedError
@@ -66,8 +65,7 @@ def _train(
             "launch began: it was edited meanwhile, or this machine has another version. Run the same command again, "
             "with the same version everywhere"
         )
-    for folder in task.places:
-        add_place(here(folder))
+    look_in(task.places)
     import torch
 
     from lqray.training.checkpoint import Checkpoints
