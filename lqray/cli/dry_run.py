@@ -72,7 +72,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     if guessed:
         console.print(f"~ {guessed:,} times are guesses from arithmetic: no earlier run of that shape has finished")
     if unknown:
-        console.print(f"- {unknown:,} trials whose bytes cannot be told without their files, or at all (powersgd)")
+        why = "without their files, of parts of your own, or at all (powersgd)"
+        console.print(f"- {unknown:,} trials whose bytes cannot be told: {why}")
 
 
 def duration(seconds: float) -> str:

@@ -115,6 +115,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     signals.from_here("leave")
     from lqray.cli.progress import Progress
     from lqray.experiment.errors import UnfitTrialError
+    from lqray.experiment.parts import add_place
     from lqray.experiment.store import StorageError
     from lqray.orchestration.doctor.local import machine
     from lqray.orchestration.launch import Presentation, check_plan, run_plan
@@ -132,6 +133,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     with shared.clear_errors(*known):
         if runs_in_a_job():
             check_lasting(experiment.tracking, experiment.storage, here=True)
+        add_place(file.parent)
         plan = make_plan(experiment, options)
         if dry_run:
             from lqray.cli.dry_run import show_plan
@@ -281,13 +283,15 @@ def train(
     Alone, or in several processes: torchrun --nproc-per-node 2 -m lqray train FILE --trial NAME. Folders of checkpoints
     must be seen by all of them.
     """
-    from lqray.experiment.errors import UnknownTrialError
+    from lqray.experiment.errors import UnfitTrialError, UnknownTrialError
+    from lqray.experiment.parts import add_place
     from lqray.experiment.store import StorageError, storage_address
 
     with shared.clear_errors(UnknownTrialError, StorageError):
         experiment = shared.read(file)
         named = experiment.find(chosen)
         address = storage_address(checkpoints) if checkpoints else None
+        add_place(file.parent)
     from lqray.communication import NoContractionError
     from lqray.training.checkpoint import CheckpointError, Checkpoints
     from lqray.training.files import CorruptDataError, MissingDataError
@@ -297,8 +301,9 @@ def train(
 
     folder = Checkpoints(address, checkpoint_every, keep) if address else None
     data = (MissingDataError, CorruptDataError)
-    known = (CheckpointError, NoSpaceError, StorageError, DivergedError, NoContractionError, LaunchVariablesError)
-    with shared.clear_errors(*data, *known):
+    of_storage = (CheckpointError, NoSpaceError, StorageError)
+    of_the_trial = (DivergedError, NoContractionError, LaunchVariablesError, UnfitTrialError)
+    with shared.clear_errors(*data, *of_storage, *of_the_trial):
         run_standalone(named.trial, experiment.resources, shared.say, folder, metrics, profile)
 
 

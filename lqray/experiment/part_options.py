@@ -61,6 +61,12 @@ def own_parts(trial: BaseModel) -> Iterator[Chosen]:
             yield chosen
 
 
+def check_parts(trial: BaseModel) -> None:
+    """Import a trial's parts that are a user's own, and look at their options. Raises PartError."""
+    for chosen in own_parts(trial):
+        chosen.load()
+
+
 def part_options(
     section: str, reference: str, part: object, options: Mapping[str, Any], above: Collection[str] = ()
 ) -> Any:

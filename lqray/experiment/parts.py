@@ -98,11 +98,16 @@ def add_place(folder: str | os.PathLike[str]) -> None:
     """Let this process look for parts in a folder, too, after all other places: that of the experiment's file."""
     if (text := os.path.abspath(folder)) not in _places:  # noqa: PTH100 (a folder need not exist)
         _places.append(text)
+    _look_there()  # processes that are started begin with this one's path
 
 
 def places() -> tuple[str, ...]:
-    """The folders that were added."""
-    return tuple(_places)
+    """Where this process looks for parts, beside Python's path: folders, from the working directory on."""
+    try:
+        here = [os.getcwd()]  # noqa: PTH109
+    except FileNotFoundError:  # it was removed meanwhile
+        here = []
+    return tuple(dict.fromkeys([*here, *_places]))
 
 
 def load(kind: str, reference: str) -> Any:
@@ -161,7 +166,7 @@ def _described(value: Any) -> str:
 
 
 def _module(what: str, name: str) -> ModuleType:
-    _look_here()
+    _look_there()
     importlib.invalidate_caches()
     _refuse_another(what, name.partition(".")[0])
     try:
@@ -180,10 +185,9 @@ def _module(what: str, name: str) -> ModuleType:
         ) from error
 
 
-def _look_here() -> None:
-    here = os.getcwd()  # noqa: PTH109
+def _look_there() -> None:
     sys.path[:] = [place for place in sys.path if place not in _added]
-    _added[:] = [place for place in dict.fromkeys((here, *_places)) if place not in sys.path]
+    _added[:] = [place for place in places() if place not in sys.path]
     sys.path.extend(_added)
 
 
@@ -200,9 +204,8 @@ def _refuse_another(what: str, top: str) -> None:
 
 
 def _not_found(what: str, missing: str) -> str:
-    shown = [os.getcwd(), *_places]  # noqa: PTH109
     return (
-        f"{what}: found no module {missing}, in {', '.join(dict.fromkeys(shown))} or on Python's path; allowed: a "
+        f"{what}: found no module {missing}, in {', '.join(places())} or on Python's path; allowed: a "
         f"module that Python finds: run in the folder that {missing} is in, name that folder in the environment "
         f"variable PYTHONPATH, or install its package (pip install -e FOLDER)"
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lqray.experiment.grid import NamedTrial, experiment_from_text
+from lqray.experiment.parts import places
 from lqray.experiment.plan import MOST_TRIALS, PublishedPlan
 from lqray.experiment.standing import ACCURACY, Standing
 from lqray.experiment.store import storage_address
@@ -262,6 +263,7 @@ class _Sweep:
                 recorded=work.recorded,
                 claim=work.claim,
                 continued=work.continued,
+                places=places(),
             )
 
         return make

@@ -16,10 +16,12 @@ from lqray.communication.bucket import skipped_names
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.model import TorchvisionOptions
 from lqray.experiment.options.quantizer import CompressorOptions, RandomKOptions
+from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Trial
 from lqray.quantization import compressor_of
 from lqray.training.known_data import known_data
 from lqray.training.models import build_model
+from lqray.training.optimizers import build_optimizer
 
 _FLOPS_PER_SECOND = 2e10
 _STEP_SECONDS = 3e-3
@@ -30,7 +32,8 @@ _FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2}
 @dataclass(frozen=True)
 class Estimate:
     """iterations: optimizer steps. parameters: trained coordinates. bytes_per_step: that a process sends, about; None
-    for methods whose bytes depend on more than a count (PowerSGD). flops_per_step: of all workers, both passes."""
+    for methods whose bytes depend on more than a count (PowerSGD), and for reductions of a user's own.
+    flops_per_step: of all workers, both passes."""
 
     iterations: int
     parameters: int
@@ -43,12 +46,14 @@ class Estimate:
 
 
 def estimate(trial: Trial, processes: int) -> Estimate | None:
-    """For a trial on so many processes; None for a dataset of which too little is known without its files. Raises
-    UnfitTrialError for a network that cannot be built, or does not take its data."""
+    """For a trial on so many processes; None for a dataset of which too little is known without its files, such as
+    those of a user's own, and for a model of a user's own that is not built without numbers. Raises UnfitTrialError for
+    a network that cannot be built, or does not take its data."""
     data = known_data(trial.data)
-    if data is None:
+    known = _model(trial.model.model_dump_json(), data.shape, data.classes) if data else None
+    if data is None or known is None:
         return None
-    parameters, flops = _model(trial.model.model_dump_json(), data.shape, data.classes)
+    parameters, flops = known
     schedule, batch = trial.schedule, trial.schedule.batch_size * trial.workers
     iterations = schedule.iterations or (schedule.epochs or 1) * max(1, data.examples // batch)
     sent = _bytes(trial, parameters, processes)
@@ -56,10 +61,13 @@ def estimate(trial: Trial, processes: int) -> Estimate | None:
 
 
 @lru_cache(maxsize=256)
-def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
-    """Trained coordinates, and operations of a forward pass of one example. Raises UnfitTrialError."""
+def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[int, float] | None:
+    """Trained coordinates, and operations of a forward pass of one example; None where that takes numbers. Raises
+    UnfitTrialError."""
     with torch.device("meta"):
         model = _built(config, shape, classes)
+        if model is None:
+            return None
         counter = FlopCounterMode(display=False)
         try:
             with counter:
@@ -67,20 +75,30 @@ def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[int,
         except NotImplementedError:  # an operator that has no shapes without numbers
             return _trained(model), 0.0
         except (RuntimeError, ValueError) as error:
+            if _wants_numbers(error):
+                return _trained(model), 0.0
             found = f"a model that does not take data of shape {shape} (channels, height, width): {error}"
             raise UnfitTrialError(f"model: found {found}; allowed: one that does, or other data") from error
     return _trained(model), counter.get_total_flops()
 
 
-def _built(config: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A model without numbers; pretrained ones have no others."""
+def _wants_numbers(error: Exception) -> bool:
+    return isinstance(error, NotImplementedError) or "meta" in str(error)
+
+
+def _built(config: str, shape: tuple[int, int, int], classes: int) -> nn.Module | None:
+    """A model without numbers; pretrained ones have no others. None for one of a user's own that wants them."""
     annotation: Any = Trial.model_fields["model"].annotation
     options = TypeAdapter(annotation).validate_json(config)
     if isinstance(options, TorchvisionOptions):
         options = options.model_copy(update={"pretrained": False})
     try:
         return build_model(options, shape, classes)
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
+        if _wants_numbers(error) and is_reference(options.name):
+            return None
+        if isinstance(error, UnfitTrialError) or not isinstance(error, ValueError):
+            raise
         raise UnfitTrialError(str(error)) from error
 
 
@@ -89,17 +107,20 @@ def _trained(model: nn.Module) -> int:
 
 
 def check_network(trial: Trial) -> None:
-    """Build a trial's network, without memory for its numbers, and find in it what `exchange.skip` names. Nothing where
-    too little is known of its data. Raises UnfitTrialError."""
+    """Build a trial's network, without memory for its numbers, with its optimizer, and find in it what `exchange.skip`
+    names. Nothing where too little is known of its data. Raises UnfitTrialError."""
     data = known_data(trial.data)
     if data is None:
         return
     config = trial.model.model_dump_json()
     _model(config, data.shape, data.classes)
-    if not isinstance(trial.quantizer, CompressorOptions):  # nobody else looks at what is skipped
-        return
     with torch.device("meta"):
         model = _built(config, data.shape, data.classes)
+    if model is None:
+        return
+    build_optimizer(trial.optimizer, model)
+    if not isinstance(trial.quantizer, CompressorOptions):  # nobody else looks at what is skipped
+        return
     try:
         skipped_names(model, trial.exchange)
     except ValueError as error:

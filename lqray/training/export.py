@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lqray.experiment.options.model import ModelOptions, TorchvisionOptions
+from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Trial, model_options
 from lqray.training.checkpoint import BEST, CheckpointError, newest_first, read_checkpoint
 from lqray.training.checkpoint_file import packed
@@ -53,10 +54,11 @@ def write_network(trial: Trial, folder: str, target: Path, run: str | None = Non
     return int(found["iteration"])
 
 
-def read_network(folder: Path) -> nn.Module:
+def read_network(folder: Path, own_code: bool = False) -> nn.Module:
     """The network in a folder, on the CPU, for evaluation. It is built by lqray's and torchvision's code, of options
     that are checked like an experiment's; its tensors are read as such (`weights_only`), so that who wrote the folder
-    can make this fail, and run nothing. Raises NetworkError."""
+    can make this fail, and run nothing. own_code: a model of a user's own may be imported and called, which the folder
+    names: whoever wrote it is trusted. Raises NetworkError."""
     try:
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         content = (folder / STATE).read_bytes()
@@ -74,7 +76,15 @@ def read_network(folder: Path) -> nn.Module:
     try:
         inputs = described["inputs"]
         shape, classes = [int(size) for size in inputs["shape"]], int(inputs["classes"])
-        return _built(model_options(described["model"]), shape, classes, state)
+        options = model_options(described["model"])
+        if is_reference(options.name) and not own_code:
+            raise NetworkError(
+                f"{folder / DESCRIPTION}: found {options.name}, a model that is not lqray's: to load it imports and "
+                "calls whatever who wrote the folder has named. Where they are trusted: own_code=True"
+            )
+        return _built(options, shape, classes, state)
+    except NetworkError:
+        raise
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError, RuntimeError) as error:
         raise NetworkError(f"{folder}: {STATE} and {DESCRIPTION} make no network together: {error}") from error
 

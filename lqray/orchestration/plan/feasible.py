@@ -14,6 +14,8 @@ import psutil
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.options.quantizer import CompressorOptions
+from lqray.experiment.part_options import check_parts, own_parts
+from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials, needed
 from lqray.training.known_data import check_batches
@@ -72,7 +74,8 @@ def loopback_problem() -> str | None:
 
 
 def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
-    """Raise UnfitTrialError for the first trial that its data, its network or its exchange will not let begin.
+    """Raise UnfitTrialError for the first trial that its data, its network, its exchange or a part of a user's own will
+    not let begin. Parts of a user's own are imported; what they make is looked at as far as its data are known.
 
     Networks are built without memory for their numbers, which takes torch, and seconds to import it: for all trials
     where `thorough`, else for those that name something which only a network can confirm."""
@@ -80,11 +83,14 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
     for named in trials:
         trial = named.trial
         parts = trial.data.canonical_json, trial.model.canonical_json, trial.schedule.batch_size, trial.workers
-        if (key := (*parts, trial.exchange.skip, isinstance(trial.quantizer, CompressorOptions))) in looked_at:
+        own = tuple(getattr(trial, one.section).canonical_json for one in own_parts(trial))
+        key = (*parts, own, trial.optimizer.name, trial.exchange.skip, isinstance(trial.quantizer, CompressorOptions))
+        if key in looked_at:
             continue
         looked_at.add(key)
         try:
             check_batches(trial)
+            check_parts(trial)
             if thorough or _names_what_torch_knows(trial):
                 from lqray.training.estimate import check_network
 
@@ -94,7 +100,10 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
 
 
 def _names_what_torch_knows(trial: Trial) -> bool:
-    return trial.model.name == "torchvision" or not {"bias", "norm"}.issuperset(trial.exchange.skip)
+    if is_reference(trial.model.name) or is_reference(trial.optimizer.name):
+        return True
+    named = trial.model.name == "torchvision" or trial.optimizer.name == "muon"
+    return named or not {"bias", "norm"}.issuperset(trial.exchange.skip)
 
 
 def _memory() -> int:

@@ -29,14 +29,15 @@ class ModelError(ValueError):
     """A model in MLflow that is not loaded."""
 
 
-def load_model(model: str, store: str | None = None, allow_pickle: bool = False) -> nn.Module:
+def load_model(model: str, store: str | None = None, allow_pickle: bool = False, own_code: bool = False) -> nn.Module:
     """The network that a run recorded (`tracking.log_model`), on the CPU, for evaluation. model: MLflow's name of it,
     such as runs:/RUN/model, or a folder that was downloaded. store: URI of the MLflow store, by default that of
     MLFLOW_TRACKING_URI.
 
     Nothing that the model's files hold is executed. Versions of lqray before recorded pickles, and to load one executes
-    what it holds: allow_pickle says that whoever may write to the store is trusted. Raises ModelError, NetworkError,
-    and what MLflow raises where there is no such model.
+    what it holds: allow_pickle says that whoever may write to the store is trusted. A model of a user's own is imported
+    and called where own_code says the same. Raises ModelError, NetworkError, and what MLflow raises where there is no
+    such model.
     """
     from lqray.store.client import quiet
     from lqray.training.export import read_network
@@ -49,7 +50,7 @@ def load_model(model: str, store: str | None = None, allow_pickle: bool = False)
         found = Path(model) if Path(model).is_dir() else _downloaded(model, absolute_store(store), folder)
         flavors = Model.load(str(found)).flavors
         if FLAVOR in flavors:
-            return read_network(found / _NETWORK)
+            return read_network(found / _NETWORK, own_code)
         if "pytorch" not in flavors:
             raise ModelError(f"{model} is no model of lqray: found the flavors {', '.join(flavors) or 'none'}")
         if not allow_pickle:

@@ -14,6 +14,7 @@ from lqray.experiment.schema import Trial
 from lqray.orchestration.code_version import training_code
 from lqray.orchestration.failures import CodeChangedError, MemoryLimitError, failure_of
 from lqray.orchestration.worker.logs import output_to_log
+from lqray.orchestration.worker.places import look_in
 from lqray.orchestration.worker.reporter import Reporter
 from lqray.orchestration.worker.task import Link, Outcome, WorkerTask
 from lqray.training.reports import Place, Report, StoppedError
@@ -64,6 +65,7 @@ def _train(
             "launch began: it was edited meanwhile, or this machine has another version. Run the same command again, "
             "with the same version everywhere"
         )
+    look_in(task.places)
     import torch
 
     from lqray.training.checkpoint import Checkpoints

@@ -26,7 +26,8 @@ class WorkerTask:
     logs. start: counts how often the launch started the trial. backend: of the process group. code: `training_code()`
     of the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records
     how busy its machine is. recorded: the last step that the store has of the run. claim: by which it writes to the
-    folder (`lqray.orchestration.worker.fencing`). continued: whether the run was begun before."""
+    folder (`lqray.orchestration.worker.fencing`). continued: whether the run was begun before. places: where the
+    launch looks for parts of a user's own (`lqray.experiment.parts`)."""
 
     trial_id: str
     name: str
@@ -44,6 +45,7 @@ class WorkerTask:
     recorded: int = 0
     claim: str = ""
     continued: bool = False
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
