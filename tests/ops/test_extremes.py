@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from lqray import ops
-from lqray.quantization import Payload, Quantizer
+from lqray.quantization import Quantizer
+from lqray.quantization.codec import LevelPayload
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = [0, -1, 1, 3, 2**31, 2**32 + 1, 2**62, 2**63 - 1, -(2**63)]
@@ -278,7 +279,7 @@ def test_buckets_of_no_coordinates_are_refused(size):
         lambda: ops.decode_sum(payload[None], levels, 64, 3, size, 1.0),
         lambda: ops.hadamard(x, size, 1, 2),
         lambda: ops.norm_bytes(64, size),
-        lambda: Payload(payload, 64, 3, size, torch.float32).norms,
+        lambda: LevelPayload(payload, 64, torch.float32, 0, 3, size).norms,
         lambda: Quantizer.create("qsgd", bucket_size=size),
     ):
         with pytest.raises(ValueError, match="allowed|bucket_size"):
