@@ -13,6 +13,9 @@ from typing import Any
 
 _PUBLIC = {
     "ExperimentError": "lqray.experiment.errors",
+    "compare": "lqray.api",
+    "report": "lqray.api",
+    "run": "lqray.api",
 }
 """Where each public name is defined."""
 
