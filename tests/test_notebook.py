@@ -51,7 +51,8 @@ def test_the_documents_example_runs_as_it_stands(folder):
     assert "'alq-seed2'" in sweep
     assert all(output.output_type != "display_data" for output in notebook.cells[0].outputs), "plain lines alone"
     assert re.search(r"full_precision +2 +0\.\d+", table)
-    assert re.search(r"alq +2 +0\.\d+ .*3\.13", table)
+    assert re.search(r"alq +2 +0\.\d+", table)
+    assert "3.13" in table
     assert "standard deviation" in notes
     assert "quantizer.method" in differences
 
