@@ -9,7 +9,7 @@
 #include "quantize_cuda.h"
 
 #ifndef LQRAY_CUDA_ARCHITECTURES
-#define LQRAY_CUDA_ARCHITECTURES ""  // setup.py names them
+#define LQRAY_CUDA_ARCHITECTURES ""  // lqray/kernels/build.py names them
 #endif
 
 namespace lqray::bind {

@@ -16,8 +16,11 @@ _PUBLIC = {
     "Quantizer": "lqray.quantization",
     "attach": "lqray.communication.attach",
     "attach_fsdp": "lqray.communication.sharded",
+    "compare": "lqray.api",
     "quantized_all_reduce": "lqray.communication.functional",
     "quantized_reduce_scatter": "lqray.communication.functional",
+    "report": "lqray.api",
+    "run": "lqray.api",
 }
 """Where each public name is defined."""
 

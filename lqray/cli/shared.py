@@ -48,7 +48,7 @@ def read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:
     return read_experiment(file, overrides)
 
 
-def store_of(experiment: str, uri: str) -> tuple[str, str]:
+def store_of(experiment: str, uri: str | None) -> tuple[str, str]:
     """(name, absolute store) of an experiment given by name, by its file, which names its own store, or by the folder
     that it was exported to."""
     if experiment.endswith(_FILES):
@@ -61,7 +61,7 @@ def store_of(experiment: str, uri: str) -> tuple[str, str]:
     return (experiment_of(folder)[0], str(folder.resolve())) if folder else (experiment, absolute(uri))
 
 
-def recorded(experiments: Sequence[str], uri: str) -> list[Recorded]:
+def recorded(experiments: Sequence[str], uri: str | None) -> list[Recorded]:
     """Experiments given by name or by file, and where they are recorded."""
     from lqray.reporting.planned import Recorded
 
@@ -81,14 +81,14 @@ def absolute(uri: str | None) -> str:
 
 def program() -> str:
     """How this lqray was called, to begin a command that is printed: it need not be on the PATH. In a job, as it is
-    called elsewhere."""
+    called elsewhere; in a program of another name, which uses lqray, as Python finds it."""
     from lqray.orchestration.submitted import runs_in_a_job
 
     called = Path(sys.argv[0])
     on_path = shutil.which("lqray")
     if runs_in_a_job() or (on_path and called.exists() and called.samefile(on_path)):
         return "lqray"
-    return f"{shlex.quote(sys.executable)} -m lqray" if called.name == "__main__.py" else shlex.quote(sys.argv[0])
+    return shlex.quote(sys.argv[0]) if called.name == "lqray" else f"{shlex.quote(sys.executable)} -m lqray"
 
 
 def named(experiment: str, uri: str, file: Path | None = None) -> str:
@@ -138,19 +138,25 @@ def clear_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Of the store's packages, which need not be imported to be told by: a server that is away, tables not its own.
         of_a_file = isinstance(error, OSError) and error.filename is not None
-        of_the_store = type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "requests", "urllib3")
+        of_the_store = is_of_the_store(error)
         if not of_the_store and not of_a_file and not isinstance(error, expected):
             raise
-        said = f"the MLflow store: {_of_the_store(error)}" if of_the_store else str(error)
+        said = said_of_the_store(error) if of_the_store else str(error)
         if of_a_file and type(error).__module__ == "builtins":
             said = f"{error.filename}: {error.strerror}"  # type: ignore[attr-defined]
         say(f"Error: {masked(said)}", err=True)
         sys.exit(2)
 
 
-def _of_the_store(error: Exception) -> str:
+def is_of_the_store(error: Exception) -> bool:
+    """Whether it is one of the store's packages, which need not be imported to be told by: a server that is away,
+    tables that are not its own."""
+    return type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "requests", "urllib3")
+
+
+def said_of_the_store(error: Exception) -> str:
+    """In the user's words."""
     from lqray.store.outage import explained
 
-    return explained(error)
+    return f"the MLflow store: {explained(error)}"

@@ -113,19 +113,15 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.orchestration import signals
 
     signals.from_here("leave")
-    from lqray.cli.progress import Progress
     from lqray.experiment.errors import UnfitTrialError
     from lqray.experiment.parts import add_place
     from lqray.experiment.store import StorageError
-    from lqray.orchestration.doctor.local import machine
-    from lqray.orchestration.launch import Presentation, check_plan, run_plan
+    from lqray.orchestration.launch import check_plan
     from lqray.orchestration.launchers.placement import PlacementError
     from lqray.orchestration.launchers.ray.cluster import ClusterError
     from lqray.orchestration.plan.plan import make_plan
     from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting
     from lqray.orchestration.submitted import runs_in_a_job
-    from lqray.reporting.figures.density import draw_density
-    from lqray.reporting.summary import sweep_summary
     from lqray.store.errors import StoreAwayError
 
     console = shared.console()
@@ -141,10 +137,7 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
             check_plan(plan, options, thorough=True)
             show_plan(console, plan)
             return 0
-        _say_plan(console, experiment.name, plan)
-        with Progress(console, len(plan.due) + plan.more) as progress:
-            shown = Presentation(sweep_summary, draw_density, machine)
-            ran = run_plan(plan, options, progress, shown)
+        ran = carry_out(console, plan, options)
     name = shared.named(experiment.name, plan.uri, file if options.whole else None)
     compared = _compare(console, experiment, plan, ran, name)
     _say_what_failed(ran, name)
@@ -154,6 +147,19 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
         return 1
     return 2 if not compared else _LEFT if ran.elsewhere else 0
+
+
+def carry_out(console: Console, plan: Plan, options: RunOptions) -> Ran:
+    """Run what is due, and show on the console what that is and how it goes. Raises what `run_plan` raises."""
+    from lqray.cli.progress import Progress
+    from lqray.orchestration.doctor.local import machine
+    from lqray.orchestration.launch import Presentation, run_plan
+    from lqray.reporting.figures.density import draw_density
+    from lqray.reporting.summary import sweep_summary
+
+    _say_plan(console, plan.experiment.name, plan)
+    with Progress(console, len(plan.due) + plan.more) as progress:
+        return run_plan(plan, options, progress, Presentation(sweep_summary, draw_density, machine))
 
 
 def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, name: str) -> bool:
@@ -218,16 +224,20 @@ def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
 def _say_what_is_left(ran: Ran, name: str) -> None:
     """Name the trials of the plan that this launch has not run, and say why. name: of the experiment, as a command's
     arguments."""
-    lines = [f"{named.name}: left to {held}, which runs it" for named, held in ran.elsewhere]
-    lines += [
-        f"{named.name}: failed in another launch; `{shared.program()} failures {name}` shows how"
-        for named in ran.failed_elsewhere
-    ]
-    lines += [f"{named.name}: not begun ({why})" for named, why in ran.left_out]
+    lines = [f"{trial}: {why}" for trial, why in what_is_left(ran, name).items()]
     for line in lines[:_MOST_NAMED]:
         shared.say(line, err=True)
     if len(lines) > _MOST_NAMED:
         shared.say(f"... and {len(lines) - _MOST_NAMED} more such trials", err=True)
+
+
+def what_is_left(ran: Ran, name: str) -> dict[str, str]:
+    """Why this launch has not run trials of its plan, by their names. name: of the experiment, as a command's
+    arguments."""
+    left = {named.name: f"left to {held}, which runs it" for named, held in ran.elsewhere}
+    for named in ran.failed_elsewhere:
+        left[named.name] = f"failed in another launch; `{shared.program()} failures {name}` shows how"
+    return left | {named.name: f"not begun ({why})" for named, why in ran.left_out}
 
 
 def _leave_at_once(code: int) -> NoReturn:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 
 NEEDED = frozenset(
-    {"torch", "torchvision", "ray", "mlflow", "sqlalchemy", "numpy", "scipy", "yaml", "pydantic", "rich", "click"}
+    {
+        "torch",
+        "torchvision",
+        "ray",
+        "mlflow",
+        "sqlalchemy",
+        "numpy",
+        "pandas",
+        "scipy",
+        "yaml",
+        "pydantic",
+        "rich",
+        "click",
+    }
     | {"sklearn", "matplotlib", "packaging", "psutil", "fsspec", "aiohttp", "PIL", "pyarrow", "requests"}
 )
 """Modules of the packages that pyproject.toml names."""

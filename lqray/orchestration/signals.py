@@ -91,6 +91,14 @@ def heeded(mode: Mode = "raise") -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def pass_on() -> None:
+    """After `heeded`, in a process that goes on: a SIGTERM or SIGHUP, which told more than the launch to end, is sent
+    once more, to whoever heard it before."""
+    if _state.before is None and _state.first not in (None, signal.SIGINT):
+        number, _state.first = _state.first, None
+        signal.raise_signal(number)
+
+
 def from_here(mode: Mode) -> None:
     """What the first signal does from now on, within `heeded`."""
     if _on_main_thread() and _state.before is not None:

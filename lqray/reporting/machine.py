@@ -1,4 +1,4 @@
-"""A comparison for programs: CSV, a row for each group, and JSON, which also has every run's values and ids."""
+"""A comparison for programs: rows, CSV, a row for each group, and JSON, which also has every run's values and ids."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from lqray.reporting.comparison import Comparison, Group, Measured, Spread
 def csv_table(comparison: Comparison) -> str:
     """Numbers unrounded, empty where there is none; nan or inf where no run ended with another. States of trials as
     columns; run ids of finished runs last."""
-    states = sorted({state for group in comparison.groups for state in group.states} | {"finished"})
-    rows = [_row(group, comparison, states) for group in comparison.groups]
+    found = rows(comparison)
     stream = io.StringIO()
-    titles = list(rows[0]) if rows else [*comparison.keys, *states, "runs"]
+    titles = list(found[0]) if found else [*comparison.keys, "finished", "runs"]
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(map(in_csv, titles))
-    writer.writerows([in_csv("" if row[title] is None else row[title]) for title in titles] for row in rows)
+    writer.writerows([in_csv(_cell(row[title])) for title in titles] for row in found)
     return stream.getvalue()
+
+
+def rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each group, by column: keys as text, counts, numbers unrounded, None where there is none; nan or inf
+    where no run ended with another."""
+    states = sorted({state for group in comparison.groups for state in group.states} | {"finished"})
+    return [_row(group, comparison, states) for group in comparison.groups]
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else repr(value) if isinstance(value, float) else value
 
 
 def json_document(comparison: Comparison, stores: Mapping[str, str]) -> str:
@@ -63,30 +73,30 @@ def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, A
         row |= {f"{name} best": _mean(measured.best), f"{name} last": _mean(measured.last)}
         found = measured.difference
         row |= {
-            f"{name} difference": _text(found.spread.mean if found else math.nan),
-            f"{name} p_value": _text(found.p_value if found else math.nan),
+            f"{name} difference": _number(found.spread.mean if found else math.nan),
+            f"{name} p_value": _number(found.p_value if found else math.nan),
             f"{name} pairs": len(found.pairs) if found else 0,
         }
         if measured.to_target:
-            row |= {f"{what} to target": _text(one.mean) for what, one in measured.to_target.items()}
+            row |= {f"{what} to target": _number(one.mean) for what, one in measured.to_target.items()}
             row["reached target"] = measured.reached
-    row |= {name: _text(one.mean) for name, one in group.costs.items()}
+    row |= {name: _number(one.mean) for name, one in group.costs.items()}
     row["run_ids"] = " ".join(one.run_id for one in group.finished)
     return row
 
 
-def _columns(values: Spread) -> dict[str, str]:
+def _columns(values: Spread) -> dict[str, float | None]:
     numbers = {"std": values.std, "low": values.low, "high": values.high}
-    return {"mean": _mean(values)} | {name: _text(value) for name, value in numbers.items()}
+    return {"mean": _mean(values)} | {name: _number(value) for name, value in numbers.items()}
 
 
-def _mean(values: Spread) -> str:
+def _mean(values: Spread) -> float | None:
     """Of the finite ones; nan or inf where runs ended with nothing else."""
-    return repr(values.representative) if values.not_finite and not values.count else _text(values.mean)
+    return values.representative if values.not_finite and not values.count else _number(values.mean)
 
 
-def _text(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _measured(measured: Measured) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class BuildError(Exception):
 
 
 def compiler() -> str | None:
-    """As in setup.py."""
+    """As in lqray/kernels/build.py."""
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 
 
