@@ -113,7 +113,15 @@ def test_they_train_alone_and_under_torchrun_to_the_bits_of_lqrays_reduction(lab
 def test_they_run_inline_from_another_folder(lab):
     said = lqray(lab / "work", "run", "../lab/own.yaml", "--launcher", "inline")
     assert "failed" not in said
-    assert "2 finished" in lqray(lab / "work", "run", "../lab/own.yaml", "--dry-run")
+    assert "2 finished;" in lqray(lab / "work", "run", "../lab/own.yaml", "--dry-run")
+    (lab / "lab" / "unrelated.py").write_text("x = 1")
+    (lab / "lab" / "my_nets.py").write_text(FILES["my_nets.py"] + "# other code\n")
+    edited = lqray(lab / "work", "run", "../lab/own.yaml", "--dry-run")
+    assert "2 finished (2 finished with other code: --rerun)" in edited
+    assert "2 finished before (2 finished with other code: --rerun)" in lqray(lab / "work", "run", "../lab/own.yaml")
+    lqray(lab / "work", "run", "../lab/own.yaml", "--launcher", "inline", "--rerun", "--only", "width8")
+    assert "(1 finished with other code: --rerun)" in lqray(lab / "work", "run", "../lab/own.yaml", "--dry-run")
+    assert "code of its parts" in lqray(lab / "work", "compare", "width8", "width16")
 
 
 @pytest.mark.ray

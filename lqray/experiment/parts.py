@@ -98,7 +98,7 @@ def add_place(folder: str | os.PathLike[str]) -> None:
     """Let this process look for parts in a folder, too, after all other places: that of the experiment's file."""
     if (text := os.path.abspath(folder)) not in _places:  # noqa: PTH100 (a folder need not exist)
         _places.append(text)
-    _look_there()  # processes that are started begin with this one's path
+    look_there()  # processes that are started begin with this one's path
 
 
 def places() -> tuple[str, ...]:
@@ -152,7 +152,11 @@ def call(what: str, part: Any, **arguments: Any) -> Any:
 def checked(what: str, value: Any, wanted: type) -> Any:
     """What a part made. Raises PartError where it is nothing of the type that is wanted."""
     if not isinstance(value, wanted):
-        raise PartError(f"{what}: found that it makes a {type(value).__name__}; allowed: a {wanted.__name__}")
+        of_protocol = vars(wanted) if getattr(wanted, "_is_protocol", False) else ()
+        members = [name for name in of_protocol if not name.startswith("_")]
+        missing = [name for name in members if not hasattr(value, name)]
+        lacks = f", which has no {', '.join(missing)}" if missing else ""
+        raise PartError(f"{what}: found that it makes a {type(value).__name__}{lacks}; allowed: a {wanted.__name__}")
     return value
 
 
@@ -166,7 +170,7 @@ def _described(value: Any) -> str:
 
 
 def _module(what: str, name: str) -> ModuleType:
-    _look_there()
+    look_there()
     importlib.invalidate_caches()
     _refuse_another(what, name.partition(".")[0])
     try:
@@ -185,7 +189,8 @@ def _module(what: str, name: str) -> ModuleType:
         ) from error
 
 
-def _look_there() -> None:
+def look_there() -> None:
+    """Have on Python's path, at its end, where parts are looked for."""
     sys.path[:] = [place for place in sys.path if place not in _added]
     _added[:] = [place for place in places() if place not in sys.path]
     sys.path.extend(_added)

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from lqray.experiment import foreign
 from lqray.reporting.records import Run
-from lqray.store.tags import ATTEMPT, CODE, COMMAND, GIT_COMMIT, GIT_DIRTY, HOST, MLFLOW, PYTHON, RAY, TORCH, VERSION
+from lqray.store.tags import (
+    ATTEMPT,
+    CODE,
+    COMMAND,
+    GIT_COMMIT,
+    GIT_DIRTY,
+    HOST,
+    MLFLOW,
+    PARTS,
+    PYTHON,
+    RAY,
+    TORCH,
+    VERSION,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +31,7 @@ if TYPE_CHECKING:
 _CODE = {
     GIT_COMMIT: "git commit",
     GIT_DIRTY: "uncommitted changes",
+    PARTS: "code of its parts",
     CODE: "code version",
     VERSION: "lqray",
     PYTHON: "python",

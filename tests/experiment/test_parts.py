@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Protocol, runtime_checkable
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
@@ -271,3 +272,28 @@ def test_the_room_stays_a_leaf():
     code = "import sys; import lqray.experiment.grid; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert parts.OWN not in MODEL
+
+
+@runtime_checkable
+class _Protocol(Protocol):
+    def parts(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class _Half:
+    def close(self) -> None: ...
+
+
+def test_what_a_part_makes_is_looked_at():
+    with pytest.raises(PartError, match="it makes a _Half, which has no parts; allowed: a _Protocol"):
+        parts.checked("exchange lab:Half", _Half(), _Protocol)
+    with pytest.raises(PartError, match="makes a str; allowed: a int"):
+        parts.checked("model lab:build", "x", int)
+
+
+def test_a_part_is_called_as_its_protocol_says():
+    assert parts.call("model lab:build", lambda options, shape: shape, options={}, shape=(1, 2)) == (1, 2)
+    with pytest.raises(PartError, match=r"function of \(options\); allowed: one of \(options, shape\)"):
+        parts.call("model lab:build", lambda options: 1, options={}, shape=(1, 2))
+    with pytest.raises(PartError, match="found int 3"):
+        parts.call("model lab:build", 3, options={})

@@ -1,12 +1,15 @@
 """Which runs are a group, and what is compared with what."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from lqray.reporting.comparison import compare_groups
 from lqray.reporting.records import Run
 from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
+from lqray.reporting.tables import notes
+from lqray.store.tags import PARTS
 from tests.testing.reports import record
 
 
@@ -82,3 +85,15 @@ def test_trials_of_one_name_are_told_apart():
     ]
     compared = compare_groups(records, "", ["m"], ["trial"], histories=False)
     assert [group.keys["trial"] for group in compared.groups] == ["seed1 (0.1-tr)", "seed1 (0.2-tr)"]
+
+
+def test_rows_whose_runs_had_other_code_of_their_parts_are_named():
+    def with_code(*codes):
+        return [
+            replace(record("alq", seed), run_id=str(seed), trial_id=str(seed), tags={PARTS: code} if code else {})
+            for seed, code in enumerate(codes)
+        ]
+
+    one, two = (compare_groups(with_code(*codes), "", histories=False) for codes in (("a", "a", ""), ("a", "b", "b")))
+    assert not any("Other code" in line for line in notes(one))
+    assert any("1 rows have runs whose parts differ in code (1 of a and 2 of b)" in line for line in notes(two))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lqray.experiment.choice import chosen
 from lqray.experiment.grid import Experiment, NamedTrial
+from lqray.experiment.part_files import parts_digest
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.standing import ACCURACY
@@ -18,11 +19,11 @@ from lqray.orchestration.worker.task import StopRule
 from lqray.store.experiments import check_usable
 from lqray.store.outage import patiently
 from lqray.store.runs import Run, latest_runs
-from lqray.store.tags import ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE
+from lqray.store.tags import ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE, PARTS
 
 WARM_SECONDS = 60.0
 """Trials expected to take less than this share a warm worker group by default."""
-TAGS = (ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE)
+TAGS = (ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE, PARTS)
 """Of a run, what a launch goes by."""
 
 
@@ -85,6 +86,18 @@ class Plan:
     def due(self) -> list[NamedTrial]:
         """Trials that will be run, in order."""
         return [one.named for one in self.trials if one.due][: self.limit]
+
+    @property
+    def of_other_code(self) -> int:
+        """How many of the trials that are over ran other code of their parts than is here now."""
+        over = [(one.named.trial, self.runs[one.named.trial.id].tags) for one in self.trials if not one.due]
+        return sum(PARTS in tags and tags[PARTS] != parts_digest(trial) for trial, tags in over)
+
+    @property
+    def said_of_other_code(self) -> str:
+        """Of those trials, in brackets; "" where there are none."""
+        count = self.of_other_code
+        return f" ({count:,} finished with other code: --rerun)" if count else ""
 
     @property
     def over(self) -> bool:

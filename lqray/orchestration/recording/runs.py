@@ -30,6 +30,7 @@ from lqray.store.tags import (
     MARK,
     METHOD,
     NAN_METRICS,
+    PARTS,
     STOPPED,
     TRIAL_ID,
     TRIAL_NAME,
@@ -129,6 +130,10 @@ def continue_run(
         files.give(client, run, {}, f"launches/{launch.launch_id}")
         files.complete(client, run, _own_files(launch, named))
     every = {**launch.tags, **tags, LAUNCH: launch.launch_id}
+    if PARTS in old and PARTS in tags and old[PARTS].split(",")[-1] != tags[PARTS]:
+        every[PARTS] = f"{old[PARTS]},{tags[PARTS]}"
+    elif PARTS in old:
+        every[PARTS] = old[PARTS]
     batch = [RunTag(key, value) for key, value in every.items()]
     patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)))
     return max((metric.step for metric in run.data.to_proto().metrics), default=0)
