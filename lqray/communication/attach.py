@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lqray.communication import streams
 from lqray.communication.exchange import GradientExchange
 from lqray.communication.keywords import compressor_and_options
 from lqray.communication.passes import Passes, rehearse
@@ -53,9 +54,9 @@ class AttachedExchange(GradientExchange):
         """See `GradientExchange.exchange_bucket`. Raises RuntimeError for a second backward pass before the optimizer
         has used or reset the gradients of the first."""
         if self._rehearsing:
-            done: Future[Tensor] = Future()
-            done.set_result(bucket.buffer())
-            return done
+            done: Future[Tensor] = streams.future(bucket.buffer().device)
+            streams.complete(done, bucket.buffer)
+            return streams.seen_by_ddp(done)
         if bucket.index() == 0:  # DDP hands buckets over in order
             if self._passes.is_repetition():
                 raise RuntimeError(_REPEATED)
