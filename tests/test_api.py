@@ -174,7 +174,8 @@ def test_overrides_are_the_values_that_they_are(folder):
 def interrupted(folder, number: int, code: str) -> subprocess.CompletedProcess[str]:
     """A script whose sweep gets a signal once its first trial runs."""
     call = "lqray.run('small.yaml', {'schedule.iterations': 2000000}, launcher='inline')"
-    script = f"import lqray\ntry:\n    {call}\n{code}"
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job of a shell ignores it
+    script = f"import signal\nimport lqray\n{heard}\ntry:\n    {call}\n{code}"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
