@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lqray.quantization import Compressor, Payload, create
+from lqray.quantization.compressor import near_square
 
 _REPEATS = 2000
 _SIGMAS = 5.5
@@ -39,7 +40,7 @@ class _CompressorSuite:
         """Of scales that differ, as those of layers do; a matrix for what wants the shapes of layers."""
         generator = torch.Generator().manual_seed(seed)
         flat = torch.randn(n, generator=generator) * torch.linspace(-2, 1, max(n, 1))[:n].exp()
-        return flat.view(_matrix(n)) if self.made().layers and n else flat
+        return flat.view(near_square(n)) if self.made().layers and n else flat
 
     def test_every_size_comes_back_finite_and_in_its_own_dtype(self) -> None:
         for n in (0, 1, 31, 32, 33, 1000):
@@ -166,8 +167,3 @@ class _CompressorSuite:
             assert each.fingerprint() == one.fingerprint()
             assert torch.equal(each.encode(x, seed=1, offset=1).buffer, expected)
         assert one.parameters().shape == self.made().parameters().shape
-
-
-def _matrix(n: int) -> tuple[int, int]:
-    rows = next(rows for rows in range(int(n**0.5), 0, -1) if n % rows == 0)
-    return rows, n // rows

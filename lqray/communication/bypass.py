@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from lqray.communication.wire.parcel import CheckWords, Parcel, decoded_parts, e
 from lqray.communication.wire.volume import Phase, Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload
+from lqray.quantization.compressor import near_square
 
 _REPEATS = 3
 _MOST = 2**22
@@ -58,7 +58,7 @@ def decide(
     # Nothing of it is kept from one measurement to the next.
     reduction = load_reduction(options.model_copy(update={"feedback_stages": "first"}), group, CheckWords())
     parts = 1 if compressor.layers else reduction.parts(workers)
-    shaped = gradient.view(_matrix(n)) if compressor.layers else gradient
+    shaped = gradient.view(near_square(n)) if compressor.layers else gradient
 
     def payloads() -> list[Payload]:
         return encoded_parts(shaped, parts, compressor, seed=0, offset=0)
@@ -89,12 +89,6 @@ def decide(
     dist.all_reduce(own, op=dist.ReduceOp.MAX, group=group)
     seconds = [value * coordinates / n for value in own.tolist()]
     return Decision(sum(seconds[:3]) >= seconds[3], *seconds)
-
-
-def _matrix(n: int) -> tuple[int, int]:
-    """A shape of n coordinates that is near a square, as layers are."""
-    rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
-    return rows, n // rows
 
 
 def _median_seconds(step: Callable[[], object], device: torch.device, group: dist.ProcessGroup) -> float:

@@ -239,9 +239,10 @@ class GradientExchange:
     def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
         """What a quantized exchange would observe and measure, where one in full precision takes its place."""
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            for gradient, offset in zip(own, self._offsets(cut, index)[1], strict=True):
-                payload = self.compressor.encode(gradient, seed=seed, offset=offset) if self._measure else None
-                self._note(worker, gradient, [payload] if payload else [])
+            for gradient, spans, offset in zip(own, cut.tensors, self._offsets(cut, index)[1], strict=True):
+                shaped = self._shaped(gradient, spans)
+                payload = self.compressor.encode(shaped, seed=seed, offset=offset) if self._measure else None
+                self._note(worker, shaped, [payload] if payload else [])
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""
@@ -256,13 +257,17 @@ class GradientExchange:
         with self.volume.timed("encode", gradient.device):
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
-            shaped = gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
+            shaped = self._shaped(gradient, spans)
             payloads: Sequence[Payload] = encoded_parts(shaped, parts, self.compressor, seed=seed, offset=offset)
             if self._residuals and not self._unfitted:
                 payloads = self._residuals.keep(gradient, payloads, spans, worker)
         self.volume.coordinates += gradient.numel()
-        self._note(worker, gradient, payloads)
+        self._note(worker, shaped, payloads)
         return [replace(payload, dtype=dtype) for payload in payloads]
+
+    def _shaped(self, gradient: Tensor, spans: Sequence[Span]) -> Tensor:
+        """A tensor (n,) of these spans as the compressor wants it."""
+        return gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
 
     def _note(self, worker: int, gradient: Tensor, payloads: Sequence[Payload]) -> None:
         if self._sample:
@@ -330,11 +335,6 @@ class GradientExchange:
         """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or
         with a compressor that has no levels."""
         return density_of(self._kept, self.compressor.coding) if isinstance(self.compressor, Quantizer) else None
-
-    @property
-    def quantizer(self) -> Compressor:
-        """The compressor: under this name since there were but quantizers."""
-        return self.compressor
 
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lqray.communication import streams
 from lqray.communication.exchange import GradientExchange
-from lqray.communication.keywords import compressor_and_options, exchange_options
+from lqray.communication.keywords import compressor_and_options, exchange_options, refuse_layers
 from lqray.communication.level_update import update_levels
 from lqray.communication.scattering import start_reduce_scatter
 from lqray.communication.wire.collectives import gather_now
@@ -197,7 +197,9 @@ def _quantizer(
     method: str | Compressor, options: dict[str, Any], caller: str, own: tuple[str, ...] = _OWN_OPTIONS
 ) -> tuple[Compressor, ExchangeOptions]:
     if isinstance(method, str):
-        return compressor_and_options(method, options, caller, own)
+        compressor, exchanged = compressor_and_options(method, options, caller, own)
+        refuse_layers(compressor, caller)
+        return compressor, exchanged
     if not isinstance(method, Compressor):
         raise TypeError(
             f"{caller}: method is a {type(method).__name__}; allowed: the name of a method, or a quantizer of "
@@ -207,6 +209,7 @@ def _quantizer(
         raise ValueError(
             f"{caller}: {', '.join(beside)} beside a quantizer; give a method's options to lqray.Quantizer.create"
         )
+    refuse_layers(method, caller)
     return method, exchange_options(options, caller)
 
 

@@ -55,6 +55,15 @@ def exchange_options(options: Mapping[str, Any], caller: str) -> ExchangeOptions
         raise _told(error, caller) from None
 
 
+def refuse_layers(compressor: Compressor, caller: str) -> None:
+    """Raise ValueError for a compressor that wants layers in their shapes, where there are none."""
+    if compressor.layers:
+        raise ValueError(
+            f"{caller}: {compressor.name} encodes each layer in its own shape, and here tensors come flat; allowed: "
+            "another compressor, or lqray.attach on a DistributedDataParallel model"
+        )
+
+
 def _told(error: ValidationError, caller: str) -> ValueError:
     said = [f"{'.'.join(map(str, each['loc']))}={each['input']!r}: {each['msg']}" for each in error.errors()]
     return ValueError(f"{caller}: {'; '.join(said)}")

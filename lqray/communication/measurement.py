@@ -28,9 +28,10 @@ class Measured:
         exact = gradient.to(torch.float64).reshape(-1)
         energy = float(exact.square().sum())
         decoded = decoded_parts(payloads, compressor).to(torch.float64)
-        self.error += float((decoded - exact).square().sum())
+        error = float((decoded - exact).square().sum())
+        self.error += error
         self.energy += energy
-        self.bias += compressor.bias(gradient) ** 2 * energy
+        self.bias += error if compressor.deterministic else compressor.bias(gradient) ** 2 * energy
         for payload in payloads:
             self.entropy_bits += payload.entropy_bits() * payload.n
             self.huffman_bits += payload.huffman_bits() * payload.n

@@ -38,6 +38,11 @@ class Residuals:
         self._step: list[Tensor] = []
         self._growth = 1.0
         if self._scaled:
+            if not compressor.can_be_scaled:
+                raise NoContractionError(
+                    f"exchange.error_feedback: scaled with {self._described}, whose payloads cannot be; allowed: "
+                    "error_feedback: true or false, or a compressor that has `rescaled`"
+                )
             return
         if why := compressor.why_no_contraction():
             raise NoContractionError(

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lqray.communication import streams
 from lqray.communication.checks.agreement import check_agreement
-from lqray.communication.keywords import compressor_and_options
+from lqray.communication.keywords import compressor_and_options, refuse_layers
 from lqray.communication.level_update import update_levels
 from lqray.communication.scattering import start_reduce_scatter
 from lqray.communication.wire.parcel import CheckWords
@@ -126,12 +126,13 @@ def attach_fsdp(model: nn.Module, method: str, *, seed: int = 0, **options: Any)
             "torch.distributed.fsdp.fully_shard. For DistributedDataParallel there is lqray.attach"
         )
     compressor, _ = compressor_and_options(method, options, "attach_fsdp", ())
+    refuse_layers(compressor, "attach_fsdp")
     if compressor.fresh_samples:
         raise ValueError("attach_fsdp: sampling='fresh'; allowed: sampling='training', of the gradients that there are")
     world = dist.group.WORLD
     assert world is not None
     own_seed = derive_seed(seed, "rounding", world.rank())
-    agreed = {"quantizer": [compressor.name, compressor.options.model_dump()], "modules": len(sharded)}
+    agreed = {"quantizer": [compressor.name, str(compressor.options)], "modules": len(sharded)}
     check_agreement(json.dumps(agreed), [own_seed], world, streams.device_of(world))
     exchange = ShardedExchange(compressor, own_seed, len(sharded))
     for number, module in enumerate(sharded):

@@ -7,6 +7,7 @@ one to all of it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,10 +90,12 @@ class Compressor(ABC):
     def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
         """The payload of a tensor (n,), scaled so that it decodes nearer to it than `decoded` (n,), which it decodes to
         now: what `error_feedback: scaled` sends. Raises TypeError where payloads cannot be scaled."""
-        raise TypeError(
-            f"payloads of {self.name} cannot be scaled; allowed: error_feedback: true or false, or a "
-            "compressor that has `rescaled`"
-        )
+        raise TypeError(f"payloads of {self.name} cannot be scaled")
+
+    @property
+    def can_be_scaled(self) -> bool:
+        """Whether it has `rescaled`."""
+        return type(self).rescaled is not Compressor.rescaled
 
     def why_no_contraction(self) -> str | None:
         """The reason why E|decode(encode(x)) - x|^2 < |x|^2 can never hold, so that error feedback would grow without
@@ -171,3 +174,10 @@ class Compressor(ABC):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Restore what `state_dict` returned."""
+
+
+def near_square(n: int) -> tuple[int, int]:
+    """The shape of a matrix of n >= 1 coordinates whose sides differ least: what stands for a layer where there is
+    none."""
+    rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
+    return rows, n // rows

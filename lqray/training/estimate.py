@@ -19,6 +19,7 @@ from lqray.experiment.options.quantizer import CompressorOptions, RandomKOptions
 from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Trial
 from lqray.quantization import compressor_of
+from lqray.quantization.compressor import near_square
 from lqray.training.known_data import known_data
 from lqray.training.models import build_model
 from lqray.training.optimizers import build_optimizer
@@ -83,7 +84,7 @@ def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[int,
 
 
 def _wants_numbers(error: Exception) -> bool:
-    return isinstance(error, NotImplementedError) or "meta" in str(error)
+    return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
 
 
 def _built(config: str, shape: tuple[int, int, int], classes: int) -> nn.Module | None:
@@ -153,5 +154,5 @@ def _bits_per_coordinate(config: str) -> float:
     """As measured on zeros: how many bytes a tensor takes does not depend on what is in it."""
     annotation: Any = Trial.model_fields["quantizer"].annotation
     compressor = compressor_of(TypeAdapter(annotation).validate_json(config))
-    shape = (math.isqrt(_PROBE), math.isqrt(_PROBE)) if compressor.layers else (_PROBE,)
+    shape = near_square(_PROBE) if compressor.layers else (_PROBE,)
     return compressor.encode(torch.zeros(shape), seed=0, offset=0).bits_per_coordinate

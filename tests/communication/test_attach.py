@@ -335,7 +335,7 @@ def test_levels_are_fitted_once_however_they_are_asked_for(group):
     continued.load_state_dict(exchange.state_dict())
     for each in (model, other):
         backward(each)
-    assert exchange.compressor.updates == continued.quantizer.updates == 1
+    assert exchange.compressor.updates == continued.compressor.updates == 1
 
 
 def test_what_attach_refuses(group):

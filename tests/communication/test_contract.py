@@ -298,7 +298,7 @@ def other_levels(rank: int, reduction: str) -> str:
     exchange.attach(model)
     for step in range(4):
         if step == 2 and rank == 1:
-            exchange.quantizer.set_levels(np.array([-1, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1.0]))
+            exchange.compressor.set_levels(np.array([-1, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1.0]))
         exchange.begin_step(step)
         images, labels = batch(rank, step)
         try:

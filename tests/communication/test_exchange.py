@@ -80,11 +80,11 @@ def test_every_tensor_of_every_step_has_an_offset_of_its_own(monkeypatch):
                 exchange._names.update({parameter: str(number) for number, parameter in enumerate(parameters)})
                 self.parameters = lambda: parameters
 
-        def encode(tensor, *, seed, offset, original=exchange.quantizer.encode):
+        def encode(tensor, *, seed, offset, original=exchange.compressor.encode):
             seen.append(offset)
             return original(tensor, seed=seed, offset=offset)
 
-        monkeypatch.setattr(exchange.quantizer, "encode", encode)
+        monkeypatch.setattr(exchange.compressor, "encode", encode)
         for iteration in (0, 1, 2, 4096, 2**31):
             exchange.begin_step(iteration)
             for bucket in (0, 1, 255, 256, 257, 4096, 2**20 - 1):

@@ -5,13 +5,15 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
+import lqray
 from lqray.communication import GradientExchange, NoContractionError
 from lqray.experiment import names
 from lqray.experiment.feedback import contraction_problem, why_no_contraction
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.schema import Trial
-from lqray.quantization import Quantizer
+from lqray.quantization import Compressor, Payload, Quantizer
 from tests.testing.methods import ADAPTIVE, EXCHANGED, LEVELS, SPARSE
 from tests.testing.ranks import run_ranks
 
@@ -295,3 +297,40 @@ def test_the_second_rounding_is_fed_back_too():
 def test_one_bit_of_means_cannot_be_fed_back():
     with pytest.raises(ValueError, match="gather_bits of at least 2"):
         ExchangeOptions(feedback_stages="both", gather_bits=1)
+
+
+class Halves(Compressor):
+    """Half of what a layer is, in the layer's own shape, which it keeps in mind."""
+
+    layers = deterministic = True
+    seen = ()
+
+    def encode(self, tensor, *, seed, offset):
+        self.seen = (*self.seen, tuple(tensor.shape))
+        return Payload((0.5 * tensor.reshape(-1)).view(torch.uint8), tensor.numel(), tensor.dtype, offset)
+
+    def decode(self, payload):
+        return payload.buffer.clone().view(torch.float32)
+
+
+def test_a_compressor_without_scaling_is_refused_before_it_starts(group):
+    with pytest.raises(NoContractionError, match="cannot be; allowed: error_feedback: true or false"):
+        GradientExchange(Halves({}), ExchangeOptions(error_feedback="scaled"), group, [1])
+
+
+@pytest.mark.parametrize("options", [{}, {"trajectory": "full_precision"}, {"reduction": "scatter_reduce"}])
+def test_layers_come_in_their_shapes_and_are_measured_so(group, options):
+    compressor = Halves({})
+    exchange = GradientExchange(compressor, ExchangeOptions(**options), group, [1])
+    model = DistributedDataParallel(torch.nn.Linear(5, 3))
+    exchange.attach(model)
+    exchange.begin_step(0, measure=True)
+    model(torch.ones(2, 5)).sum().backward()
+    exchange.close()
+    assert set(compressor.seen) == {(3, 5), (3,)}
+    assert (exchange.nmse, exchange.bias) == (0.25, 0.5)
+
+
+def test_flat_tensors_are_not_for_a_compressor_of_layers(group):
+    with pytest.raises(ValueError, match="Halves encodes each layer in its own shape"):
+        lqray.quantized_all_reduce(torch.ones(4), Halves({}))

@@ -101,20 +101,20 @@ def fitted(rank: int) -> tuple[list[int], float, list[float], int]:
     exchange = GradientExchange(
         Quantizer.create("alq", bucket_size=64, update_at=(0, 2)), ExchangeOptions(), dist.group.WORLD, [rank]
     )
-    solved, update = [], exchange.quantizer.update_levels
+    solved, update = [], exchange.compressor.update_levels
 
     def counted(*arguments):
         solved.append(rank)
         return update(*arguments)
 
-    exchange.quantizer.update_levels = counted
+    exchange.compressor.update_levels = counted
     for step in range(3):
         exchange.begin_step(step)
         scale = torch.linspace(1, 1 + 5 * rank, 1000)
         gradient = torch.randn(1000, generator=torch.Generator().manual_seed(rank)) * scale
         exchange.exchange([gradient], 0).wait()
         exchange.update_levels()
-    quantizer = exchange.quantizer
+    quantizer = exchange.compressor
     assert not len(quantizer.statistics_table())
     return solved, quantizer.expected_variance, quantizer.exact_levels.tolist(), quantizer.updates
 
