@@ -6,10 +6,12 @@ says of ranks counts only where the caller says so: a login inside torchrun, SLU
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +19,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before any group: else its default arguments hold the first one for ever
 from torch._C._distributed_c10d import HashStore, TCPStore
 
 from lqray.experiment.schema import Trial
@@ -25,6 +28,7 @@ from lqray.training.loop import train
 from lqray.training.reports import Place, Report, interface_variables, loopback_variables
 
 _HELD_HERE = 3  # a list, the loop's name and the argument of the question
+_PATIENCE_AT_THE_END = 2.0  # seconds
 
 
 def run_worker(
@@ -92,7 +96,7 @@ def loopback_store(port: int, rank: int, world: int, timeout: timedelta) -> TCPS
 _ended: list[dist.ProcessGroup] = []
 """Since they were last looked at."""
 _held: list[dist.ProcessGroup] = []
-"""Those that something else holds as well: the first of a process for ever, by default arguments of torch's."""
+"""Those that something else holds as well."""
 
 
 def release_ended_groups() -> None:
@@ -108,6 +112,20 @@ def release_ended_groups() -> None:
     _held.extend(_ended)
     _ended.clear()
     _held[:] = [group for group in _held if sys.getrefcount(group) > _HELD_HERE]
+
+
+@atexit.register
+def _end_with_no_thread_of_a_group() -> None:
+    """Before the interpreter ends, end the threads of the groups that ended, and wait for those that are late.
+
+    One that asks for the GIL while the interpreter ends, to let go of the tensors of its last collective, is unwound
+    through C++ code that allows no unwinding, and aborts the process ("terminate called without an active exception").
+    """
+    until = time.monotonic() + _PATIENCE_AT_THE_END
+    release_ended_groups()
+    while _held and time.monotonic() < until:
+        time.sleep(0.01)
+        release_ended_groups()
 
 
 def _world() -> dist.ProcessGroup:

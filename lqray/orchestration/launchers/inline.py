@@ -264,9 +264,8 @@ def _end_with_launcher() -> None:
 def _leave() -> NoReturn:
     """End this process, all its work done, without the interpreter's own end.
 
-    DDP keeps the process group's threads alive past its destruction. One that asks for the GIL while the interpreter
-    ends is unwound through C++ code that allows no unwinding, and aborts the process ("terminate called without an
-    active exception"): seen on a busy machine.
+    A thread of this process that asks for the GIL while the interpreter ends may abort it: the one that watches the
+    launcher is still there, and a process group's, where a trial failed and something holds the group.
     """
     sys.stdout.flush()
     sys.stderr.flush()
