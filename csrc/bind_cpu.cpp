@@ -1,29 +1,13 @@
 // The operators of lqray for CPU tensors, through torch's stable ABI: checks, memory, threads; the work is quantize_cpu's.
-#include <torch/csrc/stable/device.h>
-
 #include <tuple>
 
 #include "bind.h"
+#include "bind_cpu.h"
 #include "quantize_cpu.h"
 
 namespace lqray::bind {
 
 namespace {
-
-constexpr int64_t kGrain = 1 << 15;  // coordinates that are worth a thread
-
-// Share [0, units) of `size` coordinates each among torch's threads.
-template <typename F>
-void share(int64_t units, int64_t size, const F& work) {
-  if (units > 0) torch::stable::parallel_for(0, units, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)), work);
-}
-
-cpu::Input input_of(const char* op, const Tensor& x) {
-  return cpu::Input{x.const_data_ptr(), dtype_of(op, x), x.numel()};
-}
-
-uint8_t* bytes_of(const Tensor& x) { return static_cast<uint8_t*>(x.mutable_data_ptr()); }
-const uint8_t* const_bytes_of(const Tensor& x) { return static_cast<const uint8_t*>(x.const_data_ptr()); }
 
 Levels tables_of(const char* op, const Tensor& levels, int64_t bits) {
   const Tensor flat = dense(levels);

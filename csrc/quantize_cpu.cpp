@@ -12,8 +12,6 @@ namespace lqray::cpu {
 
 namespace {
 
-enum class Isa { portable, avx2, avx512 };
-
 Isa detect() {
   Isa best = Isa::portable;
 #if LQRAY_X86
@@ -28,10 +26,14 @@ Isa detect() {
   return best;
 }
 
+}  // namespace
+
 Isa isa() {
   static const Isa found = detect();
   return found;
 }
+
+namespace {
 
 // Each body once for every machine and once for AVX2 (which AVX-512 machines have too).
 #if LQRAY_X86

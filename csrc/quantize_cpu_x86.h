@@ -12,6 +12,15 @@
 #define LQRAY_X86 0
 #endif
 
+namespace lqray::cpu {
+
+enum class Isa { portable, avx2, avx512 };
+
+// What this machine runs, or what LQRAY_CPU_ISA asks for and it has.
+Isa isa();
+
+}  // namespace lqray::cpu
+
 #if LQRAY_X86
 
 namespace lqray::cpu {

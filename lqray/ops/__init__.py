@@ -27,6 +27,7 @@ from lqray.ops.checks import (
     check_sum,
     code_bytes,
     norm_bytes,
+    signed,
 )
 
 __all__ = [
@@ -99,7 +100,7 @@ def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int
     check_input("encode", x, bucket_size)
     check_levels("encode", levels, bits, x)
     check_norms("encode", norms, x, bucket_size)
-    return torch.ops.lqray.encode(x, norms, levels, bits, bucket_size, _signed(seed), _signed(offset))  # type: ignore[no-any-return]
+    return torch.ops.lqray.encode(x, norms, levels, bits, bucket_size, signed(seed), signed(offset))  # type: ignore[no-any-return]
 
 
 def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:
@@ -111,7 +112,7 @@ def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: s
     check_input("encode_fused", x, bucket_size)
     check_norm("encode_fused", norm)
     check_levels("encode_fused", levels, bits, x)
-    return torch.ops.lqray.encode_fused(x, levels, bits, bucket_size, norm, _signed(seed), _signed(offset))  # type: ignore[no-any-return]
+    return torch.ops.lqray.encode_fused(x, levels, bits, bucket_size, norm, signed(seed), signed(offset))  # type: ignore[no-any-return]
 
 
 def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
@@ -163,7 +164,7 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool =
     """
     check_memory("hadamard", x=x)
     check_blocks("hadamard", x, block_size)
-    return torch.ops.lqray.hadamard(x, block_size, _signed(seed), _signed(offset), inverse)  # type: ignore[no-any-return]
+    return torch.ops.lqray.hadamard(x, block_size, signed(seed), signed(offset), inverse)  # type: ignore[no-any-return]
 
 
 def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
@@ -177,13 +178,6 @@ def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
             f"n={n}, bits={bits} make"
         )
     return reference.unpack(codes, n, bits)
-
-
-def _signed(value: int) -> int:
-    """An unsigned 64-bit integer as the signed one of equal bits, which is what operator schemas carry."""
-    if not 0 <= value < 2**64:
-        raise ValueError(f"seed and offset are unsigned 64-bit integers; found {value}")
-    return value - 2**64 if value >= 2**63 else value
 
 
 @torch.library.register_fake("lqray::bucket_norms", lib=_library)

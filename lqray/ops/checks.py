@@ -156,6 +156,36 @@ def check_blocks(op: str, x: Tensor, block_size: int) -> None:
         )
 
 
+def check_blocks_of_widths(
+    op: str, n: int, block_size: int, centroids: Tensor, numbers: Tensor, widths: Tensor, begins: Tensor
+) -> None:
+    """numbers, widths, begins: (W, G), of the G blocks that n coordinates make, on one device with the centroids."""
+    check_coordinates(op, n)
+    if type(block_size) is float or not 32 <= block_size <= 8192 or block_size & (block_size - 1):
+        raise ValueError(f"{op}: block_size is {block_size}; allowed: a power of two from 32 to 8192")
+    blocks = -(-n // block_size)
+    for name, tensor, dtype in (
+        ("factors", numbers, torch.float32),
+        ("widths", widths, torch.uint8),
+        ("begins", begins, torch.int64),
+    ):
+        check_dense(op, name, tensor)
+        if tensor.dtype != dtype or tensor.dim() != 2 or tensor.shape != (numbers.shape[0], blocks):
+            raise ValueError(f"{op}: {name} is {_shown(tensor)}; allowed: {dtype}, one for each of {blocks} blocks")
+        _check_device(op, name, tensor, numbers)
+    check_dense(op, "centroids", centroids)
+    if centroids.dtype != torch.float32 or centroids.shape != (510,):
+        raise ValueError(f"{op}: centroids is {_shown(centroids)}; allowed: torch.float32 of shape (510,)")
+    _check_device(op, "centroids", centroids, numbers)
+
+
+def signed(value: int) -> int:
+    """An unsigned 64-bit integer as the signed one of equal bits, which is what operator schemas carry."""
+    if not 0 <= value < 2**64:
+        raise ValueError(f"seed and offset are unsigned 64-bit integers; found {value}")
+    return value - 2**64 if value >= 2**63 else value
+
+
 def _check_device(op: str, name: str, tensor: Tensor, beside: Tensor) -> None:
     if tensor.device != beside.device:
         raise ValueError(f"{op}: {name} is on {tensor.device}; allowed: {beside.device}, where the data are")

@@ -32,8 +32,8 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     if norm == "l2":
         up = (largest.view(torch.int32) >> 23).clamp(1, 253)  # the exponent, biased by 127, as its bits have it
         scaled = rows * ((254 - up) << 23).view(torch.float32)[:, None]
-        rescaled = _root(_blocked_sums(scaled * scaled)) * (up << 23).view(torch.float32)
-        squares = _blocked_sums(rows * rows)
+        rescaled = _root(blocked_sums(scaled * scaled)) * (up << 23).view(torch.float32)
+        squares = blocked_sums(rows * rows)
         suffice = (squares >= _LEAST_SQUARES) & (squares <= _MOST_SQUARES)
         norms = torch.where(suffice, _root(squares), rescaled)
     return torch.where(norms.isfinite(), norms, torch.nan)
@@ -44,12 +44,12 @@ def _root(values: Tensor) -> Tensor:
     return values.to(torch.float64).sqrt().to(torch.float32)
 
 
-def _blocked_sums(values: Tensor) -> Tensor:
+def blocked_sums(values: Tensor) -> Tensor:
     """Sums of rows of float32 that are at least 0: (rows, width) to (rows,), added as docs/wire-format.md has it."""
     rows, width = values.shape
     if width > _CHUNK:
         values = torch.nn.functional.pad(values, (0, -width % _CHUNK))
-        return _blocked_sums(_blocked_sums(values.reshape(-1, _CHUNK)).reshape(rows, -1))
+        return blocked_sums(blocked_sums(values.reshape(-1, _CHUNK)).reshape(rows, -1))
     lanes = min(_LANES, 1 << (width - 1).bit_length())  # those beyond would hold zeros alone
     parts = torch.nn.functional.pad(values, (0, -width % lanes)).reshape(rows, -1, lanes)
     sums = parts[:, 0]

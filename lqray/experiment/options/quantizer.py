@@ -6,9 +6,9 @@ of its own needs no change here.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import (
@@ -97,6 +97,40 @@ class SignOptions(CompressorOptions):
     vote: Literal["mean", "majority"] = "mean"
     """How workers' signs become one gradient: the mean of what they stand for, or the sign that most of them have times
     the mean of their magnitudes (Bernstein et al. 2019)."""
+
+
+def _power_of_two(size: int) -> int:
+    if not 32 <= size <= 8192 or size & (size - 1):
+        raise ValueError("a power of two from 32 to 8192")
+    return size
+
+
+class RotatedOptions(CompressorOptions):
+    """Blocks that go through a randomized Walsh-Hadamard transform of each worker's own before they are rounded."""
+
+    bucket_size: Annotated[int, AfterValidator(_power_of_two)] = 512
+    """Consecutive coordinates that are rotated together, a power of two from 32 to 8192; the last ones of a tensor are
+    padded to as many."""
+
+
+class EdenOptions(RotatedOptions):
+    """Rounded to the best quantizer of a normal variable (EDEN, Vargaftik et al. 2022)."""
+
+    bits: float = Field(default=3.0, ge=1, le=8)
+    """Bits of a coordinate's code; between two whole numbers some blocks have the one, some the other. Each block's
+    scale comes on top, 32 / bucket_size bits a coordinate."""
+
+
+class AllocatedOptions(RotatedOptions):
+    """EDEN with more bits in blocks that hold more of the energy."""
+
+    bucket_size: Annotated[int, AfterValidator(_power_of_two)] = 64
+    """Consecutive coordinates that have one width and one norm, of a byte, a power of two from 32 to 8192."""
+    bits: float = Field(default=2.0, ge=1, le=8)
+    """Bits of a coordinate on average, norms included; at least one of each code."""
+    exponent: float | None = Field(default=None, ge=0, le=4)
+    """Of the norm's square in what a bit is worth in a block: 1 has the least squared error; lower ones give quiet
+    blocks more. null: 1 with the optimizer sgd, .5 with others, which divide by the gradient's size."""
 
 
 class BucketOptions(CompressorOptions):
@@ -197,6 +231,9 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "topk": TopKOptions,
     "random_k": RandomKOptions,
     "signsgd": SignOptions,
+    "eden": EdenOptions,
+    "drive": RotatedOptions,
+    "allocated": AllocatedOptions,
     "terngrad": TernaryOptions,
     "nuqsgd": ExponentialLevelsOptions,
     "alq": AlqOptions,

@@ -1,0 +1,88 @@
+"""EDEN with bits where the energy is: blocks of 64 coordinates, a norm of a byte each, and as many bits in a block's
+codes as minimize the squared error at a fixed size, by reverse water-filling (Cover and Thomas, chapter 10)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lqray import ops
+from lqray.experiment.options.quantizer import AllocatedOptions
+from lqray.ops import eden
+from lqray.quantization import allocation, lloyd_max
+from lqray.quantization.codec import flattened
+from lqray.quantization.eden import SEED_BYTES, BlockPayload, RotatedBlocks, read_seeds, write_seed
+from lqray.quantization.payload import Payload
+
+_LARGEST_BYTES = 4
+_LEAST_NORM = 2.0**-120
+
+
+class Allocated(RotatedBlocks):
+    """See the module. A payload: the seed of the rotation (8 bytes), the largest norm's exponent in eighths (int32), a
+    byte for each block's norm, filled up to a multiple of 4, then as many planes of codes as `bits` leaves."""
+
+    options: AllocatedOptions
+
+    def __init__(self, options: AllocatedOptions) -> None:
+        super().__init__(options)
+        self._exponent = 0.5 if options.exponent is None else options.exponent
+
+    def tables(self) -> tuple[Tensor, ...]:
+        """See `RotatedBlocks.tables`: centroids, edges, scales and dithers of norms, the order of bits, what unbiases."""
+        edges, scales = allocation.norm_tables()
+        order = allocation.order_of(self._exponent)
+        factors = allocation.unbiasing(self._size) / self._size
+        return lloyd_max.table(), edges, scales, allocation.dither_table(), order, factors
+
+    def fingerprint(self) -> bytes:
+        """See `Compressor.fingerprint`: all tables."""
+        return b"".join(table.numpy().tobytes() for table in self.tables())
+
+    def encode(self, tensor: Tensor, *, seed: int, offset: int) -> BlockPayload:
+        """See `Compressor.encode`: the worker's seed is that of the rotation, and travels."""
+        x = flattened(self.name, tensor)
+        like = self._template(x.numel(), tensor.dtype, offset, x.device)
+        if not like.n:
+            return like
+        table, edges, scales, dither, order, _ = self.tensors_on(x.device)
+        head = write_seed(seed, x.device)
+        dithered = allocation.dithers(like.blocks, head.view(torch.int64), offset)[0]
+        norms = ops.bucket_norms(x, self._size, "l2")
+        largest, codes = allocation.norm_codes(norms, dithered, edges, dither)
+        widths, begins = allocation.widths_of(codes[None], like.planes_of_codes, order)
+        sent = allocation.norms_of(codes, largest, dithered, scales)
+        factors = torch.where(sent == 0, 0.0, 1.0 / sent.clamp(min=_LEAST_NORM))
+        found, _ = eden.eden_encode(
+            x, factors, widths[0], begins[0], table, like.planes_of_codes, self._size, seed, offset
+        )
+        padding = codes.new_zeros(-like.blocks % 4)
+        return replace(like, buffer=torch.cat([head, largest.view(torch.uint8), codes, padding, found]))
+
+    def read(self, rows: Tensor, like: BlockPayload) -> tuple[Tensor, Tensor, Tensor]:
+        """See `RotatedBlocks.read`."""
+        _, _, scales, _, order, factors = self.tensors_on(rows.device)
+        begin = SEED_BYTES + _LARGEST_BYTES
+        largest = rows[:, SEED_BYTES:begin].clone(memory_format=torch.contiguous_format).view(torch.int32)
+        codes = rows[:, begin : begin + like.blocks]
+        widths, begins = allocation.widths_of(codes, like.planes_of_codes, order)
+        dithered = allocation.dithers(like.blocks, read_seeds(rows), like.offset)
+        norms = allocation.norms_of(codes, largest.to(torch.int64), dithered, scales)
+        return norms * factors[widths.to(torch.int64)], widths, begins
+
+    def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
+        """As it is: a norm of a byte cannot be brought nearer."""
+        return payload
+
+    def _template(self, n: int, dtype: torch.dtype, offset: int, device: torch.device) -> BlockPayload:
+        blocks = -(-n // self._size)
+        head = _LARGEST_BYTES + blocks + -blocks % 4
+        left = math.floor(self.options.bits * n) - 8 * (SEED_BYTES + head)
+        planes = max(blocks, left // self._size)
+        return BlockPayload(torch.empty(0, dtype=torch.uint8, device=device), n, dtype, offset, self._size, planes, head)
+
+
+METHOD = Allocated
