@@ -24,7 +24,7 @@ TORCH_ABI = "0x020a000000000000"  # the stable ABI of torch 2.10, which later on
 # Those of them that nvcc knows, and PTX of the last one for what comes later. 8.0 serves 8.6 and 8.9, too.
 DEFAULT_ARCHITECTURES = ("70", "75", "80", "90", "100", "120")
 CPU_SOURCES = ["bind_cpu.cpp", "quantize_cpu.cpp", "quantize_cpu_avx2.cpp", "quantize_cpu_avx512.cpp"]
-CPU_SOURCES += ["bind_eden_cpu.cpp", "eden_cpu.cpp"]
+CPU_SOURCES += ["bind_eden_cpu.cpp", "eden_cpu.cpp", "bind_allocation_cpu.cpp", "allocation_cpu.cpp"]
 # No contraction: a * b + c rounds twice on every backend, so that all give the same bytes.
 CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]

@@ -19,7 +19,8 @@ from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import CodePlanes, Payload, floats
 
 SEED_BYTES = 8
-_LEAST_NORM = 2.0**-120
+LEAST_NORM = 2.0**-126
+"""Below it a factor of its inverse would exceed float32; such blocks are rounded coarser."""
 _PARTS = 2**16
 
 
@@ -131,8 +132,8 @@ class RotatedBlocks(Compressor):
 class Eden(RotatedBlocks):
     """Blocks of one float32 scale each: S = |x|^2 / <R x, Q>, with which the error is orthogonal to x, so that what is
     decoded, S R^-1 Q, is unbiased over rotations drawn uniformly. Over those of one Hadamard matrix it is nearly so,
-    but for vectors of a few large coordinates (docs/methods.md). It loses D / (1 - D) of the energy, D the distortion of
-    a standard normal variable: .571 .133 .0358 .0096 at 1 to 4 bits.
+    but for vectors of a few large coordinates (docs/methods.md). It loses D / (1 - D) of the energy, D the distortion
+    of a standard normal variable: .571 .133 .0358 .0096 at 1 to 4 bits.
 
     A number of bits that is not whole mixes blocks of the two next to it.
     """
@@ -150,7 +151,7 @@ class Eden(RotatedBlocks):
             return like
         widths, begins = self._layout(like.blocks, x.device)
         norms = ops.bucket_norms(x, self._size, "l2")
-        factors = torch.where(norms == 0, 0.0, 1.0 / norms.clamp(min=_LEAST_NORM))
+        factors = torch.where(norms == 0, 0.0, 1.0 / norms.clamp(min=LEAST_NORM))
         codes, dots = eden.eden_encode(
             x,
             factors,

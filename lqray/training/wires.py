@@ -23,7 +23,7 @@ from lqray.communication import (
     is_baseline,
 )
 from lqray.communication.bucket import skipped_names
-from lqray.experiment.options.quantizer import CompressorOptions
+from lqray.experiment.options.quantizer import CompressorOptions, resolved_for
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import compressor_of
@@ -124,7 +124,7 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
     if not isinstance(trial.quantizer, CompressorOptions):
         yield Wires(model, network, group, workers)
         return
-    compressor = compressor_of(trial.quantizer)
+    compressor = compressor_of(resolved_for(trial.quantizer, trial.optimizer.name))
     decision = None
     if trial.exchange.bypass == "auto":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -222,6 +222,13 @@ class OptimalOptions(AdaptiveLevelsOptions):
     """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
 
 
+def resolved_for(chosen: QuantizerOptions, optimizer: str) -> QuantizerOptions:
+    """Options with what they leave to the optimizer, by its name: the exponent of `allocated`."""
+    if isinstance(chosen, AllocatedOptions) and chosen.exponent is None:
+        return chosen.model_copy(update={"exponent": 1.0 if optimizer == "sgd" else 0.5})
+    return chosen
+
+
 QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "full_precision": QuantizerOptions,
     "sgd": QuantizerOptions,

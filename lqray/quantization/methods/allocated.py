@@ -11,14 +11,14 @@ from torch import Tensor
 
 from lqray import ops
 from lqray.experiment.options.quantizer import AllocatedOptions
-from lqray.ops import eden
+from lqray.ops.allocation import block_norm_codes, block_norms, block_widths
+from lqray.ops.eden import eden_encode
 from lqray.quantization import allocation, lloyd_max
 from lqray.quantization.codec import flattened
-from lqray.quantization.eden import SEED_BYTES, BlockPayload, RotatedBlocks, read_seeds, write_seed
+from lqray.quantization.eden import LEAST_NORM, SEED_BYTES, BlockPayload, RotatedBlocks, read_seeds, write_seed
 from lqray.quantization.payload import Payload
 
 _LARGEST_BYTES = 4
-_LEAST_NORM = 2.0**-120
 
 
 class Allocated(RotatedBlocks):
@@ -32,11 +32,11 @@ class Allocated(RotatedBlocks):
         self._exponent = 0.5 if options.exponent is None else options.exponent
 
     def tables(self) -> tuple[Tensor, ...]:
-        """See `RotatedBlocks.tables`: centroids, edges, scales and dithers of norms, the order of bits, what unbiases."""
-        edges, scales = allocation.norm_tables()
-        order = allocation.order_of(self._exponent)
+        """See `RotatedBlocks.tables`: centroids; of norms the edges, dithers and scales; which code gets the next bit;
+        what widths are multiplied by."""
         factors = allocation.unbiasing(self._size) / self._size
-        return lloyd_max.table(), edges, scales, allocation.dither_table(), order, factors
+        norms = allocation.edges(), allocation.dithers(), allocation.scales()
+        return lloyd_max.table(), *norms, allocation.order_of(self._exponent), factors
 
     def fingerprint(self) -> bytes:
         """See `Compressor.fingerprint`: all tables."""
@@ -48,29 +48,23 @@ class Allocated(RotatedBlocks):
         like = self._template(x.numel(), tensor.dtype, offset, x.device)
         if not like.n:
             return like
-        table, edges, scales, dither, order, _ = self.tensors_on(x.device)
-        head = write_seed(seed, x.device)
-        dithered = allocation.dithers(like.blocks, head.view(torch.int64), offset)[0]
+        table, edges, dithers, scales, order, _ = self.tensors_on(x.device)
         norms = ops.bucket_norms(x, self._size, "l2")
-        largest, codes = allocation.norm_codes(norms, dithered, edges, dither)
-        widths, begins = allocation.widths_of(codes[None], like.planes_of_codes, order)
-        sent = allocation.norms_of(codes, largest, dithered, scales)
-        factors = torch.where(sent == 0, 0.0, 1.0 / sent.clamp(min=_LEAST_NORM))
-        found, _ = eden.eden_encode(
-            x, factors, widths[0], begins[0], table, like.planes_of_codes, self._size, seed, offset
-        )
-        padding = codes.new_zeros(-like.blocks % 4)
-        return replace(like, buffer=torch.cat([head, largest.view(torch.uint8), codes, padding, found]))
+        largest, codes, sent = block_norm_codes(norms, edges, dithers, scales, seed, offset)
+        widths, begins = block_widths(codes[None], order, like.planes_of_codes)
+        factors = torch.where(sent == 0, 0.0, 1.0 / sent.clamp(min=LEAST_NORM))
+        found, _ = eden_encode(x, factors, widths[0], begins[0], table, like.planes_of_codes, self._size, seed, offset)
+        head = [write_seed(seed, x.device), largest.view(torch.uint8), codes, codes.new_zeros(-like.blocks % 4)]
+        return replace(like, buffer=torch.cat([*head, found]))
 
     def read(self, rows: Tensor, like: BlockPayload) -> tuple[Tensor, Tensor, Tensor]:
         """See `RotatedBlocks.read`."""
-        _, _, scales, _, order, factors = self.tensors_on(rows.device)
+        _, _, _, scales, order, factors = self.tensors_on(rows.device)
         begin = SEED_BYTES + _LARGEST_BYTES
-        largest = rows[:, SEED_BYTES:begin].clone(memory_format=torch.contiguous_format).view(torch.int32)
-        codes = rows[:, begin : begin + like.blocks]
-        widths, begins = allocation.widths_of(codes, like.planes_of_codes, order)
-        dithered = allocation.dithers(like.blocks, read_seeds(rows), like.offset)
-        norms = allocation.norms_of(codes, largest.to(torch.int64), dithered, scales)
+        largest = rows[:, SEED_BYTES:begin].clone(memory_format=torch.contiguous_format).view(torch.int32).view(-1)
+        codes = rows[:, begin : begin + like.blocks].contiguous()
+        widths, begins = block_widths(codes, order, like.planes_of_codes)
+        norms = block_norms(codes, largest, scales, read_seeds(rows), like.offset)
         return norms * factors[widths.to(torch.int64)], widths, begins
 
     def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
@@ -82,7 +76,9 @@ class Allocated(RotatedBlocks):
         head = _LARGEST_BYTES + blocks + -blocks % 4
         left = math.floor(self.options.bits * n) - 8 * (SEED_BYTES + head)
         planes = max(blocks, left // self._size)
-        return BlockPayload(torch.empty(0, dtype=torch.uint8, device=device), n, dtype, offset, self._size, planes, head)
+        return BlockPayload(
+            torch.empty(0, dtype=torch.uint8, device=device), n, dtype, offset, self._size, planes, head
+        )
 
 
 METHOD = Allocated
