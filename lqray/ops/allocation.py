@@ -102,11 +102,12 @@ def _meant(codes: Tensor, largest: Tensor, scales: Tensor, drawn: Tensor) -> Ten
     eighths = codes.to(torch.int64) - MOST_NORM + largest.to(torch.int64)
     power = torch.div(eighths, STEPS, rounding_mode="floor")
     half = torch.div(power, 2, rounding_mode="floor")  # two factors: a subnormal norm is beyond one power of float32
-    values = scales[drawn, eighths - STEPS * power] * _power_of_two(half) * _power_of_two(power - half)
+    values = scales[drawn, eighths - STEPS * power] * power_of_two(half) * power_of_two(power - half)
     return torch.where(codes == 0, 0.0, values).masked_fill(codes == NOT_A_NUMBER, torch.nan)
 
 
-def _power_of_two(exponent: Tensor) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2**exponent, float32, of integers from -126 to 127, and the nearest of those for others."""
     return ((exponent.clamp(-126, 127) + _EXPONENT_BIAS) << 23).to(torch.int32).view(torch.float32)
 
 

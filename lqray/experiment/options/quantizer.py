@@ -99,6 +99,20 @@ class SignOptions(CompressorOptions):
     the mean of their magnitudes (Bernstein et al. 2019)."""
 
 
+class MicroscalingOptions(CompressorOptions):
+    """Numbers of a format over a scale that a group shares."""
+
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """To the nearest number, or at random to one of the two around, without bias."""
+
+
+class Int8Options(MicroscalingOptions):
+    """8-bit integers."""
+
+    bucket_size: int = Field(default=256, ge=1, le=2**20)
+    """Consecutive coordinates that share a scale, float32."""
+
+
 def _power_of_two(size: int) -> int:
     if not 32 <= size <= 8192 or size & (size - 1):
         raise ValueError("a power of two from 32 to 8192")
@@ -238,6 +252,9 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "topk": TopKOptions,
     "random_k": RandomKOptions,
     "signsgd": SignOptions,
+    "int8": Int8Options,
+    "mxfp8": MicroscalingOptions,
+    "mxfp4": MicroscalingOptions,
     "eden": EdenOptions,
     "drive": RotatedOptions,
     "allocated": AllocatedOptions,

@@ -1,0 +1,54 @@
+"""Formats of groups that share a scale: their numbers, and what they lose."""
+
+import pytest
+import torch
+
+from lqray.quantization import Quantizer
+from lqray.quantization.methods.mxfp4 import Mxfp4
+from lqray.quantization.methods.mxfp8 import Mxfp8
+from lqray.testing import compressor_suite
+
+for _name in ("int8", "mxfp8", "mxfp4"):
+    globals()[f"Test_{_name}_stochastic"] = compressor_suite(_name, rounding="stochastic")
+
+
+def test_the_formats_have_the_numbers_of_the_specification():
+    assert Mxfp4.numbers.tolist() == [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    known = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+    assert torch.equal(Mxfp8.numbers, known[known.isfinite()].unique())
+
+
+@pytest.mark.parametrize(("method", "bits"), [("mxfp8", 8.25), ("mxfp4", 4.25), ("int8", 8 + 32 / 256)])
+def test_bits(method, bits):
+    assert Quantizer.create(method).encode(torch.randn(2**16), seed=1, offset=1).bits_per_coordinate == bits
+
+
+@pytest.mark.parametrize("method", ["mxfp8", "mxfp4", "int8"])
+def test_nearest_is_nearest_and_powers_of_two_change_nothing(method):
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    quantizer = Quantizer.create(method)
+    decoded = quantizer.decode(quantizer.encode(x, seed=1, offset=1))
+    again = quantizer.decode(quantizer.encode(x * 2.0**-90, seed=1, offset=1)) * 2.0**90
+    assert torch.equal(decoded, again)
+    group = 256 if method == "int8" else 32
+    numbers = quantizer.numbers / quantizer.numbers[-1]
+    largest = x.view(-1, group).abs().amax(dim=1, keepdim=True)
+    if method == "int8":
+        candidates = (largest * numbers)[:, None, :]
+        best = (candidates - x.view(-1, group)[:, :, None]).abs().amin(dim=2).view(-1)
+        assert torch.allclose((decoded - x).abs(), best, atol=1e-6)
+    else:
+        top = float(quantizer.numbers[-1])
+        scale = torch.exp2(torch.floor(torch.log2(largest)) - int(torch.log2(torch.tensor(top))))
+        candidates = (scale * quantizer.numbers)[:, None, :]
+        best = (candidates - x.view(-1, group)[:, :, None]).abs().amin(dim=2).view(-1)
+        assert torch.allclose((decoded - x).abs(), best, atol=1e-6)
+
+
+def test_stochastic_rounding_clips_nothing():
+    """Group maxima between 6 and 8 times a power of two, which nearest rounding clips."""
+    x = torch.full((32,), 7.5)
+    nearest, unbiased = Quantizer.create("mxfp4"), Quantizer.create("mxfp4", rounding="stochastic")
+    assert float(nearest.decode(nearest.encode(x, seed=1, offset=1)).max()) == 6.0
+    drawn = [unbiased.decode(unbiased.encode(x, seed=seed, offset=1)) for seed in range(200)]
+    assert float(torch.stack(drawn).mean()) == pytest.approx(7.5, rel=0.01)
