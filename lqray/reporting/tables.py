@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lqray.experiment.digests import differ
 from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
 from lqray.reporting.comparison import Comparison, Group, Spread
 from lqray.reporting.methods import look
@@ -87,8 +88,7 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
     if any(group.not_finite for group in comparison.groups):
         said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
-    if any(len(group.code) > 1 for group in comparison.groups):
-        several = [one for one in comparison.groups if len(one.code) > 1]
+    if several := [one for one in comparison.groups if differ(one.code)]:
         shown = "; ".join(" and ".join(f"{runs} of {code}" for code, runs in one.code.items()) for one in several[:4])
         said.append(f"Other code: {len(several)} rows have runs whose parts differ in code ({shown}): lqray compare.")
     if comparison.target is not None:

@@ -94,6 +94,7 @@ def test_rows_whose_runs_had_other_code_of_their_parts_are_named():
             for seed, code in enumerate(codes)
         ]
 
-    one, two = (compare_groups(with_code(*codes), "", histories=False) for codes in (("a", "a", ""), ("a", "b", "b")))
-    assert not any("Other code" in line for line in notes(one))
+    codes = ("a", "a", ""), ("a", "b", "b"), ("a", "2:b", "2:b")
+    one, two, of_kinds = (compare_groups(with_code(*each), "", histories=False) for each in codes)
+    assert not any("Other code" in line for line in notes(one) + notes(of_kinds))
     assert any("1 rows have runs whose parts differ in code (1 of a and 2 of b)" in line for line in notes(two))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lqray.experiment.choice import chosen
+from lqray.experiment.digests import is_other
 from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.part_files import parts_digest
 from lqray.experiment.sampling import corner
@@ -91,7 +92,7 @@ class Plan:
     def of_other_code(self) -> int:
         """How many of the trials that are over ran other code of their parts than is here now."""
         over = [(one.named.trial, self.runs[one.named.trial.id].tags) for one in self.trials if not one.due]
-        return sum(PARTS in tags and tags[PARTS] != parts_digest(trial) for trial, tags in over)
+        return sum(PARTS in tags and is_other(tags[PARTS], parts_digest(trial)) for trial, tags in over)
 
     @property
     def said_of_other_code(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lqray.experiment.digests import with_last
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.recording.artifacts import ArtifactWriter
@@ -130,10 +131,8 @@ def continue_run(
         files.give(client, run, {}, f"launches/{launch.launch_id}")
         files.complete(client, run, _own_files(launch, named))
     every = {**launch.tags, **tags, LAUNCH: launch.launch_id}
-    if PARTS in old and PARTS in tags and old[PARTS].split(",")[-1] != tags[PARTS]:
-        every[PARTS] = f"{old[PARTS]},{tags[PARTS]}"
-    elif PARTS in old:
-        every[PARTS] = old[PARTS]
+    if PARTS in old:
+        every[PARTS] = with_last(old[PARTS], tags[PARTS]) if PARTS in tags else old[PARTS]
     batch = [RunTag(key, value) for key, value in every.items()]
     patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)))
     return max((metric.step for metric in run.data.to_proto().metrics), default=0)
