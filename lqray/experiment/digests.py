@@ -11,17 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol
 
-KIND = "2"
-"""Of the parts' files with what they import; the older one was of files of lqray's parts alone."""
-
 
 class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def as_tag(digest: _Hash) -> str:
+def as_tag(kind: str, digest: _Hash) -> str:
     """What a tag has: the kind and the first 12 hexadecimal digits."""
-    return f"{KIND}:{digest.hexdigest()[:12]}"
+    return f"{kind}:{digest.hexdigest()[:12]}"
 
 
 def with_last(recorded: str, now: str) -> str:

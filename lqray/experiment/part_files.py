@@ -23,6 +23,9 @@ from lqray.experiment.digests import as_tag
 if TYPE_CHECKING:
     from lqray.experiment.schema import Trial
 
+KIND = "2"
+"""Of digests, with what parts import; in the older one lqray's parts were a file each."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _PLACES = {
     "quantizer": "quantization.methods",
@@ -58,7 +61,7 @@ def _digest(named: tuple[tuple[str, str], ...]) -> str:
     digest = hashlib.sha256()
     for section, name in named:
         digest.update(f"{section}\0{name}\0{_of_part(section, name)}\0".encode())
-    return as_tag(digest)
+    return as_tag(KIND, digest)
 
 
 @lru_cache(maxsize=1000)

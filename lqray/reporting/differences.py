@@ -15,6 +15,7 @@ from lqray.store.tags import (
     ATTEMPT,
     CODE,
     COMMAND,
+    DATA,
     GIT_COMMIT,
     GIT_DIRTY,
     HOST,
@@ -33,6 +34,7 @@ _CODE = {
     GIT_COMMIT: "git commit",
     GIT_DIRTY: "uncommitted changes",
     PARTS: "code of its parts",
+    DATA: "files of its data",
     CODE: "code version",
     VERSION: "lqray",
     PYTHON: "python",
@@ -43,7 +45,7 @@ _CODE = {
     COMMAND: "command",
     ATTEMPT: "attempt",
 }
-_DIGESTS = (PARTS,)
+_DIGESTS = (PARTS, DATA)
 _NOTHING = "-"
 
 

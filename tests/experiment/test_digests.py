@@ -10,7 +10,7 @@ OLD, OTHER_OLD, NEW, OTHER_NEW = "0123456789ab", "ab0123456789", "2:0123456789ab
 
 
 def test_a_tag_names_its_kind():
-    assert as_tag(hashlib.sha256(b"")) == "2:e3b0c44298fc"
+    assert as_tag("2", hashlib.sha256(b"")) == "2:e3b0c44298fc"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lqray.experiment.part_options import check_parts, own_parts
 from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials, needed
+from lqray.training.data_files import data_files
 from lqray.training.known_data import check_batches
 
 _LEAST_OF_A_PROCESS = 0.1 * 2**30
@@ -91,6 +92,9 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
         try:
             check_batches(trial)
             check_parts(trial)
+            if is_reference(trial.data.name):
+                with suppress(OSError):  # its files may come with the first trial
+                    data_files(trial.data)
             if thorough or _names_what_torch_knows(trial):
                 from lqray.training.estimate import check_network
 
