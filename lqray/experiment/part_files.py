@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -54,6 +54,24 @@ def part_names(trial: Trial) -> tuple[tuple[str, str], ...]:
 def parts_digest(trial: Trial) -> str:
     """The digest (`digests.as_tag`) of `part_files` of all parts, as they are when it is first asked for."""
     return _digest(part_names(trial))
+
+
+def own_digests(trial: Trial) -> dict[str, str]:
+    """Of a user's own parts of a trial, each as messages name it, such as `model my_nets:build`, to the digest of its
+    files: what every process that trains must have in common."""
+    return {f"{section} {name}": _of_part(section, name)[:12] for section, name in _own(trial)}
+
+
+def own_files(trials: Iterable[Trial], folder: Path) -> dict[str, Path]:
+    """The files of users' own parts that lie in a folder, by their names below it."""
+    named = dict.fromkeys(one for trial in trials for one in _own(trial))
+    files = {file.resolve() for section, name in named for file in part_files(section, name).values()}
+    place = folder.resolve()
+    return {file.relative_to(place).as_posix(): file for file in sorted(files) if file.is_relative_to(place)}
+
+
+def _own(trial: Trial) -> list[tuple[str, str]]:
+    return [(section, name) for section, name in part_names(trial) if parts.is_reference(name)]
 
 
 @lru_cache(maxsize=10_000)

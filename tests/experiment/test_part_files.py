@@ -51,8 +51,7 @@ def forget() -> None:
     sys.path_importer_cache.clear()
 
 
-def digest(model: str = "lab.nets:build", **options) -> str:
-    forget()
+def trial_of(model: str, **options) -> Trial:
     config = {
         "data": {"name": "digits"},
         "model": {"name": model},
@@ -60,7 +59,12 @@ def digest(model: str = "lab.nets:build", **options) -> str:
         "schedule": {"iterations": 1, "batch_size": 1},
         "quantizer": {"method": "qsgd"},
     }
-    return part_files.parts_digest(Trial.model_validate(config | options))
+    return Trial.model_validate(config | options)
+
+
+def digest(model: str = "lab.nets:build", **options) -> str:
+    forget()
+    return part_files.parts_digest(trial_of(model, **options))
 
 
 def test_a_packages_files_that_a_part_imports(folder):
@@ -167,6 +171,17 @@ def test_a_digest_is_of_the_parts_chosen(folder):
     assert digest() != digest("single:build")
     assert digest() != digest(optimizer={"name": "adam", "lr": 0.1})
     assert digest() == digest(optimizer={"name": "sgd", "lr": 0.2}, seed=3)
+
+
+def test_the_files_of_own_parts_in_a_folder(folder):
+    (folder / "elsewhere").mkdir()
+    trial = trial_of("lab.nets:build", optimizer={"name": "torch.optim:RMSprop", "lr": 0.1})
+    found = part_files.own_files([trial, trial], folder)
+    names = {f"{name.replace('.', '/')}.py" for name in MODULES} | {"lab/__init__.py", "lab/deep/__init__.py"}
+    assert set(found) == names
+    assert all(file == (folder / name).resolve() for name, file in found.items())
+    assert part_files.own_files([trial], folder / "elsewhere") == {}
+    assert set(part_files.own_digests(trial)) == {"model lab.nets:build", "optimizer torch.optim:RMSprop"}
 
 
 def test_where_a_folder_is_does_not_matter(folder, monkeypatch):
