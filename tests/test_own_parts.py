@@ -45,6 +45,13 @@ def lqray(folder: Path, *arguments: str, code: int = 0, program: tuple[str, ...]
     return done.stdout + done.stderr
 
 
+def test_the_page_passes_the_suites_that_it_names(lab):
+    (suites,) = re.findall(r"(?ms)^```python\n(from lqray.testing import.*?)^```$", PAGE)
+    without = "".join(line for line in suites.splitlines(True) if "my_lab" not in line)
+    (lab / "lab" / "test_mine.py").write_text(without)
+    assert " passed" in lqray(lab / "lab", "-q", "-p", "no:cacheprovider", program=("-m", "pytest"))
+
+
 def test_the_table_counts_the_examples_lines():
     told = dict(re.findall(r"(?m)^\| (an? \w+) \| .* \| (\d+) \|$", PAGE))
     assert told == {what: str(len(FILES[name].splitlines())) for what, name in LINES.items()}

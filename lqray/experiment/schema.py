@@ -147,6 +147,12 @@ def model_options(config: object) -> _Model:
     return options
 
 
+def data_options(config: object) -> _Data:
+    """The `data` section of a trial, likewise."""
+    options: _Data = TypeAdapter(_Data).validate_python(config)
+    return options
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one level of dotted keys; lists are values."""
     flat: dict[str, Any] = {}
