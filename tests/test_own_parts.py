@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "own-parts.md").read_text()
 FILES = dict(re.findall(r"(?ms)^`(\S+)`\n```\w+\n(.*?)^```$", PAGE))
 LINES = {"a model": "my_nets.py", "a dataset": "my_data.py", "an optimizer": "my_optimizers.py"} | {
-    "a reduction": "my_reductions.py"
+    "a reduction": "my_reductions.py",
+    "a metric": "my_metrics.py",
 }
 
 
@@ -120,6 +121,7 @@ def test_they_train_alone_and_under_torchrun_to_the_bits_of_lqrays_reduction(lab
 def test_they_run_inline_from_another_folder(lab):
     said = lqray(lab / "work", "run", "../lab/own.yaml", "--launcher", "inline")
     assert "failed" not in said
+    assert "margin" in lqray(lab / "work", "report", "own", "--metric", "margin")
     assert "2 finished;" in lqray(lab / "work", "run", "../lab/own.yaml", "--dry-run")
     (lab / "lab" / "unrelated.py").write_text("x = 1")
     (lab / "lab" / "my_nets.py").write_text(FILES["my_nets.py"] + "# other code\n")

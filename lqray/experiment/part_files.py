@@ -1,8 +1,8 @@
 """The source files that the chosen parts of a trial come from, and their digest. Imports none of them.
 
 A trial's id is its configuration alone. Which code it ran is recorded beside it: a digest of the files of its method,
-model, dataset, optimizer and reduction, of what these import from the same room or package, and of nothing else, so
-that an edit elsewhere leaves finished runs alone.
+model, dataset, optimizer, reduction and metrics, of what these import from the same room or package, and of nothing else,
+so that an edit elsewhere leaves finished runs alone.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ _MOST_FILES = 1000
 
 
 def part_names(trial: Trial) -> tuple[tuple[str, str], ...]:
-    """(section, name) of each part of a trial."""
+    """(section, name) of each part of a trial, as messages name it."""
     return (
         ("quantizer", trial.quantizer.method),
         ("model", trial.model.name),
         ("data", trial.data.name),
         ("optimizer", trial.optimizer.name),
         ("exchange", trial.exchange.reduction),
+        *(("metric", reference) for reference in trial.metrics),
     )
 
 

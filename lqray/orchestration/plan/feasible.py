@@ -85,6 +85,7 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
         trial = named.trial
         parts = trial.data.canonical_json, trial.model.canonical_json, trial.schedule.batch_size, trial.workers
         own = tuple(getattr(trial, one.section).canonical_json for one in own_parts(trial))
+        own += trial.metrics
         key = (*parts, own, trial.optimizer.name, trial.exchange.skip, isinstance(trial.quantizer, CompressorOptions))
         if key in looked_at:
             continue
