@@ -1,8 +1,8 @@
 """The source files that the chosen parts of a trial come from, and their digest. Imports none of them.
 
 A trial's id is its configuration alone. Which code it ran is recorded beside it: a digest of the files of its method,
-model, dataset, optimizer, reduction and metrics, of what these import from the same room or package, and of nothing else,
-so that an edit elsewhere leaves finished runs alone.
+model, dataset, optimizer, reduction and metrics, of what these import from the same room or package, and of nothing
+else, so that an edit elsewhere leaves finished runs alone.
 """
 
 from __future__ import annotations
