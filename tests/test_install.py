@@ -25,6 +25,14 @@ sys.path.append(tools)
 from setuptools import build_meta
 print(getattr(build_meta, "build_" + kind)(out))
 """
+_IN = """
+import runpy, sys
+site, name, *sys.argv[1:] = sys.argv[1:]
+sys.path[0] = ""
+import lqray
+assert lqray.__file__.startswith(site), lqray.__file__
+runpy.run_module(name, run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,29 @@ def test_trials_are_those_of_the_tree(lqray, tmp_path):
     command = [sys.executable, "-m", "lqray", "expand", "experiments/quickstart.yaml", "--format", "json"]
     here = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert installed.stdout == here
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [
+        ("own-method", ("pytest", "-q", "-p", "no:cacheprovider", "-k", "Rank1")),
+        ("own-model-and-data", ("lqray", "train", "spirals.yaml", "--trial", "alq-blocks2")),
+        ("own-script", ("torch.distributed.run", "--nproc-per-node", "2", "train.py", "--epochs", "1")),
+    ],
+)
+def test_the_examples_run(installed, tmp_path, example, arguments):
+    folder = shutil.copytree(ROOT / "examples" / example, tmp_path / example)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LQRAY_")}
+    command = [sys.executable, "-c", _IN, str(installed), *arguments]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=kept | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @NATIVE

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "own-parts.md").read_text()
 FILES = dict(re.findall(r"(?ms)^`(\S+)`\n```\w+\n(.*?)^```$", PAGE))
 LINES = {"a model": "my_nets.py", "a dataset": "my_data.py", "an optimizer": "my_optimizers.py"} | {
-    "a reduction": "my_reductions.py"
+    "a reduction": "my_reductions.py",
+    "a metric": "my_metrics.py",
 }
 
 
@@ -43,6 +44,13 @@ def lqray(folder: Path, *arguments: str, code: int = 0, program: tuple[str, ...]
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_the_page_passes_the_suites_that_it_names(lab):
+    (suites,) = re.findall(r"(?ms)^```python\n(from lqray.testing import.*?)^```$", PAGE)
+    without = "".join(line for line in suites.splitlines(True) if "my_lab" not in line)
+    (lab / "lab" / "test_mine.py").write_text(without)
+    assert " passed" in lqray(lab / "lab", "-q", "-p", "no:cacheprovider", program=("-m", "pytest"))
 
 
 def test_the_table_counts_the_examples_lines():
@@ -113,6 +121,7 @@ def test_they_train_alone_and_under_torchrun_to_the_bits_of_lqrays_reduction(lab
 def test_they_run_inline_from_another_folder(lab):
     said = lqray(lab / "work", "run", "../lab/own.yaml", "--launcher", "inline")
     assert "failed" not in said
+    assert "margin" in lqray(lab / "work", "report", "own", "--metric", "margin")
     assert "2 finished;" in lqray(lab / "work", "run", "../lab/own.yaml", "--dry-run")
     (lab / "lab" / "unrelated.py").write_text("x = 1")
     (lab / "lab" / "my_nets.py").write_text(FILES["my_nets.py"] + "# other code\n")

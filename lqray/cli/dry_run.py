@@ -62,7 +62,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     counts = Counter(one.what for one in plan.trials)
     names = {"run": "new", "done": "finished", "early": "stopped early"}
     summary = ", ".join(f"{count:,} {names.get(word, word)}" for word, count in counts.most_common())
-    summary += plan.said_of_other_code
+    summary += plan.said_of_others
     said = f": {summary or 'no trials'}; {len(due):,} would run"
     console.print(Text.assemble(rich_text(experiment.name, "bold"), said))
     if plan.more:

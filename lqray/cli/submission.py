@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,13 +58,13 @@ def submit(
     code than was sent, 2 when something has to be put right first or the cluster cannot be reached any more, 130 when
     left: the job, if it was submitted, goes on.
     """
-    experiments = _read(files, options)
+    experiments, beside = _read(files, options)
     if address and cluster:
         raise click.UsageError("--address and --cluster: only one of them")
     from lqray.orchestration.remote.submit import Sweep
 
     dry_run = options.pop("dry_run")
-    sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options))
+    sweep = Sweep(tuple(experiment.name for experiment in experiments), files, _as_arguments(options), beside)
     if dry_run:
         _show(sweep)
         return
@@ -72,10 +72,14 @@ def submit(
     sys.exit(_submit(sweep, address, cluster, follow, no_wait, stores))
 
 
-def _read(files: Sequence[Path], options: dict[str, object]) -> list[Experiment]:
-    """The experiments. Leaves with 2 for what would fail there, and can be known here."""
+def _read(files: Sequence[Path], options: dict[str, object]) -> tuple[list[Experiment], tuple[Mapping[str, Path], ...]]:
+    """The experiments, and what lies beside the file of each: modules of a user's own parts. Leaves with 2 for what
+    would fail there, and can be known here."""
     from lqray.experiment.choice import NothingChosenError, check_chosen, chosen
     from lqray.experiment.errors import UnfitTrialError
+    from lqray.experiment.part_files import own_files
+    from lqray.experiment.parts import add_place
+    from lqray.experiment.sampling import corner
     from lqray.orchestration.plan.feasible import check_trials
     from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
     from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting, check_secret
@@ -88,15 +92,20 @@ def _read(files: Sequence[Path], options: dict[str, object]) -> list[Experiment]
             parse_stop_rule(rule)
         experiments = [shared.read(file, overrides) for file in files]
         check_chosen(experiments, only)
-        for experiment in experiments:
+        beside = []
+        for file, experiment in zip(files, experiments, strict=True):
+            add_place(file.parent)
             check_lasting(experiment.tracking, experiment.storage, here=False)
             if not experiment.adaptive:
                 check_trials(chosen(experiment, only), thorough=False)
+            search = experiment.search if experiment.adaptive else None
+            trials = [experiment.suggested(corner(search, True))] if search else chosen(experiment, only)
+            beside.append(own_files((named.trial for named in trials), file.parent))
         for file, experiment in zip(files, experiments, strict=True):
             check_secret(experiment.document.text, str(file))
         for override in overrides:
             check_secret(override, "--set")
-    return experiments
+    return experiments, tuple(beside)
 
 
 def _show(sweep: Sweep) -> None:

@@ -265,7 +265,7 @@ def _say_plan(console: Console, name: str, plan: Plan) -> None:
         "early": "stopped early before",
     }
     parts = ", ".join(f"{counts[what]} {word}" for what, word in words.items() if what in counts) or "no trials"
-    parts += plan.said_of_other_code
+    parts += plan.said_of_others
     parts += f", {plan.more} to be suggested" if plan.more else ""
     limited = f"; now {len(plan.due)} of them" if plan.limit and len(plan.due) == plan.limit else ""
     said = f": {parts}{limited}, recorded in {masked(plan.uri)}"

@@ -7,9 +7,9 @@ or of the object's module. Without one it is given the mapping as it stands in t
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,9 @@ from lqray.experiment.errors import PartError, Problem, did_you_mean
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.validation import problems_of
+
+if TYPE_CHECKING:
+    from lqray.experiment.schema import Trial
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,23 @@ def own_parts(trial: BaseModel) -> Iterator[Chosen]:
             yield chosen
 
 
-def check_parts(trial: BaseModel) -> None:
-    """Import a trial's parts that are a user's own, and look at their options. Raises PartError."""
+def check_parts(trial: Trial) -> None:
+    """Import a trial's parts and metrics that are a user's own, and look at their options. Raises PartError."""
     for chosen in own_parts(trial):
         chosen.load()
+    for reference in trial.metrics:
+        load_metric(reference)
+
+
+def load_metric(reference: str) -> Callable[..., Any]:
+    """A metric of a user's own, imported. Raises PartError."""
+    metric = parts.load("metrics", reference)
+    if not callable(metric):
+        raise PartError(
+            f"metric {reference}: found {type(metric).__name__} {metric!r:.80}; allowed: a function of (outputs, "
+            "targets)"
+        )
+    return cast("Callable[..., Any]", metric)
 
 
 def part_options(

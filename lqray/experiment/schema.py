@@ -15,6 +15,7 @@ from lqray.experiment.feedback import REMEDY, collision_problem, contraction_pro
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.metrics import Metrics
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, DecayOptions, OwnOptimizerOptions
 from lqray.experiment.options.own import OwnPart
@@ -87,6 +88,8 @@ class Trial(Section):
     telemetry: TelemetryOptions = TelemetryOptions()
     seed: int = Field(default=1, ge=0, le=MOST_SEED)
     """Seed of initial weights, data order and stochastic rounding; methods with equal seeds see equal batches."""
+    metrics: Metrics = ()
+    """Functions of a user's own, `module:attribute`, whose means over the test set are recorded as test/NAME."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,9 +135,11 @@ class Trial(Section):
         return self.model_dump(mode="json")
 
     def flat(self) -> dict[str, Any]:
-        """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. Empty mappings, such as
-        options of a reduction that has none, are left out."""
-        return {key: value for key, value in flatten(self.config()).items() if value != {}}
+        """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
+        before it was there do not have is left out: empty mappings, such as options of a reduction that has none, and
+        `metrics` where there are none."""
+        flat = flatten(self.config())
+        return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}
 
     def params(self) -> dict[str, str]:
         """`flat`, every value as text: words as they are, anything else as JSON. So MLflow keeps them."""
@@ -144,6 +149,12 @@ class Trial(Section):
 def model_options(config: object) -> _Model:
     """The `model` section of a trial from plain data. Raises pydantic.ValidationError."""
     options: _Model = TypeAdapter(_Model).validate_python(config)
+    return options
+
+
+def data_options(config: object) -> _Data:
+    """The `data` section of a trial, likewise."""
+    options: _Data = TypeAdapter(_Data).validate_python(config)
     return options
 
 

@@ -85,6 +85,10 @@ class CodeChangedError(RuntimeError):
     """A worker has other code than the launch."""
 
 
+class PartChangedError(RuntimeError):
+    """A worker has other code of a user's own part than the launch."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What made a trial fail, as seen where it happened.

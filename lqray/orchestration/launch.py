@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from lqray.experiment.grid import NamedTrial, experiment_from_text
+from lqray.experiment.part_files import own_digests
 from lqray.experiment.parts import places
 from lqray.experiment.plan import MOST_TRIALS, PublishedPlan
 from lqray.experiment.standing import ACCURACY, Standing
@@ -264,6 +265,7 @@ class _Sweep:
                 claim=work.claim,
                 continued=work.continued,
                 places=places(),
+                own_parts=own_digests(trial),
             )
 
         return make

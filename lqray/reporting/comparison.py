@@ -24,7 +24,6 @@ from lqray.reporting.selection import (
     resolved,
 )
 from lqray.store.runs import Run
-from lqray.store.tags import PARTS
 
 BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
 _BYTES_A_STEP = "wire/bytes_sent"
@@ -105,10 +104,9 @@ class Group:
         """Its finished runs."""
         return tuple(one for one in self.records if one.status == "FINISHED")
 
-    @property
-    def code(self) -> Mapping[str, int]:
-        """Digests of the code of their parts to how many of its finished runs recorded them."""
-        return Counter(one.tags[PARTS] for one in self.finished if PARTS in one.tags)
+    def digests(self, tag: str) -> Mapping[str, int]:
+        """What its finished runs recorded under a tag of digests, to how many of them."""
+        return Counter(one.tags[tag] for one in self.finished if tag in one.tags)
 
     @property
     def not_finite(self) -> int:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lqray.experiment import foreign
+from lqray.experiment.digests import differ
 from lqray.reporting.records import Run
 from lqray.store.tags import (
     ATTEMPT,
     CODE,
     COMMAND,
+    DATA,
     GIT_COMMIT,
     GIT_DIRTY,
     HOST,
@@ -32,6 +34,7 @@ _CODE = {
     GIT_COMMIT: "git commit",
     GIT_DIRTY: "uncommitted changes",
     PARTS: "code of its parts",
+    DATA: "files of its data",
     CODE: "code version",
     VERSION: "lqray",
     PYTHON: "python",
@@ -42,6 +45,7 @@ _CODE = {
     COMMAND: "command",
     ATTEMPT: "attempt",
 }
+_DIGESTS = (PARTS, DATA)
 _NOTHING = "-"
 
 
@@ -56,6 +60,15 @@ class Row:
     def differs(self) -> bool:
         """Whether the runs are not alike in it."""
         return len(set(self.values)) > 1
+
+
+class DigestRow(Row):
+    """Digests of what runs had (`lqray.experiment.digests`): those of unlike kinds are no difference."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether any two that can be compared are not alike."""
+        return differ(one for one in self.values if one != _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,10 @@ def differences(records: Sequence[Run]) -> Differences:
     ]
     keys = dict.fromkeys(key for one in records for key in sorted(one.params))
     configuration = [Row(key, tuple(one.params.get(key, _NOTHING) for one in records)) for key in keys]
-    code = [Row(name, tuple(one.tags.get(tag, _NOTHING) for one in records)) for tag, name in _CODE.items()]
+    code = [
+        (DigestRow if tag in _DIGESTS else Row)(name, tuple(one.tags.get(tag, _NOTHING) for one in records))
+        for tag, name in _CODE.items()
+    ]
     metrics = sorted({key for one in records for key in one.metrics})
     result = [Row(key, tuple(_against(one, first, key) for one in records)) for key in metrics]
     sections = {"run": run, "configuration": configuration, "code": code, "result": result}

@@ -65,12 +65,12 @@ def grouping_keys(records: Sequence[Run]) -> tuple[str, ...]:
     """Parameters that tell groups of seeds apart, the method first.
 
     A parameter counts when it differs between runs that are equal in those before it: what follows from the method
-    does not. The seed, telemetry and what is outside a trial's identity never do.
+    does not. The seed, telemetry, metrics and what is outside a trial's identity never do.
     """
     keys = [METHOD]
     groups = _parted([list(records)], METHOD)
     for key in sorted(params_of(records), key=_rank):
-        if key in (METHOD, SEED) or key.startswith("telemetry.") or key in _outside():
+        if key in (METHOD, SEED, "metrics") or key.startswith("telemetry.") or key in _outside():
             continue
         if any(len({one.params.get(key) for one in group}) > 1 for group in groups):
             keys.append(key)

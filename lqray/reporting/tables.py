@@ -7,15 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lqray.experiment.digests import differ
 from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
 from lqray.reporting.comparison import Comparison, Group, Spread
 from lqray.reporting.methods import look
 from lqray.reporting.selection import METHOD
+from lqray.store.tags import DATA, PARTS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _NOTHING = "-"
+_ORIGINS = {
+    PARTS: ("Other code", "whose parts differ in code"),
+    DATA: ("Other data", "whose data were of files that differ"),
+}
 _Cell = Callable[[Group], str]
 
 
@@ -87,10 +93,10 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
     if any(group.not_finite for group in comparison.groups):
         said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
-    if any(len(group.code) > 1 for group in comparison.groups):
-        several = [one for one in comparison.groups if len(one.code) > 1]
-        shown = "; ".join(" and ".join(f"{runs} of {code}" for code, runs in one.code.items()) for one in several[:4])
-        said.append(f"Other code: {len(several)} rows have runs whose parts differ in code ({shown}): lqray compare.")
+    for tag, what in _ORIGINS.items():
+        if several := [digests for one in comparison.groups if differ(digests := one.digests(tag))]:
+            shown = "; ".join(" and ".join(f"{runs} of {one}" for one, runs in each.items()) for each in several[:4])
+            said.append(f"{what[0]}: {len(several)} rows have runs {what[1]} ({shown}): lqray compare.")
     if comparison.target is not None:
         said.append(f"To {_number(comparison.metrics[0])(comparison.target)}: of the runs that reached it.")
     return said

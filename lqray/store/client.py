@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lqray.experiment import user_cache
 from lqray.experiment.store import sqlite_path, sqlite_uri
 from lqray.store import outage, sqlite_file
 from lqray.store.errors import NoStoreError, StoreBusyError, StoreError
@@ -162,7 +163,7 @@ def _make_tables(path: Path) -> None:
     from mlflow.store.db import utils
     from mlflow.version import VERSION
 
-    kept = _kept(f"tables-of-mlflow-{VERSION}.db")
+    kept = user_cache.kept(f"tables-of-mlflow-{VERSION}.db")
     if kept and sqlite_file.copied(kept, path):
         return
     engine = utils.create_sqlalchemy_engine(sqlite_uri(path))
@@ -172,14 +173,6 @@ def _make_tables(path: Path) -> None:
         engine.dispose()
     if kept:
         sqlite_file.keep(path, kept)
-
-
-def _kept(name: str) -> Path | None:
-    """A file in this user's cache; None for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lqray" / name
-    except RuntimeError:
-        return None
 
 
 def database_engine(uri: str) -> Any:

@@ -46,6 +46,8 @@ CODE = "lqray.code"
 PARTS = "lqray.parts"
 """Digest of the source files of the parts that its trial chose (`lqray.experiment.part_files`); of a run that was
 continued with others, all of them, in order, with commas."""
+DATA = "lqray.data"
+"""Digest of the files that its data were read from (`lqray.training.data_files`), likewise, where it is known."""
 GIT_COMMIT = "lqray.git_commit"
 GIT_DIRTY = "lqray.git_dirty"
 VERSION = "lqray.version"

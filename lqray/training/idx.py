@@ -13,27 +13,23 @@ from numpy.typing import NDArray
 
 from lqray.experiment.options.data import DownloadedOptions
 from lqray.training.augmentation import Augmentation
+from lqray.training.data_files import IDX_FILES, IDX_KINDS, idx_files
 from lqray.training.files import fetch, folder
 from lqray.training.images import ImageClassification, Images, standardized
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CLASSES = 10
 
 
-def load_idx(
-    options: DownloadedOptions, kind: str, augmentation: tuple[Augmentation, ...], advice: str
-) -> ImageClassification:
-    """The dataset whose torchvision class is `kind`, from FILES, each as it is or with .gz, in <root>/<kind>/raw, where
-    torchvision has them, or in root itself. advice: how else to get the files.
+def load_idx(options: DownloadedOptions, augmentation: tuple[Augmentation, ...], advice: str) -> ImageClassification:
+    """The dataset of IDX_KINDS that is named, from `idx_files`. advice: how else to get them.
 
     Raises MissingDataError, or CorruptDataError when a file is not of the format or files do not fit one another.
     """
-    place = folder(options)
-    raw = place.path / kind / "raw"
-    fetch(options, lambda: _found(place.path, raw) is not None, lambda: _download(kind, place.path))
-    paths = _found(place.path, raw)
+    place, kind = folder(options), IDX_KINDS[options.name]
+    fetch(options, lambda: idx_files(place.path, kind) is not None, lambda: _download(kind, place.path))
+    paths = idx_files(place.path, kind)
     if paths is None:
-        wanted = f"{', '.join(FILES)}, each as it is or with .gz, there or in {kind}/raw"
+        wanted = f"{', '.join(IDX_FILES)}, each as it is or with .gz, there or in {kind}/raw"
         raise place.missing(options.name, wanted, f"`download: true`, or {advice}")
     try:
         train, test = _images(paths[0], paths[1]), _images(paths[2], paths[3])
@@ -42,16 +38,6 @@ def load_idx(
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise place.corrupt(options.name, error) from error
     return standardized(train, test, CLASSES, augmentation)
-
-
-def _found(*places: Path) -> list[Path] | None:
-    """The four files in the first of `places` that has them all."""
-    for place in places:
-        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in FILES]
-        paths = [path for path in found if path is not None]
-        if len(paths) == len(FILES):
-            return paths
-    return None
 
 
 def _download(kind: str, root: Path) -> None:

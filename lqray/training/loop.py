@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import check_replicas, naming_lost_ranks, naming_stalled_ranks
+from lqray.experiment.options.metrics import metric_name
+from lqray.experiment.part_options import load_metric
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
@@ -97,6 +99,7 @@ class _Run:
         self.iterations = self.schedule.iterations
         self.optimizer = build_optimizer(trial.optimizer, self.network)
         self.lr_ratios = lr_ratios(self.optimizer, trial.optimizer.lr)
+        self.metrics = {reference: load_metric(reference) for reference in trial.metrics}
         self.timer, self.progress = PhaseTimer(device), Progress()
         self.seconds, self.nmse, self.spent = RunningMean(), RunningMean(), Spent(device)
         self.wire: dict[str, float] = {}
@@ -273,10 +276,12 @@ class _Run:
         splits: tuple[Split, ...] = ("test", "train") if self.schedule.evaluate_train else ("test",)
         metrics: dict[str, float] = {}
         for split in splits:
-            loss, accuracy = evaluate(self.network, self.trial.model, self.dataset, split, self.group, self.device)
+            own = self.metrics if split == "test" else {}
+            means = evaluate(self.network, self.trial.model, self.dataset, split, self.group, self.device, own)
             # train/loss is the loss of a step's own minibatch.
-            names = ("test/loss", "test/accuracy") if split == "test" else ("train/full_loss", "train/accuracy")
-            metrics |= dict(zip(names, (loss, accuracy), strict=True))
+            names = ["test/loss", "test/accuracy"] if split == "test" else ["train/full_loss", "train/accuracy"]
+            names += [f"test/{metric_name(reference)}" for reference in own]
+            metrics |= dict(zip(names, means, strict=True))
         return metrics
 
     def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, **more: Any) -> None:

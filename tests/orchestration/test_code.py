@@ -5,17 +5,21 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lqray
+from lqray.experiment import parts
 from lqray.experiment.options.resources import Resources
 from lqray.experiment.options.storage import Storage
+from lqray.experiment.part_files import own_digests
+from lqray.experiment.schema import Trial
 from lqray.orchestration.code_version import _WORKER_PARTS, code_version, training_code
 from lqray.orchestration.failures import CodeChangedError, failure_of
 from lqray.orchestration.launchers.outcomes import result_of
-from lqray.orchestration.worker.run import run_task
+from lqray.orchestration.worker.run import _check_own_parts, run_task
 from lqray.orchestration.worker.task import Outcome, WorkerTask
 from tests.orchestration.queue.test_queue import FakeRecorder, Threads, queue_of, trials
 
@@ -75,6 +79,29 @@ def test_a_worker_with_other_code_says_so(tmp_path):
     outcome = run_task(task, 1, "cpu", None, logged=False)
     assert outcome.failure.kind == "code_changed"
     assert "was another when this launch began" in outcome.failure.error
+
+
+def test_a_worker_that_finds_other_code_for_a_users_part_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(parts, "_places", [])
+    monkeypatch.setattr(parts, "_added", [])
+    (tmp_path / "found_nets.py").write_text("def build(options, shape, classes): raise ValueError('built')")
+    config = {
+        "data": {"name": "digits"},
+        "model": {"name": "found_nets:build"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 1, "batch_size": 1},
+        "quantizer": {"method": "qsgd_inf"},
+    }
+    task = WorkerTask("t", "n", config, Resources(), Storage(), str(tmp_path), "r", 1, "gloo", training_code())
+    task = replace(task, places=(str(tmp_path),))
+    told = replace(task, own_parts={"model found_nets:build": "0123456789ab"})
+    failure = run_task(told, 1, "cpu", None, logged=False).failure
+    assert failure.kind == "user_error"
+    (here,) = own_digests(Trial.model_validate(config)).values()
+    assert f"model found_nets:build: its code is {here} on " in failure.error
+    assert "and was 0123456789ab when this launch began" in failure.error
+    _check_own_parts(replace(told, own_parts={"model found_nets:build": here}), Trial.model_validate(config))
 
 
 def test_it_ends_the_launch_and_fails_no_trial():

@@ -9,7 +9,7 @@ from lqray.reporting.comparison import compare_groups
 from lqray.reporting.records import Run
 from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
 from lqray.reporting.tables import notes
-from lqray.store.tags import PARTS
+from lqray.store.tags import DATA, PARTS
 from tests.testing.reports import record
 
 
@@ -87,13 +87,18 @@ def test_trials_of_one_name_are_told_apart():
     assert [group.keys["trial"] for group in compared.groups] == ["seed1 (0.1-tr)", "seed1 (0.2-tr)"]
 
 
-def test_rows_whose_runs_had_other_code_of_their_parts_are_named():
-    def with_code(*codes):
+@pytest.mark.parametrize(
+    ("tag", "word", "how"),
+    [(PARTS, "Other code", "whose parts differ in code"), (DATA, "Other data", "whose data were of files that differ")],
+)
+def test_rows_whose_runs_had_other_code_of_their_parts_or_other_data_are_named(tag, word, how):
+    def with_tags(*codes):
         return [
-            replace(record("alq", seed), run_id=str(seed), trial_id=str(seed), tags={PARTS: code} if code else {})
+            replace(record("alq", seed), run_id=str(seed), trial_id=str(seed), tags={tag: code} if code else {})
             for seed, code in enumerate(codes)
         ]
 
-    one, two = (compare_groups(with_code(*codes), "", histories=False) for codes in (("a", "a", ""), ("a", "b", "b")))
-    assert not any("Other code" in line for line in notes(one))
-    assert any("1 rows have runs whose parts differ in code (1 of a and 2 of b)" in line for line in notes(two))
+    codes = ("a", "a", ""), ("a", "b", "b"), ("a", "2:b", "2:b")
+    one, two, of_kinds = (compare_groups(with_tags(*each), "", histories=False) for each in codes)
+    assert not any(word in line for line in notes(one) + notes(of_kinds))
+    assert any(f"{word}: 1 rows have runs {how} (1 of a and 2 of b)" in line for line in notes(two))

@@ -18,6 +18,7 @@ from lqray.experiment.part_options import check_parts, own_parts
 from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import PlacementError, concurrent_trials, needed
+from lqray.training.data_files import data_files
 from lqray.training.known_data import check_batches
 
 _LEAST_OF_A_PROCESS = 0.1 * 2**30
@@ -84,6 +85,7 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
         trial = named.trial
         parts = trial.data.canonical_json, trial.model.canonical_json, trial.schedule.batch_size, trial.workers
         own = tuple(getattr(trial, one.section).canonical_json for one in own_parts(trial))
+        own += trial.metrics
         key = (*parts, own, trial.optimizer.name, trial.exchange.skip, isinstance(trial.quantizer, CompressorOptions))
         if key in looked_at:
             continue
@@ -91,6 +93,9 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
         try:
             check_batches(trial)
             check_parts(trial)
+            if is_reference(trial.data.name):
+                with suppress(OSError):  # its files may come with the first trial
+                    data_files(trial.data)
             if thorough or _names_what_torch_knows(trial):
                 from lqray.training.estimate import check_network
 

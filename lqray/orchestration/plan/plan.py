@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lqray.experiment.choice import chosen
 from lqray.experiment.grid import Experiment, NamedTrial
-from lqray.experiment.part_files import parts_digest
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.standing import ACCURACY
 from lqray.experiment.store import absolute_store
+from lqray.orchestration.origins import NAMES, others
 from lqray.orchestration.plan.draws import stored_draws
 from lqray.orchestration.plan.history import History, expected
 from lqray.orchestration.worker.task import StopRule
 from lqray.store.experiments import check_usable
 from lqray.store.outage import patiently
 from lqray.store.runs import Run, latest_runs
-from lqray.store.tags import ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE, PARTS
+from lqray.store.tags import ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE
 
 WARM_SECONDS = 60.0
 """Trials expected to take less than this share a warm worker group by default."""
-TAGS = (ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE, PARTS)
+TAGS = (ATTEMPT, EARLY, FAILURE, FOLDER, HOLDER, MODEL_STATE, *NAMES)
 """Of a run, what a launch goes by."""
 
 
@@ -88,16 +89,13 @@ class Plan:
         return [one.named for one in self.trials if one.due][: self.limit]
 
     @property
-    def of_other_code(self) -> int:
-        """How many of the trials that are over ran other code of their parts than is here now."""
+    def said_of_others(self) -> str:
+        """How many of the trials that are over had other code of their parts, or other data, than is here now, in
+        brackets; "" where there are none."""
         over = [(one.named.trial, self.runs[one.named.trial.id].tags) for one in self.trials if not one.due]
-        return sum(PARTS in tags and tags[PARTS] != parts_digest(trial) for trial, tags in over)
-
-    @property
-    def said_of_other_code(self) -> str:
-        """Of those trials, in brackets; "" where there are none."""
-        count = self.of_other_code
-        return f" ({count:,} finished with other code: --rerun)" if count else ""
+        counts = Counter(word for trial, tags in over for word in others(tags, trial))
+        said = [f"{counts[word]:,} finished with other {word}" for word in NAMES.values() if counts[word]]
+        return f" ({', '.join(said)}: --rerun)" if said else ""
 
     @property
     def over(self) -> bool:

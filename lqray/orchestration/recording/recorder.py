@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from lqray.experiment.grid import NamedTrial
-from lqray.experiment.part_files import parts_digest
 from lqray.experiment.secrets import masked
 from lqray.orchestration.failures import failure_of
 from lqray.orchestration.launchers.contract import Held, Queue, TrialResult, Work
+from lqray.orchestration.origins import origins
 from lqray.orchestration.recording.artifacts import ArtifactWriter
 from lqray.orchestration.recording.claims import HEARTBEAT_SECONDS, Claims
 from lqray.orchestration.recording.derived import DerivedArtifacts
@@ -29,7 +29,7 @@ from lqray.store.errors import StoreAwayError
 from lqray.store.launches import Launch
 from lqray.store.outage import PATIENCE, is_away, lost_for_good, patiently
 from lqray.store.runs import Run
-from lqray.store.tags import ATTEMPT, FOLDER, HOLDER, MODEL_STATE, PARTS
+from lqray.store.tags import ATTEMPT, FOLDER, HOLDER, MODEL_STATE
 
 FIGURE_SECONDS = 60.0
 """Trials that took as long have a figure of their own at once: drawing it takes .3 s."""
@@ -163,7 +163,7 @@ class Recorder:
         else:
             run_id, attempt = "", run.attempt + 1 if run else 1
             folder = self._new_folder(named, attempt)
-        tags = {ATTEMPT: str(attempt), FOLDER: folder, HOLDER: str(self._claims.me), PARTS: parts_digest(named.trial)}
+        tags = {ATTEMPT: str(attempt), FOLDER: folder, HOLDER: str(self._claims.me), **origins(named.trial)}
         recorded = 0
         if fresh:
             tags["mlflow.runColor"] = run_colour(len(self._known) + len(self._runs))

@@ -14,6 +14,7 @@ import yaml
 
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.launchers.contract import TrialResult
+from lqray.orchestration.origins import continued
 from lqray.orchestration.recording.artifacts import ArtifactWriter
 from lqray.orchestration.recording.description import axis_metrics, trial_description
 from lqray.store.client import client_of
@@ -21,6 +22,7 @@ from lqray.store.launches import Launch
 from lqray.store.outage import PATIENCE, patiently
 from lqray.store.runs import Run, run_of
 from lqray.store.tags import (
+    DATA,
     EARLY,
     ERROR,
     FAILED_HOST,
@@ -30,11 +32,11 @@ from lqray.store.tags import (
     MARK,
     METHOD,
     NAN_METRICS,
-    PARTS,
     STOPPED,
     TRIAL_ID,
     TRIAL_NAME,
 )
+from lqray.training.data_files import data_digest
 
 _SECONDS_FOR_FILES = 2.0
 _OF_THE_END = (
@@ -129,11 +131,7 @@ def continue_run(
     if old.get(LAUNCH) != launch.launch_id:
         files.give(client, run, {}, f"launches/{launch.launch_id}")
         files.complete(client, run, _own_files(launch, named))
-    every = {**launch.tags, **tags, LAUNCH: launch.launch_id}
-    if PARTS in old and PARTS in tags and old[PARTS].split(",")[-1] != tags[PARTS]:
-        every[PARTS] = f"{old[PARTS]},{tags[PARTS]}"
-    elif PARTS in old:
-        every[PARTS] = old[PARTS]
+    every = {**launch.tags, **tags, LAUNCH: launch.launch_id, **continued(old, tags)}
     batch = [RunTag(key, value) for key, value in every.items()]
     patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)))
     return max((metric.step for metric in run.data.to_proto().metrics), default=0)
@@ -165,6 +163,10 @@ def end_run(
 
     client = client_of(uri)
     every = {**tags, **_tags_of_the_end(result)}
+    if result.status == "FINISHED" and (data := data_digest(result.named.trial.data)):
+        # Its files may have been downloaded by the trial itself.
+        run = patiently(_checked(check, lambda: client.get_run(run_id)), patience)
+        every |= {} if DATA in run.data.tags else {DATA: data}
     if every:
         batch = [RunTag(key, value) for key, value in every.items()]
         patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)), patience)

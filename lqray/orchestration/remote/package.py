@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lqray.experiment.secrets import is_secret_file
 from lqray.orchestration.code_version import digest_of
 from lqray.orchestration.provenance import origin
 from lqray.orchestration.remote.working_tree import PackageError, WorkingTree, check_names, working_tree
@@ -47,29 +48,39 @@ def pack(
     target: Path,
     directory: Path | None = None,
     limit: int = LIMIT,
+    beside: Sequence[Mapping[str, Path]] = (),
 ) -> Package:
     """Write the working tree around `directory`, by default the current one, to the zip file `target`: see
-    `working_tree` for what that is. The experiment files always come along, and what git knows of its lqray.
+    `working_tree` for what that is. The experiment files always come along, and what git knows of its lqray. beside: of
+    each of them, the files in its folder that its trials' own parts are made of, by their names there; where the
+    experiment's file is none of the tree, they come with it.
 
     Equal trees make equal bytes, which Ray does not upload again. A file that vanishes meanwhile is left out. Raises
     PackageError for a tree that cannot be sent, and, with the largest files, for one beyond `limit`; one far beyond is
     not even read.
     """
     try:
-        return _packed(experiments, target, (directory or Path.cwd()).resolve(), limit)
+        return _packed(experiments, target, (directory or Path.cwd()).resolve(), limit, beside)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def _packed(experiments: Sequence[Path], target: Path, place: Path, limit: int) -> Package:
+def _packed(
+    experiments: Sequence[Path], target: Path, place: Path, limit: int, beside: Sequence[Mapping[str, Path]]
+) -> Package:
     tree = working_tree(place)
     chosen = {name: tree.root / name for name in tree.names}
     inside = []
     for number, file in enumerate(experiments, start=1):
         path = (place / file).resolve()
-        within = path.is_relative_to(tree.root)
-        name = path.relative_to(tree.root).as_posix() if within else f"{_OUTSIDE}/{number}/{path.name}"
+        if path.is_relative_to(tree.root):
+            name = path.relative_to(tree.root).as_posix()
+        else:
+            folder = f"{_OUTSIDE}/{number}"
+            name = f"{folder}/{path.name}"
+            others = beside[number - 1] if beside else {}
+            chosen |= {f"{folder}/{below}": one for below, one in others.items() if not is_secret_file(below)}
         chosen[name] = path
         inside.append(name)
     chosen.pop(FILE, None)  # of a job's folder that became a tree

@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ _STOP_SECONDS = "30"
 class Sweep:
     """What is submitted: experiment files with their names, and options of `lqray run`.
 
-    `base` is made of both, and of nothing else: the same sweep, submitted again, is the same job.
+    `base` is made of both, and of nothing else: the same sweep, submitted again, is the same job. beside: see `pack`.
     """
 
     names: tuple[str, ...]
     files: tuple[Path, ...]
     options: tuple[str, ...] = ()
+    beside: tuple[Mapping[str, Path], ...] = ()
 
     @property
     def base(self) -> str:
@@ -70,7 +71,7 @@ class Shipment:
 def shipment(sweep: Sweep) -> Shipment:
     """What `Cluster.submit` would send; nothing is. Raises PackageError."""
     with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
-        package = pack(sweep.files, Path(folder) / "tree.zip")
+        package = pack(sweep.files, Path(folder) / "tree.zip", beside=sweep.beside)
     return Shipment(package, sweep.entrypoint(package.experiments))
 
 
@@ -94,7 +95,7 @@ class Cluster:
         number = max(attempts, default=0) + 1
         submission_id = sweep.base if number == 1 else f"{sweep.base}-{number}"
         with tempfile.TemporaryDirectory(prefix="lqray-") as folder:
-            package = pack(sweep.files, Path(folder) / "tree.zip")
+            package = pack(sweep.files, Path(folder) / "tree.zip", beside=sweep.beside)
             sent = package.submitted.code
             try:
                 self._reached(

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+from lqray.experiment.part_files import own_digests
 from lqray.experiment.schema import Trial
 from lqray.orchestration.code_version import training_code
-from lqray.orchestration.failures import CodeChangedError, MemoryLimitError, failure_of
+from lqray.orchestration.failures import CodeChangedError, MemoryLimitError, PartChangedError, failure_of
 from lqray.orchestration.worker.logs import output_to_log
 from lqray.orchestration.worker.places import look_in
 from lqray.orchestration.worker.reporter import Reporter
@@ -66,6 +67,8 @@ def _train(
             "with the same version everywhere"
         )
     look_in(task.places)
+    trial = Trial.model_validate(task.config)
+    _check_own_parts(task, trial)
     import torch
 
     from lqray.training.checkpoint import Checkpoints
@@ -83,7 +86,7 @@ def _train(
         continued=task.continued,
     )
     return run_worker(
-        Trial.model_validate(task.config),
+        trial,
         reporter.report if reporter else _nothing,
         torch.device(device),
         resources.cpus_per_process,
@@ -94,6 +97,18 @@ def _train(
         network_interface=resources.network_interface,
         place=place,
     )
+
+
+def _check_own_parts(task: WorkerTask, trial: Trial) -> None:
+    """Raise PartChangedError where this process finds other code for a user's own part than its launch recorded."""
+    here = own_digests(trial)
+    for part, there in task.own_parts.items():
+        if here.get(part) != there:
+            raise PartChangedError(
+                f"{part}: its code is {here.get(part)} on {socket.gethostname()} and was {there} when this launch "
+                "began: its files were edited meanwhile, or this machine has other ones. Run the same command again, "
+                "with the same files everywhere"
+            )
 
 
 def _say(line: str) -> None:

@@ -27,7 +27,8 @@ class WorkerTask:
     of the launcher. needed_metric: what early stopping or the search goes by. system_metrics: whether rank 0 records
     how busy its machine is. recorded: the last step that the store has of the run. claim: by which it writes to the
     folder (`lqray.orchestration.worker.fencing`). continued: whether the run was begun before. places: where the
-    launch looks for parts of a user's own (`lqray.experiment.parts`)."""
+    launch looks for parts of a user's own (`lqray.experiment.parts`). own_parts: what their code is there
+    (`lqray.experiment.part_files.own_digests`)."""
 
     trial_id: str
     name: str
@@ -46,6 +47,7 @@ class WorkerTask:
     claim: str = ""
     continued: bool = False
     places: tuple[str, ...] = ()
+    own_parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

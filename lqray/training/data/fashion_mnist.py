@@ -16,4 +16,4 @@ DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 def load(options: FashionImagesOptions) -> ImageClassification:
     """See `load_idx`."""
     advice = f"`apt-get install dataset-fashion-mnist` and `root: {DEBIAN_FOLDER}`"
-    return load_idx(options, "FashionMNIST", chosen_steps(options.augmentation, flips=True), advice)
+    return load_idx(options, chosen_steps(options.augmentation, flips=True), advice)

@@ -10,4 +10,4 @@ from lqray.training.images import ImageClassification
 
 def load(options: DigitImagesOptions) -> ImageClassification:
     """See `load_idx`."""
-    return load_idx(options, "MNIST", chosen_steps(options.augmentation, flips=False), "put its four files there")
+    return load_idx(options, chosen_steps(options.augmentation, flips=False), "put its four files there")

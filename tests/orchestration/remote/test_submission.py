@@ -121,6 +121,39 @@ def test_the_lqray_that_was_edited_here_runs_there_and_is_recorded_as_what_it_is
     assert [one.info.status for one in runs(cluster, "dash")] == ["FINISHED"]
 
 
+NETS = """
+from torch import nn
+from HELPER import width
+
+
+def build(options, shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.cluster
+def test_parts_of_ones_own_travel_with_their_files_wherever_one_stands(cluster, tmp_path):
+    """One experiment in a folder of the working tree, another outside of it; neither is the folder one stands in."""
+    work = tmp_path / "work"
+    work.mkdir()
+    for name, folder in (("inside", work / "lab"), ("outside", tmp_path / "far")):
+        path = experiment(folder, 5, name)
+        path.write_text(path.read_text().replace("{name: mlp, layers: [16]}", f'{{name: "{name}_nets:build"}}'))
+        (folder / f"{name}_nets.py").write_text(NETS.replace("HELPER", f"{name}_sizes"))
+        (folder / f"{name}_sizes.py").write_text("width = 8\n")
+    arguments = ["lab/far.yaml", "../far/far.yaml", "--launcher", "warm", "--address", cluster.dashboard]
+    arguments += ["--set", f"storage.folder={cluster.log.parent}/storage", "--set", "resources.network_interface=lo"]
+    submit(work, *arguments, "--dry-run")
+    listed = said(work, "out.txt").splitlines()
+    assert {"lab/inside_nets.py", "submitted/2/outside_nets.py", "submitted/2/outside_sizes.py"} <= set(listed)
+    submit(work, *arguments)
+    for name in ("inside", "outside"):
+        (run,) = runs(cluster, name)
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["lqray.parts"].startswith("2:")
+
+
 @pytest.mark.ray
 @pytest.mark.cluster
 @pytest.mark.slow

@@ -85,6 +85,20 @@ def test_a_tree_without_lqray_says_so(tmp_path):
     assert pack([tmp_path / "e.yaml"], tmp_path / "a.zip", tmp_path).submitted.code == ""
 
 
+def test_what_a_file_outside_the_tree_needs_beside_it_comes_with_it(mono, tmp_path):
+    beside = {"my_nets.py": tmp_path / "my_nets.py", "deep/x.py": tmp_path / "deep/x.py", ".env": tmp_path / ".env"}
+    (tmp_path / "deep").mkdir()
+    for file in (*beside.values(), tmp_path / "unrelated.py"):
+        file.write_text("x")
+    (tmp_path / "e.yaml").write_text("e")
+    files = [mono / "lq/e.yaml", tmp_path / "e.yaml"]
+    package = pack(files, tmp_path / "a.zip", mono / "lq", beside=({"e.py": mono / "lq/e.py"}, beside))
+    assert package.experiments == ("e.yaml", "submitted/2/e.yaml")
+    sent = {"submitted/2/e.yaml", "submitted/2/my_nets.py", "submitted/2/deep/x.py"}
+    assert {name for name in package.names if name.startswith("submitted/")} == sent
+    assert "e.py" not in package.names
+
+
 def test_a_repository_that_git_cannot_read_is_an_error_and_not_an_empty_tree(mono):
     (mono / ".git/index").write_bytes(b"damaged")
     with pytest.raises(PackageError, match=r"`git ls-files .*` says: .*index"):

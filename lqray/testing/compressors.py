@@ -1,12 +1,5 @@
-"""What holds of every compressor, to be run on one's own: a line of a test file that pytest collects.
-
-    from lqray.testing import compressor_suite
-
-    TestSketch = compressor_suite("my_lab.sketch:METHOD", rank=2)
-
-Every test compares with what the compressor says of itself (`unbiased`, `deterministic`, `linear`, ...); see
-`lqray.quantization.Compressor`. Nothing here needs pytest itself.
-"""
+"""What holds of every compressor. Every test compares with what the compressor says of itself (`unbiased`,
+`deterministic`, `linear`, ...); see `lqray.quantization.Compressor`."""
 
 from __future__ import annotations
 
