@@ -139,8 +139,10 @@ def check_codes(op: str, codes: Tensor, bits: int) -> None:
 
 def check_planes(op: str, codes: Tensor, n: int, bits: int) -> None:
     """codes: the bit planes of n codes."""
-    size = code_bytes(n, bits)
+    check_coordinates(op, n)
+    check_bits(op, bits)
     check_dense(op, "codes", codes)
+    size = code_bytes(n, bits)
     if codes.dtype != torch.uint8 or codes.shape != (size,):
         raise ValueError(
             f"{op}: codes is {_shown(codes)}; allowed: torch.uint8 of ({size},), which n={n}, bits={bits} make"

@@ -2,9 +2,9 @@
 kernels must match to the byte. docs/wire-format.md describes the stream.
 
 A stream of n codes, all numbers little-endian: a bitmap of the codes that occur, in units of 16 bits; the frequency of
-each of them (uint16, of 2**14 in all); the final state of each lane (uint32); the words (uint16) that decoding takes up.
-Coordinate i is in lane i mod lanes; at each step lanes renew their states in their order. Without any code a stream is
-empty; where one code alone occurs it ends with its frequency.
+each of them (uint16, of 2**14 in all); the final state of each lane (uint32); the words (uint16) that decoding takes
+up. Coordinate i is in lane i mod lanes; at each step lanes renew their states in their order. Without any code a stream
+is empty; where one code alone occurs it ends with its frequency.
 
 Frequencies follow from the codes, every lane begins at the lowest state, and each step can be undone. Decoding sees to
 all three, so that damaged bytes are a fault, unless they happen to be another whole stream.
@@ -144,7 +144,7 @@ def _read_codes(
 
 
 def _bitmap_bits(bits: int) -> int:
-    return max(16, 2**bits)
+    return max(16, 1 << bits)
 
 
 def _frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Entropy coding of codes: one stream (`lqray.ops.rans_encode`), or one for each class of groups of codes.
 
-Frequencies are those of a stream's own codes, so that groups whose codes are distributed differently (of large norms and
-of small ones, of different widths) are worth a class each. A class costs 4 bytes for its stream's length, and the
+Frequencies are those of a stream's own codes, so that groups whose codes are distributed differently (of large norms
+and of small ones, of different widths) are worth a class each. A class costs 4 bytes for its stream's length, and the
 stream's head: a bitmap of 2**bits bits (at least 16), 2 bytes for each code that occurs, 4 for each lane (one for 2,048
 codes, 64 for 2**19), none where one code alone occurs.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lqray import ops
+from lqray.ops.checks import check_bits, check_coordinates
 
 CLASSES = 256
 """The most classes."""
@@ -28,7 +29,7 @@ def encode(codes: Tensor, bits: int, classes: Tensor | None = None, group: int =
     """
     if classes is None:
         return ops.rans_encode(codes, bits)
-    order, sizes = _layout(codes.numel(), classes, group)
+    order, sizes = _layout(codes.numel(), bits, classes, group)
     padded = torch.nn.functional.pad(codes, (0, -codes.numel() % group))
     sorted_codes = padded.view(-1, group)[order].view(-1)
     parts, begin = [], 0
@@ -44,7 +45,7 @@ def decode(stream: Tensor, n: int, bits: int, classes: Tensor | None = None, gro
     Raises ValueError for bytes that it does not make of n such codes, and for other classes."""
     if classes is None:
         return ops.rans_decode(stream, n, bits)
-    order, sizes = _layout(n, classes, group)
+    order, sizes = _layout(n, bits, classes, group)
     sorted_codes = stream.new_zeros(classes.numel() * group)
     begin = taken = 0
     for size, padding in sizes:
@@ -58,15 +59,17 @@ def decode(stream: Tensor, n: int, bits: int, classes: Tensor | None = None, gro
     return codes[:n]
 
 
-def _layout(n: int, classes: Tensor, group: int) -> tuple[Tensor, list[tuple[int, int]]]:
+def _layout(n: int, bits: int, classes: Tensor, group: int) -> tuple[Tensor, list[tuple[int, int]]]:
     """(groups in the order of their classes, of each class its codes and what pads its last group)."""
+    check_coordinates("rans", n)
+    check_bits("rans", bits)
     if group < 1:
         raise ValueError(f"groups have {group} codes; allowed: at least 1")
     groups = -(-n // group)
     if classes.is_floating_point() or classes.is_complex() or classes.shape != (groups,):
         raise ValueError(
-            f"classes are {classes.dtype} of shape {tuple(classes.shape)}; allowed: integers of ({groups},), one for each "
-            f"{group} of {n} codes"
+            f"classes are {classes.dtype} of shape {tuple(classes.shape)}; allowed: integers of ({groups},), one for "
+            f"each {group} of {n} codes"
         )
     if not groups:
         return classes.to(torch.int64), []
