@@ -31,7 +31,7 @@ def encode(codes: Tensor, bits: int, classes: Tensor | None = None, group: int =
         return ops.rans_encode(codes, bits)
     order, sizes = _layout(codes.numel(), bits, classes, group)
     padded = torch.nn.functional.pad(codes, (0, -codes.numel() % group))
-    sorted_codes = padded.view(-1, group)[order].view(-1)
+    sorted_codes = padded.view(-1, group).index_select(0, order).view(-1)
     parts, begin = [], 0
     for size, padding in sizes:
         stream = ops.rans_encode(sorted_codes[begin : begin + size], bits)
@@ -54,9 +54,8 @@ def decode(stream: Tensor, n: int, bits: int, classes: Tensor | None = None, gro
         begin, taken = begin + size + padding, taken + 4 + length
     if taken != stream.numel():
         raise ValueError(f"entropy-coded classes of {taken} bytes are {stream.numel()} long")
-    codes = torch.empty_like(sorted_codes)
-    codes.view(-1, group)[order] = sorted_codes.view(-1, group)
-    return codes[:n]
+    places = torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()))
+    return sorted_codes.view(-1, group).index_select(0, places).view(-1)[:n]
 
 
 def _layout(n: int, bits: int, classes: Tensor, group: int) -> tuple[Tensor, list[tuple[int, int]]]:
