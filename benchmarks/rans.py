@@ -1,8 +1,9 @@
 """Speed of entropy coding on one core: python benchmarks/rans.py.
 
-25 million codes: those of qsgd_inf at 3 bits of normal coordinates (bucket 8192), and rounded normal ones of 1 to 8 bits.
-Seconds are medians, of the wall clock and of the thread's processor time: on a machine with other work the one is what a
-user waits, the other what the code takes. Beside them, in turn, clone() of as many float32, and the reference in numpy.
+25 million codes: those of qsgd_inf at 3 bits of normal coordinates (bucket 8192), and rounded normal ones of 1 to 8
+bits. Seconds are medians, of the wall clock and of the thread's processor time: on a machine with other work the one is
+what a user waits, the other what the code takes. Beside them, in turn, clone() of as many float32, and the reference in
+numpy.
 With LQRAY_CPU_ISA=avx2 or portable, the figures of kernels held back so, in a file of their own.
 """
 
