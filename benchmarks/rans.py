@@ -68,10 +68,12 @@ def coded(codes: torch.Tensor, bits: int, repeats: int) -> dict[str, object]:
         },
         repeats,
     )
+    speed = {name: seconds["clone"]["processor"] / seconds[name]["processor"] for name in ("encode", "decode")}
     return {
         "bits_per_code": 8 * stream.numel() / codes.numel(),
         "entropy": float(-(share * share.log2()).sum()),
         "million_codes_per_second": {name: per_second(each, codes.numel()) for name, each in seconds.items()},
+        "times_the_speed_of_clone_in_processor_time": speed,
     }
 
 
@@ -119,6 +121,7 @@ def main() -> None:
         "codes": N,
         "threads": 1,
         "instruction_set": ops.loaded.instruction_set,
+        "load_of_the_machine": os.getloadavg()[0],
         "of qsgd_inf at 3 bits": of_gradients,
         "million_codes_per_second_around_the_coder": {
             name: per_second(each, N) for name, each in exchange_seconds.items()
@@ -132,9 +135,11 @@ def main() -> None:
     record(
         f"rans_{held_back}" if held_back else "rans",
         figures,
-        {
-            "encode 400 million codes a second": rates["encode"]["wall"] >= 400,
-            "decode 500 million codes a second": rates["decode"]["wall"] >= 500,
+        {}
+        if held_back
+        else {
+            "encode 400 million codes a second on one core": rates["encode"]["wall"] >= 400,
+            "decode 500 million codes a second on one core": rates["decode"]["wall"] >= 500,
         },
     )
 
