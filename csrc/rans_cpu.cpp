@@ -96,10 +96,10 @@ bool decode_steps(const RansTables& tables, int bits, int64_t steps, int64_t lan
 struct Head {
   StreamFault fault;
   uint32_t widths[kCodes];
-  int used;         // codes that occur
-  int64_t lanes;    // none where one code alone occurs
-  int64_t states;   // where they begin
-  int64_t size;     // words follow
+  int used;        // codes that occur
+  int64_t lanes;   // none where one code alone occurs
+  int64_t states;  // where they begin
+  int64_t size;    // words follow
 };
 
 // Of a stream of n >= 1 codes.

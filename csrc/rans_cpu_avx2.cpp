@@ -127,7 +127,8 @@ LQRAY_AVX2 uint16_t* encode_lanes(const uint8_t* codes, int64_t steps, int64_t l
       const __m256i rest = _mm256_sub_epi32(x, _mm256_mullo_epi32(quotient, width));
       const __m256i more = _mm256_sub_epi32(_mm256_set1_epi32(kTotal), width);
       const __m256i missed = _mm256_and_si256(_mm256_cmpgt_epi32(rest, less), more);
-      x = _mm256_add_epi32(_mm256_slli_epi32(quotient, kPrecision), _mm256_add_epi32(rest, _mm256_srli_epi32(part, 16)));
+      const __m256i within = _mm256_add_epi32(rest, _mm256_srli_epi32(part, 16));
+      x = _mm256_add_epi32(_mm256_slli_epi32(quotient, kPrecision), within);
       _mm256_storeu_si256(state, _mm256_add_epi32(x, missed));
     }
   return to;

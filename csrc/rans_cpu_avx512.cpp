@@ -1,5 +1,5 @@
-// rANS for AVX-512: sixteen lanes a register. Tables of up to 32 codes are looked up in registers, and the code of a slot
-// is searched there; larger ones are gathered from the cache.
+// rANS for AVX-512: sixteen lanes a register. Tables of up to 32 codes are looked up in registers, and the code of a
+// slot is searched there; larger ones are gathered from the cache.
 #include "rans_cpu_lanes.h"
 
 #if LQRAY_X86
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// Calls f with the bits of a code as a type: 4 or 5, whose tables registers hold, or 8.
+// Calls f with the bits of a code as a type: up to 5, whose tables registers hold, or 8.
 template <typename F>
 auto with_bits(int bits, F&& f) {
   if (bits <= 1) return f(std::integral_constant<int, 1>{});
@@ -84,10 +84,12 @@ LQRAY_AVX512 uint16_t* encode_lanes(const uint8_t* codes, int64_t steps, int64_t
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to - kLanes), _mm512_cvtepi32_epi16(last));
       to -= count;
       x = _mm512_mask_srli_epi32(x, full, x, 16);
-      const __m512i quotient = _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepu32_ps(x), inverse_of(inverses, code, width)));
+      const __m512 inverse = inverse_of(inverses, code, width);
+      const __m512i quotient = _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepu32_ps(x), inverse));
       const __m512i rest = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, width));
       const __mmask16 short_of = _mm512_cmpge_epu32_mask(rest, width);
-      x = _mm512_add_epi32(_mm512_slli_epi32(quotient, kPrecision), _mm512_add_epi32(rest, _mm512_srli_epi32(part, 16)));
+      const __m512i within = _mm512_add_epi32(rest, _mm512_srli_epi32(part, 16));
+      x = _mm512_add_epi32(_mm512_slli_epi32(quotient, kPrecision), within);
       x = _mm512_mask_add_epi32(x, short_of, x, _mm512_sub_epi32(_mm512_set1_epi32(kTotal), width));
       _mm512_storeu_si512(states + lane, x);
     }

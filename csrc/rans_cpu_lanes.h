@@ -62,8 +62,8 @@ inline bool decode_side(const RansTables& tables, uint32_t* states, const uint8_
 
 #if LQRAY_X86
 
-// Whole steps of `lanes`, a multiple of kSide: codes from the last to the first; where the words that they add, in front
-// of `to`, begin.
+// Whole steps of `lanes`, a multiple of kSide: codes from the last to the first; where the words that they add, in
+// front of `to`, begin.
 uint16_t* rans_encode_avx2(const uint8_t* codes, int64_t steps, int64_t lanes, int bits, const RansTables& tables,
                            uint32_t* states, uint16_t* to);
 uint16_t* rans_encode_avx512(const uint8_t* codes, int64_t steps, int64_t lanes, int bits, const RansTables& tables,
