@@ -131,6 +131,36 @@ void hadamard_blocks(float* x, int64_t block_size, int64_t begin, int64_t end) {
   LQRAY_CALL(hadamard, (x, block_size, begin, end));
 }
 
+void pack(const uint8_t* codes, int64_t n, int bits, uint8_t* words) {
+  const int64_t whole = n / kGroup, rest = n % kGroup;
+  const auto groups = [bits](const uint8_t* from, int64_t count, uint8_t* to) {
+#if LQRAY_X86
+    if (isa() != Isa::portable) return pack_avx2(from, count, bits, to);
+#endif
+    pack_body(from, count, bits, to);
+  };
+  groups(codes, whole, words);
+  if (!rest) return;
+  uint8_t tail[kGroup] = {};
+  std::memcpy(tail, codes + whole * kGroup, static_cast<size_t>(rest));
+  groups(tail, 1, words + 4 * whole * bits);
+}
+
+void unpack(const uint8_t* words, int64_t n, int bits, uint8_t* codes) {
+  const int64_t whole = n / kGroup, rest = n % kGroup;
+  const auto groups = [bits](const uint8_t* from, int64_t count, uint8_t* to) {
+#if LQRAY_X86
+    if (isa() != Isa::portable) return unpack_avx2(from, count, bits, to);
+#endif
+    unpack_body(from, count, bits, to);
+  };
+  groups(words, whole, codes);
+  if (!rest) return;
+  uint8_t tail[kGroup];
+  groups(words + 4 * whole * bits, 1, tail);
+  std::memcpy(codes + whole * kGroup, tail, static_cast<size_t>(rest));
+}
+
 const char* instruction_set() {
   switch (isa()) {
     case Isa::avx512:

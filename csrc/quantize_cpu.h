@@ -43,6 +43,10 @@ void apply_signs(const float* x, int64_t n, uint64_t seed, uint64_t offset, floa
 // Blocks [begin, end), in place: the orthonormal Walsh-Hadamard transform of each.
 void hadamard_blocks(float* x, int64_t block_size, int64_t begin, int64_t end);
 
+// The lowest bits of n codes as bit planes, the tail padded with code 0; n codes of bit planes.
+void pack(const uint8_t* codes, int64_t n, int bits, uint8_t* words);
+void unpack(const uint8_t* words, int64_t n, int bits, uint8_t* codes);
+
 // "avx512", "avx2" or "portable": what this machine runs, or what LQRAY_CPU_ISA asks for and it has.
 const char* instruction_set();
 

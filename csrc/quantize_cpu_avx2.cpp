@@ -102,17 +102,20 @@ LQRAY_AVX2 inline void cells_of(const __m256 (&r)[kEights], const Levels& levels
   }
 }
 
-// The words of a group's bit planes.
-LQRAY_AVX2 inline void store_planes(const __m256i (&code)[kEights], int bits, uint8_t* words) {
-  const __m256i first = _mm256_packs_epi32(code[0], code[1]), second = _mm256_packs_epi32(code[2], code[3]);
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packs work in each half of a register
-  __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
+// A group's codes, one in each byte or each number, as the words of its bit planes.
+LQRAY_AVX2 inline void store_planes(__m256i bytes, int bits, uint8_t* words) {
   bytes = _mm256_sll_epi16(bytes, _mm_cvtsi32_si128(8 - bits));
   for (int plane = bits - 1; plane >= 0; --plane) {
     const uint32_t word = static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
     std::memcpy(words + 4 * plane, &word, 4);
     bytes = _mm256_add_epi8(bytes, bytes);
   }
+}
+
+LQRAY_AVX2 inline void store_planes(const __m256i (&code)[kEights], int bits, uint8_t* words) {
+  const __m256i first = _mm256_packs_epi32(code[0], code[1]), second = _mm256_packs_epi32(code[2], code[3]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packs work in each half of a register
+  store_planes(_mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order), bits, words);
 }
 
 template <int tables, typename Reader>
@@ -227,6 +230,20 @@ void decode_sum_avx2(const uint8_t* payloads, int64_t count, int64_t stride, int
     decode_groups<tables.value>(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, single, out,
                                 begin, end);
   });
+}
+
+LQRAY_AVX2 void pack_avx2(const uint8_t* codes, int64_t groups, int bits, uint8_t* words) {
+  for (int64_t group = 0; group < groups; ++group) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + group * kGroup));
+    store_planes(bytes, bits, words + 4 * group * bits);
+  }
+}
+
+LQRAY_AVX2 void unpack_avx2(const uint8_t* words, int64_t groups, int bits, uint8_t* codes) {
+  for (int64_t group = 0; group < groups; ++group) {
+    const __m256i bytes = codes_of(words + 4 * group * bits, bits);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + group * kGroup), bytes);
+  }
 }
 
 }  // namespace lqray::cpu

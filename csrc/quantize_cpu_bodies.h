@@ -29,6 +29,30 @@ LQRAY_BODY uint32_t gather_bits(uint64_t eight) {
   return static_cast<uint32_t>(((eight & 0x0101010101010101u) * 0x0102040810204080u) >> 56);
 }
 
+// Groups of codes as bit planes.
+LQRAY_BODY void pack_body(const uint8_t* codes, int64_t groups, int bits, uint8_t* words) {
+  for (int64_t group = 0; group < groups; ++group)
+    for (int plane = 0; plane < bits; ++plane) {
+      uint32_t word = 0;
+      for (int byte = 0; byte < kGroup / 8; ++byte)
+        word |= gather_bits(load<uint64_t>(codes, group * (kGroup / 8) + byte) >> plane) << (8 * byte);
+      std::memcpy(words + 4 * (group * bits + plane), &word, 4);
+    }
+}
+
+// The inverse: each bit of a byte becomes a byte's lowest, eight at a time.
+LQRAY_BODY void unpack_body(const uint8_t* words, int64_t groups, int bits, uint8_t* codes) {
+  for (int64_t group = 0; group < groups; ++group)
+    for (int byte = 0; byte < kGroup / 8; ++byte) {
+      uint64_t eight = 0;
+      for (int plane = 0; plane < bits; ++plane) {
+        const uint64_t own = words[4 * (group * bits + plane) + byte] * 0x0101010101010101u & 0x8040201008040201u;
+        eight |= ((own + 0x7F7F7F7F7F7F7F7Fu) & 0x8080808080808080u) >> 7 << plane;
+      }
+      std::memcpy(codes + group * kGroup + 8 * byte, &eight, 8);
+    }
+}
+
 struct Float32 {
   const float* p;
   LQRAY_BODY float operator[](int64_t i) const { return p[i]; }
@@ -244,12 +268,7 @@ LQRAY_BODY void encode_body(Reader x, int64_t n, const uint8_t* norms, const Lev
       }
       uint8_t narrow[kGroup];
       for (int lane = 0; lane < kGroup; ++lane) narrow[lane] = static_cast<uint8_t>(code[lane]);
-      for (int plane = 0; plane < bits; ++plane) {
-        uint32_t word = 0;
-        for (int byte = 0; byte < kGroup / 8; ++byte)
-          word |= gather_bits(load<uint64_t>(narrow, byte) >> plane) << (8 * byte);
-        std::memcpy(words + 4 * ((start / kGroup + j) * bits + plane), &word, 4);
-      }
+      pack_body(narrow, 1, bits, words + 4 * (start / kGroup + j) * bits);
     }
   }
 }

@@ -38,6 +38,10 @@ void decode_sum_avx512(const uint8_t* payloads, int64_t count, int64_t stride, i
                        int64_t n, int64_t bucket_size, float scale, const float* add, bool single, float* out,
                        int64_t begin, int64_t end);
 
+// Whole groups of 32.
+void pack_avx2(const uint8_t* codes, int64_t groups, int bits, uint8_t* words);
+void unpack_avx2(const uint8_t* words, int64_t groups, int bits, uint8_t* codes);
+
 }  // namespace lqray::cpu
 
 #endif

@@ -29,6 +29,7 @@ from lqray.ops.checks import (
     norm_bytes,
     signed,
 )
+from lqray.ops.coding import pack, rans_decode, rans_encode, unpack
 
 __all__ = [
     "bucket_norms",
@@ -43,6 +44,9 @@ __all__ = [
     "loaded",
     "native",
     "norm_bytes",
+    "pack",
+    "rans_decode",
+    "rans_encode",
     "unpack",
 ]
 
@@ -165,19 +169,6 @@ def hadamard(x: Tensor, block_size: int, seed: int, offset: int, inverse: bool =
     check_memory("hadamard", x=x)
     check_blocks("hadamard", x, block_size)
     return torch.ops.lqray.hadamard(x, block_size, signed(seed), signed(offset), inverse)  # type: ignore[no-any-return]
-
-
-def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
-    """Codes of bit planes, one for each coordinate: (code_bytes(n, bits),) uint8 to (n,) uint8. For inspection.
-    Raises ValueError for another length or dtype."""
-    size = code_bytes(n, bits)
-    check_memory("unpack", codes=codes)
-    if codes.dtype != torch.uint8 or codes.shape != (size,):
-        raise ValueError(
-            f"unpack: codes is {codes.dtype} of shape {tuple(codes.shape)}; allowed: torch.uint8 of ({size},), which "
-            f"n={n}, bits={bits} make"
-        )
-    return reference.unpack(codes, n, bits)
 
 
 @torch.library.register_fake("lqray::bucket_norms", lib=_library)

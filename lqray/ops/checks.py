@@ -131,6 +131,31 @@ def check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int,
         raise ValueError(f"{op}: payload has no row; allowed: at least one")
 
 
+def check_codes(op: str, codes: Tensor, bits: int) -> None:
+    """codes: one in each byte. That each is below 2**bits is not looked at."""
+    check_bits(op, bits)
+    _check_bytes(op, "codes", codes)
+
+
+def check_planes(op: str, codes: Tensor, n: int, bits: int) -> None:
+    """codes: the bit planes of n codes."""
+    check_coordinates(op, n)
+    check_bits(op, bits)
+    check_dense(op, "codes", codes)
+    size = code_bytes(n, bits)
+    if codes.dtype != torch.uint8 or codes.shape != (size,):
+        raise ValueError(
+            f"{op}: codes is {_shown(codes)}; allowed: torch.uint8 of ({size},), which n={n}, bits={bits} make"
+        )
+
+
+def check_stream(op: str, stream: Tensor, n: int, bits: int) -> None:
+    """stream: bytes, of n entropy-coded codes or not."""
+    check_coordinates(op, n)
+    check_bits(op, bits)
+    _check_bytes(op, "stream", stream)
+
+
 def check_sum(op: str, scale: float, add: Tensor | None, beside: Tensor, n: int) -> None:
     """What a sum of payloads `beside` is multiplied by, and added to."""
     if not abs(scale) <= _FLOAT32_MAX:
@@ -184,6 +209,13 @@ def signed(value: int) -> int:
     if not 0 <= value < 2**64:
         raise ValueError(f"seed and offset are unsigned 64-bit integers; found {value}")
     return value - 2**64 if value >= 2**63 else value
+
+
+def _check_bytes(op: str, name: str, tensor: Tensor) -> None:
+    check_dense(op, name, tensor)
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        raise ValueError(f"{op}: {name} is {_shown(tensor)}; allowed: torch.uint8 of 1 dimension")
+    check_coordinates(op, tensor.numel())
 
 
 def _check_device(op: str, name: str, tensor: Tensor, beside: Tensor) -> None:

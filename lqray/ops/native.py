@@ -14,6 +14,9 @@ from lqray.kernels.libraries import find
 from lqray.ops import devices, reference
 
 OPERATORS = ("bucket_norms", "bucket_statistics", "encode", "encode_fused", "decode", "decode_sum", "hadamard")
+"""Those that have kernels for the CPU and for CUDA."""
+CODING = ("pack", "unpack", "rans_encode", "rans_decode")
+"""Those that have kernels for the CPU alone: `lqray.ops.coding`."""
 
 _log = logging.getLogger(__name__)
 

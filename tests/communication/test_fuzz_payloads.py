@@ -130,14 +130,15 @@ def test_a_mutant_of_an_entropy_coded_stream_is_codes_or_refused():
     became = set()
     for _, chosen in mutants("streams"):
         n, bits = chosen.choice(SIZES), chosen.randint(1, 8)
-        codes = np.random.default_rng(chosen.randrange(2**31)).binomial(2**bits - 1, 0.4, n).astype(np.uint8)
-        wrong = mutated(rans.encode(codes, bits), chosen)
+        drawn = np.random.default_rng(chosen.randrange(2**31)).binomial(2**bits - 1, 0.4, n).astype(np.uint8)
+        classes = torch.arange(-(-n // 50)) % 3 if chosen.random() < 0.5 else None
+        wrong = torch.from_numpy(mutated(rans.encode(torch.from_numpy(drawn), bits, classes, 50).numpy(), chosen))
         asked, planes = (n, bits) if chosen.random() < 0.7 else (chosen.choice([*SIZES, -1]), chosen.randint(0, 9))
         try:
-            found = rans.decode(wrong, asked, planes)
+            found = rans.decode(wrong, asked, planes, classes, 50)
             assert found.shape == (asked,)
-            assert found.dtype == np.uint8
-            assert not found.size or found.max() < 2**planes
+            assert found.dtype == torch.uint8
+            assert not asked or int(found.max()) < 2**planes
             became.add("decoded")
         except ValueError:
             became.add("refused")

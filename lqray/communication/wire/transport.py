@@ -16,10 +16,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lqray import ops
 from lqray.communication.wire.collectives import gather_now
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import rans
 from lqray.quantization.payload import CodePlanes
 
 
@@ -158,7 +158,7 @@ def _squeeze(row: NDArray[np.uint8], pieces: Sequence[CodePlanes]) -> NDArray[np
     for piece in pieces:
         parts.append(row[done : piece.begin])
         planes = row[piece.begin : piece.end]
-        stream = rans.encode(rans.codes_of(planes, piece.n, piece.bits), piece.bits)
+        stream = ops.rans_encode(ops.unpack(torch.from_numpy(planes), piece.n, piece.bits), piece.bits).numpy()
         chosen, length = (stream, stream.size) if stream.size < planes.size else (planes, 0)
         parts += [np.frombuffer(struct.pack("<I", length), dtype=np.uint8), chosen]
         done = piece.end
@@ -183,7 +183,8 @@ def _expand(squeezed: NDArray[np.uint8], pieces: Sequence[CodePlanes], size: int
         row[done : piece.begin] = take(piece.begin - done)
         (length,) = struct.unpack("<I", take(4).tobytes())
         if length:
-            row[piece.begin : piece.end] = rans.planes_of(rans.decode(take(length), piece.n, piece.bits), piece.bits)
+            codes = ops.rans_decode(torch.from_numpy(take(length)), piece.n, piece.bits)
+            row[piece.begin : piece.end] = ops.pack(codes, piece.bits).numpy()
         else:
             row[piece.begin : piece.end] = take(piece.end - piece.begin)
         done = piece.end

@@ -92,7 +92,7 @@ def operator_findings() -> Iterator[Finding]:
         yield Finding("CUDA kernels", "ok", f"{reason or library}; no GPU here")
     for device in ("cpu", *gpus):
         by_backend: dict[str, list[str]] = {"native": [], "reference": []}
-        for operator in ops.native.OPERATORS:
+        for operator in ops.native.OPERATORS + (ops.native.CODING if device == "cpu" else ()):
             by_backend[ops.native.backend(operator, device)].append(operator)
         what, (library, reason) = f"operators on {device}", _serving(device)
         if by_backend["reference"]:
