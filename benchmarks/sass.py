@@ -29,6 +29,8 @@ BITS = 3
 STEADY = {
     f"encode_buckets<{BITS}, l2>": 32,
     f"encode_buckets<{BITS}, linf>": 32,
+    f"encode_short_buckets<{BITS}, l2>": 32,
+    f"encode_short_buckets<{BITS}, linf>": 32,
     f"encode_tiles<{BITS}>": 8,
     f"decode_tiles<{BITS}, plain>": 8,
 }

@@ -155,6 +155,106 @@ __global__ void __launch_bounds__(32 * kMostWarps) encode_buckets(Reader x, int6
   }
 }
 
+// The lane that has what belongs to bucket i of a chunk's up to 16, and the bucket of a lane, which may be beyond them.
+__device__ __forceinline__ int lane_of_bucket(int i) { return i % 2 * 16 + i / 2; }
+__device__ __forceinline__ int bucket_of_lane(int lane) { return lane % 16 * 2 + lane / 16; }
+
+// The norms of the buckets of a chunk, 2^shift rows of 32 coordinates each (1 to 4), which fill it, in their lanes.
+template <Norm kNorm, typename Reader>
+__device__ __forceinline__ float norms_in_chunk(const float (&value)[kValues], Reader x, int64_t start, int shift) {
+  const int lane = threadIdx.x & 31, rows = 1 << shift;
+  float part = 0.0f, part_before = 0.0f, own = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kValues; ++k) {
+    if (kNorm == Norm::l2) part += value[k] * value[k];
+    if (kNorm == Norm::linf) part = __uint_as_float(max(__float_as_uint(part), magnitude(value[k])));
+    if (k % 2 && (k & (2 * rows - 1)) == rows - 1) {  // where a bucket of an even number ends
+      part_before = part;
+      part = 0.0f;
+    }
+    if (k % 4 == 3 && (k & (2 * rows - 1)) == 2 * rows - 1) {
+      const float both = kNorm == Norm::l2 ? tree_sums(part_before, part) : tree_largest_of(part_before, part);
+      if (lane % 16 == k >> (shift + 1)) own = both;
+      part = 0.0f;
+    }
+  }
+  if (kNorm == Norm::linf) return finite_or_nan(own);
+  const bool unknown = bucket_of_lane(lane) < kValues >> shift && !squares_suffice(own);
+  float up = 1.0f;
+  for (unsigned left = __ballot_sync(kAll, unknown); left != 0; left &= left - 1) {
+    const int of = __ffs(static_cast<int>(left)) - 1, bucket = bucket_of_lane(of);
+    const int64_t from = start + (static_cast<int64_t>(bucket) << shift) * 32 + lane;
+    uint32_t largest = 0;
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) largest = max(largest, magnitude(x[from + 32 * row]));
+    const Rescaling scaled = rescaling_of(finite_or_nan(tree_largest(largest)));
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+      const float small = x[from + 32 * row] * scaled.down;
+      sum += small * small;
+    }
+    sum = tree_sum(sum);
+    if (lane == of) own = sum, up = scaled.up;
+  }
+  return root_of(own, up);
+}
+
+// Buckets of 64 to 512 coordinates, a power of two of them, in whole chunks of 1,024: a warp for each chunk, which stays
+// in its registers between norms and codes, as in encode_buckets.
+template <int kBits, Norm kNorm, typename Reader>
+__global__ void __launch_bounds__(kThreads) encode_short_buckets(Reader x, int64_t chunks, int shift,
+                                                                DeviceLevels levels, Random random, float* norms,
+                                                                uint32_t* words) {
+  __shared__ Tables<kBits> tables;
+  __shared__ TileWords<kBits> places[kWarps];
+  fill(tables, levels);
+  __syncthreads();
+  const int lane = threadIdx.x & 31, warp = warp_index(), buckets = kValues >> shift;
+  const float middle = tables.middle();
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
+  for (int64_t chunk = static_cast<int64_t>(blockIdx.x) * kWarps + warp; chunk < chunks; chunk += step) {
+    const int64_t start = chunk * kSumChunk;
+    float value[kValues];
+#pragma unroll
+    for (int k = 0; k < kValues; ++k) value[k] = x[start + 32 * k + lane];
+    const float norm = norms_in_chunk<kNorm>(value, x, start, shift);
+    if (bucket_of_lane(lane) < buckets) norms[chunk * buckets + bucket_of_lane(lane)] = norm;
+    const Scale scale = scale_of(norm);
+    if constexpr (kBits <= kUnrolledBits) {
+      if (__any_sync(kAll, scale.lift != 1.0f))
+#pragma unroll
+        for (int k = 0; k < kValues; ++k) value[k] *= __shfl_sync(kAll, scale.lift, lane_of_bucket(k >> shift));
+      float inverse = 0.0f;
+#pragma unroll
+      for (int t = 0; t < kTilesOfChunk; ++t) {
+        float r[kPerLane];
+#pragma unroll
+        for (int j = 0; j < kPerLane; ++j) {
+          const int k = t * kPerLane + j;
+          if (k % 2 == 0) inverse = __shfl_sync(kAll, scale.inverse, lane_of_bucket(k >> shift));
+          r[j] = value[k] * inverse;
+        }
+        encode_tile<kBits>(r, tables, middle, static_cast<uint64_t>(start / kTile + t), random, kPerLane * kBits,
+                           places[warp], words + (start / 32 + t * kPerLane) * kBits);
+      }
+    } else {
+#pragma unroll 1
+      for (int t = 0; t < kTilesOfChunk; ++t) {
+        float r[kPerLane];
+#pragma unroll
+        for (int j = 0; j < kPerLane; ++j) {
+          const int from = lane_of_bucket((t * kPerLane + j) >> shift);
+          const float lifted = x[start + t * kTile + 32 * j + lane] * __shfl_sync(kAll, scale.lift, from);
+          r[j] = lifted * __shfl_sync(kAll, scale.inverse, from);
+        }
+        encode_tile<kBits>(r, tables, middle, static_cast<uint64_t>(start / kTile + t), random, kPerLane * kBits,
+                           places[warp], words + (start / 32 + t * kPerLane) * kBits);
+      }
+    }
+  }
+}
+
 // Payloads in rows: norms, then words.
 struct Rows {
   const uint8_t* data;

@@ -89,11 +89,21 @@ int encode_from(Input x, int64_t first_tile, const float* norms, DeviceLevels le
   });
 }
 
-// How many warps hold a bucket in their registers; 0: it is read twice.
-int warps_for(int64_t bucket_size) {
-  for (int warps = 1; warps <= kMostWarps; warps *= 2)
-    if (bucket_size == static_cast<int64_t>(warps) * kSumChunk) return warps;
-  return 0;
+// Of a power of two.
+int shift_of(int64_t power) {
+  int shift = 0;
+  while ((int64_t{1} << shift) < power) ++shift;
+  return shift;
+}
+
+// How many warps hold a bucket in their registers; 0: not even one is filled.
+int warps_for(int64_t bucket_size) { return static_cast<int>(bucket_size / kSumChunk); }
+
+// Of how many coordinates a whole number is encoded without being read twice: a bucket, or a chunk of several.
+int64_t fused_unit(int64_t bucket_size) {
+  const bool fits = bucket_size >= 64 && bucket_size <= kMostWarps * kSumChunk;
+  if (!fits || (bucket_size & (bucket_size - 1))) return int64_t{1} << 62;
+  return std::max<int64_t>(bucket_size, kSumChunk);
 }
 
 // Chunks of all buckets, the last of which may have fewer; 0 where a bucket is no longer than a chunk.
@@ -130,7 +140,7 @@ int long_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* no
 int64_t scratch_bytes(int64_t n, int64_t bucket_size) { return 8 * chunks_of(n, bucket_size); }
 
 int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size) {
-  return scratch_bytes(warps_for(bucket_size) ? n % bucket_size : n, bucket_size);
+  return scratch_bytes(n % fused_unit(bucket_size), bucket_size);
 }
 
 int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, void* stream) {
@@ -166,16 +176,21 @@ int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size
 int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
                  void* scratch, float* norms, uint32_t* words, void* stream) {
   const Random random{round_keys(seed), offset};
-  const int warps = warps_for(bucket_size);
-  const int64_t whole = warps ? x.n / bucket_size : 0;  // buckets that stay in registers
+  const int64_t whole = x.n / fused_unit(bucket_size) * (fused_unit(bucket_size) / bucket_size);
   if (whole) {
-    const int threads = 32 * std::max(warps, kWarps);
-    const unsigned blocks = blocks_for(ceil_divide(whole, threads / 32 / warps));
+    const cudaStream_t on = stream_of(stream);
+    const int warps = warps_for(bucket_size), threads = 32 * std::max(warps, kWarps);
+    const int64_t chunks = whole * bucket_size / kSumChunk;
+    const unsigned blocks = blocks_for(ceil_divide(chunks, threads / 32));
     const int error = with_reader(x, [&](auto reader) {
       return with_bits(levels.bits, [&](auto bits) {
         return with_norm(norm, [&](auto of) {
-          encode_buckets<bits.value, of.value><<<blocks, threads, 0, stream_of(stream)>>>(reader, whole, warps, levels,
-                                                                                        random, norms, words);
+          if (warps)
+            encode_buckets<bits.value, of.value><<<blocks, threads, 0, on>>>(reader, whole, warps, levels, random, norms,
+                                                                          words);
+          else
+            encode_short_buckets<bits.value, of.value><<<blocks, kThreads, 0, on>>>(
+                reader, chunks, shift_of(bucket_size / 32), levels, random, norms, words);
           return launched();
         });
       });
@@ -220,11 +235,9 @@ int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint6
   for (int64_t unit = kSpan; unit < block_size;) {
     const int64_t parts = std::min<int64_t>(8, block_size / unit);
     const bool last = unit * parts == block_size;
-    int shift = 0;
-    while ((int64_t{1} << shift) < unit) ++shift;
     const unsigned blocks = blocks_for(n / parts / kSignTile);
     const int error = with_parts(static_cast<int>(parts), [&](auto count) {
-      hadamard_stage<count.value><<<blocks, kThreads, 0, stream_of(stream)>>>(out, n, shift, last, scale, random,
+      hadamard_stage<count.value><<<blocks, kThreads, 0, stream_of(stream)>>>(out, n, shift_of(unit), last, scale, random,
                                                                             inverse);
       return launched();
     });

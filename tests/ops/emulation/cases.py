@@ -85,7 +85,7 @@ def test_norms_of_more_than_32_bits_of_coordinates(many):
 
 
 @pytest.mark.parametrize("many", [2**31, 2**32])
-@pytest.mark.parametrize("bucket", [8192, 1 << 14, 1000 * 2**10])
+@pytest.mark.parametrize("bucket", [256, 8192, 1 << 14, 1000 * 2**10])
 def test_codes_of_more_than_32_bits_of_coordinates(many, bucket, monkeypatch):
     """Of 2**31 coordinates those at the end; the norms before them are never read."""
     many -= many % bucket
