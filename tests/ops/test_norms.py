@@ -147,7 +147,7 @@ def test_payloads_of_buckets_some_of_which_need_their_scale(device, bucket):
     rows = torch.stack([data(bucket, torch.float32, at) * scale for at, scale in enumerate(scales)])
     rows[0, : bucket // 2] = 0.0
     rows[2, -200:] *= 1e10
-    x = torch.cat([rows.reshape(-1).repeat(1 + 4096 // rows.numel()), data(700, torch.float32, 1, 1e-30)])
+    x = torch.cat([rows.reshape(-1).repeat(1 + 20_000 // rows.numel()), data(700, torch.float32, 1, 1e-30)])
     levels = torch.linspace(-1, 1, 7)
     for bits, norm in ((3, "l2"), (3, "linf"), (5, "l2")):
         expected = reference.encode_fused(x, levels, bits, bucket, norm, 1, 2)
