@@ -41,8 +41,8 @@ def library(tmp_path_factory):
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
     """`avx512` is the best that this machine has."""
     tests = ["tests/ops/test_fuzz.py", "tests/ops/test_backends.py", "tests/ops/test_norms.py", "tests/ops/test_blocks.py"]
-    tests += ["tests/communication/test_fuzz_payloads.py"]
-    chosen = "fuzz or ((awkward or views or scale or hadamard or refuses or extremes) and native-cpu)"
+    tests += ["tests/ops/test_rotated.py", "tests/communication/test_fuzz_payloads.py"]
+    chosen = "fuzz or ((awkward or views or scale or hadamard or padded or refuses or extremes) and native-cpu)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", chosen],
         cwd=ROOT,
