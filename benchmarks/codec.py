@@ -123,6 +123,7 @@ def gpu() -> None:
         "decode_sum_of_4": gpu_seconds(lambda: ops.decode_sum(four, levels, N, BITS, BUCKET, 0.25)),
         "original_path": gpu_seconds(lambda: original_path(x, levels), repeats=5),
         "hadamard": gpu_seconds(lambda: ops.hadamard(x, BUCKET, 1, 2)),
+        "encode_rotated": gpu_seconds(lambda: ops.encode_rotated(x, levels, BITS, BUCKET, "l2", 1, 2, 3)),
     }
     bandwidth = 8 * N / seconds["copy"]
     share = {name: BYTES / seconds[name] / bandwidth for name in ("encode_fused", "decode")}

@@ -117,6 +117,15 @@ inline void check_blocks(const Tensor& x, int64_t block_size) {
                   " coordinates; allowed: a power of two that divides their number, at most 2**30");
 }
 
+// What encode_rotated is given: x as of check_input, and buckets as of a Hadamard transform.
+inline void check_rotated(const Tensor& x, int64_t bucket_size) {
+  check_input("encode_rotated", x, bucket_size);
+  STD_TORCH_CHECK((bucket_size & (bucket_size - 1)) == 0, "encode_rotated: bucket_size is ", bucket_size,
+                  "; allowed: a power of two");
+}
+
+inline int64_t padded(int64_t n, int64_t bucket_size) { return ceil_divide(n, bucket_size) * bucket_size; }
+
 // The factor of a decoded sum.
 inline float checked_scale(double scale) {
   STD_TORCH_CHECK(std::fabs(scale) <= std::numeric_limits<float>::max(), "decode_sum: scale is ", scale,

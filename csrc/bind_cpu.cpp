@@ -132,6 +132,17 @@ Tensor decode_sum(const Tensor& payloads, const Tensor& levels, int64_t n, int64
   return out;
 }
 
+void turn_blocks(int64_t n, int64_t block_size, float* values) {
+  share(n / block_size, block_size,
+        [&](int64_t begin, int64_t end) { cpu::hadamard_blocks(values, block_size, begin, end); });
+}
+
+void sign(cpu::Input x, int64_t n, int64_t seed, int64_t offset, float* out) {
+  share(ceil_divide(n, kSignTile), kSignTile, [&](int64_t begin, int64_t end) {
+    cpu::apply_signs(x, n, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), out, begin, end);
+  });
+}
+
 Tensor hadamard(const Tensor& x, int64_t block_size, int64_t seed, int64_t offset, bool inverse) {
   check_blocks(x, block_size);
   const Tensor flat = dense(x);
@@ -139,26 +150,31 @@ Tensor hadamard(const Tensor& x, int64_t block_size, int64_t seed, int64_t offse
   Tensor out = empty(x, {n}, ScalarType::Float);
   const float* from = static_cast<const float*>(flat.const_data_ptr());
   float* to = static_cast<float*>(out.mutable_data_ptr());
-  const auto turn = [&] {
-    share(n / block_size, block_size,
-          [&](int64_t begin, int64_t end) { cpu::hadamard_blocks(to, block_size, begin, end); });
-  };
-  const auto sign = [&](const float* source) {
-    share(ceil_divide(n, kSignTile), kSignTile, [&](int64_t begin, int64_t end) {
-      cpu::apply_signs(source, n, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), to, begin, end);
-    });
-  };
   if (inverse) {
     share(n / block_size, block_size, [&](int64_t begin, int64_t end) {
       std::copy(from + begin * block_size, from + end * block_size, to + begin * block_size);
     });
-    turn();
-    sign(to);
+    turn_blocks(n, block_size, to);
+    sign(cpu::Input{to, Dtype::f32, n}, n, seed, offset, to);
   } else {
-    sign(from);
-    turn();
+    sign(cpu::Input{from, Dtype::f32, n}, n, seed, offset, to);
+    turn_blocks(n, block_size, to);
   }
   return out;
+}
+
+Tensor encode_rotated(const Tensor& x, const Tensor& levels, int64_t bits, int64_t bucket_size, std::string norm,
+                      int64_t seed, int64_t offset, int64_t rotation) {
+  check_rotated(x, bucket_size);
+  check_levels("encode_rotated", levels, x, bits);
+  norm_of("encode_rotated", norm);
+  const Tensor flat = dense(x);
+  const int64_t n = padded(x.numel(), bucket_size);
+  Tensor rotated = empty(x, {n}, ScalarType::Float);
+  float* to = static_cast<float*>(rotated.mutable_data_ptr());
+  sign(input_of("encode_rotated", flat), n, rotation, offset, to);
+  turn_blocks(n, bucket_size, to);
+  return encode_fused(rotated, levels, bits, bucket_size, norm, seed, offset);
 }
 
 }  // namespace
@@ -173,6 +189,7 @@ STABLE_TORCH_LIBRARY_IMPL(lqray, CPU, m) {
   m.impl("decode", TORCH_BOX(&lqray::bind::decode));
   m.impl("decode_sum", TORCH_BOX(&lqray::bind::decode_sum));
   m.impl("hadamard", TORCH_BOX(&lqray::bind::hadamard));
+  m.impl("encode_rotated", TORCH_BOX(&lqray::bind::encode_rotated));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* lqray_cpu_instruction_set() {

@@ -145,10 +145,29 @@ Tensor hadamard_cuda(const Tensor& x, int64_t block_size, int64_t seed, int64_t 
   const DeviceGuard guard(x.get_device_index());
   const Tensor flat = dense(x);
   Tensor out = empty(x, {x.numel()}, ScalarType::Float);
-  check_launch("hadamard", cuda::hadamard(static_cast<const float*>(flat.const_data_ptr()), x.numel(), block_size,
-                                          static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), inverse,
+  check_launch("hadamard", cuda::hadamard(input_of("hadamard", flat), x.numel(), block_size, static_cast<uint64_t>(seed),
+                                          static_cast<uint64_t>(offset), inverse,
                                           static_cast<float*>(out.mutable_data_ptr()), stream_of(x)));
   return out;
+}
+
+Tensor encode_rotated_cuda(const Tensor& x, const Tensor& levels, int64_t bits, int64_t bucket_size, std::string norm,
+                           int64_t seed, int64_t offset, int64_t rotation) {
+  check_rotated(x, bucket_size);
+  check_levels("encode_rotated", levels, x, bits);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor flat = dense(x), flat_levels = dense(levels);
+  const int64_t n = padded(x.numel(), bucket_size), head = norm_bytes(n, bucket_size);
+  Tensor payload = empty(x, {head + code_bytes(n, bits)}, ScalarType::Byte);
+  Tensor scratch = empty(x, {cuda::scratch_bytes_rotated(n, bucket_size)}, ScalarType::Byte);
+  uint8_t* bytes = static_cast<uint8_t*>(payload.mutable_data_ptr());
+  check_launch("encode_rotated",
+               cuda::encode_rotated(input_of("encode_rotated", flat), n, levels_of(flat_levels, bits), bucket_size,
+                                    norm_of("encode_rotated", norm), static_cast<uint64_t>(seed),
+                                    static_cast<uint64_t>(offset), static_cast<uint64_t>(rotation),
+                                    scratch.mutable_data_ptr(), reinterpret_cast<float*>(bytes),
+                                    reinterpret_cast<uint32_t*>(bytes + head), stream_of(x)));
+  return payload;
 }
 
 }  // namespace
@@ -163,6 +182,7 @@ STABLE_TORCH_LIBRARY_IMPL(lqray, CUDA, m) {
   m.impl("decode", TORCH_BOX(&lqray::bind::decode_cuda));
   m.impl("decode_sum", TORCH_BOX(&lqray::bind::decode_sum_cuda));
   m.impl("hadamard", TORCH_BOX(&lqray::bind::hadamard_cuda));
+  m.impl("encode_rotated", TORCH_BOX(&lqray::bind::encode_rotated_cuda));
 }
 
 // What the kernels were compiled for, of nvcc's names: "sm_80" (machine code), "compute_90" (PTX), with spaces between.

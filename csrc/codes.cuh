@@ -1,16 +1,14 @@
 // Encoding and decoding, a kernel for each number of bits.
 #pragma once
 
-#include "norms.cuh"
+#include "chunks.cuh"
 
 namespace lqray::cuda {
 
 namespace {
 
 constexpr int kTilesOfChunk = kSumChunk / kTile;
-constexpr int kValues = kSumChunk / 32;  // of a lane whose warp has a chunk
-constexpr int kUnrolledBits = 3;         // of more, the code of a chunk's tiles side by side is too long
-constexpr int kMostWarps = 16;           // of a CUDA block of encode_buckets
+constexpr int kUnrolledBits = 3;  // of more, the code of a chunk's tiles side by side is too long
 
 // A warp for each tile; buckets may end within it.
 template <int kBits, typename Reader>
@@ -54,33 +52,6 @@ __global__ void __launch_bounds__(kThreads) encode_tiles(Reader x, int64_t n, co
   }
 }
 
-// Of a CUDA block of which a bucket's sum of squares may not do: the norms of all its buckets.
-__device__ __forceinline__ float rescaled_norm(const float (&value)[kValues], float squares, int first_warp,
-                                               int warps) {
-  __shared__ uint32_t largest_of[kMostWarps];
-  __shared__ float squares_of[kMostWarps];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  uint32_t largest = 0;
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) largest = max(largest, magnitude(value[k]));
-  largest = magnitude(tree_largest(largest));
-  if (lane == 0) largest_of[warp] = largest;
-  __syncthreads();
-  const float most = finite_or_nan(tree_largest(lane < warps ? largest_of[first_warp + lane] : 0u));
-  const Rescaling scaled = rescaling_of(most);
-  float sum = 0.0f;
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    const float small = value[k] * scaled.down;
-    sum += small * small;
-  }
-  sum = tree_sum(sum);
-  if (lane == 0) squares_of[warp] = sum;
-  __syncthreads();
-  sum = tree_sum(lane < warps ? squares_of[first_warp + lane] : 0.0f);
-  return squares_suffice(squares) ? root_of(squares, 1.0f) : root_of(sum, scaled.up);
-}
-
 // Whole buckets of `warps` chunks of 1,024 coordinates, each of which is one warp's and stays in its registers (of more
 // than three bits: in the cache, for the codes), so that memory is read once for norm and codes. As many buckets as fit
 // a CUDA block share it.
@@ -99,34 +70,13 @@ __global__ void __launch_bounds__(32 * kMostWarps) encode_buckets(Reader x, int6
   int turn = 0;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * at_once; first < buckets;
        first += static_cast<int64_t>(gridDim.x) * at_once, turn ^= 1) {
-    const int64_t bucket = first + warp / warps, start = (bucket * warps + warp % warps) * kSumChunk;
-    const bool held = bucket < buckets;
+    const int64_t own = first + warp / warps, bucket = min(own, buckets - 1);
+    const bool held = own < buckets;  // the others do as the last bucket's warps do, but for what they store
+    const int64_t start = (bucket * warps + warp % warps) * kSumChunk;
     float value[kValues];
-#pragma unroll
-    for (int k = 0; k < kValues; ++k) value[k] = held ? x[start + 32 * k + lane] : 0.0f;
-    float norm;
-    if (kNorm == Norm::l2) {
-      float squares = 0.0f;
-#pragma unroll
-      for (int k = 0; k < kValues; ++k) squares += value[k] * value[k];
-      squares = tree_sum(squares);
-      if (lane == 0) parts[turn][warp] = __float_as_uint(squares);
-      // No bucket's sum is too small or too large where none of its parts is, by far.
-      const bool rare = __syncthreads_or(held && !(squares >= kLeastSquares && squares <= kMostSquares / kMostWarps));
-      squares = tree_sum(__uint_as_float(lane < warps ? parts[turn][first_warp + lane] : 0u));
-      // All lanes alike, which the compiler does not know of a barrier's answer, but of a vote's.
-      norm = __any_sync(kAll, rare) ? rescaled_norm(value, squares, first_warp, warps) : root_of(squares, 1.0f);
-    } else {
-      uint32_t largest = 0;
-#pragma unroll
-      for (int k = 0; k < kValues; ++k) largest = max(largest, magnitude(value[k]));
-      largest = magnitude(tree_largest(largest));
-      if (lane == 0) parts[turn][warp] = largest;
-      __syncthreads();
-      norm = finite_or_nan(tree_largest(lane < warps ? parts[turn][first_warp + lane] : 0u));
-    }
+    read_whole(x, start, value);
+    const float norm = uniform_of(norm_of_bucket<kNorm>(value, Held{value}, parts[turn], first_warp, warps));
     if (!held) continue;
-    norm = uniform_of(norm);
     if (lane == 0 && warp == first_warp) norms[bucket] = norm;
     const Scale scale = scale_of(norm);
     if constexpr (kBits <= kUnrolledBits) {
@@ -148,6 +98,53 @@ __global__ void __launch_bounds__(32 * kMostWarps) encode_buckets(Reader x, int6
 #pragma unroll
         for (int j = 0; j < kPerLane; ++j)
           r[j] = (x[start + t * kTile + 32 * j + lane] * scale.lift) * scale.inverse;
+        encode_tile<kBits>(r, tables, middle, static_cast<uint64_t>(start / kTile + t), random, kPerLane * kBits,
+                           places[warp], words + (start / 32 + t * kPerLane) * kBits);
+      }
+    }
+  }
+}
+
+// Buckets of 64 to 512 coordinates, a power of two of them, in whole chunks of 1,024: a warp for each chunk, which stays
+// in its registers between norms and codes, as in encode_buckets.
+template <int kBits, Norm kNorm, typename Reader>
+__global__ void __launch_bounds__(kThreads) encode_short_buckets(Reader x, int64_t chunks, int shift,
+                                                                DeviceLevels levels, Random random, float* norms,
+                                                                uint32_t* words) {
+  __shared__ Tables<kBits> tables;
+  __shared__ TileWords<kBits> places[kWarps];
+  fill(tables, levels);
+  __syncthreads();
+  const int lane = threadIdx.x & 31, warp = warp_index(), buckets = kValues >> shift;
+  const float middle = tables.middle();
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
+  for (int64_t chunk = static_cast<int64_t>(blockIdx.x) * kWarps + warp; chunk < chunks; chunk += step) {
+    const int64_t start = chunk * kSumChunk;
+    float value[kValues];
+    read_whole(x, start, value);
+    const float norm = norms_in_chunk<kNorm>(value, x, start, shift);
+    if (bucket_of_lane(lane) < buckets) norms[chunk * buckets + bucket_of_lane(lane)] = norm;
+    const Scale scale = scale_of(norm);
+    if constexpr (kBits <= kUnrolledBits) {
+      scale_chunk(value, scale, shift);
+#pragma unroll
+      for (int t = 0; t < kTilesOfChunk; ++t) {
+        float r[kPerLane];
+#pragma unroll
+        for (int j = 0; j < kPerLane; ++j) r[j] = value[t * kPerLane + j];
+        encode_tile<kBits>(r, tables, middle, static_cast<uint64_t>(start / kTile + t), random, kPerLane * kBits,
+                           places[warp], words + (start / 32 + t * kPerLane) * kBits);
+      }
+    } else {
+#pragma unroll 1
+      for (int t = 0; t < kTilesOfChunk; ++t) {
+        float r[kPerLane];
+#pragma unroll
+        for (int j = 0; j < kPerLane; ++j) {
+          const int from = lane_of_bucket((t * kPerLane + j) >> shift);
+          const float lifted = x[start + t * kTile + 32 * j + lane] * __shfl_sync(kAll, scale.lift, from);
+          r[j] = lifted * __shfl_sync(kAll, scale.inverse, from);
+        }
         encode_tile<kBits>(r, tables, middle, static_cast<uint64_t>(start / kTile + t), random, kPerLane * kBits,
                            places[warp], words + (start / 32 + t * kPerLane) * kBits);
       }

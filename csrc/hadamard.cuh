@@ -1,13 +1,13 @@
 // The Walsh-Hadamard transform of blocks of coordinates, with random signs before it, or after its inverse.
 #pragma once
 
-#include "tiles.cuh"
+#include "chunks.cuh"
 
 namespace lqray::cuda {
 
 namespace {
 
-constexpr int kRows = 32;               // of 32 coordinates, of a warp: in its registers
+constexpr int kRows = kValues;          // of 32 coordinates, of a warp: in its registers
 constexpr int kChunk = kRows * 32;      // coordinates of a warp
 constexpr int kSpan = kWarps * kChunk;  // of a CUDA block: butterflies within it need no other memory
 constexpr int kSpanTiles = kSpan / kSignTile;
@@ -38,41 +38,39 @@ __device__ __forceinline__ void apply_signs(float (&v)[kRows], uint32_t word) {
   for (int k = 0; k < kRows; ++k) v[k] = signed_by(v[k], word, k);
 }
 
-// Butterflies between the values of a thread, `unit` coordinates apart, of which `chunk` are transformed.
-template <int kCount>
+// Butterflies between the values of a thread, `unit` coordinates apart, of which `chunk` are transformed, between kLeast
+// and kMost.
+template <int kCount, int kLeast = 1, int kMost = kSpan>
 __device__ __forceinline__ void butterflies(float (&v)[kCount], int unit, int chunk) {
 #pragma unroll
   for (int apart = 1; apart < kCount; apart *= 2) {
-    if (apart * unit < chunk) {
+    if (apart * unit < kMost && (apart * unit < kLeast || apart * unit < chunk)) {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        if (k & apart) continue;
-        const float upper = v[k], lower = v[k + apart];
-        v[k] = upper + lower;
-        v[k + apart] = upper - lower;
+        if (!(k & apart)) butterfly(v[k], v[k + apart]);
       }
     }
   }
 }
 
-// Butterflies of coordinates less than 1,024 apart, and less than `chunk`: between lanes, then between rows.
+// Butterflies of coordinates less than 1,024 apart, and less than `chunk`, which is between kLeast and kMost: between
+// lanes, then between rows. A lane's side of a butterfly is one instruction: a product with 1 or -1 is exact, and not
+// rounded. The loop is not unrolled, since five times its code would be too long.
+template <int kLeast, int kMost>
 __device__ __forceinline__ void transform_in_warp(float (&v)[kRows], int chunk) {
+#pragma unroll 1
+  for (int half = 1; half < (kLeast < 32 ? min(32, chunk) : 32); half *= 2) {
+    const float side = threadIdx.x & half ? -1.0f : 1.0f;
 #pragma unroll
-  for (int half = 1; half < 32; half *= 2) {
-    if (half < chunk) {
-      const uint32_t minus = threadIdx.x & half ? 0x80000000u : 0u;
-#pragma unroll
-      for (int k = 0; k < kRows; ++k)
-        v[k] = __shfl_xor_sync(kAll, v[k], half) + __uint_as_float(__float_as_uint(v[k]) ^ minus);
-    }
+    for (int k = 0; k < kRows; ++k) v[k] = fmaf(v[k], side, __shfl_xor_sync(kAll, v[k], half));
   }
-  butterflies(v, 32, chunk);
+  butterflies<kRows, kLeast, kMost>(v, 32, chunk);
 }
 
 // Butterflies of coordinates 1,024 apart and more, between the warps of a CUDA block: each thread has, for four places
 // of a warp, the values of all warps.
 __device__ __forceinline__ void transform_between_warps(float* span, int chunk) {
-#pragma unroll
+#pragma unroll 1
   for (int place = threadIdx.x; place < kChunk; place += kThreads) {
     float v[kWarps];
 #pragma unroll
@@ -84,9 +82,10 @@ __device__ __forceinline__ void transform_between_warps(float* span, int chunk) 
 }
 
 // All butterflies within a span, by all threads of the block.
+template <int kLeast = 1>
 __device__ __forceinline__ void transform_span(float (&v)[kRows], float* span, int chunk) {
   const int within = warp_index() * kChunk + (threadIdx.x & 31);
-  transform_in_warp(v, chunk);
+  transform_in_warp<kLeast, kSpan>(v, chunk);
   if (chunk > kChunk) {
 #pragma unroll
     for (int k = 0; k < kRows; ++k) span[within + 32 * k] = v[k];
@@ -98,20 +97,20 @@ __device__ __forceinline__ void transform_span(float (&v)[kRows], float* span, i
   }
 }
 
-// Spans of up to kSpan coordinates, whose Hadamard blocks are `chunk` long or longer: signs first (forward),
-// butterflies within the chunk, and, when the chunk is a whole block, the scale and (inverse) the signs.
-__global__ void __launch_bounds__(kThreads) hadamard_spans(const float* x, int64_t n, int chunk, bool whole,
-                                                          float scale, Random random, bool inverse, float* out) {
+// Spans of up to kSpan of n coordinates, of which x has the first, and the others are zeros. Their Hadamard blocks are
+// `chunk` long or longer: signs first (forward), butterflies within the chunk, and, when the chunk is a whole block, the
+// scale and (inverse) the signs.
+__global__ void __launch_bounds__(kThreads) hadamard_spans(Input x, int64_t n, int chunk, bool whole, float scale,
+                                                          Random random, bool inverse, float* out) {
   __shared__ float span[kSpan];
   __shared__ Signs<kSpanTiles> signs[2];  // in turn, so that one barrier is enough
   const int lane = threadIdx.x & 31, warp = warp_index();
   int turn = 0;
   for (int64_t start = static_cast<int64_t>(blockIdx.x) * kSpan; start < n;
        start += static_cast<int64_t>(gridDim.x) * kSpan, turn ^= 1) {
-    const int64_t first = start + warp * kChunk + lane;
+    const int64_t first = start + warp * kChunk;
     float v[kRows];
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) v[k] = first + 32 * k < n ? x[first + 32 * k] : 0.0f;
+    read_chunk(x, first, v, span + warp * kChunk);
     fill(signs[turn], start, kSignTile, random);
     __syncthreads();
     const uint32_t word = signs[turn].word[warp][lane];
@@ -122,9 +121,10 @@ __global__ void __launch_bounds__(kThreads) hadamard_spans(const float* x, int64
       for (int k = 0; k < kRows; ++k) v[k] *= scale;
       if (inverse) apply_signs(v, word);
     }
+    const int left = static_cast<int>(min(n - first, static_cast<int64_t>(kChunk))) - lane;
 #pragma unroll
     for (int k = 0; k < kRows; ++k)
-      if (first + 32 * k < n) out[first + 32 * k] = v[k];
+      if (32 * k < left) out[first + lane + 32 * k] = v[k];
   }
 }
 

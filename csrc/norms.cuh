@@ -21,6 +21,25 @@ __device__ __forceinline__ float tree_largest(uint32_t largest) {
   return __uint_as_float(largest);
 }
 
+// Of two buckets at once: the sum of the lanes' a in lanes below 16, that of their b in the others.
+__device__ __forceinline__ float tree_sums(float a, float b) {
+  const bool upper = threadIdx.x & 16;
+  float sum = (upper ? b : a) + __shfl_xor_sync(kAll, upper ? a : b, 16);
+#pragma unroll
+  for (int width = 8; width > 0; width /= 2) sum += __shfl_xor_sync(kAll, sum, width);
+  return sum;
+}
+
+// The largest magnitudes alike.
+__device__ __forceinline__ float tree_largest_of(float a, float b) {
+  const bool upper = threadIdx.x & 16;
+  uint32_t largest = __float_as_uint(upper ? b : a);
+  largest = max(largest, __float_as_uint(__shfl_xor_sync(kAll, upper ? a : b, 16)));
+#pragma unroll
+  for (int width = 8; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(kAll, largest, width));
+  return __uint_as_float(largest);
+}
+
 // As integers, so that NaN, the largest of all bit patterns, wins.
 __device__ __forceinline__ uint32_t magnitude(float value) { return __float_as_uint(value) & 0x7fffffffu; }
 

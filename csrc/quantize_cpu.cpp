@@ -58,8 +58,10 @@ LQRAY_VARIANTS(statistics,
                  statistics_body(reader, x.n, bucket_size, norm, norms, means, sigmas, begin, end);
                }))
 LQRAY_VARIANTS(signs,
-               (const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end),
-               signs_body(x, n, seed, offset, out, begin, end))
+               (Input x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end),
+               with_reader(x, [&](auto reader) __attribute__((always_inline)) {
+                 signs_body(reader, x.n, n, seed, offset, out, begin, end);
+               }))
 LQRAY_VARIANTS(hadamard, (float* x, int64_t block_size, int64_t begin, int64_t end),
                hadamard_body(x, block_size, begin, end))
 
@@ -123,7 +125,7 @@ void decode_sum(const uint8_t* payloads, int64_t count, int64_t stride, int64_t 
   decode_sum_body(payloads, count, stride, norm_bytes, levels, n, bucket_size, scale, add, out, begin, end);
 }
 
-void apply_signs(const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end) {
+void apply_signs(Input x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end) {
   LQRAY_CALL(signs, (x, n, seed, offset, out, begin, end));
 }
 

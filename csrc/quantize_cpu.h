@@ -37,8 +37,8 @@ void decode(Codes payload, const Levels& levels, int64_t n, int64_t bucket_size,
 void decode_sum(const uint8_t* payloads, int64_t count, int64_t stride, int64_t norm_bytes, const Levels& levels,
                 int64_t n, int64_t bucket_size, float scale, const float* add, float* out, int64_t begin, int64_t end);
 
-// Tiles of signs [begin, end): out = x times their random signs.
-void apply_signs(const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end);
+// Tiles of signs [begin, end): out, n long, is x, and zeros beyond its end, times their random signs.
+void apply_signs(Input x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin, int64_t end);
 
 // Blocks [begin, end), in place: the orthonormal Walsh-Hadamard transform of each.
 void hadamard_blocks(float* x, int64_t block_size, int64_t begin, int64_t end);

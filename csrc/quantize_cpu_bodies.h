@@ -318,7 +318,9 @@ LQRAY_BODY void decode_sum_body(const uint8_t* payloads, int64_t count, int64_t 
   }
 }
 
-LQRAY_BODY void signs_body(const float* x, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin,
+// x, and zeros beyond its end, times random signs.
+template <typename Reader>
+LQRAY_BODY void signs_body(Reader x, int64_t held, int64_t n, uint64_t seed, uint64_t offset, float* out, int64_t begin,
                            int64_t end) {
   uint32_t random[4][kGroup];
   for (int64_t tile = begin; tile < end; ++tile) {
@@ -328,8 +330,10 @@ LQRAY_BODY void signs_body(const float* x, int64_t n, uint64_t seed, uint64_t of
       const int row = static_cast<int>(start % kSignTile) / kGroup, up = 31 - row % 32;
       const uint32_t* word = random[row / 32];
       const int size = static_cast<int>(std::min<int64_t>(kGroup, stop - start));
-      for (int i = 0; i < size; ++i)
+      const int within = static_cast<int>(std::clamp<int64_t>(held - start, 0, size));
+      for (int i = 0; i < within; ++i)
         out[start + i] = as_float(as_bits(x[start + i]) ^ ((word[i] << up) & 0x80000000u));
+      for (int i = within; i < size; ++i) out[start + i] = as_float((word[i] << up) & 0x80000000u);
     }
   }
 }
@@ -340,11 +344,7 @@ LQRAY_BODY void hadamard_body(float* x, int64_t block_size, int64_t begin, int64
     float* v = x + block * block_size;
     for (int64_t half = 1; half < block_size; half *= 2)
       for (int64_t pair = 0; pair < block_size; pair += 2 * half)
-        for (int64_t i = pair; i < pair + half; ++i) {
-          const float upper = v[i], lower = v[i + half];
-          v[i] = upper + lower;
-          v[i + half] = upper - lower;
-        }
+        for (int64_t i = pair; i < pair + half; ++i) butterfly(v[i], v[i + half]);
     for (int64_t i = 0; i < block_size; ++i) v[i] *= scale;
   }
 }

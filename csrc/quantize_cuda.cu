@@ -7,6 +7,7 @@
 #include "hadamard.cuh"
 #include "norms.cuh"
 #include "quantize_cuda.h"
+#include "rotated.cuh"
 
 namespace lqray::cuda {
 
@@ -89,12 +90,27 @@ int encode_from(Input x, int64_t first_tile, const float* norms, DeviceLevels le
   });
 }
 
-// How many warps hold a bucket in their registers; 0: it is read twice.
-int warps_for(int64_t bucket_size) {
-  for (int warps = 1; warps <= kMostWarps; warps *= 2)
-    if (bucket_size == static_cast<int64_t>(warps) * kSumChunk) return warps;
-  return 0;
+// Of a power of two.
+int shift_of(int64_t power) {
+  int shift = 0;
+  while ((int64_t{1} << shift) < power) ++shift;
+  return shift;
 }
+
+// How many warps hold a bucket in their registers; 0: not even one is filled.
+int warps_for(int64_t bucket_size) { return static_cast<int>(bucket_size / kSumChunk); }
+
+// Of how many coordinates a whole number is encoded without being read twice: a bucket, or a chunk of several.
+int64_t fused_unit(int64_t bucket_size) {
+  const bool fits = bucket_size >= 64 && bucket_size <= kMostWarps * kSumChunk;
+  if (!fits || (bucket_size & (bucket_size - 1))) return int64_t{1} << 62;
+  return std::max<int64_t>(bucket_size, kSumChunk);
+}
+
+// Whether buckets, powers of two, are rotated and encoded at once.
+bool rotated_at_once(int64_t bucket_size) { return bucket_size >= 64 && bucket_size <= kSpan; }
+
+float root_of_size(int64_t block_size) { return static_cast<float>(1.0 / sqrt(static_cast<double>(block_size))); }
 
 // Chunks of all buckets, the last of which may have fewer; 0 where a bucket is no longer than a chunk.
 int64_t chunks_of(int64_t n, int64_t bucket_size) {
@@ -130,7 +146,7 @@ int long_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* no
 int64_t scratch_bytes(int64_t n, int64_t bucket_size) { return 8 * chunks_of(n, bucket_size); }
 
 int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size) {
-  return scratch_bytes(warps_for(bucket_size) ? n % bucket_size : n, bucket_size);
+  return scratch_bytes(n % fused_unit(bucket_size), bucket_size);
 }
 
 int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, void* stream) {
@@ -166,16 +182,21 @@ int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size
 int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
                  void* scratch, float* norms, uint32_t* words, void* stream) {
   const Random random{round_keys(seed), offset};
-  const int warps = warps_for(bucket_size);
-  const int64_t whole = warps ? x.n / bucket_size : 0;  // buckets that stay in registers
+  const int64_t whole = x.n / fused_unit(bucket_size) * (fused_unit(bucket_size) / bucket_size);
   if (whole) {
-    const int threads = 32 * std::max(warps, kWarps);
-    const unsigned blocks = blocks_for(ceil_divide(whole, threads / 32 / warps));
+    const cudaStream_t on = stream_of(stream);
+    const int warps = warps_for(bucket_size), threads = 32 * std::max(warps, kWarps);
+    const int64_t chunks = whole * bucket_size / kSumChunk;
+    const unsigned blocks = blocks_for(ceil_divide(chunks, threads / 32));
     const int error = with_reader(x, [&](auto reader) {
       return with_bits(levels.bits, [&](auto bits) {
         return with_norm(norm, [&](auto of) {
-          encode_buckets<bits.value, of.value><<<blocks, threads, 0, stream_of(stream)>>>(reader, whole, warps, levels,
-                                                                                        random, norms, words);
+          if (warps)
+            encode_buckets<bits.value, of.value><<<blocks, threads, 0, on>>>(reader, whole, warps, levels, random, norms,
+                                                                          words);
+          else
+            encode_short_buckets<bits.value, of.value><<<blocks, kThreads, 0, on>>>(
+                reader, chunks, shift_of(bucket_size / 32), levels, random, norms, words);
           return launched();
         });
       });
@@ -206,13 +227,13 @@ int decode(const uint8_t* rows, int64_t count, int64_t stride, int64_t norm_byte
   });
 }
 
-int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint64_t offset, bool inverse, float* out,
+int hadamard(Input x, int64_t n, int64_t block_size, uint64_t seed, uint64_t offset, bool inverse, float* out,
              void* stream) {
   if (n == 0) return 0;
   const Random random{round_keys(seed), offset};
   const int chunk = static_cast<int>(std::min<int64_t>(block_size, kSpan));
   const bool whole = chunk == block_size;
-  const float scale = static_cast<float>(1.0 / sqrt(static_cast<double>(block_size)));
+  const float scale = root_of_size(block_size);
   hadamard_spans<<<blocks_for(ceil_divide(n, kSpan)), kThreads, 0, stream_of(stream)>>>(x, n, chunk, whole, scale,
                                                                                       random, inverse, out);
   if (const int error = launched()) return error;
@@ -220,18 +241,47 @@ int hadamard(const float* x, int64_t n, int64_t block_size, uint64_t seed, uint6
   for (int64_t unit = kSpan; unit < block_size;) {
     const int64_t parts = std::min<int64_t>(8, block_size / unit);
     const bool last = unit * parts == block_size;
-    int shift = 0;
-    while ((int64_t{1} << shift) < unit) ++shift;
     const unsigned blocks = blocks_for(n / parts / kSignTile);
     const int error = with_parts(static_cast<int>(parts), [&](auto count) {
-      hadamard_stage<count.value><<<blocks, kThreads, 0, stream_of(stream)>>>(out, n, shift, last, scale, random,
-                                                                            inverse);
+      hadamard_stage<count.value><<<blocks, kThreads, 0, stream_of(stream)>>>(out, n, shift_of(unit), last, scale,
+                                                                            random, inverse);
       return launched();
     });
     if (error) return error;
     unit *= parts;
   }
   return 0;
+}
+
+int64_t scratch_bytes_rotated(int64_t n, int64_t bucket_size) {
+  return rotated_at_once(bucket_size) ? 0 : 4 * n + scratch_bytes_fused(n, bucket_size);
+}
+
+int encode_rotated(Input x, int64_t n, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed,
+                   uint64_t offset, uint64_t rotation, void* scratch, float* norms, uint32_t* words, void* stream) {
+  if (n == 0) return 0;
+  if (!rotated_at_once(bucket_size)) {
+    float* rotated = static_cast<float*>(scratch);
+    if (const int error = hadamard(x, n, bucket_size, rotation, offset, false, rotated, stream)) return error;
+    return encode_fused(Input{rotated, Dtype::f32, n}, levels, bucket_size, norm, seed, offset, rotated + n, norms,
+                        words, stream);
+  }
+  const Random signs{round_keys(rotation), offset}, random{round_keys(seed), offset};
+  const unsigned blocks = blocks_for(ceil_divide(n, kSpan));
+  const int shift = shift_of(bucket_size);
+  const float root = root_of_size(bucket_size);
+  const cudaStream_t on = stream_of(stream);
+  return with_bits(levels.bits, [&](auto bits) {
+    return with_norm(norm, [&](auto of) {
+      if (bucket_size >= kSumChunk)
+        encode_rotated<bits.value, of.value, true><<<blocks, kThreads, 0, on>>>(x, n, shift, root, signs, levels,
+                                                                              random, norms, words);
+      else
+        encode_rotated<bits.value, of.value, false><<<blocks, kThreads, 0, on>>>(x, n, shift, root, signs, levels,
+                                                                               random, norms, words);
+      return launched();
+    });
+  });
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -157,6 +157,13 @@ LQRAY_HD int cell_of(const Table* inner, int bits, float r) {
   return cell;
 }
 
+// A butterfly of the Walsh-Hadamard transform.
+LQRAY_HD void butterfly(float& upper, float& lower) {
+  const float sum = upper + lower;
+  lower = upper - lower;
+  upper = sum;
+}
+
 // float32 of the 16 bits of a half-precision number; exact, subnormals, infinities and NaN included.
 LQRAY_HD uint32_t half_bits(uint16_t h) {
   union {

@@ -22,7 +22,15 @@ struct Float32 {
 };
 struct Float16 {
   const uint16_t* p;
-  __device__ __forceinline__ float operator[](int64_t i) const { return __uint_as_float(half_bits(p[i])); }
+  __device__ __forceinline__ float operator[](int64_t i) const {
+#if defined(__CUDA_ARCH__)
+    float value;  // exact, subnormal numbers too; a NaN may have other bits than half_bits gives it
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(p[i]));
+    return value;
+#else
+    return __uint_as_float(half_bits(p[i]));
+#endif
+  }
 };
 struct Bfloat16 {
   const uint16_t* p;

@@ -24,6 +24,7 @@ from lqray.ops.checks import (
     check_norm,
     check_norms,
     check_payload,
+    check_rotated,
     check_sum,
     code_bytes,
     norm_bytes,
@@ -40,6 +41,7 @@ __all__ = [
     "decode_sum",
     "encode",
     "encode_fused",
+    "encode_rotated",
     "hadamard",
     "loaded",
     "native",
@@ -58,6 +60,10 @@ _library.define(
 _library.define(
     "encode_fused(Tensor x, Tensor levels, int bits, int bucket_size, str norm, int seed, int offset) -> Tensor"
 )
+_library.define(
+    "encode_rotated(Tensor x, Tensor levels, int bits, int bucket_size, str norm, int seed, int offset, int rotation)"
+    " -> Tensor"
+)
 _library.define("decode(Tensor payload, Tensor levels, int n, int bits, int bucket_size) -> Tensor")
 _library.define(
     "decode_sum(Tensor payloads, Tensor levels, int n, int bits, int bucket_size, float scale, Tensor? add=None)"
@@ -70,6 +76,7 @@ _DEFAULT = "CompositeExplicitAutograd"
 _library.impl("bucket_norms", reference.bucket_norms, _DEFAULT)
 _library.impl("encode", reference.encode, _DEFAULT)
 _library.impl("encode_fused", reference.encode_fused, _DEFAULT)
+_library.impl("encode_rotated", reference.encode_rotated, _DEFAULT)
 _library.impl("decode", reference.decode, _DEFAULT)
 _library.impl("decode_sum", reference.decode_sum, _DEFAULT)
 _library.impl("bucket_statistics", reference.bucket_statistics, _DEFAULT)
@@ -117,6 +124,23 @@ def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: s
     check_norm("encode_fused", norm)
     check_levels("encode_fused", levels, bits, x)
     return torch.ops.lqray.encode_fused(x, levels, bits, bucket_size, norm, signed(seed), signed(offset))  # type: ignore[no-any-return]
+
+
+def encode_rotated(
+    x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int, rotation: int
+) -> Tensor:
+    """`hadamard`, keyed by `rotation`, of x in float32, padded with zeros to whole buckets, and `encode_fused` of what
+    comes of it.
+
+    bucket_size: a power of two. Returns the payload of the padded coordinates. Other arguments and errors as in those
+    two.
+    """
+    check_memory("encode_rotated", x=x, levels=levels)
+    check_rotated("encode_rotated", x, bucket_size)
+    check_norm("encode_rotated", norm)
+    check_levels("encode_rotated", levels, bits, x)
+    keys = signed(seed), signed(offset), signed(rotation)
+    return torch.ops.lqray.encode_rotated(x, levels, bits, bucket_size, norm, *keys)  # type: ignore[no-any-return]
 
 
 def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:
@@ -192,6 +216,17 @@ def _(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: i
     check_norm("encode_fused", norm)
     check_levels("encode_fused", levels, bits, x)
     return x.new_empty(norm_bytes(x.numel(), bucket_size) + code_bytes(x.numel(), bits), dtype=torch.uint8)
+
+
+@torch.library.register_fake("lqray::encode_rotated", lib=_library)
+def _(
+    x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int, rotation: int
+) -> Tensor:
+    check_rotated("encode_rotated", x, bucket_size)
+    check_norm("encode_rotated", norm)
+    check_levels("encode_rotated", levels, bits, x)
+    n = -(-x.numel() // bucket_size) * bucket_size
+    return x.new_empty(norm_bytes(n, bucket_size) + code_bytes(n, bits), dtype=torch.uint8)
 
 
 @torch.library.register_fake("lqray::decode", lib=_library)

@@ -79,6 +79,13 @@ def check_input(op: str, x: Tensor, bucket_size: int) -> None:
     check_bucket_size(op, bucket_size)
 
 
+def check_rotated(op: str, x: Tensor, bucket_size: int) -> None:
+    """x: what is rotated in its buckets, padded to whole ones, and then encoded."""
+    check_input(op, x, bucket_size)
+    if bucket_size & (bucket_size - 1):
+        raise ValueError(f"{op}: bucket_size is {bucket_size}; allowed: a power of two")
+
+
 def check_norm(op: str, norm: str) -> None:
     """norm: its name."""
     if norm not in ("l2", "linf"):

@@ -13,7 +13,16 @@ import torch
 from lqray.kernels.libraries import find
 from lqray.ops import devices, reference
 
-OPERATORS = ("bucket_norms", "bucket_statistics", "encode", "encode_fused", "decode", "decode_sum", "hadamard")
+OPERATORS = (
+    "bucket_norms",
+    "bucket_statistics",
+    "encode",
+    "encode_fused",
+    "encode_rotated",
+    "decode",
+    "decode_sum",
+    "hadamard",
+)
 """Those that have kernels for the CPU and for CUDA."""
 CODING = ("pack", "unpack", "rans_encode", "rans_decode")
 """Those that have kernels for the CPU alone: `lqray.ops.coding`."""

@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lqray.ops.checks import check_blocks, check_input, check_levels, check_norm, check_norms, check_payload, check_sum
+from lqray.ops.checks import (
+    check_blocks,
+    check_input,
+    check_levels,
+    check_norm,
+    check_norms,
+    check_payload,
+    check_rotated,
+    check_sum,
+)
 
 _MASK = 0xFFFFFFFF
 _TINY = 2.0**-64
@@ -145,6 +154,18 @@ def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: s
     norms = bucket_norms(x, bucket_size, norm)
     codes = encode(x, norms, levels, bits, bucket_size, seed, offset)
     return torch.cat([norms.view(torch.uint8), codes])
+
+
+def encode_rotated(
+    x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int, rotation: int
+) -> Tensor:
+    """See `lqray.ops.encode_rotated`."""
+    check_rotated("encode_rotated", x, bucket_size)
+    check_levels("encode_rotated", levels, bits, x)
+    check_norm("encode_rotated", norm)
+    padded = torch.nn.functional.pad(x.to(torch.float32), (0, -x.numel() % bucket_size))
+    rotated = hadamard(padded, bucket_size, rotation, offset, False)
+    return encode_fused(rotated, levels, bits, bucket_size, norm, seed, offset)
 
 
 def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int) -> Tensor:

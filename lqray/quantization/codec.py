@@ -143,8 +143,8 @@ def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int)
     clipped = clip(flat, coding)
     tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
     head = clipped.numel() - tail
-    coordinates = rotate(clipped[:head], coding, offset)
-    buffer = ops.encode_fused(coordinates, levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
+    chosen = (clipped[:head], levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
+    buffer = ops.encode_rotated(*chosen, _ROTATION_SEED) if coding.rotate else ops.encode_fused(*chosen)
     if tail:
         buffer = torch.cat([buffer, clipped[head:].to(torch.float32).contiguous().view(torch.uint8)])
     rotation = offset if coding.rotate else None

@@ -217,7 +217,8 @@ def results():
     sizes = (levels, 64, 3, 32)
     return [payload, raw.bucket_norms(x, 32, "linf"), raw.encode(x, torch.ones(2), levels, 3, 32, 1, 2),
             raw.decode(payload, *sizes), raw.decode_sum(payload[None], *sizes, 0.5),
-            raw.decode_sum(payload[None], *sizes, 1.0, x), raw.hadamard(x, 32, 1, 2, False)]
+            raw.decode_sum(payload[None], *sizes, 1.0, x), raw.hadamard(x, 32, 1, 2, False),
+            raw.encode_rotated(x, levels, 3, 32, "linf", 1, 2, 3)]
 
 def show():
     try:

@@ -41,6 +41,7 @@ def calls(device: str):
         ("encode", {"x": x, "norms": none} | coded),
         ("encode", {"x": none, "norms": none} | coded),
         ("encode_fused", {"x": x, "norm": "l2"} | coded),
+        ("encode_rotated", {"x": x, "norm": "l2"} | coded),
         ("decode", {"payload": payload, "n": 64} | coded),
         ("decode", {"payload": empty, "n": 0} | coded),
         ("decode_sum", {"payloads": payload.view(1, -1), "n": 64} | summed),
@@ -58,6 +59,7 @@ def wrong_tensors(device: str):
     payload = torch.zeros(8 + 24, dtype=torch.uint8, device=device)
     elsewhere = "meta" if device == "cpu" else "cpu"
     encode = {"x": x, "norms": norms, "levels": levels, "bits": 3, "bucket_size": 32}
+    coded = {name: value for name, value in encode.items() if name != "norms"} | {"norm": "l2"}
     decode = {"payload": payload, "levels": levels, "n": 64, "bits": 3, "bucket_size": 32}
     many = {"payloads": payload.view(1, -1), "levels": levels, "n": 64, "bits": 3, "bucket_size": 32, "scale": 1.0}
     many["add"] = None
@@ -71,11 +73,8 @@ def wrong_tensors(device: str):
         "sparse": x.to_sparse() if device == "cpu" else x.long(),
     }.items():
         yield f"x: {name}", "encode", encode | {"x": wrong}
-        yield (
-            f"x: {name}",
-            "encode_fused",
-            {k: v for k, v in encode.items() if k != "norms"} | {"x": wrong, "norm": "l2"},
-        )
+        yield f"x: {name}", "encode_fused", coded | {"x": wrong}
+        yield f"x: {name}", "encode_rotated", coded | {"x": wrong}
         yield f"x: {name}", "bucket_norms", {"x": wrong, "bucket_size": 32, "norm": "linf"}
         yield f"x: {name}", "bucket_statistics", {"x": wrong, "bucket_size": 32, "norm": "linf"}
         yield f"x: {name}", "hadamard", {"x": wrong, "block_size": 32}
@@ -145,18 +144,20 @@ def attempt(device: str) -> dict[str, str]:
     found = {}
     for number, (name, good, tried) in enumerate(calls(device)):
         keyed = name.startswith("encode") or name == "hadamard"
-        rest = ({"seed": -1, "offset": -(2**63)} if keyed else {}) | ({"inverse": True} if name == "hadamard" else {})
+        own = {"hadamard": {"inverse": True}, "encode_rotated": {"rotation": 3}}.get(name, {})
+        rest = ({"seed": -1, "offset": -(2**63)} if keyed else {}) | own
         raw, wrapped = getattr(torch.ops.lqray, name), getattr(ops, name)
         for values in itertools.product(NUMBERS, repeat=len(tried)):
             chosen = good | dict(zip(tried, values, strict=True))
             what = f"{number} {name} {json.dumps(dict(zip(tried, values, strict=True)))}"
             found[what] = outcome(raw, chosen | rest)
-            checked = outcome(wrapped, chosen | ({"seed": 1, "offset": 2} if keyed else {}))
+            checked = outcome(wrapped, chosen | ({"seed": 1, "offset": 2} if keyed else {}) | own)
             expected = "refused" if device == "meta" else found[what]  # shapes alone are the operators' business
             assert checked == expected, f"{what}: the wrapper {checked}, the operator {found[what]}"
     for what, name, arguments in wrong_tensors(device):
         keyed = name.startswith("encode") or name == "hadamard"
-        rest = ({"seed": 1, "offset": 2} if keyed else {}) | ({"inverse": True} if name == "hadamard" else {})
+        own = {"hadamard": {"inverse": True}, "encode_rotated": {"rotation": 3}}.get(name, {})
+        rest = ({"seed": 1, "offset": 2} if keyed else {}) | own
         found[f"{name} {what}"] = outcome(getattr(torch.ops.lqray, name), arguments | rest)
         with pytest.raises(ValueError, match=f"{name}: "):
             getattr(ops, name)(**arguments, **rest)
@@ -239,6 +240,8 @@ def of_tensors():
     yield "encode levels", levels, lambda t: ops.encode(x, norms, t, 3, 32, 1, 2)
     yield "encode_fused x", x, lambda t: ops.encode_fused(t, levels, 3, 32, "l2", 1, 2)
     yield "encode_fused levels", levels, lambda t: ops.encode_fused(x, t, 3, 32, "l2", 1, 2)
+    yield "encode_rotated x", x, lambda t: ops.encode_rotated(t, levels, 3, 32, "l2", 1, 2, 3)
+    yield "encode_rotated levels", levels, lambda t: ops.encode_rotated(x, t, 3, 32, "l2", 1, 2, 3)
     yield "decode payload", payload, lambda t: ops.decode(t, levels, 64, 3, 32)
     yield "decode levels", levels, lambda t: ops.decode(payload, t, 64, 3, 32)
     yield "decode_sum payloads", rows, lambda t: ops.decode_sum(t, levels, 64, 3, 32, 0.5)
@@ -275,6 +278,7 @@ def test_buckets_of_no_coordinates_are_refused(size):
         lambda: ops.bucket_statistics(x, size, "l2"),
         lambda: ops.encode(x, torch.ones(2), levels, 3, size, 1, 2),
         lambda: ops.encode_fused(x, levels, 3, size, "l2", 1, 2),
+        lambda: ops.encode_rotated(x, levels, 3, size, "l2", 1, 2, 3),
         lambda: ops.decode(payload, levels, 64, 3, size),
         lambda: ops.decode_sum(payload[None], levels, 64, 3, size, 1.0),
         lambda: ops.hadamard(x, size, 1, 2),

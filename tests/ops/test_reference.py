@@ -235,6 +235,7 @@ def test_opcheck():
         "bucket_norms": (x, 64, "l2"),
         "encode": (x, norms, UNIFORM, 3, 64, 1, 2),
         "encode_fused": (x, UNIFORM, 3, 64, "l2", 1, 2),
+        "encode_rotated": (x, UNIFORM, 3, 64, "l2", 1, 2, 3),
         "decode": (payload, UNIFORM, 100, 3, 64),
         "decode_sum": (torch.stack([payload, payload]), UNIFORM, 100, 3, 64, 0.5),
         "bucket_statistics": (x, 64, "linf"),

@@ -40,9 +40,9 @@ def library(tmp_path_factory):
 @pytest.mark.parametrize("isa", [*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:2]), ISAS[2]])
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
     """`avx512` is the best that this machine has."""
-    tests = ["test_fuzz.py", "test_backends.py", "test_norms.py", "test_blocks.py", "test_rans.py"]
+    tests = ["test_fuzz.py", "test_backends.py", "test_norms.py", "test_blocks.py", "test_rans.py", "test_rotated.py"]
     tests = [f"tests/ops/{name}" for name in tests] + ["tests/communication/test_fuzz_payloads.py"]
-    chosen = "fuzz or ((awkward or views or scale or hadamard or refuses or extremes) and native-cpu)"
+    chosen = "fuzz or ((awkward or views or scale or hadamard or padded or refuses or extremes) and native-cpu)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", chosen],
         cwd=ROOT,

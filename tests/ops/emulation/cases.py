@@ -30,6 +30,9 @@ def everything(x: torch.Tensor, bits: int, bucket: int):
         yield f"encode {norm}", ops.encode(x, norms, levels, bits, bucket, 2**63 + 1, 2**64 - 1)
         payload = ops.encode_fused(x, levels, bits, bucket, norm, 2**63 + 1, 2**64 - 1)
         yield f"encode_fused {norm}", payload
+        for size in (128, 2048):
+            turned = ops.encode_rotated(x, levels, bits, size, norm, 2**63 + 1, 2**64 - 1, 3)
+            yield f"encode_rotated {norm} {size}", turned
         yield f"decode {norm}", ops.decode(payload, levels, n, bits, bucket)
         yield f"decode_sum {norm}", ops.decode_sum(payload.repeat(3, 1), levels, n, bits, bucket, 1 / 3)
     for inverse in (False, True):
@@ -85,7 +88,7 @@ def test_norms_of_more_than_32_bits_of_coordinates(many):
 
 
 @pytest.mark.parametrize("many", [2**31, 2**32])
-@pytest.mark.parametrize("bucket", [8192, 1 << 14, 1000 * 2**10])
+@pytest.mark.parametrize("bucket", [256, 8192, 1 << 14, 1000 * 2**10])
 def test_codes_of_more_than_32_bits_of_coordinates(many, bucket, monkeypatch):
     """Of 2**31 coordinates those at the end; the norms before them are never read."""
     many -= many % bucket
@@ -102,6 +105,21 @@ def test_codes_of_more_than_32_bits_of_coordinates(many, bucket, monkeypatch):
         fused = ops.encode_fused(x, levels, 1, bucket, "linf", 1, 2)
         expected = reference.encode_fused(tail, levels, 1, bucket, "linf", 1, 2)
         assert same(fused[-held // 8 :], expected[-held // 8 :])
+
+
+@pytest.mark.parametrize("bucket", [256, 8192])
+def test_rotated_codes_of_more_than_31_bits_of_coordinates(bucket, monkeypatch):
+    many, held = 2**31, 8192
+    x, tail = tail_of(many + TAIL, torch.bfloat16)
+    settings("random", last_blocks=9)
+    padded = torch.nn.functional.pad(tail.float(), (0, -TAIL % bucket))
+    with monkeypatch.context() as patched:
+        shifted(patched, many, of_a_call=128)
+        rotated = reference.hadamard(padded, bucket, 3, 2, False)
+    shifted(monkeypatch, many)
+    expected = reference.encode_fused(rotated, some_levels(1), 1, bucket, "linf", 1, 2)
+    found = ops.encode_rotated(x, some_levels(1), 1, bucket, "linf", 1, 2, 3)
+    assert same(found[-held // 8 :], expected[-held // 8 :])
 
 
 def test_decoding_more_than_31_bits_of_coordinates():

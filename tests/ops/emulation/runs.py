@@ -14,7 +14,7 @@ from tests.ops.emulation import build
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 1200  # seconds of a run; a launch that does not end is told by the machine, much earlier
-NAMES = ["test_backends", "test_norms", "test_edges", "test_fuzz", "emulation/cases"]
+NAMES = ["test_backends", "test_norms", "test_edges", "test_rotated", "test_fuzz", "emulation/cases"]
 FILES = [f"tests/ops/{name}.py" for name in NAMES]
 ALL = "native-cpu or fuzz or emulation"
 # Without those that are long, or ask no kernel, where others have the same kernels run.
@@ -31,6 +31,7 @@ LEFT_OUT = [
 ]
 SHORTER = f"({ALL}) and not ({' or '.join(LEFT_OUT)})"
 QUICK = "native-cpu and (1009 or views or short or float64 or every_size or sums_of or begin or any_scale or nan_and"
+QUICK += " or padded or (spans and 3-native) or (some_of_which and (128-native or 4096-native))"
 QUICK += " or on_a_level or beyond_the_last or (long_tensors and 3-)) and not 2048-torch"
 FEW = "native-cpu and (257-torch.float16 or views or sums_of or (short and 2048))"
 
