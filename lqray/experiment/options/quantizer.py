@@ -252,4 +252,5 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "amq_inf": MixtureOptions,
     "amq_n": AdaptiveLevelsOptions,
     "optimal": OptimalOptions,
+    "optimal_inf": OptimalOptions,
 }
