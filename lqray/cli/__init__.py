@@ -73,7 +73,7 @@ def main(context: click.Context) -> None:
 
 
 for _command in (
-    *(sweeps.expand, sweeps.run, submission.submit, sweeps.train),
+    *(sweeps.expand, sweeps.run, submission.submit, sweeps.train, sweeps.capture),
     *(overview.status, overview.stop, overview.logs, overview.failures),
     *(reports.report, reports.compare, reports.export, reports.plot),
     *(services.ui, services.server, services.relocate, services.doctor),

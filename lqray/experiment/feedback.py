@@ -61,6 +61,7 @@ _NORMS_AND_LEVELS: dict[str, tuple[str, Callable[[int, float], list[float]]]] = 
     "amq_inf": ("linf", _exponential),
     "amq_n": ("l2", _exponential),
     "optimal": ("l2", _exponential),
+    "optimal_inf": ("linf", _uniform),
 }
 
 

@@ -139,16 +139,27 @@ def nearest_factor(x: Tensor, q: Tensor) -> Tensor:
 
 def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> LevelPayload:
     """Encode a tensor of any shape and strides, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
-    flat = flattened("encode", x)
-    clipped = clip(flat, coding)
+    head, tail = _split(flattened("encode", x), coding)
+    chosen = (head, levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
+    buffer = ops.encode_rotated(*chosen, _ROTATION_SEED) if coding.rotate else ops.encode_fused(*chosen)
+    if tail.numel():
+        buffer = torch.cat([buffer, tail.to(torch.float32).contiguous().view(torch.uint8)])
+    rotation = offset if coding.rotate else None
+    return LevelPayload(buffer, x.numel(), x.dtype, offset, coding.bits, coding.bucket_size, tail.numel(), rotation)
+
+
+def prepared(x: Tensor, coding: Coding, offset: int) -> tuple[Tensor, Tensor]:
+    """What of x (n,) is rounded to levels, clipped and rotated, and its unquantized tail (n mod bucket_size,), which is
+    empty where short buckets are quantized."""
+    head, tail = _split(x, coding)
+    return rotate(head, coding, offset), tail
+
+
+def _split(x: Tensor, coding: Coding) -> tuple[Tensor, Tensor]:
+    clipped = clip(x, coding)
     tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
     head = clipped.numel() - tail
-    chosen = (clipped[:head], levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
-    buffer = ops.encode_rotated(*chosen, _ROTATION_SEED) if coding.rotate else ops.encode_fused(*chosen)
-    if tail:
-        buffer = torch.cat([buffer, clipped[head:].to(torch.float32).contiguous().view(torch.uint8)])
-    rotation = offset if coding.rotate else None
-    return LevelPayload(buffer, x.numel(), x.dtype, offset, coding.bits, coding.bucket_size, tail, rotation)
+    return clipped[:head], clipped[head:]
 
 
 def flattened(op: str, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lqray import ops
-from lqray.quantization.codec import Coding, clip, rotate
+from lqray.quantization.codec import Coding, prepared
 
 Array = NDArray[np.float64]
 
@@ -42,9 +42,7 @@ def density_of(tensors: Sequence[Tensor], coding: Coding) -> Density | None:
 
 
 def _counts(gradient: Tensor, coding: Coding) -> NDArray[np.int64]:
-    clipped = clip(gradient, coding)
-    tail = clipped.numel() % coding.bucket_size if coding.raw_tail else 0
-    coordinates = rotate(clipped[: clipped.numel() - tail], coding, 0)
+    coordinates, _ = prepared(gradient, coding, 0)
     norms = ops.bucket_norms(coordinates, coding.bucket_size, coding.norm)
     edges = torch.from_numpy(EDGES).to(gradient.device)
     counts = torch.zeros(EDGES.size - 1, dtype=torch.int64, device=gradient.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from lqray import ops
 from lqray.quantization.dynamic_program import Points, choose_levels
 from lqray.quantization.levels import Levels, fill_levels
-from lqray.quantization.statistics import Weighting, full_buckets
+from lqray.quantization.statistics import Weighting
 
 Array = NDArray[np.float64]
 
@@ -88,17 +88,15 @@ def _with_ends(points: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def histogram(gradient: Tensor, bucket_size: int, norm: str, weighting: Weighting) -> Histogram:
-    """Of the normalized coordinates of the full buckets of a gradient (n,), or of its one short bucket."""
-    whole = full_buckets(gradient, bucket_size)
-    if whole.numel() == 0:
-        return Histogram.empty()
-    size = min(bucket_size, whole.numel())
-    norms = ops.bucket_norms(whole, size, norm).to(torch.float64)
-    usable = norms.isfinite() & (norms > 0)
+    """Of the normalized coordinates of all buckets of a gradient (n,), the short last one included."""
+    n = gradient.numel()
+    each = ops.bucket_norms(gradient, bucket_size, norm).repeat_interleave(min(bucket_size, n))[:n]
+    usable = each.isfinite() & (each > 0)
     if not usable.any():
         return Histogram.empty()
-    r = (whole.view(-1, size)[usable].to(torch.float64) / norms[usable, None]).clamp(-1.0, 1.0).reshape(-1)
-    weight = (norms[usable] if weighting == "norm" else norms[usable].square()).repeat_interleave(size)
+    norms = each[usable].to(torch.float64)
+    r = (gradient[usable].to(torch.float64) / norms).clamp(-1.0, 1.0)
+    weight = norms if weighting == "norm" else norms.square()
     stretched = torch.asinh(r * float(np.sinh(_STRETCH))) / float(_STRETCH)
     bins = ((stretched + 1.0) * (BINS / 2)).to(torch.int64).clamp(0, BINS - 1)
     weights = torch.bincount(bins, weight, minlength=BINS).cpu().numpy()

@@ -156,10 +156,8 @@ class Quantizer(Compressor):
         fit = self.method.fit
         if fit is None:
             return
-        gradient = codec.flattened("observe", tensor)
-        seen = fit.observe(
-            codec.rotate(codec.clip(gradient, self.coding), self.coding, 0), self.coding.norm, self.options
-        )
+        coordinates, _ = codec.prepared(codec.flattened("observe", tensor), self.coding, 0)
+        seen = fit.observe(coordinates, self.coding.norm, self.options)
         before = [self._observed[worker]] if worker in self._observed else []
         self._observed[worker] = fit.keep(fit.statistics.merge([*before, seen]), self.options)
 

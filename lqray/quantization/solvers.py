@@ -22,9 +22,10 @@ from scipy.optimize import minimize_scalar
 from lqray.quantization.distribution import Moments, TruncatedNormalMixture
 from lqray.quantization.dynamic_program import Points, choose_levels
 from lqray.quantization.levels import Levels, exponential_levels, fill_levels
+from lqray.quantization.original import descended_levels, descended_multiplier
 
 Method = Literal["alq", "alqg", "amq"]
-Solver = Literal["newton", "coordinate"]
+Solver = Literal["newton", "coordinate", "original"]
 
 _NEWTON_ITERATIONS = 60
 _RELATIVE_TOLERANCE = 1e-13
@@ -52,7 +53,9 @@ def solve_levels(
     method: "alq", all inner levels at the minimum; "alqg", all inner levels by the paper's projected gradient descent
     from `initial` (30 sweeps, which need not reach it); "amq", exponential levels of the best multiplier.
     initial: current levels, by default the exponential ones; the result is never worse than they are.
-    solver: of alq: "newton", or "coordinate", the paper's coordinate descent from `initial`, slower.
+    solver: of alq and amq: "newton", the best that there are, or "original", where the solvers of the paper's research
+    code stop (`lqray.quantization.original`); of alq also "coordinate", the paper's coordinate descent from `initial`,
+    slower.
     symmetric: only levels with l_j = -l_L-1-j; `initial` is then made symmetric first.
     Raises ValueError for bits outside 1..8, another method or solver, or `initial` that are no 2**bits levels.
     """
@@ -117,6 +120,8 @@ _CANDIDATES: dict[tuple[str, str], Callable[[TruncatedNormalMixture, Levels], It
     ("alq", "coordinate"): _by_coordinate_descent,
     ("alqg", "newton"): _by_projected_gradient,
     ("amq", "newton"): _by_multiplier,
+    ("alq", "original"): descended_levels,
+    ("amq", "original"): descended_multiplier,
 }
 
 

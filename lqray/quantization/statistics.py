@@ -76,7 +76,8 @@ class BucketStatistics:
         return BucketStatistics.from_table(np.array([[1.0, self.pooled_mean, sigma, count]]))
 
     def mixture(self, components: int, weighting: Weighting = "norm") -> TruncatedNormalMixture | None:
-        """The weighted mixture of the `components` buckets of largest norm (Faghri et al. 2020, section 3.2).
+        """The weighted mixture of the `components` buckets of largest norm (Faghri et al. 2020, section 3.2), a short
+        bucket with the share that its coordinates have of a full one's weight.
 
         None when no bucket has a positive norm and deviation: there is nothing to fit levels to.
         """
@@ -86,7 +87,7 @@ class BucketStatistics:
         # Divided by the largest: the square of a tiny norm would be 0.
         weights = chosen.norms / chosen.norms[0]
         weights = weights if weighting == "norm" else weights**2
-        return TruncatedNormalMixture(chosen.means, chosen.sigmas, weights)
+        return TruncatedNormalMixture(chosen.means, chosen.sigmas, weights * chosen.counts)
 
     def normal(self) -> TruncatedNormalMixture | None:
         """One truncated normal of the pooled mean and deviation (the paper's norm-less variants); None without any."""
@@ -95,21 +96,16 @@ class BucketStatistics:
 
 
 def bucket_statistics(gradient: Tensor, bucket_size: int, norm: str) -> BucketStatistics:
-    """Statistics of the full buckets of a gradient (n,), or of its one short bucket when n < bucket_size.
+    """Statistics of the buckets of a gradient (n,), the short last one included.
 
     For buckets that start anew at every layer, call it for each layer's tensor and merge. Buckets whose norm is zero or
     not finite are left out: they have no normalized coordinates.
     """
-    whole = full_buckets(gradient, bucket_size)
-    if whole.numel() == 0:
+    if gradient.numel() == 0:
         return BucketStatistics.empty()
-    columns = ops.bucket_statistics(whole, min(bucket_size, whole.numel()), norm)
+    columns = ops.bucket_statistics(gradient, bucket_size, norm)
     norms, means, sigmas = (column.cpu().numpy() for column in columns)
-    table = np.stack([norms, means, sigmas, np.full(norms.size, min(bucket_size, whole.numel()))], axis=1)
+    counts = np.full(norms.size, bucket_size)
+    counts[-1] = gradient.numel() - (norms.size - 1) * bucket_size
+    table = np.stack([norms, means, sigmas, counts], axis=1)
     return BucketStatistics.from_table(table[np.isfinite(table).all(axis=1) & (norms > 0)])
-
-
-def full_buckets(gradient: Tensor, bucket_size: int) -> Tensor:
-    """The gradient (n,) without its last short bucket; all of it when it is shorter than a bucket."""
-    n = gradient.numel()
-    return gradient[: n - n % bucket_size] if n >= bucket_size else gradient

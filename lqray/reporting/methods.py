@@ -46,6 +46,7 @@ _LOOKS = {
     "amq_n": Look("AMQ-N", "#009E73", "--", "<"),
     "amq_inf": Look("AMQinf", "#009E73", "-.", "<"),
     "optimal": Look("optimal", "#0072B2", "-", ">"),
+    "optimal_inf": Look("optimal-inf", "#0072B2", "-.", ">"),
 }
 _DASHES = ("-", "--", "-.", ":")
 _OTHERS = ("#44AA99", "#AA4499", "#999933", "#6A3D9A")

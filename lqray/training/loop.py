@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,10 +37,22 @@ from lqray.training.telemetry import PhaseTimer, RunningMean, Spent, density_sna
 from lqray.training.variance import variance_metrics
 from lqray.training.wires import Wires, connect
 
-__all__ = ["DivergedError", "Report", "StoppedError", "train"]
+__all__ = ["DivergedError", "Report", "Stepped", "StoppedError", "train"]
 
 _MOST_SKIPPED = 100
 _STOP_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What may be looked at after `done` of a run's `iterations` steps, and must be left as it is. batches: which
+    examples its workers see at which iteration."""
+
+    done: int
+    iterations: int
+    network: nn.Module
+    dataset: Dataset
+    batches: Batches
 
 
 @dataclass
@@ -60,14 +72,15 @@ def train(
     device: torch.device,
     report: Callable[[Report], None],
     checkpoints: Checkpoints | None = None,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[Stepped], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """Train one trial on this rank of `group`, whose ranks share its workers evenly. Returns the final metrics.
 
     checkpoints: where to write them, and to continue from the newest if there is one; then everything that follows is
-    the same bits as without the interruption. after_step: called after every step, for a profiler. stop: given to all
-    ranks or to none, and asked on rank 0 now and then; once it says True, all ranks stop after the same step.
+    the same bits as without the interruption. after_step: called after every step; what it raises ends the run. stop:
+    given to all ranks or to none, and asked on rank 0 now and then; once it says True, all ranks stop after the same
+    step.
 
     Raises DivergedError for a gradient or loss that is not finite, ReplicasDivergedError when ranks no longer hold
     equal weights, RankLostError when another rank ends, RankStalledError when one does not come to a collective,
@@ -110,7 +123,7 @@ class _Run:
         self,
         first: int,
         checkpoints: Checkpoints | None,
-        after_step: Callable[[], None] | None,
+        after_step: Callable[[Stepped], None] | None,
         stop: Callable[[], bool] | None,
     ) -> dict[str, float]:
         feed = self.dataset.feed(self.batches.draws(first, self.iterations, self.wires.workers))
@@ -125,7 +138,7 @@ class _Run:
             if checkpoints and done % checkpoints.every == 0 and done < self.iterations:
                 self.save(done, checkpoints)
             if after_step:
-                after_step()
+                after_step(Stepped(done, self.iterations, self.network, self.dataset, self.batches))
             if stop and done < self.iterations and (evaluated or done % _STOP_EVERY == 0) and self.agreed(stop):
                 if checkpoints:
                     self.save(done, checkpoints)

@@ -14,6 +14,7 @@ from torch import profiler
 
 from lqray.experiment.schema import Resources, Trial
 from lqray.training.checkpoint import Checkpoints
+from lqray.training.loop import Stepped
 from lqray.training.reports import Report
 from lqray.training.worker import run_worker
 
@@ -63,21 +64,14 @@ def run_standalone(
                 return
             if out:
                 out.write(json.dumps({"iteration": update.iteration, **update.metrics}) + "\n")
-            say(_line(update))
+            say(line(update))
 
-        after_step = None
-        if profile:
-            profile.mkdir(parents=True, exist_ok=True)
-            trace = profile / f"rank-{rank}.json"
-            recorder = stack.enter_context(
-                profiler.profile(
-                    schedule=profiler.schedule(
-                        wait=_PROFILE_WAIT, warmup=_PROFILE_WARM_UP, active=_PROFILE_STEPS, repeat=1
-                    ),
-                    on_trace_ready=lambda done: done.export_chrome_trace(str(trace)),
-                )
-            )
-            after_step = recorder.step
+        recorder = stack.enter_context(_recorder(profile, rank)) if profile else None
+
+        def after_step(_: Stepped) -> None:
+            if recorder:
+                recorder.step()
+
         return run_worker(
             trial,
             report,
@@ -116,7 +110,17 @@ def _started(on_gpus: bool) -> _Started:
     return _Started(rank, local_rank, together=True)
 
 
-def _line(report: Report) -> str:
+def _recorder(folder: Path, rank: int) -> profiler.profile:
+    folder.mkdir(parents=True, exist_ok=True)
+    trace = folder / f"rank-{rank}.json"
+    return profiler.profile(
+        schedule=profiler.schedule(wait=_PROFILE_WAIT, warmup=_PROFILE_WARM_UP, active=_PROFILE_STEPS, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(trace)),
+    )
+
+
+def line(report: Report) -> str:
+    """What is worth a line of a terminal."""
     shown = {
         "loss": "train/loss",
         "lr": "train/lr",

@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import Checkpoints
-from lqray.training.loop import train
+from lqray.training.loop import Stepped, train
 from lqray.training.reports import Place, Report, interface_variables, loopback_variables
 
 _HELD_HERE = 3  # a list, the loop's name and the argument of the question
@@ -38,7 +38,7 @@ def run_worker(
     threads: int,
     timeout_seconds: float = 600.0,
     checkpoints: Checkpoints | None = None,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[Stepped], None] | None = None,
     stop: Callable[[], bool] | None = None,
     backend: str | None = None,
     network_interface: str | None = None,

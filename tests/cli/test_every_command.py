@@ -19,6 +19,10 @@ CALLS = {
     "run": ("small.yaml --launcher inline --only lr0.05", "1 finished before"),
     "submit": ("small.yaml --dry-run --set storage.folder=/shared --set tracking.uri=http://server", "would be sent"),
     "train": ("small.yaml --trial lr0.05 --metrics FOLDER/metrics.jsonl", "30"),
+    "capture": (
+        "small.yaml --trial lr0.05 --at 3 --at 12 --samples 2 --output FOLDER/gradients.pt",
+        "826 coordinates, 2 of each of 2 workers, after 3 and 12 steps",
+    ),
     "status": ("small --once", "failed"),
     "stop": ("small", "stop within seconds"),
     "failures": ("small", "DivergedError"),

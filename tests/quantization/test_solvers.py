@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lqray.quantization import TruncatedNormalMixture, solve_levels
 from lqray.quantization.dynamic_program import Points, choose_levels
 from lqray.quantization.levels import exponential_levels, uniform_levels
+from lqray.quantization.original import descended_levels, descended_multiplier
 from lqray.quantization.solvers import _derivatives
 
 ORIGINAL = json.loads((Path(__file__).parent / "original_levels.json").read_text())["cases"]
@@ -175,6 +176,54 @@ def test_within_reach_of_an_exact_choice_among_many_points(bits):
     assert ours <= MIXTURE.expected_variance(best) * (1 + (1e-6 if bits <= 4 else 1e-4))
 
 
+PUBLISHED = [("alq", 8192, 0.396), ("alq", 16384, 0.453), ("amq", 8192, 1.18), ("amq", 16384, 1.94)]
+
+
+@pytest.mark.parametrize(("method", "d", "nmse"), PUBLISHED)
+def test_the_original_solvers_end_where_the_papers_runs_did(method, d, nmse):
+    """3 bits, normal buckets: the error of those runs' levels, known to two digits; 1.8 to 3.3 times the least."""
+    normal = TruncatedNormalMixture([0.0], [d**-0.5])
+    found = d * normal.expected_variance(solve_levels(normal, 3, method, solver="original"))
+    assert found == pytest.approx(nmse, rel=0.02)
+    assert found > 1.7 * d * normal.expected_variance(solve_levels(normal, 3, method))
+
+
+def test_the_levels_of_the_papers_resnet_32():
+    """Published: alq .0046 .0178 .1257 1 and amq .0127 .0543 .233 1, of buckets that are not quite normal."""
+    normal = TruncatedNormalMixture([0.0], [16384**-0.5])
+    alq = solve_levels(normal, 3, "alq", solver="original")
+    np.testing.assert_allclose(alq[4:], [0.0046, 0.0178, 0.1257, 1.0], rtol=0.06)
+    np.testing.assert_allclose(
+        solve_levels(normal, 3, "amq", solver="original")[4:], [0.0127, 0.0543, 0.233, 1.0], rtol=0.03
+    )
+
+
+SETTLED = [case for case in ORIGINAL if case["bits"] == 4]
+
+
+@pytest.mark.parametrize("case", SETTLED, ids=lambda case: f"{case['bucket_size']}-{case['case']}")
+def test_the_original_descent_to_where_it_was_recorded(case):
+    """From exponential levels, where its steps are short enough to settle; it took differences, not derivatives."""
+    *_, ours = descended_levels(mixture_of(case, "alq_nb"), exponential_levels(4))
+    np.testing.assert_allclose(ours, case["results"]["alq_nb_gd_exp"]["levels"], atol=5e-4)
+
+
+@pytest.mark.parametrize("case", SETTLED, ids=lambda case: f"{case['bucket_size']}-{case['case']}")
+def test_the_original_multiplier_is_one_of_those_it_was_recorded_to_choose_from(monkeypatch, case):
+    """Of its seven starts, that at .5 was recorded."""
+    monkeypatch.setattr("lqray.quantization.original._MULTIPLIERS", ())
+    for name in ("amq_nb", "amq_nl"):
+        (levels,) = descended_multiplier(mixture_of(case, name), exponential_levels(4))
+        assert levels[-2] == pytest.approx(case["results"][name]["multiplier"], abs=1e-7)
+
+
+def test_the_original_solvers_keep_the_levels_where_their_steps_do_not_settle():
+    """2 bits and buckets of 8192: the curvature is 12 times what a step of rate 1 settles at."""
+    normal = TruncatedNormalMixture([0.0], [8192**-0.5])
+    good = solve_levels(normal, 2)
+    np.testing.assert_array_equal(solve_levels(normal, 2, initial=good, solver="original"), good)
+
+
 @pytest.mark.parametrize("method", ["alq", "alqg", "amq"])
 def test_symmetric_levels(method):
     levels = solve_levels(MIXTURE, 3, method, symmetric=True)
@@ -202,7 +251,12 @@ def test_any_number_of_components(components, bits):
 @given(
     st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.3, 1.0]), st.sampled_from([0.0, 1e-12, 1e-3, 10.0])), min_size=1),
     st.integers(1, 4),
-    st.sampled_from([("alq", "newton"), ("alq", "coordinate"), ("alqg", "newton"), ("amq", "newton")]),
+    st.sampled_from(
+        [
+            *(("alq", "newton"), ("alq", "coordinate"), ("alq", "original")),
+            *(("alqg", "newton"), ("amq", "newton"), ("amq", "original")),
+        ]
+    ),
     st.booleans(),
 )
 def test_every_solver_takes_degenerate_statistics(components, bits, solver, symmetric):

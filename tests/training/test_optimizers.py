@@ -47,7 +47,7 @@ def train(chosen: Trial, folder, kill_at: int = 0) -> dict[int, dict]:
         untimed = {key: value for key, value in report.metrics.items() if not key.startswith("time/")}
         reports.setdefault(report.iteration, {}).update(untimed)
 
-    def after_step() -> None:
+    def after_step(_) -> None:
         nonlocal steps
         steps += 1
         if steps == kill_at:

@@ -67,7 +67,7 @@ def train(rank: int, kind: str, folder: str, every: int = 4, kill_at: int = 0) -
         untimed = {key: value for key, value in report.metrics.items() if not key.startswith("time/")}
         reports.setdefault(report.iteration, {}).update(untimed)
 
-    def after_step() -> None:
+    def after_step(_) -> None:
         nonlocal steps
         steps += 1
         if steps == kill_at:

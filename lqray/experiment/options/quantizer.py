@@ -214,8 +214,9 @@ class MixtureOptions(AdaptiveLevelsOptions):
 class AlqOptions(MixtureOptions):
     """Every inner level at its optimum under the mixture."""
 
-    solver: Literal["newton", "coordinate"] = "newton"
-    """newton: to machine precision, from the best of many starts; coordinate: the paper's coordinate descent."""
+    solver: Literal["newton", "coordinate", "original"] = "newton"
+    """newton: to machine precision, from the best of many starts; coordinate: the paper's coordinate descent; original:
+    as far as the paper's own runs came, whose descent stops before the optimum."""
     symmetric: bool = False
     """Only levels that are symmetric around zero."""
 
@@ -223,10 +224,24 @@ class AlqOptions(MixtureOptions):
 class NormlessAlqOptions(AdaptiveLevelsOptions):
     """Every inner level at its optimum under one truncated normal, pooled over all buckets."""
 
-    solver: Literal["newton", "coordinate"] = "newton"
+    solver: Literal["newton", "coordinate", "original"] = "newton"
     """As of `alq`."""
     symmetric: bool = False
     """Only levels that are symmetric around zero."""
+
+
+class AmqOptions(MixtureOptions):
+    """Exponential levels of the best multiplier under the mixture."""
+
+    solver: Literal["newton", "original"] = "newton"
+    """newton: the best multiplier; original: as far as the paper's own runs came."""
+
+
+class NormlessAmqOptions(AdaptiveLevelsOptions):
+    """Exponential levels of the best multiplier under one truncated normal, pooled over all buckets."""
+
+    solver: Literal["newton", "original"] = "newton"
+    """As of `amq`."""
 
 
 class OptimalOptions(AdaptiveLevelsOptions):
@@ -265,8 +280,9 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "alq_n": NormlessAlqOptions,
     "alqg": MixtureOptions,
     "alqg_n": AdaptiveLevelsOptions,
-    "amq": MixtureOptions,
-    "amq_inf": MixtureOptions,
-    "amq_n": AdaptiveLevelsOptions,
+    "amq": AmqOptions,
+    "amq_inf": AmqOptions,
+    "amq_n": NormlessAmqOptions,
     "optimal": OptimalOptions,
+    "optimal_inf": OptimalOptions,
 }

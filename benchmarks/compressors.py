@@ -1,0 +1,248 @@
+"""What every compressor makes of real gradients: python benchmarks/compressors.py [FILE of `lqray capture` ...]
+
+Without files, gradients of a ResNet-8 and of an MLP are captured first; all takes about five minutes. Of every method
+of lqray's, at every number of bits, with every bucket size and inner variant that it has:
+
+bits: sent for each coordinate, all bytes of a payload counted. nmse: of one worker's vector, of gradients that it was
+not fitted to. mean_nmse: of the mean of four workers, over that mean's energy. entropy_bits: of the codes.
+encode_ns, decode_ns: for each coordinate, two threads, of a vector of four million; the least of seven times, since
+others may use the machine. clone_ns: of tensor.clone() of that vector, likewise.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gradients import NETWORKS, Gradients, block_gaussian_nmse, captured, from_file
+from record import RESULTS, median_seconds, record
+from torch import Tensor
+
+from lqray.experiment import names
+from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
+from lqray.quantization import Compressor, Payload, Quantizer
+from lqray.quantization.methods import load_method
+from lqray.reporting.methods import in_order, look
+
+WORKERS = 4
+AT = [200]
+TIMED = 2**22
+SWEPT: dict[str, Sequence[Any]] = {
+    "bits": (1, 2, 3, 4),
+    "bucket_size": (512, 8192),
+    "density": (0.01, 0.03, 0.1),
+}
+"""Values of options that several methods have; fractional bits for methods that take them."""
+FRACTIONS = (1.5, 2.5)
+CHOICES = ("inner", "solver")
+"""Options of which every value is a variant."""
+LEFT_OUT = {"solver": {"coordinate"}}
+"""It ends where newton does."""
+FLOOR, CEILING = 5e-4, 4.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and options of it."""
+
+    method: str
+    options: dict[str, Any]
+
+    def create(self) -> Compressor:
+        """A new one."""
+        return Quantizer.create(self.method, **self.options)
+
+
+def variants(methods: Sequence[str] | None = None) -> Iterator[Variant]:
+    """Of all methods whose payloads lqray exchanges, or of those of a list."""
+    for method in methods or in_order(names.methods()):
+        options = QUANTIZER.get(method, FixedLevelsOptions)
+        if load_method(method) is None or not issubclass(options, CompressorOptions):
+            continue
+        axes = {name: _values(name, field.annotation) for name, field in options.model_fields.items()}
+        axes = {name: values for name, values in axes.items() if values}
+        for chosen in product(*axes.values()):
+            yield Variant(method, dict(zip(axes, chosen, strict=True)))
+
+
+def _values(option: str, annotation: Any) -> Sequence[Any]:
+    if option in CHOICES:
+        return [one for one in typing.get_args(annotation) if one not in LEFT_OUT.get(option, ())]
+    fractional = option == "bits" and (annotation is float or float in typing.get_args(annotation))
+    return (*SWEPT[option], *FRACTIONS) if fractional else SWEPT.get(option, ())
+
+
+def measured(compressor: Compressor, gradients: Gradients) -> dict[str, float]:
+    """What it makes of held-out gradients after it was fitted to others."""
+    for sample in gradients.fit:
+        for worker, vector in enumerate(sample):
+            for tensor in tensors(compressor, vector, gradients.shapes):
+                compressor.observe(tensor, worker)
+    compressor.update_levels()
+    errors, energy, mean_errors, mean_energy, sent, entropy = 0.0, 0.0, 0.0, 0.0, 0, 0.0
+    for number, sample in enumerate(gradients.held):
+        payloads = [
+            encoded(compressor, vector, gradients.shapes, worker, number) for worker, vector in enumerate(sample)
+        ]
+        decoded = torch.stack([torch.cat([compressor.decode(part) for part in parts]) for parts in payloads])
+        errors += float((decoded - sample).double().square().sum())
+        energy += float(sample.double().square().sum())
+        mean = torch.cat([_mean(compressor, parts) for parts in zip(*payloads, strict=True)])
+        exact = sample.double().mean(dim=0)
+        mean_errors += float((mean.double() - exact).square().sum())
+        mean_energy += float(exact.square().sum())
+        sent += sum(part.nbytes for parts in payloads for part in parts)
+        entropy += sum(part.entropy_bits() * part.n for parts in payloads for part in parts)
+    coordinates = gradients.held.numel()
+    return {
+        "bits": 8 * sent / coordinates,
+        "nmse": errors / energy,
+        "mean_nmse": mean_errors / mean_energy,
+        "entropy_bits": entropy / coordinates,
+    }
+
+
+def tensors(compressor: Compressor, vector: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """A gradient as the exchange would give it."""
+    if not compressor.layers:
+        return [vector]
+    parts = vector.split([int(np.prod(shape)) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def encoded(
+    compressor: Compressor, vector: Tensor, shapes: list[tuple[int, ...]], worker: int, number: int
+) -> list[Payload]:
+    """Payloads of a worker's gradient, its number that of the step."""
+    parts = enumerate(tensors(compressor, vector, shapes))
+    return [compressor.encode(part, seed=1 + worker, offset=number << 20 | layer) for layer, part in parts]
+
+
+def _mean(compressor: Compressor, payloads: tuple[Payload, ...]) -> Tensor:
+    return compressor.decode_mean(torch.stack([one.buffer for one in payloads]), payloads[0])
+
+
+def timed(compressor: Compressor, vector: Tensor) -> dict[str, float]:
+    """Nanoseconds for each coordinate of a vector (n,)."""
+    payload = compressor.encode(vector, seed=1, offset=0)
+    calls = {
+        "encode_ns": lambda: compressor.encode(vector, seed=1, offset=0),
+        "decode_ns": lambda: compressor.decode(payload),
+    }
+    return {name: nanoseconds(call, vector.numel()) for name, call in calls.items()}
+
+
+def nanoseconds(call: Callable[[], object], coordinates: int) -> float:
+    """For each of so many coordinates: the least of seven calls."""
+    return 1e9 / coordinates * min(median_seconds(call, repeats=1) for _ in range(7))
+
+
+def table(sets: Sequence[Gradients], chosen: Sequence[Variant], coordinates: int) -> list[dict[str, Any]]:
+    """A row for each variant and set of gradients. Times are those on the first set, repeated to `coordinates`."""
+    first = sets[0].held.reshape(-1)
+    long = first.repeat(-(-coordinates // first.numel()))[:coordinates].clone()
+    rows = []
+    for variant in chosen:
+        compressor = variant.create()
+        found = {each.name: measured(compressor if each is sets[0] else variant.create(), each) for each in sets}
+        seconds = timed(compressor, long) if not compressor.layers else {}
+        print(variant.method, variant.options, {name: round(one["nmse"], 4) for name, one in found.items()}, flush=True)
+        rows += [
+            {"gradients": name, "method": variant.method, "options": variant.options} | _rounded(one | seconds)
+            for name, one in found.items()
+        ]
+    return rows
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{figure:.4g}") for name, figure in figures.items()}
+
+
+def draw(rows: Sequence[dict[str, Any]], bounds: dict[str, dict[str, list[float]]], output: Path) -> None:
+    """NMSE against bits, a panel for each set of gradients: of every method and number of bits its best variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = list(bounds)
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(1.0 + 5.0 * len(panels), 5.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, name in zip(axes[0], panels, strict=True):
+        bits = np.array(bounds[name]["bits"])
+        panel.plot(bits, 4.0**-bits, color="0.6", linestyle=":", label="normal: rate-distortion bound")
+        panel.plot(bits, bounds[name]["block_gaussian"], color="0.3", label="blocks of 64 normal ones: bound")
+        own = [row for row in rows if row["gradients"] == name]
+        for method in in_order(row["method"] for row in own):
+            points = best([row for row in own if row["method"] == method])
+            if points:
+                style = look(method)
+                x, y = zip(*points, strict=True)
+                panel.plot(x, y, color=style.colour, linestyle=style.dashes, marker=style.marker, label=style.label)
+        panel.set(
+            title=name, xlabel="bits sent for each coordinate", yscale="log", ylim=(FLOOR, CEILING), xlim=(0, 4.6)
+        )
+        panel.grid(color="0.92")
+    axes[0][0].set_ylabel("NMSE of one worker's gradient")
+    handles: dict[str, Any] = {}
+    for panel in axes[0]:
+        found, labels = panel.get_legend_handles_labels()
+        handles |= dict(zip(labels, found, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(output, dpi=110)
+
+
+def best(rows: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(bits, NMSE) of the best variant at each number of bits, of those that the figure has room for, ascending."""
+    least: dict[Any, tuple[float, float]] = {}
+    for row in rows:
+        point = row["bits"], row["nmse"]
+        key = row["options"].get("bits", row["options"].get("density"))
+        if point[1] <= CEILING and (key not in least or point[1] < least[key][1]):
+            least[key] = point
+    return sorted(least.values())
+
+
+def targets(rows: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """What compressors of a payload of fixed size are to reach."""
+
+    def least(most_bits: float) -> list[float]:
+        by_set: dict[str, float] = {}
+        for row in rows:
+            if row["bits"] <= most_bits + 0.005:  # 3 bits and a norm for each bucket of 8192 are 3.004
+                by_set[row["gradients"]] = min(row["nmse"], by_set.get(row["gradients"], np.inf))
+        return list(by_set.values())
+
+    return {"NMSE at 3 bits at most .035": max(least(3)) <= 0.035, "NMSE at 2 bits at most .15": max(least(2)) <= 0.15}
+
+
+def main() -> None:
+    """The table and the figure."""
+    torch.set_num_threads(2)
+    files = [Path(one) for one in sys.argv[1:]]
+    sets = [one for file in files for one in from_file(file)] or [
+        one for name in NETWORKS for one in captured(name, AT)
+    ]
+    torch.set_num_threads(2)  # a training sets its own
+    rows = table(sets, list(variants()), TIMED)
+    bits = np.linspace(0.25, 4.5, 18)
+    bounds = {}
+    for one in sets:
+        vectors = one.held.reshape(-1, one.held.shape[-1]).double().numpy()
+        bounds[one.name] = {"bits": bits.tolist(), "block_gaussian": block_gaussian_nmse(vectors, bits).tolist()}
+    x = torch.randn(TIMED)
+    clone = nanoseconds(x.clone, TIMED)
+    draw(rows, bounds, RESULTS / "compressors.png")
+    record("compressors", {"clone_ns": clone, "bounds": bounds, "rows": rows}, targets(rows))
+
+
+if __name__ == "__main__":
+    main()
