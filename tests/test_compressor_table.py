@@ -80,7 +80,7 @@ def test_the_script_on_a_file_of_captured_gradients(benchmarks, tmp_path, monkey
     monkeypatch.setattr(table, "record", lambda name, figures, targets: written.update(figures))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(table, "TIMED", 4096)
-    monkeypatch.setattr(table, "SWEPT", {"bits": (2,), "bucket_size": (512,), "density": (0.1,)})
+    monkeypatch.setattr(table, "SWEPT", {"bits": (2,), "bucket_size": (512,), "density": (0.1,), "exponent": (1.0,)})
     monkeypatch.setattr(table, "LEFT_OUT", {"solver": {"coordinate", "original"}})
     monkeypatch.setattr(sys, "argv", ["compressors.py", str(tmp_path / "small.pt")])
     threads = torch.get_num_threads()
