@@ -60,6 +60,14 @@ def test_what_is_measured(benchmarks):
     assert found["entropy_bits"] < 3
 
 
+def test_the_figure_has_the_best_variant_at_each_number_of_bits(benchmarks):
+    """A variant that is better only because it sends more is not."""
+    table, _ = benchmarks
+    points = [(3, 3.0, 0.1), (2, 2.0, 0.5), (3, 3.3, 0.09), (2, 2.1, 0.3), (1, 1.0, 99.0)]
+    rows = [{"options": {"bits": wanted}, "bits": bits, "nmse": nmse} for wanted, bits, nmse in points]
+    assert table.best(rows) == [(2.1, 0.3), (3.0, 0.1)]
+
+
 def test_levels_are_not_fitted_to_what_is_measured(benchmarks):
     table, gradients = benchmarks
     fit, held = noise(gradients), noise(gradients, 1e-3)
@@ -80,7 +88,7 @@ def test_the_script_on_a_file_of_captured_gradients(benchmarks, tmp_path, monkey
     monkeypatch.setattr(table, "record", lambda name, figures, targets: written.update(figures))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(table, "TIMED", 4096)
-    monkeypatch.setattr(table, "SWEPT", {"bits": (2,), "bucket_size": (512,), "density": (0.1,)})
+    monkeypatch.setattr(table, "SWEPT", {"bits": (2,), "bucket_size": (512,), "density": (0.1,), "exponent": (1.0,)})
     monkeypatch.setattr(table, "LEFT_OUT", {"solver": {"coordinate", "original"}})
     monkeypatch.setattr(sys, "argv", ["compressors.py", str(tmp_path / "small.pt")])
     threads = torch.get_num_threads()
