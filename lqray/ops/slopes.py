@@ -14,8 +14,6 @@ gaps, so that what rounds up does so with the more certainty the larger it is. N
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -243,8 +241,8 @@ def _check_sloped_sum(
     check_dense(op, "phases", phases)
     if phases.dtype != torch.int32 or phases.shape != payloads.shape[:1] or phases.device != payloads.device:
         raise ValueError(
-            f"{op}: phases is {phases.dtype} of shape {tuple(phases.shape)} on {phases.device}; allowed: torch.int32 of "
-            f"shape ({payloads.shape[0]},) on {payloads.device}, one for each payload"
+            f"{op}: phases is {phases.dtype} of shape {tuple(phases.shape)} on {phases.device}; allowed: torch.int32 "
+            f"of shape ({payloads.shape[0]},) on {payloads.device}, one for each payload"
         )
 
 

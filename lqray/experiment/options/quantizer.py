@@ -251,6 +251,13 @@ class OptimalOptions(AdaptiveLevelsOptions):
     """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
 
 
+class SlopesOptions(OptimalOptions):
+    """Levels and slopes of least expected variance for the histogram of all sampled normalized coordinates."""
+
+    slope: Literal["level", "common"] = "level"
+    """level: each level has a slope of its own; common: one for all of them."""
+
+
 def resolved_for(chosen: QuantizerOptions, optimizer: str) -> QuantizerOptions:
     """Options with what they leave to the optimizer, by its name: the exponent of `allocated`."""
     if isinstance(chosen, AllocatedOptions) and chosen.exponent is None:
@@ -285,4 +292,5 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "amq_n": NormlessAmqOptions,
     "optimal": OptimalOptions,
     "optimal_inf": OptimalOptions,
+    "slopes": SlopesOptions,
 }
