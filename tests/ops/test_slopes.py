@@ -22,6 +22,7 @@ from tests.ops.test_fuzz import SIZES as ANY_SIZE
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 BACKENDS = [pytest.param("cpu", marks=NATIVE_CPU, id="native-cpu"), pytest.param("cuda", marks=CUDA, id="cuda")]
+GOLDEN = [-1081145018, -1081385788, -1085888004, 1066461367, 1061181662]
 
 
 def some_slopes(levels: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -110,6 +111,18 @@ def test_kernels_that_are_held_back_give_the_same_bytes(isa):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     done = subprocess.run(command, env=os.environ | {"LQRAY_CPU_ISA": isa}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_golden_bytes():
+    """As docs/wire-format.md has them: norms, two planes of each group."""
+    levels, tilted = torch.tensor([-1.0, -0.25, 0.25, 1.0]), torch.tensor([0.5, 0.25, 0.25, 0.5])
+    x, phase = torch.linspace(-1, 1, 40), torch.tensor([0x40000001], dtype=torch.int32)
+    payload = ops.slopes_encode(x, levels, tilted, 2, 40, 5, 6, 0x40000001)
+    assert bytes(payload.numpy()).hex() == "0000803f685c3b800080c4ffff000000ff000000"
+    decoded = ops.slopes_decode_sum(payload[None], phase, levels, tilted, 40, 2, 40, 5, 6, 1.0)
+    assert decoded[[0, 1, 2, 38, 39]].view(torch.int32).tolist() == GOLDEN
+    payload = ops.correlated_encode(x, levels, 2, 40, "linf", 5, 6, 7, 2, 3)
+    assert bytes(payload.numpy()).hex() == "0000803f10f73db80000c2ffed000000ff000000"
 
 
 def rounded(r, levels, tilted, repeats, seed=0):
