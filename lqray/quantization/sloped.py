@@ -88,7 +88,8 @@ class SlopedQuantizer(Quantizer):
         plain = codec.encode_with(
             tensor, self.coding, offset, lambda coordinates: ops.slopes_encode(coordinates, *tables, *kind)
         )
-        sent = torch.tensor([phase - 2**32 if phase >= 2**31 else phase], dtype=torch.int32, device=tensor.device)
+        signed = phase - 2**32 if phase >= 2**31 else phase
+        sent = torch.full((1,), signed, dtype=torch.int32, device=tensor.device)  # a copy would make the host wait
         fields = {**vars(plain), "buffer": torch.cat([plain.buffer, sent.view(torch.uint8)])}
         return SlopedPayload(**fields, stream=place.shared_seed)
 

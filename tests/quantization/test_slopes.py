@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lqray.experiment.feedback import contraction_problem
 from lqray.experiment.options.quantizer import SlopesOptions
 from lqray.quantization import Quantizer, create
 from lqray.quantization.levels import uniform_levels
@@ -168,7 +169,9 @@ def test_payloads_of_levels_alone_are_refused():
 def test_the_largest_error_is_bounded_where_it_is_said_to_be():
     assert widest_error(uniform_levels(3), gaps_as_slopes(uniform_levels(3))) == pytest.approx(1 / 7)
     assert create("dither", bits=2).bounded
-    assert "1 times the largest magnitude" in create("dither", bits=1).why_no_contraction()
+    one_bit = create("dither", bits=1)
+    assert "1 times the largest magnitude" in one_bit.why_no_contraction()
+    assert one_bit.why_no_contraction() == contraction_problem(one_bit.options)  # also when a file is read
     fitted = create("slopes", bits=3, bucket_size=64)
     x = gaussian(6400)
     fitted.observe(x)

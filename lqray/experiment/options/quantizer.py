@@ -251,6 +251,15 @@ class OptimalOptions(AdaptiveLevelsOptions):
     """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
 
 
+class DitherOptions(FixedLevelsOptions):
+    """Subtractive dither: uniform levels, of whose rounding noise the decoder takes back what it knows."""
+
+    def why_no_contraction(self) -> str | None:
+        """See `CompressorOptions.why_no_contraction`: errors are below half a gap."""
+        why = "an error may be 1 times the largest magnitude of its bucket; allowed: below 1"
+        return why if self.bits == 1 and self.bucket_size > 1 else None
+
+
 class SlopesOptions(OptimalOptions):
     """Levels and slopes of least expected variance for the histogram of all sampled normalized coordinates."""
 
@@ -292,5 +301,6 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "amq_n": NormlessAmqOptions,
     "optimal": OptimalOptions,
     "optimal_inf": OptimalOptions,
+    "dither": DitherOptions,
     "slopes": SlopesOptions,
 }
