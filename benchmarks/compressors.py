@@ -32,6 +32,7 @@ from lqray.experiment import names
 from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
 from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.methods import load_method
+from lqray.quantization.place import Place
 from lqray.reporting.methods import in_order, look
 
 WORKERS = 4
@@ -46,7 +47,7 @@ SWEPT: dict[str, Sequence[Any]] = {
 """Values of options that several methods have; fractional bits for methods that take them, and the bucket size that is
 a method's default."""
 FRACTIONS = (1.5, 2.5)
-CHOICES = ("inner", "solver")
+CHOICES = ("inner", "solver", "slope")
 """Options of which every value is a variant."""
 LEFT_OUT = {"solver": {"coordinate"}}
 """It ends where newton does."""
@@ -128,8 +129,8 @@ def encoded(
     compressor: Compressor, vector: Tensor, shapes: list[tuple[int, ...]], worker: int, number: int
 ) -> list[Payload]:
     """Payloads of a worker's gradient, its number that of the step."""
-    parts = enumerate(tensors(compressor, vector, shapes))
-    return [compressor.encode(part, seed=1 + worker, offset=number << 20 | layer) for layer, part in parts]
+    parts, place = enumerate(tensors(compressor, vector, shapes)), Place(worker, WORKERS)
+    return [compressor.encode_at(part, place, seed=1 + worker, offset=number << 20 | layer) for layer, part in parts]
 
 
 def _mean(compressor: Compressor, payloads: tuple[Payload, ...]) -> Tensor:

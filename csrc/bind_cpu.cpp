@@ -1,23 +1,11 @@
 // The operators of lqray for CPU tensors, through torch's stable ABI: checks, memory, threads; the work is quantize_cpu's.
 #include <tuple>
 
-#include "bind.h"
 #include "bind_cpu.h"
-#include "quantize_cpu.h"
 
 namespace lqray::bind {
 
 namespace {
-
-Levels tables_of(const char* op, const Tensor& levels, int64_t bits) {
-  const Tensor flat = dense(levels);
-  const float* value = static_cast<const float*>(flat.const_data_ptr());
-  const int count = static_cast<int>(flat.numel());
-  bool increase = std::isfinite(value[0]) && std::isfinite(value[count - 1]);
-  for (int i = 1; i < count; ++i) increase = increase && value[i - 1] < value[i];
-  STD_TORCH_CHECK(increase, op, ": levels must be finite and increase strictly");
-  return cpu::make_levels(value, count, static_cast<int>(bits));
-}
 
 Tensor bucket_norms(const Tensor& x, int64_t bucket_size, std::string norm) {
   check_input("bucket_norms", x, bucket_size);
@@ -72,27 +60,16 @@ Tensor encode_fused(const Tensor& x, const Tensor& levels, int64_t bits, int64_t
   const cpu::Input input = input_of("encode_fused", flat);
   const Norm kind = norm_of("encode_fused", norm);
   const Levels tables = tables_of("encode_fused", levels, bits);
-  const int64_t head = norm_bytes(input.n, bucket_size), buckets = ceil_divide(input.n, bucket_size);
+  const int64_t head = norm_bytes(input.n, bucket_size);
   Tensor payload = empty(x, {head + code_bytes(input.n, bits)}, ScalarType::Byte);
   uint8_t *norms = bytes_of(payload), *words = norms + head;
-  const uint64_t key = static_cast<uint64_t>(seed), counter = static_cast<uint64_t>(offset);
-  const int64_t tiles = ceil_divide(input.n, kTile);
-  if (bucket_size % kTile == 0) {  // tiles do not cross buckets: a bucket is still in the cache when it is encoded
-    const int64_t width = bucket_size / kTile;
-    share(buckets, bucket_size, [&](int64_t begin, int64_t end) {
-      for (int64_t bucket = begin; bucket < end; ++bucket) {
-        cpu::bucket_norms(input, bucket_size, kind, norms, bucket, bucket + 1);
-        cpu::encode(input, norms, tables, bucket_size, key, counter, words, bucket * width,
-                    std::min(tiles, (bucket + 1) * width));
-      }
-    });
-  } else {
-    share(buckets, bucket_size,
-          [&](int64_t begin, int64_t end) { cpu::bucket_norms(input, bucket_size, kind, norms, begin, end); });
-    share(tiles, kTile, [&](int64_t begin, int64_t end) {
-      cpu::encode(input, norms, tables, bucket_size, key, counter, words, begin, end);
-    });
-  }
+  share_buckets(
+      input.n, bucket_size,
+      [&](int64_t begin, int64_t end) { cpu::bucket_norms(input, bucket_size, kind, norms, begin, end); },
+      [&](int64_t begin, int64_t end) {
+        cpu::encode(input, norms, tables, bucket_size, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset),
+                    words, begin, end);
+      });
   return payload;
 }
 

@@ -27,6 +27,7 @@ from lqray.communication.bucket import (
 from lqray.communication.checks.agreement import check_agreement
 from lqray.communication.level_update import update_levels
 from lqray.communication.measurement import Measured
+from lqray.communication.numbering import check_index, check_iteration, check_layers, layer_offset, offset_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
@@ -35,10 +36,9 @@ from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.density import Density, density_of
+from lqray.quantization.place import Place
 
-# A tensor's offset: 20 bits of DDP bucket, 32 of iteration, 11 of layer within it; the highest is a reduction's own.
-_ITERATION_SHIFT, _LAYER_SHIFT, _MOST_LAYERS = 20, 52, 2**11
-_MOST_BUCKETS, _MOST_ITERATIONS = 2**_ITERATION_SHIFT, 2 ** (_LAYER_SHIFT - _ITERATION_SHIFT)
+_ANYWHERE = Place()
 
 
 class GradientExchange:
@@ -105,7 +105,7 @@ class GradientExchange:
         waits for it, ValueError for an iteration that was exchanged before, NoContractionError where error feedback
         would grow without bound."""
         self._checks.raise_found()
-        self._check_iteration(iteration)
+        check_iteration(iteration, self._last)
         for device in {parameter.device for parameter in self._names}:
             self.compressor.tensors_on(device)  # new ones make the host wait for a GPU: not within the backward pass
         if self._residuals:
@@ -143,11 +143,7 @@ class GradientExchange:
         self._claim(bucket.index())
         by_layer = self._options.buckets == "layer" or self.compressor.layers
         cut = cut_bucket(bucket, self._names, self._skipped, by_layer)
-        if len(cut.tensors) > _MOST_LAYERS:
-            raise ValueError(
-                f"a DDP bucket holds {len(cut.tensors)} layers; allowed with exchange.buckets: layer: {_MOST_LAYERS}. "
-                "Lower exchange.bucket_cap_mb"
-            )
+        check_layers(len(cut.tensors))
         flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
         device = bucket.buffer().device
         self._side.prepare(device, flats)  # beside the backward pass: its kernels go on while these encode
@@ -174,20 +170,9 @@ class GradientExchange:
             means = self._start_exchange([[gradient] for gradient in gradients], cut, index)
         return means.then(lambda done: _whole(done.value(), cut)[0])
 
-    def _check_iteration(self, iteration: int) -> None:
-        if not 0 <= iteration < _MOST_ITERATIONS:
-            raise ValueError(f"begin_step({iteration}); allowed: iterations from 0 to {_MOST_ITERATIONS - 1}")
-        if iteration <= self._last:
-            raise ValueError(
-                f"begin_step({iteration}) after gradients of iteration {self._last} were exchanged: the rounding noise "
-                "of a step is a function of its iteration, and would be repeated. Count on from step to step, over "
-                "epochs, too; to go back to an earlier step, restore its state first (load_state_dict)"
-            )
-
     def _claim(self, index: int) -> None:
         """A tensor of a step has its rounding noise once."""
-        if not 0 <= index < _MOST_BUCKETS:
-            raise ValueError(f"tensor number {index} of a step; allowed: 0 to {_MOST_BUCKETS - 1}")
+        check_index(index)
         if index in self._exchanged:
             raise RuntimeError(
                 f"bucket {index} of iteration {self._iteration} is exchanged a second time: it would be rounded with "
@@ -241,13 +226,19 @@ class GradientExchange:
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
             for gradient, spans, offset in zip(own, cut.tensors, self._offsets(cut, index)[1], strict=True):
                 shaped = self._shaped(gradient, spans)
-                payload = self.compressor.encode(shaped, seed=seed, offset=offset) if self._measure else None
-                self._note(worker, shaped, [payload] if payload else [])
+                place, numbers = self._place(worker), {"seed": seed, "offset": offset}
+                payloads = [self.compressor.encode_at(shaped, place, **numbers)] if self._measure else []
+                self._note(worker, shaped, payloads)
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""
-        first = self._iteration << _ITERATION_SHIFT | index
-        return first, [first | number << _LAYER_SHIFT for number in range(len(cut.tensors))]
+        first = offset_of(self._iteration, index)
+        return first, [layer_offset(first, number) for number in range(len(cut.tensors))]
+
+    def _place(self, worker: int) -> Place:
+        """Among all workers, of the one with this number here."""
+        here, correlated = len(self._seeds), self._options.rounding == "correlated"
+        return Place(self._group.rank() * here + worker, self._group.size() * here, correlated=correlated)
 
     def _encode(
         self, worker: int, seed: int, parts: int, gradient: Tensor, spans: Sequence[Span], offset: int
@@ -258,7 +249,8 @@ class GradientExchange:
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
             shaped = self._shaped(gradient, spans)
-            payloads: Sequence[Payload] = encoded_parts(shaped, parts, self.compressor, seed=seed, offset=offset)
+            at = self.compressor, self._place(worker)
+            payloads: Sequence[Payload] = encoded_parts(shaped, parts, *at, seed=seed, offset=offset)
             if self._residuals and not self._unfitted:
                 payloads = self._residuals.keep(gradient, payloads, spans, worker)
         self.volume.coordinates += gradient.numel()
@@ -348,14 +340,14 @@ class GradientExchange:
         for tensor in self._quantized_tensors(gradients):
             self.compressor.observe(tensor, worker)
 
-    def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int) -> Tensor:
+    def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int, place: Place = _ANYWHERE) -> Tensor:
         """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
         is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
-        `Quantizer.encode`; the offset has 52 bits."""
-        decoded = [
-            self.compressor.decode(self.compressor.encode(tensor, seed=seed, offset=offset | number << _LAYER_SHIFT))
-            for number, tensor in enumerate(self._quantized_tensors(gradients))
-        ]
+        `Quantizer.encode`; the offset has 52 bits. place: of the worker, among those that round together."""
+        decoded = []
+        for number, tensor in enumerate(self._quantized_tensors(gradients)):
+            numbers = {"seed": seed, "offset": layer_offset(offset, number)}
+            decoded.append(self.compressor.decode(self.compressor.encode_at(tensor, place, **numbers)))
         return torch.cat(decoded) if decoded else torch.zeros(0)
 
     def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:

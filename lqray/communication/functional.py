@@ -25,7 +25,7 @@ from lqray.quantization import Compressor, create
 Operation = Literal["mean", "sum"] | dist.ReduceOp | dist.ReduceOp.RedOpType
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_OWN_OPTIONS = ("reduction", "gather_bits")
+_OWN_OPTIONS = ("reduction", "gather_bits", "rounding")
 _calls: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
 
 
@@ -67,7 +67,7 @@ def quantized_all_reduce(
     "sum", or torch's ReduceOp.AVG and SUM. async_op: return at once with a PendingResult; the result is in `tensor`
     after its `wait()`. seed: of the rounding noise, another one for every call; by default calls in a group are
     counted. fit: first fit levels that adapt to what all ranks have, for which it waits; by default where they never
-    were: at every call with a name, at the first with a Quantizer. reduction, gather_bits: as of the exchange
+    were: at every call with a name, at the first with a Quantizer. reduction, gather_bits, rounding: as of the exchange
     (docs/exchange.md); with scatter_reduce `wait` does the second half.
 
     Raises TypeError, ValueError for arguments that are not allowed; LevelsDifferError where ranks' levels or calls
@@ -112,13 +112,14 @@ def quantized_reduce_scatter(
             f"{flat.numel()} of {flat.dtype}, over {world} ranks; allowed: input of the same dtype with {world} times "
             "as many coordinates as output"
         )
-    compressor, _ = _quantizer(method, options, "quantized_reduce_scatter", ())
+    compressor, exchanged = _quantizer(method, options, "quantized_reduce_scatter", ("rounding",))
     if not flat.numel():
         return PendingResult(lambda: None, Volume()) if async_op else None
     call, own_seed = _numbered(chosen, seed)
     _fit(compressor, flat, chosen, fit)
     volume, checks = Volume(), CheckWords()
-    mean = start_reduce_scatter(flat.view(world, -1), compressor, chosen, own_seed, call, volume, checks)
+    parts, correlated = flat.view(world, -1), exchanged.rounding == "correlated"
+    mean = start_reduce_scatter(parts, compressor, chosen, own_seed, call, volume, checks, correlated)
 
     def finish() -> None:
         _write(output, mean(), factor)
@@ -149,7 +150,8 @@ def _start_scatter_reduce(
     """As reductions/scatter_reduce.py, without a thread and process groups of its own."""
     volume, checks, n = Volume(), CheckWords(), flat.numel()
     parts = torch.nn.functional.pad(flat, (0, -n % group.size())).view(group.size(), -1)
-    own_mean = start_reduce_scatter(parts, compressor, group, seed, call, volume, checks)
+    correlated = options.rounding == "correlated"
+    own_mean = start_reduce_scatter(parts, compressor, group, seed, call, volume, checks, correlated)
     wide = create("qsgd_inf", bits=options.gather_bits, bucket_size=getattr(compressor.options, "bucket_size", 8192))
 
     def finish() -> Tensor:

@@ -12,6 +12,7 @@ from lqray.communication import streams
 from lqray.communication.wire.parcel import CHECK_BYTES, CheckWords, Parcel, check_of
 from lqray.communication.wire.volume import Volume
 from lqray.quantization import Compressor
+from lqray.quantization.place import Place
 
 _PART_SHIFT = 20
 
@@ -24,13 +25,19 @@ def start_reduce_scatter(
     call: int,
     volume: Volume,
     checks: CheckWords,
+    correlated: bool = False,
 ) -> Callable[[], Tensor]:
     """Send every rank r of `group` the codes of parts[r], of parts (W, n). What is returned waits for those of this
     rank's part and decodes their mean over all ranks: (n,). seed: of this rank. call: below 2**32, equal on all ranks,
-    of which each has noise of its own. `checks` compares whether all mean the same levels and the same call."""
+    of which each has noise of its own. `checks` compares whether all mean the same levels and the same call.
+    correlated: as `exchange.rounding`."""
     first = call << _PART_SHIFT
+    place = Place(group.rank(), group.size(), correlated=correlated)
     with volume.timed("encode", parts.device):
-        payloads = [compressor.encode(part, seed=seed, offset=first | rank) for rank, part in enumerate(parts.unbind())]
+        payloads = [
+            compressor.encode_at(part, place, seed=seed, offset=first | rank)
+            for rank, part in enumerate(parts.unbind())
+        ]
     like = payloads[group.rank()]
     check = Parcel([[like]], [seed], check_of(compressor.fingerprint(), first)).check_word()
     sent = torch.cat([piece for payload in payloads for piece in (payload.buffer, check)])

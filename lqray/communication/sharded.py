@@ -33,8 +33,9 @@ class ShardedExchange:
     on schedule to the gradients of a step before the next one begins.
     """
 
-    def __init__(self, compressor: Compressor, seed: int, modules: int) -> None:
+    def __init__(self, compressor: Compressor, seed: int, modules: int, correlated: bool = False) -> None:
         self.compressor = compressor
+        self._correlated = correlated
         self.volume = Volume()
         self.steps = 0
         self._seed = seed
@@ -59,7 +60,7 @@ class ShardedExchange:
                 self.compressor.observe(part)
         self._calls += 1
         arguments = self.compressor, group, self._seed, self._calls - 1, self.volume, self._checks
-        mean = start_reduce_scatter(parts, *arguments)()
+        mean = start_reduce_scatter(parts, *arguments, self._correlated)()
         output.copy_(mean if op == dist.ReduceOp.AVG else mean * group.size())
 
     def _begin_step(self, group: dist.ProcessGroup) -> None:
@@ -113,8 +114,8 @@ def attach_fsdp(model: nn.Module, method: str, *, seed: int = 0, **options: Any)
     """Make a model sharded by `fully_shard` reduce-scatter its gradients quantized from its next backward pass on.
     Collective over all ranks: each calls it with the same arguments, after every `fully_shard`, before training.
 
-    method, options: a name and the method's options (docs/methods.md). seed: of the rounding noise, from which each
-    rank derives its own. Under HSDP what crosses replicas stays as it is.
+    method, options: a name and the method's options (docs/methods.md), and `rounding` (docs/exchange.md). seed: of the
+    rounding noise, from which each rank derives its own. Under HSDP what crosses replicas stays as it is.
 
     Raises TypeError for a model without modules of `fully_shard`; ValueError for a method or option that there is not,
     or a value that is not allowed; RanksDisagreeError where ranks' arguments differ.
@@ -125,16 +126,21 @@ def attach_fsdp(model: nn.Module, method: str, *, seed: int = 0, **options: Any)
             f"attach_fsdp was given a {type(model).__name__} of which nothing is sharded; allowed: a model after "
             "torch.distributed.fsdp.fully_shard. For DistributedDataParallel there is lqray.attach"
         )
-    compressor, _ = compressor_and_options(method, options, "attach_fsdp", ())
+    compressor, exchanged = compressor_and_options(method, options, "attach_fsdp", ("rounding",))
     refuse_layers(compressor, "attach_fsdp")
     if compressor.fresh_samples:
         raise ValueError("attach_fsdp: sampling='fresh'; allowed: sampling='training', of the gradients that there are")
     world = dist.group.WORLD
     assert world is not None
     own_seed = derive_seed(seed, "rounding", world.rank())
-    agreed = {"quantizer": [compressor.name, str(compressor.options)], "modules": len(sharded)}
+    correlated = exchanged.rounding == "correlated"
+    agreed = {
+        "quantizer": [compressor.name, str(compressor.options)],
+        "modules": len(sharded),
+        "correlated": correlated,
+    }
     check_agreement(json.dumps(agreed), [own_seed], world, streams.device_of(world))
-    exchange = ShardedExchange(compressor, own_seed, len(sharded))
+    exchange = ShardedExchange(compressor, own_seed, len(sharded), correlated)
     for number, module in enumerate(sharded):
         reduction: Any = _ReduceScatter(exchange, number)
         module.set_custom_reduce_scatter(reduction)

@@ -31,12 +31,14 @@ from lqray.ops.checks import (
     signed,
 )
 from lqray.ops.coding import pack, rans_decode, rans_encode, unpack
+from lqray.ops.slopes import correlated_encode, slopes_decode_sum, slopes_encode
 
 __all__ = [
     "bucket_norms",
     "bucket_statistics",
     "check_memory",
     "code_bytes",
+    "correlated_encode",
     "decode",
     "decode_sum",
     "encode",
@@ -49,6 +51,8 @@ __all__ = [
     "pack",
     "rans_decode",
     "rans_encode",
+    "slopes_decode_sum",
+    "slopes_encode",
     "unpack",
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lqray.kernels.libraries import find
-from lqray.ops import devices, reference
+from lqray.ops import devices, reference, slopes
 
 OPERATORS = (
     "bucket_norms",
@@ -26,6 +26,9 @@ OPERATORS = (
 """Those that have kernels for the CPU and for CUDA."""
 CODING = ("pack", "unpack", "rans_encode", "rans_decode")
 """Those that have kernels for the CPU alone: `lqray.ops.coding`."""
+SLOPES = tuple(slopes.REFERENCES)
+"""Likewise: `lqray.ops.slopes`."""
+CPU_OPERATORS = (*CODING, *SLOPES)
 
 _log = logging.getLogger(__name__)
 

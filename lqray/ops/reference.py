@@ -34,15 +34,15 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     under- or overflowed, once more after the bucket was scaled by a power of two."""
     check_input("bucket_norms", x, bucket_size)
     check_norm("bucket_norms", norm)
-    rows = _rows(x.to(torch.float32), bucket_size)
-    if rows.numel() == 0:
+    buckets = rows(x.to(torch.float32), bucket_size)
+    if buckets.numel() == 0:
         return x.new_empty(0, dtype=torch.float32)
-    norms = largest = rows.abs().amax(dim=1)
+    norms = largest = buckets.abs().amax(dim=1)
     if norm == "l2":
         up = (largest.view(torch.int32) >> 23).clamp(1, 253)  # the exponent, biased by 127, as its bits have it
-        scaled = rows * ((254 - up) << 23).view(torch.float32)[:, None]
+        scaled = buckets * ((254 - up) << 23).view(torch.float32)[:, None]
         rescaled = _root(blocked_sums(scaled * scaled)) * (up << 23).view(torch.float32)
-        squares = blocked_sums(rows * rows)
+        squares = blocked_sums(buckets * buckets)
         suffice = (squares >= _LEAST_SQUARES) & (squares <= _MOST_SQUARES)
         norms = torch.where(suffice, _root(squares), rescaled)
     return torch.where(norms.isfinite(), norms, torch.nan)
@@ -75,11 +75,11 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     (a mean that is large beside the deviation), are done again in float64."""
     check_input("bucket_statistics", x, bucket_size)
     check_norm("bucket_statistics", norm)
-    rows = _rows(x.to(torch.float32), bucket_size)
-    if rows.numel() == 0:
+    buckets = rows(x.to(torch.float32), bucket_size)
+    if buckets.numel() == 0:
         return tuple(x.new_empty(0, dtype=torch.float64) for _ in range(3))  # type: ignore[return-value]
     # A part at a time on the CPU: the passes over it after the first find it in the cache.
-    parts = rows.split(max(1, _PART // bucket_size)) if x.device.type == "cpu" else (rows,)
+    parts = buckets.split(max(1, _PART // bucket_size)) if x.device.type == "cpu" else (buckets,)
     passes = [(torch.linalg.vector_norm(part, dim=1), part.sum(dim=1), _largest(part, norm)) for part in parts]
     roots, sums, largest = (torch.cat(column).to(torch.float64) for column in zip(*passes, strict=True))
     largest = roots if norm == "l2" else largest
@@ -88,10 +88,10 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     deviations = _sum_of_squared_deviations(roots, sums, counts)
     unsure = ~((roots > 1e-15) & (roots < 1e15) & (deviations > 0.01 * roots.square()))
     if unsure.any():
-        exact = rows[unsure].to(torch.float64)
+        exact = buckets[unsure].to(torch.float64)
         sums[unsure] = exact.sum(dim=1)
         roots[unsure] = exact.square().sum(dim=1).sqrt()
-        padded = torch.arange(rows.shape[1], device=x.device) >= counts[unsure, None]
+        padded = torch.arange(buckets.shape[1], device=x.device) >= counts[unsure, None]
         centered = (exact - (sums / counts)[unsure, None]).masked_fill(padded, 0.0)
         deviations[unsure] = centered.square().sum(dim=1)
         largest = roots if norm == "l2" else largest
@@ -136,17 +136,22 @@ def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int
     n = x.numel()
     if n == 0:
         return x.new_empty(0, dtype=torch.uint8)
-    small = norms < _TINY
-    inverse = 1.0 / torch.where(small, norms * _LIFT, norms)
-    inverse = torch.where(norms == 0, torch.zeros_like(inverse), inverse)
-    rows = _rows(x.to(torch.float32), bucket_size)
-    rows = torch.where(small[:, None], rows * _LIFT, rows)
-    r = (rows * inverse[:, None]).clamp(-1.0, 1.0).reshape(-1)[:n]
+    r = normalized(x, norms, bucket_size)
     low = (r[:, None] >= levels[1:-1]).sum(dim=1)
     below = levels[low]
     gap = levels[low + 1] - below
     up = uniforms(n, seed, offset, x.device) * gap < r - below
     return pack(low + up, bits)
+
+
+def normalized(x: Tensor, norms: Tensor, bucket_size: int) -> Tensor:
+    """r = x / norm of coordinates (n,), n >= 1, clamped to [-1, 1]: float32 (n,)."""
+    small = norms < _TINY
+    inverse = 1.0 / torch.where(small, norms * _LIFT, norms)
+    inverse = torch.where(norms == 0, torch.zeros_like(inverse), inverse)
+    buckets = rows(x.to(torch.float32), bucket_size)
+    buckets = torch.where(small[:, None], buckets * _LIFT, buckets)
+    return (buckets * inverse[:, None]).clamp(-1.0, 1.0).reshape(-1)[: x.numel()]
 
 
 def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:
@@ -177,7 +182,7 @@ def decode(payload: Tensor, levels: Tensor, n: int, bits: int, bucket_size: int)
     split = 4 * -(-n // bucket_size)
     norms = payload[:split].clone(memory_format=torch.contiguous_format).view(torch.float32)
     codes = unpack(payload[split:], n, bits).to(torch.int64)
-    values = _rows(levels[codes.clamp(max=levels.numel() - 1)], bucket_size)
+    values = rows(levels[codes.clamp(max=levels.numel() - 1)], bucket_size)
     return (norms[:, None] * values).reshape(-1)[:n]
 
 
@@ -196,7 +201,7 @@ def decode_sum(
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes, one integer for each coordinate, as bit planes: (n,) to (4 * bits * ceil(n / 32),) uint8."""
-    groups = _rows(codes.to(torch.int64), 32)
+    groups = rows(codes.to(torch.int64), 32)
     planes = (groups[:, None, :] >> torch.arange(bits, device=codes.device)[None, :, None]) & 1
     words = (planes << torch.arange(32, device=codes.device)).sum(dim=2)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).reshape(-1).view(torch.uint8)
@@ -211,13 +216,23 @@ def unpack(codes: Tensor, n: int, bits: int) -> Tensor:
 
 
 def uniforms(n: int, seed: int, offset: int, device: torch.device | str = "cpu") -> Tensor:
-    """n float32 multiples of 2**-24 in [0, 1): coordinate 256 t + 32 j + lane takes word j // 2 of the Philox call with
-    counter (32 t + lane, offset), rotated by 16 bits when j is odd."""
+    """n float32 multiples of 2**-24 in [0, 1), of `words`."""
+    return uniform(words(n, seed, offset, device))
+
+
+def uniform(words: Tensor) -> Tensor:
+    """The numbers (n,) float32 of words (n,) int64 that hold uint32."""
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def words(n: int, seed: int, offset: int, device: torch.device | str = "cpu") -> Tensor:
+    """n uint32 in int64: coordinate 256 t + 32 j + lane takes word j // 2 of the Philox call with counter (32 t + lane,
+    offset), rotated by 16 bits when j is odd."""
     tiles = -(-n // 256)
-    words = philox(torch.arange(32 * tiles, dtype=torch.int64, device=device), seed, offset)
-    rotated = ((words << 16) | (words >> 16)) & _MASK
-    by_lane = torch.stack([words, rotated], dim=1).reshape(8, tiles, 32)
-    return (by_lane.permute(1, 0, 2).reshape(-1)[:n] >> 8).to(torch.float32) * 2.0**-24
+    called = philox(torch.arange(32 * tiles, dtype=torch.int64, device=device), seed, offset)
+    rotated = ((called << 16) | (called >> 16)) & _MASK
+    by_lane = torch.stack([called, rotated], dim=1).reshape(8, tiles, 32)
+    return by_lane.permute(1, 0, 2).reshape(-1)[:n]
 
 
 def signs(n: int, seed: int, offset: int, device: torch.device | str = "cpu") -> Tensor:
@@ -245,7 +260,7 @@ def philox(counter: Tensor, seed: int, offset: int) -> Tensor:
     return torch.stack(words)
 
 
-def _rows(x: Tensor, width: int) -> Tensor:
+def rows(x: Tensor, width: int) -> Tensor:
     """x as rows of `width`, the last one padded with zeros. A single row is never padded beyond 2**20 for its own sake:
     a bucket far longer than x would not fit the memory."""
     width = min(width, max(x.numel(), 2**20))

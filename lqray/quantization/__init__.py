@@ -5,6 +5,7 @@ from lqray.quantization.distribution import TruncatedNormalMixture
 from lqray.quantization.fitting import Statistics
 from lqray.quantization.histogram import Histogram
 from lqray.quantization.payload import Payload
+from lqray.quantization.place import Place
 from lqray.quantization.quantizer import Quantizer, compressor_of, create
 from lqray.quantization.solvers import solve_levels
 from lqray.quantization.statistics import BucketStatistics
@@ -14,6 +15,7 @@ __all__ = [
     "Compressor",
     "Histogram",
     "Payload",
+    "Place",
     "Quantizer",
     "Statistics",
     "TruncatedNormalMixture",

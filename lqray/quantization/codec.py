@@ -6,7 +6,7 @@ docs/wire-format.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from lqray import ops
 from lqray.quantization.entropy import Counts, entropy_bits, huffman_bits
 from lqray.quantization.payload import CodePlanes, Payload, floats
+from lqray.quantization.place import Place
 
 # Every rank rotates by the same signs, else sums of what they decode would mean nothing: no rank's seed enters them.
 # Every rank casts the same mean, and must get the same bits: nor does it enter the cast.
@@ -139,9 +140,33 @@ def nearest_factor(x: Tensor, q: Tensor) -> Tensor:
 
 def encode(x: Tensor, levels: Tensor, coding: Coding, *, seed: int, offset: int) -> LevelPayload:
     """Encode a tensor of any shape and strides, row-major. Arguments and errors as in `lqray.ops.encode_fused`."""
+    kind = levels, coding.bits, coding.bucket_size, coding.norm, seed, offset
+
+    def code(head: Tensor) -> Tensor:
+        return ops.encode_rotated(head, *kind, _ROTATION_SEED) if coding.rotate else ops.encode_fused(head, *kind)
+
+    return _payload(x, coding, offset, code)
+
+
+def encode_correlated(
+    x: Tensor, levels: Tensor, coding: Coding, place: Place, *, seed: int, offset: int
+) -> LevelPayload:
+    """As `encode`, by one of at least two workers: see `lqray.ops.correlated_encode`."""
+    kind = coding.bits, coding.bucket_size, coding.norm
+    at = place.shared_seed, place.worker, place.workers
+    return encode_with(x, coding, offset, lambda flat: ops.correlated_encode(flat, levels, *kind, seed, offset, *at))
+
+
+def encode_with(x: Tensor, coding: Coding, offset: int, code: Callable[[Tensor], Tensor]) -> LevelPayload:
+    """Encode a tensor of any shape and strides, row-major. code: of coordinates (coded,), clipped and rotated, their
+    norms and codes."""
+    return _payload(x, coding, offset, lambda head: code(rotate(head, coding, offset)))
+
+
+def _payload(x: Tensor, coding: Coding, offset: int, code: Callable[[Tensor], Tensor]) -> LevelPayload:
+    """code: of coordinates (n - tail,), clipped, their norms and codes."""
     head, tail = _split(flattened("encode", x), coding)
-    chosen = (head, levels, coding.bits, coding.bucket_size, coding.norm, seed, offset)
-    buffer = ops.encode_rotated(*chosen, _ROTATION_SEED) if coding.rotate else ops.encode_fused(*chosen)
+    buffer = code(head)
     if tail.numel():
         buffer = torch.cat([buffer, tail.to(torch.float32).contiguous().view(torch.uint8)])
     rotation = offset if coding.rotate else None
@@ -190,12 +215,17 @@ def decode_sum(payloads: Tensor, like: LevelPayload, levels: Tensor, scale: floa
     like.check(payloads)
     heads = payloads[:, : like.head_bytes]
     total = ops.decode_sum(heads, levels, like.coded, like.bits, like.bucket_size, scale)
+    return assemble(total, tail_sum(payloads, like, scale), like)
+
+
+def tail_sum(payloads: Tensor, like: LevelPayload, scale: float) -> Tensor:
+    """Sum of the unquantized tails of W payloads, rows of (W, nbytes), times `scale`: float32 (like.tail,)."""
     tail = payloads.new_zeros(like.tail, dtype=torch.float32)
     if like.tail:
-        for row in payloads[:, like.head_bytes :]:
+        for row in payloads[:, like.head_bytes : like.head_bytes + 4 * like.tail]:
             tail += floats(row)
         tail *= scale
-    return assemble(total, tail, like)
+    return tail
 
 
 def clip(x: Tensor, coding: Coding) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lqray.quantization.codec import cast
 from lqray.quantization.payload import Payload
+from lqray.quantization.place import Place
 from lqray.quantization.schedule import UpdateSchedule
 
 Array = NDArray[np.float64]
@@ -67,6 +68,11 @@ class Compressor(ABC):
         the same on all ranks: what they draw alike follows from it. How many bytes come follows from the tensor's shape
         alone. Raises ValueError for a tensor of another kind.
         """
+
+    def encode_at(self, tensor: Tensor, place: Place, *, seed: int, offset: int) -> Payload:
+        """`encode` by one of several workers whose payloads are averaged, which is what every exchange calls. One whose
+        workers shall draw their noise together overrides it; decoding is the same."""
+        return self.encode(tensor, seed=seed, offset=offset)
 
     @abstractmethod
     def decode(self, payload: Payload) -> Tensor:

@@ -22,8 +22,9 @@ from lqray.quantization.codec import Coding, LevelPayload
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.fitting import Statistics
 from lqray.quantization.levels import Levels, as_float32
-from lqray.quantization.methods import Method, load_method
+from lqray.quantization.method import Method, load_method
 from lqray.quantization.payload import Payload
+from lqray.quantization.place import Place
 from lqray.quantization.schedule import UpdateSchedule
 
 
@@ -85,6 +86,14 @@ class Quantizer(Compressor):
         """
         ops.check_memory("encode", tensor=tensor)
         return codec.encode(tensor, self.levels_on(tensor.device), self.coding, seed=seed, offset=offset)
+
+    def encode_at(self, tensor: Tensor, place: Place, *, seed: int, offset: int) -> LevelPayload:
+        """`encode`; where `place` says so, with noise that is correlated over workers, each of whom stays unbiased."""
+        if not place.correlated or place.workers == 1:
+            return self.encode(tensor, seed=seed, offset=offset)
+        ops.check_memory("encode", tensor=tensor)
+        levels = self.levels_on(tensor.device)
+        return codec.encode_correlated(tensor, levels, self.coding, place, seed=seed, offset=offset)
 
     def template(self, n: int, offset: int) -> LevelPayload:
         """What `encode` makes of a float32 tensor (n,) that is not rotated, but for its bytes."""
@@ -187,14 +196,17 @@ class Quantizer(Compressor):
         kept = self.method.fit.keep(self.statistics if statistics is None else statistics, self.options)
         self._observed.clear()
         distribution = self.method.fit.distribution(kept, self.options)
-        fitted = self._levels
+        before = self.parameters()[:-1]
         if distribution is not None:
-            fitted = self.method.fit.levels(distribution, self._levels, self.options)
-            self.expected_variance = float(distribution.expected_variance(fitted))
-        changed = not np.array_equal(fitted, self._levels)
-        self.set_levels(fitted)
+            self._fit_to(distribution)
         self.updates += 1
-        return changed
+        return not np.array_equal(before, self.parameters()[:-1])
+
+    def _fit_to(self, distribution: Any) -> None:
+        """Set the levels and their expected variance."""
+        assert self.method.fit is not None
+        self.set_levels(self.method.fit.levels(distribution, self._levels, self.options))
+        self.expected_variance = float(distribution.expected_variance(self._levels))
 
     def update_to(self, table: np.ndarray) -> None:
         """See `Compressor.update_to`."""

@@ -47,6 +47,8 @@ _LOOKS = {
     "amq_inf": Look("AMQinf", "#009E73", "-.", "<"),
     "optimal": Look("optimal", "#0072B2", "-", ">"),
     "optimal_inf": Look("optimal-inf", "#0072B2", "-.", ">"),
+    "dither": Look("dither", "#CC79A7", "--", "8"),
+    "slopes": Look("slopes", "#CC79A7", "-", "8"),
 }
 _DASHES = ("-", "--", "-.", ":")
 _OTHERS = ("#44AA99", "#AA4499", "#999933", "#6A3D9A")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
+from lqray.quantization.place import Place
 from lqray.training.batches import Batches
 from lqray.training.dataset import Dataset
 from lqray.training.extra_gradients import extra_gradient
@@ -70,7 +71,8 @@ def variance_metrics(
             if exchange:
                 own = exchange.quantized_part(gradient)
                 rounding = derive_seed(trial.seed, "telemetry rounding", sample, worker)
-                rounded = exchange.rounded(gradient, seed=rounding, offset=iteration)
+                place = Place(worker, trial.workers, sample, trial.exchange.rounding == "correlated")
+                rounded = exchange.rounded(gradient, seed=rounding, offset=iteration, place=place)
                 errors = errors.to(own.device)
                 errors += torch.stack([(rounded - own).double().square().sum(), own.double().square().sum()])
                 pair = torch.stack([own, rounded])

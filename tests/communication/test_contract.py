@@ -18,7 +18,7 @@ from lqray.experiment import names
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, Quantizer
-from tests.testing.methods import ADAPTIVE, EXCHANGED, SPARSE
+from tests.testing.methods import ADAPTIVE, EXCHANGED, SLOPED, SPARSE
 from tests.testing.ranks import CONTEXT, run_ranks
 
 METHODS = EXCHANGED
@@ -121,7 +121,8 @@ def payload_bytes(method: str, n: int) -> int:
         return 4 * k + (-(-n // 8) if k < n else 0)
     if method == "random_k":
         return 4 * k
-    return 4 * -(-n // 64) + 4 * {"terngrad": 2, "signsgd": 1}.get(method, 3) * words
+    phase = 4 if method in SLOPED else 0
+    return 4 * -(-n // 64) + 4 * {"terngrad": 2, "signsgd": 1}.get(method, 3) * words + phase
 
 
 def predicted_bytes(method: str, reduction: str, world: int, rank: int) -> tuple[int, int]:

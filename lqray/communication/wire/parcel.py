@@ -7,7 +7,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch import Tensor
 from lqray.communication import streams
 from lqray.communication.wire.collectives import who_differs
 from lqray.quantization import Compressor, Payload
+from lqray.quantization.place import Place, seed_of_part
 
 CHECK_BYTES = 4
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of parts over all of 64 bits
+_ALONE = Place()
 
 
 class LevelsDifferError(RuntimeError):
@@ -65,13 +66,13 @@ def part_sizes(n: int, parts: int, unit: int) -> list[int]:
     return [after - before for before, after in itertools.pairwise(edges)]
 
 
-def encoded_parts(tensor: Tensor, parts: int, compressor: Compressor, *, seed: int, offset: int) -> list[Payload]:
+def encoded_parts(
+    tensor: Tensor, parts: int, compressor: Compressor, place: Place = _ALONE, *, seed: int, offset: int
+) -> list[Payload]:
     """Payloads of `parts` neighbouring parts of a tensor (n,), each with rounding noise of its own."""
-    if parts == 1:
-        return [compressor.encode(tensor, seed=seed, offset=offset)]
-    pieces = tensor.split(part_sizes(tensor.numel(), parts, compressor.unit))
+    pieces = [tensor] if parts == 1 else tensor.split(part_sizes(tensor.numel(), parts, compressor.unit))
     return [
-        compressor.encode(piece, seed=(seed + part * _GOLDEN) % 2**64, offset=offset)
+        compressor.encode_at(piece, replace(place, part=part), seed=seed_of_part(seed, part), offset=offset)
         for part, piece in enumerate(pieces)
     ]
 

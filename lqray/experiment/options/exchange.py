@@ -35,6 +35,9 @@ class ExchangeOptions(Section):
     however many workers there are, and rounds a second time. Or one of a user's own, module:attribute."""
     options: FreeOptions = Field(default={})
     """Whatever a reduction of a user's own takes; left out with those of lqray's."""
+    rounding: Literal["independent", "correlated"] = "independent"
+    """Of methods that round to levels at random. correlated: workers draw their roundings together, so that errors
+    cancel where gradients agree (Suresh et al. 2022); what travels stays the same."""
     gather_bits: int = Field(default=8, ge=1, le=8)
     """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"

@@ -251,6 +251,22 @@ class OptimalOptions(AdaptiveLevelsOptions):
     """Weight of a bucket's coordinates: norm_squared is that of the squared error."""
 
 
+class DitherOptions(FixedLevelsOptions):
+    """Subtractive dither: uniform levels, of whose rounding noise the decoder takes back what it knows."""
+
+    def why_no_contraction(self) -> str | None:
+        """See `CompressorOptions.why_no_contraction`: errors are below half a gap."""
+        why = "an error may be 1 times the largest magnitude of its bucket; allowed: below 1"
+        return why if self.bits == 1 and self.bucket_size > 1 else None
+
+
+class SlopesOptions(OptimalOptions):
+    """Levels and slopes of least expected variance for the histogram of all sampled normalized coordinates."""
+
+    slope: Literal["level", "common"] = "level"
+    """level: each level has a slope of its own; common: one for all of them."""
+
+
 def resolved_for(chosen: QuantizerOptions, optimizer: str) -> QuantizerOptions:
     """Options with what they leave to the optimizer, by its name: the exponent of `allocated`."""
     if isinstance(chosen, AllocatedOptions) and chosen.exponent is None:
@@ -285,4 +301,6 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "amq_n": NormlessAmqOptions,
     "optimal": OptimalOptions,
     "optimal_inf": OptimalOptions,
+    "dither": DitherOptions,
+    "slopes": SlopesOptions,
 }

@@ -92,7 +92,8 @@ def operator_findings() -> Iterator[Finding]:
         yield Finding("CUDA kernels", "ok", f"{reason or library}; no GPU here")
     for device in ("cpu", *gpus):
         by_backend: dict[str, list[str]] = {"native": [], "reference": []}
-        for operator in ops.native.OPERATORS + (ops.native.CODING if device == "cpu" else ()):
+        only = ops.native.CPU_OPERATORS if device == "cpu" else ()
+        for operator in (*ops.native.OPERATORS, *only):
             by_backend[ops.native.backend(operator, device)].append(operator)
         what, (library, reason) = f"operators on {device}", _serving(device)
         if by_backend["reference"]:

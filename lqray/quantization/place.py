@@ -1,0 +1,29 @@
+"""Which of the workers whose payloads of a tensor are averaged encodes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHARED_SEED = 0x736861726564
+_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of parts over all of 64 bits
+
+
+def seed_of_part(seed: int, part: int) -> int:
+    """The seed of a part of a tensor, which is cut into several."""
+    return (seed + part * _GOLDEN) % 2**64
+
+
+@dataclass(frozen=True)
+class Place:
+    """worker: 0 to workers - 1. workers: of all processes. part: of the tensor, where it is cut into several.
+    correlated: whether those that round at random shall do so together (`exchange.rounding`)."""
+
+    worker: int = 0
+    workers: int = 1
+    part: int = 0
+    correlated: bool = False
+
+    @property
+    def shared_seed(self) -> int:
+        """Of the random stream that all workers know, at the tensor's offset."""
+        return seed_of_part(SHARED_SEED, self.part)

@@ -1,0 +1,177 @@
+"""`exchange.rounding: correlated`, and phases of one stream: workers round together, whoever shares a process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import lqray
+from lqray.communication import GradientExchange
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.schema import Trial
+from lqray.experiment.seeding import derive_seed
+from lqray.quantization import create
+from lqray.quantization.place import Place
+from tests.testing.ranks import run_ranks
+
+pytestmark = pytest.mark.processes
+WORKERS = 4
+N = 8192
+METHODS = ("qsgd_inf", "alq", "dither", "slopes")
+REDUCTIONS = ("all_gather", "scatter_reduce")
+
+
+def gradient(step: int = 0) -> torch.Tensor:
+    """The same for all workers, of coordinates that are uniform in [-1, 1]."""
+    x = torch.rand(N, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    x[0] = 1
+    return x
+
+
+def make(method: str, here: int, group=None, **options) -> GradientExchange:
+    group = group or dist.group.WORLD
+    first = group.rank() * here
+    seeds = [derive_seed(1, "rounding", worker) for worker in range(first, first + here)]
+    compressor = create(method, bits=1 if method == "qsgd_inf" else 3, bucket_size=1024)
+    return GradientExchange(compressor, ExchangeOptions(**options), group, seeds)
+
+
+def errors(rank: int, method: str, here: int, **options) -> tuple[list[bytes], float]:
+    """The means of two steps, and the squared error of the first."""
+    torch.set_num_threads(1)
+    exchange = make(method, here, **options)
+    found = []
+    for step in range(2):
+        exchange.begin_step(step)
+        found.append(exchange.exchange([gradient()] * here, 0).wait())
+    exchange.close()
+    return [mean.numpy().tobytes() for mean in found], float((found[0] - gradient()).double().square().mean())
+
+
+def everything(rank: int, workers: int) -> dict:
+    here = workers // dist.get_world_size()
+    return {
+        (method, reduction, rounding): errors(rank, method, here, reduction=reduction, rounding=rounding)
+        for method in METHODS
+        for reduction in REDUCTIONS
+        for rounding in ("independent", "correlated")
+    }
+
+
+def test_errors_of_workers_that_agree_cancel_however_many_share_a_process():
+    alone, *others = (run_ranks(everything, world, WORKERS) for world in (4, 2, 1))
+    for ranks in (alone, *others):
+        for own in ranks:
+            for key, (means, _) in own.items():
+                assert means == alone[0][key][0], key
+                assert means[0] != means[1], key
+    error = {key: value[1] for key, value in alone[0].items()}
+    # One bit, f uniform, a gap of 2: g^2/96 against g^2/24; the second rounding of scatter_reduce adds (2/255)^2/6.
+    for reduction in REDUCTIONS:
+        assert error["qsgd_inf", reduction, "independent"] == pytest.approx(4 / 24, rel=0.05)
+        assert error["qsgd_inf", reduction, "correlated"] == pytest.approx(4 / 96, rel=0.05)
+        assert error["alq", reduction, "correlated"] < 0.5 * error["alq", reduction, "independent"]
+        for method in ("dither", "slopes"):  # which always round together
+            assert error[method, reduction, "correlated"] == error[method, reduction, "independent"]
+    assert error["dither", "all_gather", "independent"] == pytest.approx((2 / 7 / 4) ** 2 / 12, rel=0.05)
+
+
+def in_a_subgroup(rank: int) -> list[float]:
+    group = dist.new_group([0, 2])
+    if rank == 1:
+        return []
+    found = []
+    for rounding in ("independent", "correlated"):
+        exchange = make("qsgd_inf", 1, group, rounding=rounding)
+        exchange.begin_step(0)
+        mean = exchange.exchange([gradient()], 0).wait()
+        exchange.close()
+        found.append(float((mean - gradient()).double().square().mean()))
+    return found
+
+
+def test_a_subgroup_counts_its_own_workers():
+    """W = 2 and f uniform: g^2/24 against g^2/12."""
+    first, none, last = run_ranks(in_a_subgroup, 3)
+    assert first == last
+    assert none == []
+    assert first == [pytest.approx(4 / 12, rel=0.05), pytest.approx(4 / 24, rel=0.05)]
+
+
+def functional(rank: int) -> list[float]:
+    found = []
+    for rounding in ("independent", "correlated"):
+        for reduction in REDUCTIONS:
+            mean = gradient()
+            lqray.quantized_all_reduce(
+                mean, "qsgd_inf", bits=1, bucket_size=1024, seed=1, reduction=reduction, rounding=rounding
+            )
+            found.append(float((mean - gradient()).double().square().mean()))
+        share = torch.empty(N // 2)
+        chosen = {"bits": 1, "bucket_size": 1024, "seed": 1, "rounding": rounding}
+        lqray.quantized_reduce_scatter(share, gradient(), "qsgd_inf", **chosen)
+        own = gradient().view(2, -1)[rank]
+        found.append(float((share - own).double().square().mean()))
+    return found
+
+
+def test_collectives_take_the_option_too():
+    for found in run_ranks(functional, 2):
+        assert found[:3] == [pytest.approx(4 / 12, rel=0.08)] * 3
+        assert found[3:] == [pytest.approx(4 / 24, rel=0.08)] * 3
+
+
+def resumed(rank: int, method: str) -> bool:
+    """Whether a step after a restored state is the one that would have come."""
+    whole = make(method, 1, rounding="correlated")
+    for step in range(3):
+        whole.begin_step(step)
+        whole.exchange([gradient(step)], 0).wait()
+        whole.observe({"w": gradient(step)})
+        whole.update_levels()
+        if step == 1:
+            state = whole.state_dict()
+    expected = whole.exchange([gradient(9)], 1).wait()
+    other = make(method, 1, rounding="correlated")
+    other.load_state_dict(state)
+    other.begin_step(2)
+    other.exchange([gradient(2)], 0).wait()
+    other.observe({"w": gradient(2)})
+    other.update_levels()
+    return torch.equal(other.exchange([gradient(9)], 1).wait(), expected)
+
+
+@pytest.mark.parametrize("method", ["qsgd_inf", "slopes"])
+def test_a_resumed_exchange_goes_on_with_the_same_bits(method):
+    assert run_ranks(resumed, 2, method) == [True, True]
+
+
+def test_what_no_place_is_known_of_rounds_as_ever():
+    x = gradient()
+    for method in ("qsgd_inf", "alq"):
+        quantizer = create(method, bucket_size=1024)
+        plain = quantizer.encode(x, seed=3, offset=4).buffer
+        for place in (Place(2, 4), Place(0, 1, correlated=True)):
+            assert torch.equal(quantizer.encode_at(x, place, seed=3, offset=4).buffer, plain)
+        together = quantizer.encode_at(x, Place(2, 4, correlated=True), seed=3, offset=4)
+        assert not torch.equal(together.buffer, plain)
+        assert together.nbytes == plain.numel()
+
+
+def test_a_trial_says_how_it_rounds_only_where_it_is_not_the_default():
+    config = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 1, "batch_size": 1},
+        "quantizer": {"method": "qsgd"},
+        "workers": 2,
+    }
+    ids = {
+        rounding: Trial.model_validate(config | {"exchange": exchange}).id
+        for rounding, exchange in (
+            ("none", {}),
+            ("independent", {"rounding": "independent"}),
+            ("correlated", {"rounding": "correlated"}),
+        )
+    }
+    assert ids["none"] == ids["independent"] != ids["correlated"]
