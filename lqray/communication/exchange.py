@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -28,10 +29,11 @@ from lqray.communication.checks.agreement import check_agreement
 from lqray.communication.level_update import update_levels
 from lqray.communication.measurement import Measured
 from lqray.communication.numbering import check_index, check_iteration, check_layers, layer_offset, offset_of
+from lqray.communication.preconditioner import Preconditioner, divided, finished_means, keys_of, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
-from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts, joined
+from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload, Quantizer
@@ -65,6 +67,7 @@ class GradientExchange:
         self._reductions_state: dict[str, Tensor] = {}
         fed_back = options.error_feedback and options.trajectory == "quantized"
         self._residuals = Residuals(compressor, options) if fed_back else None
+        self._preconditioner = Preconditioner.of(options) if options.trajectory == "quantized" else None
         self._must_fit = self._residuals is not None and compressor.adapts
         self._unfitted = self._must_fit
         self._names: dict[Tensor, str] = {}
@@ -153,12 +156,12 @@ class GradientExchange:
                 cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
             means, skipped = self._start_bucket(flats, cut, bucket)
         if means and not skipped:
-            return means.then(lambda done: cut.put(_whole(done.value(), cut), None))
+            return means.then(lambda done: cut.put(done.value(), None))
         if skipped and not means:
             return skipped.then(lambda done: cut.put([], done.value()))
         assert means
         assert skipped
-        return streams.after_all([means, skipped], lambda parts, rest: cut.put(_whole(parts, cut), rest), device)
+        return streams.after_all([means, skipped], cut.put, device)
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
@@ -168,7 +171,7 @@ class GradientExchange:
         self._side.prepare(gradients[0].device, gradients)
         with self._side.entered():
             means = self._start_exchange([[gradient] for gradient in gradients], cut, index)
-        return means.then(lambda done: _whole(done.value(), cut)[0])
+        return means.then(lambda done: done.value()[0])
 
     def _claim(self, index: int) -> None:
         """A tensor of a step has its rounding noise once."""
@@ -207,19 +210,24 @@ class GradientExchange:
         return means, skipped
 
     def _start_exchange(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> Future[list[Tensor]]:
-        """tensors: [worker][tensor]."""
+        """tensors: [worker][tensor]. A future of the mean of each."""
         streams.used_here(*self.compressor.tensors_on(tensors[0][0].device))
         reduction = self._load_reduction()
         first, offsets = self._offsets(cut, index)
         parts = 1 if self.compressor.layers else reduction.parts(len(self._seeds))
+        before, keys = self._preconditioner, [keys_of(spans) for spans in cut.tensors]
+        scales = scales_of(before, tensors[0], keys)
         payloads = []
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            each = zip(own, cut.tensors, offsets, strict=True)
+            each = zip(map(divided, own, scales), cut.tensors, offsets, strict=True)
             payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
         names = [f"{'+'.join(span.name for span in spans)}#{part}" for spans in cut.tensors for part in range(parts)]
         check = check_of(self.compressor.fingerprint(), first)
         parcel = Parcel(payloads, self._seeds, check, parts, names, self._iteration)
-        return reduction.reduce(parcel, self.compressor, self.volume)
+        # It must not hold the group, by this exchange: see AllGather.reduce.
+        return reduction.reduce(parcel, self.compressor, self.volume).then(
+            partial(finished_means, cut, before, scales, tensors[0][0].dtype)
+        )
 
     def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
         """What a quantized exchange would observe and measure, where one in full precision takes its place."""
@@ -289,12 +297,16 @@ class GradientExchange:
             state["residuals"] = self._residuals.state_dict()
             state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
             state["reduction"] = self._reduction.state_dict() if self._reduction else {}
+        if self._preconditioner:
+            state["preconditioner"] = self._preconditioner.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what `state_dict` returned. The next step may then be any."""
         self.compressor.load_state_dict(state["quantizer"])
         self._iteration, self._last, self._exchanged = 0, -1, set()
+        if self._preconditioner:
+            self._preconditioner.load_state_dict(state.get("preconditioner", {}))
         if self._residuals:
             self._residuals.load_state_dict(state["residuals"])
             fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.compressor.updates > 0
@@ -337,29 +349,33 @@ class GradientExchange:
     def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
         """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
         fits to."""
-        for tensor in self._quantized_tensors(gradients):
-            self.compressor.observe(tensor, worker)
+        for tensor, scale in self._divided(gradients):
+            self.compressor.observe(divided(tensor, scale), worker)
 
     def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int, place: Place = _ANYWHERE) -> Tensor:
         """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
         is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
         `Quantizer.encode`; the offset has 52 bits. place: of the worker, among those that round together."""
         decoded = []
-        for number, tensor in enumerate(self._quantized_tensors(gradients)):
+        for number, (tensor, scale) in enumerate(self._divided(gradients)):
             numbers = {"seed": seed, "offset": layer_offset(offset, number)}
-            decoded.append(self.compressor.decode(self.compressor.encode_at(tensor, place, **numbers)))
+            payload = self.compressor.encode_at(divided(tensor, scale), place, **numbers)
+            decoded.append(self.compressor.decode(payload) * (1.0 if scale is None else scale))
         return torch.cat(decoded) if decoded else torch.zeros(0)
 
     def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The coordinates (n,) that `rounded` rounds, exact."""
-        kept = self._quantized_tensors(gradients)
-        return torch.cat([gradient.reshape(-1) for gradient in kept]) if kept else torch.zeros(0)
+        kept = [tensor.reshape(-1) for tensor, _ in self._divided(gradients)]
+        return torch.cat(kept) if kept else torch.zeros(0)
 
-    def _quantized_tensors(self, gradients: Mapping[str, Tensor]) -> list[Tensor]:
-        kept = [gradient for name, gradient in gradients.items() if name not in self._skipped]
-        if self._options.buckets == "layer" or self.compressor.layers or not kept:
-            return kept
-        return [torch.cat([gradient.reshape(-1) for gradient in kept])]
+    def _divided(self, gradients: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        """What is quantized of the whole model's gradients, tensor by tensor, and what each is divided by first."""
+        kept = {name: gradient for name, gradient in gradients.items() if name not in self._skipped}
+        keys = [(name, gradient.numel()) for name, gradient in kept.items()]
+        tensors, held = list(kept.values()), [[key] for key in keys]
+        if kept and not (self._options.buckets == "layer" or self.compressor.layers):
+            tensors, held = [torch.cat([gradient.reshape(-1) for gradient in tensors])], [keys]
+        return list(zip(tensors, scales_of(self._preconditioner, tensors, held), strict=True))
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,
@@ -377,12 +393,6 @@ class GradientExchange:
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return streams.device_of(self._group)
-
-
-def _whole(parts: Sequence[Tensor], cut: Cut) -> list[Tensor]:
-    """The tensors of a cut, of what their parts became."""
-    each = len(parts) // len(cut.tensors)
-    return [joined(parts[first : first + each]) for first in range(0, len(parts), each)]
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

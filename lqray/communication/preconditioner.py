@@ -11,10 +11,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.futures import Future
 
 from lqray import ops
 from lqray.communication import streams
+from lqray.communication.bucket import Cut, Span
 from lqray.communication.memory import Key
+from lqray.communication.wire.parcel import joined
+from lqray.experiment.options.exchange import ExchangeOptions
 
 _GROUP = 64
 _LEAST_OF_ALL = 0.01
@@ -33,6 +37,11 @@ class Preconditioner:
         self._decay, self._floor = decay, floor
         self._moments: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, options: ExchangeOptions) -> Preconditioner | None:
+        """As the options of an exchange have it."""
+        return cls(options.precondition_decay, options.precondition_floor) if options.precondition else None
 
     def scale(self, like: Tensor, keys: Sequence[Key]) -> Tensor | None:
         """c of a tensor (n,), float32, which holds these, one after the other; None where it is 1. Every operation is
@@ -58,6 +67,12 @@ class Preconditioner:
             self._moments[name] = self._decay * held + (1 - self._decay) * (part * part)
             self._steps[name] += 1
 
+    def finished(self, mean: Tensor, scale: Tensor | None, keys: Sequence[Key], dtype: torch.dtype) -> Tensor:
+        """The mean (n,) of gradients that were divided by `scale`, multiplied by it, in `dtype`; learns from it."""
+        whole = (mean if scale is None else mean.to(torch.float32) * scale).to(dtype)
+        self.keep(whole, keys)
+        return whole
+
     def _root(self, name: str) -> Tensor:
         correction = 1 / (1 - self._decay ** self._steps[name])
         return (self._moments[name] * correction).to(torch.float64).sqrt().to(torch.float32)
@@ -73,3 +88,38 @@ class Preconditioner:
         moments = {key.partition("/")[2]: value for key, value in state.items() if key.startswith("moment/")}
         self._moments = {name: held.to(torch.float32, copy=True) for name, held in moments.items()}
         self._steps = {name: int(state[f"steps/{name}"]) for name in moments}
+
+
+def divided(tensor: Tensor, scale: Tensor | None) -> Tensor:
+    """A gradient of any shape over what `Preconditioner.scale` says of it, float32; as it is where that is None."""
+    return tensor if scale is None else tensor.to(torch.float32) / scale.view(tensor.shape)
+
+
+def scales_of(
+    preconditioner: Preconditioner | None, tensors: Sequence[Tensor], keys: Sequence[Sequence[Key]]
+) -> list[Tensor | None]:
+    """What each of several tensors is divided by."""
+    pairs = zip(tensors, keys, strict=True)
+    return [preconditioner.scale(one, held) if preconditioner else None for one, held in pairs]
+
+
+def keys_of(spans: Sequence[Span]) -> list[Key]:
+    """What a tensor of these spans holds."""
+    return [(span.name, span.size) for span in spans]
+
+
+def finished_means(
+    cut: Cut,
+    preconditioner: Preconditioner | None,
+    scales: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    done: Future[list[Tensor]],
+) -> list[Tensor]:
+    """The mean of every tensor of a cut, of what their parts became."""
+    parts = done.value()
+    each = len(parts) // len(cut.tensors)
+    means = [joined(parts[first : first + each]) for first in range(0, len(parts), each)]
+    if preconditioner is None:
+        return means
+    keys = [keys_of(spans) for spans in cut.tensors]
+    return [preconditioner.finished(*one, dtype) for one in zip(means, scales, keys, strict=True)]
