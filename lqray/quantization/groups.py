@@ -63,7 +63,7 @@ class Groups(Compressor):
 
     def __init__(self, options: object) -> None:
         super().__init__(options)
-        self.deterministic = self.options.rounding == "nearest"
+        self.deterministic = self.options.round == "nearest"
         self.unbiased = not self.deterministic
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

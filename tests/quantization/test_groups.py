@@ -9,7 +9,7 @@ from lqray.quantization.methods.mxfp8 import Mxfp8
 from lqray.testing import compressor_suite
 
 for _name in ("int8", "mxfp8", "mxfp4"):
-    globals()[f"Test_{_name}_stochastic"] = compressor_suite(_name, rounding="stochastic")
+    globals()[f"Test_{_name}_stochastic"] = compressor_suite(_name, round="stochastic")
 
 
 def test_the_formats_have_the_numbers_of_the_specification():
@@ -48,7 +48,7 @@ def test_nearest_is_nearest_and_powers_of_two_change_nothing(method):
 def test_stochastic_rounding_clips_nothing():
     """Group maxima between 6 and 8 times a power of two, which nearest rounding clips."""
     x = torch.full((32,), 7.5)
-    nearest, unbiased = Quantizer.create("mxfp4"), Quantizer.create("mxfp4", rounding="stochastic")
+    nearest, unbiased = Quantizer.create("mxfp4"), Quantizer.create("mxfp4", round="stochastic")
     assert float(nearest.decode(nearest.encode(x, seed=1, offset=1)).max()) == 6.0
     drawn = [unbiased.decode(unbiased.encode(x, seed=seed, offset=1)) for seed in range(200)]
     assert float(torch.stack(drawn).mean()) == pytest.approx(7.5, rel=0.01)

@@ -102,7 +102,7 @@ class SignOptions(CompressorOptions):
 class MicroscalingOptions(CompressorOptions):
     """Numbers of a format over a scale that a group shares."""
 
-    rounding: Literal["nearest", "stochastic"] = "nearest"
+    round: Literal["nearest", "stochastic"] = "nearest"
     """To the nearest number, or at random to one of the two around, without bias."""
 
 
