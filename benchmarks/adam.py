@@ -3,7 +3,8 @@
     python benchmarks/adam.py [--seeds 1 2 3 4 5] [--iterations 500] [--only PATTERN] [--jobs 2]
 
 4 workers of 8 sequences of 64 bytes; each worker's gradient is encoded as one tensor, decoded and averaged, as an
-exchange does. Every method trains with the same seeds, batches and learning rate. The loss is that of the last 60,000 bytes, less full precision's of the same seed.
+exchange does. Every method trains with the same seeds, batches and learning rate. The loss is that of the last 60,000
+bytes, less full precision's of the same seed.
 Results are added to benchmarks/results/adam.json, run by run; what is there is not run again.
 """
 

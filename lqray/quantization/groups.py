@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from lqray import ops
 from lqray.ops.allocation import power_of_two
 from lqray.ops.reference import pack
-from lqray.quantization.codec import cast, flattened
+from lqray.quantization.codec import cast, flattened, nearest_factor
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import CodePlanes, Payload, floats
 
@@ -105,6 +105,18 @@ class Groups(Compressor):
         decoded = ops.decode(whole, levels, payload.n, payload.bits, self.group)
         return cast(decoded, payload.dtype, payload.offset)
 
+    def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
+        """Each group's scale times the factor that brings it nearest."""
+        assert isinstance(payload, GroupPayload)
+        x, q = (
+            torch.nn.functional.pad(each.to(torch.float64), (0, -payload.n % self.group)).view(-1, self.group)
+            for each in (corrected, decoded)
+        )
+        buffer = payload.buffer.clone()
+        head = buffer[: payload.scale_bytes * payload.groups]
+        head.copy_((floats(head) * nearest_factor(x, q)).view(torch.uint8))
+        return replace(payload, buffer=buffer)
+
     def scales_of(self, largest: Tensor) -> tuple[Tensor, Tensor]:
         """Of the largest magnitude of each group, float32 (G,): the bytes that travel, uint8, and what the largest
         number of the format stands for, float32 (G,)."""
@@ -131,6 +143,10 @@ class Microscaling(Groups):
     def group(self) -> int:
         """See `Groups.group`."""
         return 32
+
+    def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
+        """As it is: a power of two cannot be brought nearer."""
+        return payload
 
     def scales_of(self, largest: Tensor) -> tuple[Tensor, Tensor]:
         """See `Groups.scales_of`."""

@@ -18,7 +18,7 @@ from lqray.experiment import names
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, Quantizer
-from tests.testing.methods import ADAPTIVE, EXCHANGED, SLOPED, SPARSE
+from tests.testing.methods import ADAPTIVE, EXCHANGED, SPARSE, payload_bytes
 from tests.testing.ranks import CONTEXT, run_ranks
 
 METHODS = EXCHANGED
@@ -114,27 +114,25 @@ def means(rank: int, method: str, reduction: str) -> dict:
     }
 
 
-def payload_bytes(method: str, n: int) -> int:
+def part_bytes(method: str, n: int) -> int:
     """Of n coordinates, in buckets of 64, or a quarter of them."""
-    words, k = -(-n // 32), min(n, max(1, round(n / 4)))
+    k = min(n, max(1, round(n / 4)))
     if method == "topk":  # a bit for each coordinate is less than indices of 3 bits and more
         return 4 * k + (-(-n // 8) if k < n else 0)
-    if method == "random_k":
-        return 4 * k
-    phase = 4 if method in SLOPED else 0
-    return 4 * -(-n // 64) + 4 * {"terngrad": 2, "signsgd": 1}.get(method, 3) * words + phase
+    return 4 * k if method == "random_k" else payload_bytes(method, n)
 
 
 def predicted_bytes(method: str, reduction: str, world: int, rank: int) -> tuple[int, int]:
     """(handed over, sent) for 200 coordinates, which end with a short bucket and a short word."""
     if reduction == "all_gather":
-        payload = payload_bytes(method, 200)
+        payload = part_bytes(method, 200)
         return payload + 4, (world - 1) * (payload + 4)
-    unit = 32 if method in SPARSE else 64
+    plain = method in (*SPARSE, "mxfp4", "mxfp8")  # without buckets of a size to choose
+    unit = 32 if plain else 64
     edges = [min(200, unit * (-(-200 // unit) * part // world)) for part in range(world + 1)]
     sizes = [end - begin for begin, end in zip(edges, edges[1:], strict=False)]
-    shares = [payload_bytes(method, n) for n in sizes]
-    norms = 8192 if method in SPARSE else 64
+    shares = [part_bytes(method, n) for n in sizes]
+    norms = 8192 if plain else 64
     means = shares if method == "random_k" else [4 * -(-n // norms) + 4 * 8 * -(-n // 32) for n in sizes]
     row = max(means) + 4
     return sum(shares) + row, sum(shares) - shares[rank] + (world - 1) * row

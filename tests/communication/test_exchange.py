@@ -15,7 +15,7 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Quantizer
 from tests.testing.exchanges import batch, make_exchange, network, train_quantized
-from tests.testing.methods import ADAPTIVE, EXCHANGED, SLOPED
+from tests.testing.methods import ADAPTIVE, EXCHANGED, payload_bytes
 from tests.testing.ranks import run_ranks
 
 METHODS = EXCHANGED
@@ -37,10 +37,10 @@ def test_replicas_stay_bit_identical_and_bytes_are_those_sent(method, world, cap
     n = sum(parameter.numel() for parameter in network().parameters())
     assert volume.coordinates == n
     if cap == 25.0:
-        planes = {"terngrad": 2, "signsgd": 1}.get(method, 3)
-        codes = 4 * -(-n // 64) + 4 * planes * -(-n // 32) + (4 if method in SLOPED else 0)
         # 12 of 1,203 coordinates, and their indices in 11 bits each
-        assert volume.payload_bytes == {"random_k": 48, "topk": 48 + 12 + 3 * 2}.get(method, codes) + 4
+        assert (
+            volume.payload_bytes == {"random_k": 48, "topk": 48 + 12 + 3 * 2}.get(method, payload_bytes(method, n)) + 4
+        )
     else:
         assert first["exchanges"] > 50
     assert volume.bytes_sent == volume.bytes_received == (world - 1) * volume.payload_bytes
