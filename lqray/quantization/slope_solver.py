@@ -71,7 +71,10 @@ def fit_slopes(points: Array, weights: Array, current: Sloped, common: bool = Fa
     starts = sorted(problem.starts(current), key=lambda z: problem.loss(z)[0])
     best = Sloped(current.levels, current.slopes, known)
     for start in starts[: 2 if count <= 8 else 1]:
-        levels, slopes = problem.whole(_descended(problem, start))
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # where Psi is next to nothing: what is not less is not taken
+            levels, slopes = problem.whole(_descended(problem, start))
         if not np.all(np.diff(levels.astype(np.float32)) > 0):
             continue
         slopes = _allowed(levels, slopes)

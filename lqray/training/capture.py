@@ -116,7 +116,7 @@ def read_captures(file: Path | str) -> list[Captured]:
         document: Any = torch.load(file, map_location="cpu", weights_only=True)
         found = document["version"], document["captures"]
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError) as error:
-        raise CaptureError(f"{file} holds no captured gradients; allowed: what `lqray capture` writes") from error
+        raise CaptureError(f"{file} holds no captured gradients; allowed: a file of lqray capture") from error
     if found[0] != VERSION:
         raise CaptureError(f"{file} has version {found[0]} of captured gradients; allowed: {VERSION}, this lqray's")
     return [Captured(one["iteration"], one["gradients"]) for one in found[1]]

@@ -118,7 +118,7 @@ def test_a_figure_on_a_full_disk_says_what_it_takes_and_leaves_nothing(tmp_path,
 
 def test_a_folder_in_brackets_is_printed_with_them(capsys):
     plan = SimpleNamespace(
-        trials=[], more=0, limit=None, due=[], said_of_other_code="", uri="sqlite:////x/[old]/:smile:/lqray.db"
+        trials=[], more=0, limit=None, due=[], said_of_others="", uri="sqlite:////x/[old]/:smile:/lqray.db"
     )
     sweeps._say_plan(shared.console(), "[/x]", plan)
     assert capsys.readouterr().out == "[/x]: no trials, recorded in sqlite:////x/[old]/:smile:/lqray.db\n"

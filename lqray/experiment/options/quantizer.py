@@ -114,7 +114,7 @@ class Int8Options(MicroscalingOptions):
 
 
 def _power_of_two(size: int) -> int:
-    if not 32 <= size <= 8192 or size & (size - 1):
+    if size & (size - 1):
         raise ValueError("a power of two from 32 to 8192")
     return size
 
@@ -122,7 +122,7 @@ def _power_of_two(size: int) -> int:
 class RotatedOptions(CompressorOptions):
     """Blocks that go through a randomized Walsh-Hadamard transform of each worker's own before they are rounded."""
 
-    bucket_size: Annotated[int, AfterValidator(_power_of_two)] = 512
+    bucket_size: Annotated[int, Field(ge=32, le=8192), AfterValidator(_power_of_two)] = 512
     """Consecutive coordinates that are rotated together, a power of two from 32 to 8192; the last ones of a tensor are
     padded to as many."""
 
@@ -138,7 +138,7 @@ class EdenOptions(RotatedOptions):
 class AllocatedOptions(RotatedOptions):
     """EDEN with more bits in blocks that hold more of the energy."""
 
-    bucket_size: Annotated[int, AfterValidator(_power_of_two)] = 64
+    bucket_size: Annotated[int, Field(ge=32, le=8192), AfterValidator(_power_of_two)] = 64
     """Consecutive coordinates that have one width and one norm, of a byte, a power of two from 32 to 8192."""
     bits: float = Field(default=2.0, ge=1, le=8)
     """Bits of a coordinate on average, norms included; at least one of each code."""
