@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lqray import ops
 from lqray.ops import eden
+from lqray.ops.checks import signed
 from lqray.quantization import lloyd_max
 from lqray.quantization.codec import cast, flattened, nearest_factor
 from lqray.quantization.compressor import Compressor
@@ -65,8 +66,8 @@ class BlockPayload(Payload):
 
 
 def write_seed(seed: int, device: torch.device) -> Tensor:
-    """Eight bytes, little-endian."""
-    return torch.tensor([seed - 2**64 if seed >= 2**63 else seed], dtype=torch.int64, device=device).view(torch.uint8)
+    """Eight bytes, little-endian, made where they are wanted: a copy to a GPU would make the host wait."""
+    return torch.full((1,), signed(seed), dtype=torch.int64, device=device).view(torch.uint8)
 
 
 def read_seeds(rows: Tensor) -> Tensor:
