@@ -211,7 +211,7 @@ def test_opcheck():
 
 @NATIVE
 @pytest.mark.skipif("LQRAY_CPU_ISA" in os.environ, reason="already inside the run for one instruction set")
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", [pytest.param("portable", marks=pytest.mark.slow), "avx2"])
 def test_every_instruction_set_gives_the_same_bytes(isa):
     """These tests again, held back to a lesser machine."""
     if isa == ops.loaded.instruction_set:

@@ -51,8 +51,8 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
         | {
             "LQRAY_NATIVE_LIBRARY": str(library),
             "LQRAY_CPU_ISA": isa,
-            "LQRAY_FUZZ_EXAMPLES": os.environ.get("LQRAY_FUZZ", "200"),
-            "LQRAY_FUZZ": os.environ.get("LQRAY_FUZZ", "60"),
+            "LQRAY_FUZZ_EXAMPLES": os.environ.get("LQRAY_FUZZ", "100"),
+            "LQRAY_FUZZ": os.environ.get("LQRAY_FUZZ", "30"),
             "LD_PRELOAD": " ".join(str(path) for path in RUNTIMES),
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -105,7 +105,7 @@ def test_fuzz_any_bytes_are_encoded_and_decoded_as_the_reference_does(n, bucket,
 
 
 @pytest.mark.skipif(ops.loaded.instruction_set == "portable", reason="there is no other instruction set")
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", [pytest.param("portable", marks=pytest.mark.slow), "avx2"])
 def test_kernels_that_are_held_back_give_the_same_bytes(isa):
     chosen = "(awkward or long or nan) and native-cpu"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
