@@ -43,6 +43,9 @@ METHODS = {
     "allocated 1.5": ("allocated", {"bits": 1.5}, False),
     "allocated 2": ("allocated", {"bits": 2.0}, False),
     "allocated 2, exponent 1": ("allocated", {"bits": 2.0, "exponent": 1.0}, False),
+    "allocated 2, exponent .25": ("allocated", {"bits": 2.0, "exponent": 0.25}, False),
+    "allocated 2, blocks of 32": ("allocated", {"bits": 2.0, "bucket_size": 32}, False),
+    "allocated 2, blocks of 128": ("allocated", {"bits": 2.0, "bucket_size": 128}, False),
     "allocated 2 preconditioned": ("allocated", {"bits": 2.0}, True),
     "qsgd_inf 3": ("qsgd_inf", {"bits": 3, "bucket_size": 512}, False),
 }

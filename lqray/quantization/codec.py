@@ -115,13 +115,10 @@ class LevelPayload(Payload):
         """The payload with each bucket's norm times <x, Q> / <Q, Q>, in [0, 1]: for an unbiased Q that is
         1 / (1 + omega) with the omega of this very rounding, and no other factor brings Q nearer to x. An unquantized
         tail stays. corrected: x, (n,). decoded: Q, (n,)."""
-        coordinates, size = self.n - self.tail, self.bucket_size
-        x, q = (
-            torch.nn.functional.pad(each[:coordinates].to(torch.float64), (0, -coordinates % size)).view(-1, size)
-            for each in (corrected, decoded)
-        )
+        coordinates = self.n - self.tail
+        factors = nearest_factors(corrected[:coordinates], decoded[:coordinates], self.bucket_size)
         buffer = self.buffer.clone()
-        buffer[: self.norm_bytes] = (self.norms * nearest_factor(x, q)).view(torch.uint8)
+        buffer[: self.norm_bytes] = (self.norms * factors).view(torch.uint8)
         return replace(self, buffer=buffer)
 
     def _counts(self) -> Counts:
@@ -131,9 +128,13 @@ class LevelPayload(Payload):
         return (bits_per_code * self.coded + 32.0 * self.tail) / self.n if self.n else 0.0
 
 
-def nearest_factor(x: Tensor, q: Tensor) -> Tensor:
-    """Of rows of x and q, (K, d) float64: the factor in [0, 1] that brings q nearest to x, <x, q> / <q, q>; 1 where
-    there is none. float32 (K,)."""
+def nearest_factors(corrected: Tensor, decoded: Tensor, size: int) -> Tensor:
+    """Of each bucket of `size` coordinates of x and q, (n,): the factor in [0, 1] that brings q nearest to x,
+    <x, q> / <q, q>; 1 where there is none. float32 (ceil(n / size),)."""
+    x, q = (
+        torch.nn.functional.pad(each.to(torch.float64), (0, -each.numel() % size)).view(-1, size)
+        for each in (corrected, decoded)
+    )
     factors = (x * q).sum(dim=1) / q.square().sum(dim=1)
     return torch.where(factors.isfinite(), factors.clamp(0.0, 1.0), 1.0).to(torch.float32)
 

@@ -3,6 +3,7 @@ the best quantizer of a normal variable. DRIVE (Vargaftik et al., NeurIPS 2021) 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from lqray import ops
 from lqray.ops import eden
 from lqray.ops.checks import signed
 from lqray.quantization import lloyd_max
-from lqray.quantization.codec import cast, flattened, nearest_factor
+from lqray.quantization.codec import cast, flattened, nearest_factors
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import CodePlanes, Payload, floats
 
@@ -98,10 +99,10 @@ class RotatedBlocks(Compressor):
             self._copies[device] = tuple(table.to(device) for table in self.tables())
         return self._copies[device]
 
+    @abstractmethod
     def read(self, rows: Tensor, like: BlockPayload) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows of payloads (W, bytes): scales float32, widths uint8 and first planes int64 of their blocks, (W, G)
         each."""
-        raise NotImplementedError
 
     def decode(self, payload: Payload) -> Tensor:
         """See `Compressor.decode`."""
@@ -176,13 +177,9 @@ class Eden(RotatedBlocks):
     def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> BlockPayload:
         """Each block's scale times the factor that brings it nearest."""
         assert isinstance(payload, BlockPayload)
-        x, q = (
-            torch.nn.functional.pad(each.to(torch.float64), (0, -payload.n % self._size)).view(-1, self._size)
-            for each in (corrected, decoded)
-        )
         buffer = payload.buffer.clone()
         part = buffer[SEED_BYTES : payload.begin]
-        part.copy_((floats(part) * nearest_factor(x, q)).view(torch.uint8))
+        part.copy_((floats(part) * nearest_factors(corrected, decoded, self._size)).view(torch.uint8))
         return replace(payload, buffer=buffer)
 
     def _template(self, n: int, dtype: torch.dtype, offset: int, device: torch.device) -> BlockPayload:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lqray import ops
 from lqray.ops.allocation import power_of_two
 from lqray.ops.reference import pack
-from lqray.quantization.codec import cast, flattened, nearest_factor
+from lqray.quantization.codec import cast, flattened, nearest_factors
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import CodePlanes, Payload, floats
 
@@ -87,8 +87,7 @@ class Groups(Compressor):
         if self.unbiased:
             codes = ops.encode(x, norms, levels, bits, self.group, seed, offset)
         else:
-            inverse = torch.where(norms == 0, 0.0, 1.0 / norms)
-            r = x.to(torch.float32) * inverse.repeat_interleave(self.group)[: x.numel()]
+            r = x.to(torch.float32) / norms.repeat_interleave(self.group)[: x.numel()]
             codes = pack(torch.bucketize(r.nan_to_num(nan=0.0), edges, right=True), bits)
         buffer = torch.cat([head, head.new_zeros(-head.numel() % 4), codes])
         groups = max(1, largest.numel())
@@ -108,13 +107,9 @@ class Groups(Compressor):
     def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
         """Each group's scale times the factor that brings it nearest."""
         assert isinstance(payload, GroupPayload)
-        x, q = (
-            torch.nn.functional.pad(each.to(torch.float64), (0, -payload.n % self.group)).view(-1, self.group)
-            for each in (corrected, decoded)
-        )
         buffer = payload.buffer.clone()
         head = buffer[: payload.scale_bytes * payload.groups]
-        head.copy_((floats(head) * nearest_factor(x, q)).view(torch.uint8))
+        head.copy_((floats(head) * nearest_factors(corrected, decoded, self.group)).view(torch.uint8))
         return replace(payload, buffer=buffer)
 
     def scales_of(self, largest: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,3 +52,12 @@ def test_stochastic_rounding_clips_nothing():
     assert float(nearest.decode(nearest.encode(x, seed=1, offset=1)).max()) == 6.0
     drawn = [unbiased.decode(unbiased.encode(x, seed=seed, offset=1)) for seed in range(200)]
     assert float(torch.stack(drawn).mean()) == pytest.approx(7.5, rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["mxfp8", "mxfp4", "int8"])
+def test_subnormal_groups_are_rounded_to_what_they_are_near(method):
+    """Largest magnitudes whose inverse float32 does not have."""
+    x = torch.linspace(-1, 1, 256) * 2.0**-130
+    quantizer = Quantizer.create(method)
+    error = quantizer.decode(quantizer.encode(x, seed=1, offset=1)) - x
+    assert float(error.abs().max()) <= 2.0**-127 * (1 if method == "mxfp4" else 2.0**-6)
