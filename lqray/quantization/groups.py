@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lqray import ops
 from lqray.ops.allocation import power_of_two
-from lqray.ops.reference import pack
 from lqray.quantization.codec import cast, flattened, nearest_factors
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import CodePlanes, Payload, floats
@@ -88,7 +87,7 @@ class Groups(Compressor):
             codes = ops.encode(x, norms, levels, bits, self.group, seed, offset)
         else:
             r = x.to(torch.float32) / norms.repeat_interleave(self.group)[: x.numel()]
-            codes = pack(torch.bucketize(r.nan_to_num(nan=0.0), edges, right=True), bits)
+            codes = ops.pack(torch.bucketize(r.nan_to_num(nan=0.0), edges, right=True).to(torch.uint8), bits)
         buffer = torch.cat([head, head.new_zeros(-head.numel() % 4), codes])
         groups = max(1, largest.numel())
         return GroupPayload(buffer, x.numel(), tensor.dtype, offset, bits, self.group, head.numel() // groups)

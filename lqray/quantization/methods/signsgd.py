@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lqray import ops
 from lqray.experiment.options.quantizer import SignOptions
-from lqray.ops.reference import pack
 from lqray.quantization import codec
 from lqray.quantization.codec import LevelPayload
 from lqray.quantization.compressor import Compressor
@@ -41,7 +41,7 @@ class SignSgd(Compressor):
         norms = [x[:whole].view(-1, size).abs().mean(dim=1), x[whole:].abs().mean()[None]]
         norm = torch.cat(norms if whole < n else norms[:1])
         norm = torch.where(norm.isfinite(), norm, torch.nan)
-        codes = pack((x >= 0).to(torch.uint8), 1) if n else torch.empty(0, dtype=torch.uint8, device=x.device)
+        codes = ops.pack((x >= 0).to(torch.uint8), 1) if n else torch.empty(0, dtype=torch.uint8, device=x.device)
         buffer = torch.cat([norm.view(torch.uint8), codes])
         return LevelPayload(buffer, n, tensor.dtype, offset, 1, size)
 
