@@ -29,6 +29,13 @@ def test_the_last_bucket_is_padded(device, bucket, norm):
 
 
 @pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_rotated_buckets_whose_norms_want_memory_of_their_own(device, norm):
+    """Longer ones than a block holds: sums of chunks lie beside what was rotated, not in it."""
+    check(device, data(33_000, torch.bfloat16), 3, 32_768, norm)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("bucket", [64, 256, 2048, 8192])
 def test_rotated_spans_of_several_blocks(device, bits, bucket):
