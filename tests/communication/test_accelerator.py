@@ -28,6 +28,7 @@ from tests.testing.accelerator import (
     exchange_of,
     train,
 )
+from tests.testing.accelerator.machine import Machine, Stream
 
 SKIPPING, CODED, SCATTERED, FEEDING_BACK = (
     {"skip": ["bias"]},
@@ -93,6 +94,18 @@ def wrong(run=train, fault=None, backend="nccl", world=2, **options):
 )
 def test_an_accelerator_trains_to_the_bits_of_the_cpu(options, backend):
     assert wrong(backend=backend, **options) == []
+
+
+def test_the_end_of_a_queue_counts_what_is_being_done():
+    machine = Machine("oldest first")
+    stream, ends = Stream(machine), []
+    stream.push(lambda: ends.append(stream.end.position))
+    stream.push(lambda: None)
+    beside = threading.Thread(target=lambda: ends.append(stream.end.position))
+    stream.push(beside.start)
+    stream.synchronize()
+    beside.join()
+    assert ends == [3, 3]
 
 
 def without_device(self, device):

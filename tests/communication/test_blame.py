@@ -86,17 +86,20 @@ def test_the_rank_that_does_not_answer_is_named_whatever_was_before():
 
 
 def finished_before(rank: int) -> str:
-    """Rank 1 has come to its end when rank 0 fails."""
+    """Both have begun, and rank 1 has come to its end when rank 0 fails."""
+    store = dist.distributed_c10d._get_default_store()
     with naming_lost_ranks(dist.group.WORLD):
         dist.barrier()
     dist.barrier()
     if rank == 1:
-        raised(dist.group.WORLD)
-        dist.barrier()
+        with naming_lost_ranks(dist.group.WORLD):
+            dist.barrier()
+        store.set("rank 1 has left", "")
         return ""
     try:
         with naming_lost_ranks(dist.group.WORLD):
             dist.barrier()
+            store.wait(["rank 1 has left"])
             raise RuntimeError("a fault of rank 0")
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}"

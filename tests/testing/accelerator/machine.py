@@ -44,7 +44,8 @@ class Stream:
     @property
     def end(self) -> Point:
         """Where everything that is queued by now has been done."""
-        return Point(self, self.done + len(self.queue))
+        with self._machine.lock:
+            return Point(self, self.done + len(self.queue))
 
     def push(self, work: Callable[[], object] | Point) -> None:
         with self._machine.lock:
@@ -125,11 +126,12 @@ class Machine:
             self._reuse()
 
     def _do_next(self, stream: Stream) -> None:
-        work = stream.queue.popleft()
+        work = stream.queue[0]
         if not isinstance(work, Point):
             work()
-        stream.done += 1
         del work
+        stream.queue.popleft()  # not before: `Stream.end` counts what is being done, too
+        stream.done += 1
         self._reuse()
 
     def _reuse(self) -> None:
