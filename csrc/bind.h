@@ -43,9 +43,14 @@ inline Dtype dtype_of(const char* op, const Tensor& x) {
   }
 }
 
-inline Norm norm_of(const char* op, const std::string& norm) {
-  STD_TORCH_CHECK(norm == "l2" || norm == "linf", op, ": norm is '", norm, "'; allowed: 'l2', 'linf'");
-  return norm == "l2" ? Norm::l2 : Norm::linf;
+// Of n coordinates in buckets; lqray/ops/reference.py.
+inline NormOf norm_of(const char* op, const std::string& norm, int64_t n, int64_t bucket_size) {
+  STD_TORCH_CHECK(norm == "l2" || norm == "linf" || norm == "rms", op, ": norm is '", norm,
+                  "'; allowed: 'l2', 'linf', 'rms'");
+  const int64_t left = n % bucket_size;
+  if (norm != "rms" || left == 0) return NormOf{norm == "linf" ? Norm::linf : Norm::l2, 1.0f};
+  const double longer = static_cast<double>(bucket_size) / static_cast<double>(left);
+  return NormOf{Norm::l2, static_cast<float>(std::sqrt(longer))};
 }
 
 inline void check_coordinates(const char* op, int64_t n) {

@@ -11,7 +11,7 @@ Tensor bucket_norms(const Tensor& x, int64_t bucket_size, std::string norm) {
   check_input("bucket_norms", x, bucket_size);
   const Tensor flat = dense(x);
   const cpu::Input input = input_of("bucket_norms", flat);
-  const Norm kind = norm_of("bucket_norms", norm);
+  const NormOf kind = norm_of("bucket_norms", norm, input.n, bucket_size);
   const int64_t buckets = ceil_divide(input.n, bucket_size);
   Tensor norms = empty(x, {buckets}, ScalarType::Float);
   share(buckets, bucket_size, [&](int64_t begin, int64_t end) {
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> bucket_statistics(const Tensor& x, int64_t bu
   check_input("bucket_statistics", x, bucket_size);
   const Tensor flat = dense(x);
   const cpu::Input input = input_of("bucket_statistics", flat);
-  const Norm kind = norm_of("bucket_statistics", norm);
+  const NormOf kind = norm_of("bucket_statistics", norm, input.n, bucket_size);
   const int64_t buckets = ceil_divide(input.n, bucket_size);
   Tensor norms = empty(x, {buckets}, ScalarType::Double), means = empty(x, {buckets}, ScalarType::Double);
   Tensor sigmas = empty(x, {buckets}, ScalarType::Double);
@@ -58,7 +58,7 @@ Tensor encode_fused(const Tensor& x, const Tensor& levels, int64_t bits, int64_t
   check_levels("encode_fused", levels, x, bits);
   const Tensor flat = dense(x);
   const cpu::Input input = input_of("encode_fused", flat);
-  const Norm kind = norm_of("encode_fused", norm);
+  const NormOf kind = norm_of("encode_fused", norm, input.n, bucket_size);
   const Levels tables = tables_of("encode_fused", levels, bits);
   const int64_t head = norm_bytes(input.n, bucket_size);
   Tensor payload = empty(x, {head + code_bytes(input.n, bits)}, ScalarType::Byte);
@@ -144,7 +144,7 @@ Tensor encode_rotated(const Tensor& x, const Tensor& levels, int64_t bits, int64
                       int64_t seed, int64_t offset, int64_t rotation) {
   check_rotated(x, bucket_size);
   check_levels("encode_rotated", levels, x, bits);
-  norm_of("encode_rotated", norm);
+  norm_of("encode_rotated", norm, x.numel(), bucket_size);
   const Tensor flat = dense(x);
   const int64_t n = padded(x.numel(), bucket_size);
   Tensor rotated = empty(x, {n}, ScalarType::Float);

@@ -51,7 +51,7 @@ Tensor bucket_norms_cuda(const Tensor& x, int64_t bucket_size, std::string norm)
   Tensor norms = empty(x, {ceil_divide(x.numel(), bucket_size)}, ScalarType::Float);
   Tensor scratch = empty(x, {cuda::scratch_bytes(x.numel(), bucket_size)}, ScalarType::Byte);
   check_launch("bucket_norms",
-               cuda::bucket_norms(input_of("bucket_norms", flat), bucket_size, norm_of("bucket_norms", norm),
+               cuda::bucket_norms(input_of("bucket_norms", flat), bucket_size, norm_of("bucket_norms", norm, x.numel(), bucket_size),
                                   scratch.mutable_data_ptr(), static_cast<float*>(norms.mutable_data_ptr()), stream_of(x)));
   return norms;
 }
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> bucket_statistics_cuda(const Tensor& x, int64
   Tensor sigmas = empty(x, {buckets}, ScalarType::Double);
   check_launch("bucket_statistics",
                cuda::bucket_statistics(input_of("bucket_statistics", flat), bucket_size,
-                                       norm_of("bucket_statistics", norm),
+                                       norm_of("bucket_statistics", norm, x.numel(), bucket_size),
                                        static_cast<double*>(norms.mutable_data_ptr()),
                                        static_cast<double*>(means.mutable_data_ptr()),
                                        static_cast<double*>(sigmas.mutable_data_ptr()), stream_of(x)));
@@ -100,7 +100,7 @@ Tensor encode_fused_cuda(const Tensor& x, const Tensor& levels, int64_t bits, in
   uint8_t* bytes = static_cast<uint8_t*>(payload.mutable_data_ptr());
   check_launch("encode_fused",
                cuda::encode_fused(input_of("encode_fused", flat), levels_of(flat_levels, bits), bucket_size,
-                                  norm_of("encode_fused", norm), static_cast<uint64_t>(seed),
+                                  norm_of("encode_fused", norm, x.numel(), bucket_size), static_cast<uint64_t>(seed),
                                   static_cast<uint64_t>(offset), scratch.mutable_data_ptr(),
                                   reinterpret_cast<float*>(bytes),
                                   reinterpret_cast<uint32_t*>(bytes + head), stream_of(x)));
@@ -163,7 +163,7 @@ Tensor encode_rotated_cuda(const Tensor& x, const Tensor& levels, int64_t bits, 
   uint8_t* bytes = static_cast<uint8_t*>(payload.mutable_data_ptr());
   check_launch("encode_rotated",
                cuda::encode_rotated(input_of("encode_rotated", flat), n, levels_of(flat_levels, bits), bucket_size,
-                                    norm_of("encode_rotated", norm), static_cast<uint64_t>(seed),
+                                    norm_of("encode_rotated", norm, n, bucket_size), static_cast<uint64_t>(seed),
                                     static_cast<uint64_t>(offset), static_cast<uint64_t>(rotation),
                                     scratch.mutable_data_ptr(), reinterpret_cast<float*>(bytes),
                                     reinterpret_cast<uint32_t*>(bytes + head), stream_of(x)));

@@ -25,7 +25,7 @@ Slopes slopes_of(const char* op, const Tensor& levels, const Tensor& slopes, con
   return cpu::make_slopes(level, slope, count, static_cast<int>(bits));
 }
 
-Tensor encode_noisy(const char* op, const Tensor& x, const Slopes& tables, int64_t bucket_size, Norm norm,
+Tensor encode_noisy(const char* op, const Tensor& x, const Slopes& tables, int64_t bucket_size, NormOf norm,
                     const Noise& noise) {
   const Tensor flat = dense(x);
   const cpu::Input input = input_of(op, flat);
@@ -48,7 +48,7 @@ Tensor slopes_encode(const Tensor& x, const Tensor& levels, const Tensor& slopes
                   "; allowed: an unsigned 32-bit integer");
   const Slopes tables = slopes_of("slopes_encode", levels, slopes, x, bits);
   const Noise noise{static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), static_cast<uint32_t>(phase), 0, 0, 0};
-  return encode_noisy("slopes_encode", x, tables, bucket_size, Norm::linf, noise);
+  return encode_noisy("slopes_encode", x, tables, bucket_size, NormOf{Norm::linf, 1.0f}, noise);
 }
 
 Tensor correlated_encode(const Tensor& x, const Tensor& levels, int64_t bits, int64_t bucket_size, std::string norm,
@@ -64,7 +64,7 @@ Tensor correlated_encode(const Tensor& x, const Tensor& levels, int64_t bits, in
       cpu::make_slopes(floats_of(flat), flatness.data(), static_cast<int>(flat.numel()), static_cast<int>(bits));
   const Noise noise{static_cast<uint64_t>(seed),        static_cast<uint64_t>(offset), 0,
                     static_cast<uint64_t>(shared_seed), static_cast<uint32_t>(worker), static_cast<uint32_t>(workers)};
-  return encode_noisy(op, x, tables, bucket_size, norm_of(op, norm), noise);
+  return encode_noisy(op, x, tables, bucket_size, norm_of(op, norm, x.numel(), bucket_size), noise);
 }
 
 Tensor slopes_decode_sum(const Tensor& payloads, const Tensor& phases, const Tensor& levels, const Tensor& slopes,

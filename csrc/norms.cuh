@@ -224,8 +224,11 @@ __device__ __forceinline__ Sums reduce_block(Sums sums) {
   return total;
 }
 
+// Of a short bucket.
+__global__ void scale_norm(float* norm, float of_short) { *norm = finite_or_nan(*norm * of_short); }
+
 template <typename Reader>
-__global__ void __launch_bounds__(kThreads) statistics_of_buckets(Reader x, int64_t n, int64_t bucket_size, Norm norm,
+__global__ void __launch_bounds__(kThreads) statistics_of_buckets(Reader x, int64_t n, int64_t bucket_size, NormOf norm,
                                                                  int64_t buckets, double* norms, double* means,
                                                                  double* sigmas) {
   for (int64_t bucket = blockIdx.x; bucket < buckets; bucket += gridDim.x) {
@@ -245,7 +248,8 @@ __global__ void __launch_bounds__(kThreads) statistics_of_buckets(Reader x, int6
     }
     if (threadIdx.x == 0) {
       const float root = static_cast<float>(sqrt(total.squares));
-      const float kept = finite_or_nan(norm == Norm::l2 ? root : __uint_as_float(total.largest));
+      const float value = norm.kind == Norm::l2 ? root : __uint_as_float(total.largest);
+      const float kept = finite_or_nan(stop - start < bucket_size ? value * norm.of_short : value);
       const double size = isfinite(total.squares) ? static_cast<double>(kept) : total.squares * 0.0;
       const double divisor = size == 0.0 ? 1.0 : size;
       norms[bucket] = size;

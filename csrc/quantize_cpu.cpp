@@ -47,12 +47,12 @@ namespace {
 #define LQRAY_CALL(name, arguments) name##_portable arguments
 #endif
 
-LQRAY_VARIANTS(norms, (Input x, int64_t bucket_size, Norm norm, uint8_t* out, int64_t begin, int64_t end),
+LQRAY_VARIANTS(norms, (Input x, int64_t bucket_size, NormOf norm, uint8_t* out, int64_t begin, int64_t end),
                with_reader(x, [&](auto reader) __attribute__((always_inline)) {
                  norms_body(reader, x.n, bucket_size, norm, out, begin, end);
                }))
 LQRAY_VARIANTS(statistics,
-               (Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas, int64_t begin,
+               (Input x, int64_t bucket_size, NormOf norm, double* norms, double* means, double* sigmas, int64_t begin,
                 int64_t end),
                with_reader(x, [&](auto reader) __attribute__((always_inline)) {
                  statistics_body(reader, x.n, bucket_size, norm, norms, means, sigmas, begin, end);
@@ -81,11 +81,11 @@ Levels make_levels(const float* levels, int count, int bits) {
   return tables;
 }
 
-void bucket_norms(Input x, int64_t bucket_size, Norm norm, uint8_t* norms, int64_t begin, int64_t end) {
+void bucket_norms(Input x, int64_t bucket_size, NormOf norm, uint8_t* norms, int64_t begin, int64_t end) {
   LQRAY_CALL(norms, (x, bucket_size, norm, norms, begin, end));
 }
 
-void bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas,
+void bucket_statistics(Input x, int64_t bucket_size, NormOf norm, double* norms, double* means, double* sigmas,
                        int64_t begin, int64_t end) {
   LQRAY_CALL(statistics, (x, bucket_size, norm, norms, means, sigmas, begin, end));
 }

@@ -22,10 +22,10 @@ struct Codes {
 Levels make_levels(const float* levels, int count, int bits);
 
 // Buckets [begin, end). NaN for a bucket with a NaN or infinity, or a norm beyond float32.
-void bucket_norms(Input x, int64_t bucket_size, Norm norm, uint8_t* norms, int64_t begin, int64_t end);
+void bucket_norms(Input x, int64_t bucket_size, NormOf norm, uint8_t* norms, int64_t begin, int64_t end);
 
 // Buckets [begin, end): norm, mean and deviation (ddof = 1) of the coordinates divided by the norm.
-void bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas,
+void bucket_statistics(Input x, int64_t bucket_size, NormOf norm, double* norms, double* means, double* sigmas,
                        int64_t begin, int64_t end);
 
 // Tiles of 256 coordinates [begin, end).

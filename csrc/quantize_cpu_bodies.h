@@ -144,17 +144,18 @@ LQRAY_BODY float l2_norm_of(Reader x, int64_t begin, int64_t end) {
 }
 
 template <typename Reader>
-LQRAY_BODY void norms_body(Reader x, int64_t n, int64_t bucket_size, Norm norm, uint8_t* norms, int64_t begin,
+LQRAY_BODY void norms_body(Reader x, int64_t n, int64_t bucket_size, NormOf norm, uint8_t* norms, int64_t begin,
                            int64_t end) {
   for (int64_t bucket = begin; bucket < end; ++bucket) {
     const int64_t from = bucket * bucket_size, to = std::min(n, from + bucket_size);
-    const float kept = norm == Norm::l2 ? l2_norm_of(x, from, to) : finite_or_nan(largest_of(x, from, to));
+    float kept = norm.kind == Norm::l2 ? l2_norm_of(x, from, to) : finite_or_nan(largest_of(x, from, to));
+    if (to - from < bucket_size) kept = finite_or_nan(kept * norm.of_short);
     std::memcpy(norms + 4 * bucket, &kept, 4);
   }
 }
 
 template <typename Reader>
-LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, Norm norm, double* norms, double* means,
+LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, NormOf norm, double* norms, double* means,
                                 double* sigmas, int64_t begin, int64_t end) {
   for (int64_t bucket = begin; bucket < end; ++bucket) {
     const int64_t from = bucket * bucket_size, to = std::min(n, from + bucket_size);
@@ -163,7 +164,8 @@ LQRAY_BODY void statistics_body(Reader x, int64_t n, int64_t bucket_size, Norm n
     const double squares = wide_squares_of(x, from, to);
     const auto wide = [&](int64_t i) __attribute__((always_inline)) { return static_cast<double>(x[i]); };
     const double sum = sum_of<double, kWideLanes>(from, to, wide);
-    const float value = norm == Norm::l2 ? static_cast<float>(std::sqrt(squares)) : largest_of(x, from, to);
+    float value = norm.kind == Norm::l2 ? static_cast<float>(std::sqrt(squares)) : largest_of(x, from, to);
+    if (to - from < bucket_size) value *= norm.of_short;
     const double size = std::isfinite(squares) ? finite_or_nan(value) : std::numeric_limits<double>::quiet_NaN();
     const double mean = sum / count;
     double deviations = std::max(0.0, squares - sum * mean);

@@ -141,19 +141,8 @@ int long_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* no
   });
 }
 
-}  // namespace
-
-int64_t scratch_bytes(int64_t n, int64_t bucket_size) { return 8 * chunks_of(n, bucket_size); }
-
-int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size) {
-  return scratch_bytes(n % fused_unit(bucket_size), bucket_size);
-}
-
-int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, void* stream) {
+int short_norms(Input x, int64_t bucket_size, Norm norm, float* norms, cudaStream_t on) {
   const int64_t buckets = ceil_divide(x.n, bucket_size);
-  if (buckets == 0) return 0;
-  const cudaStream_t on = stream_of(stream);
-  if (bucket_size > kSumChunk) return long_norms(x, bucket_size, norm, scratch, norms, on);
   return with_reader(x, [&](auto reader) {
     return with_norm(norm, [&](auto of) {
       norms_of_short_buckets<of.value><<<blocks_for(ceil_divide(buckets, kWarps)), kThreads, 0, on>>>(
@@ -163,7 +152,26 @@ int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* 
   });
 }
 
-int bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas,
+}  // namespace
+
+int64_t scratch_bytes(int64_t n, int64_t bucket_size) { return 8 * chunks_of(n, bucket_size); }
+
+int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size) {
+  return scratch_bytes(n % fused_unit(bucket_size), bucket_size);
+}
+
+int bucket_norms(Input x, int64_t bucket_size, NormOf norm, void* scratch, float* norms, void* stream) {
+  const int64_t buckets = ceil_divide(x.n, bucket_size);
+  if (buckets == 0) return 0;
+  const cudaStream_t on = stream_of(stream);
+  const int error = bucket_size > kSumChunk ? long_norms(x, bucket_size, norm.kind, scratch, norms, on)
+                                            : short_norms(x, bucket_size, norm.kind, norms, on);
+  if (error || norm.of_short == 1.0f) return error;
+  scale_norm<<<1, 1, 0, on>>>(norms + buckets - 1, norm.of_short);
+  return launched();
+}
+
+int bucket_statistics(Input x, int64_t bucket_size, NormOf norm, double* norms, double* means, double* sigmas,
                       void* stream) {
   const int64_t buckets = ceil_divide(x.n, bucket_size);
   if (buckets == 0) return 0;
@@ -179,7 +187,7 @@ int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size
   return encode_from(x, 0, norms, levels, bucket_size, Random{round_keys(seed), offset}, words, stream);
 }
 
-int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
+int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, NormOf norm, uint64_t seed, uint64_t offset,
                  void* scratch, float* norms, uint32_t* words, void* stream) {
   const Random random{round_keys(seed), offset};
   const int64_t whole = x.n / fused_unit(bucket_size) * (fused_unit(bucket_size) / bucket_size);
@@ -190,7 +198,7 @@ int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, u
     const unsigned blocks = blocks_for(ceil_divide(chunks, threads / 32));
     const int error = with_reader(x, [&](auto reader) {
       return with_bits(levels.bits, [&](auto bits) {
-        return with_norm(norm, [&](auto of) {
+        return with_norm(norm.kind, [&](auto of) {
           if (warps)
             encode_buckets<bits.value, of.value><<<blocks, threads, 0, on>>>(reader, whole, warps, levels, random, norms,
                                                                           words);
@@ -257,7 +265,7 @@ int64_t scratch_bytes_rotated(int64_t n, int64_t bucket_size) {
   return rotated_at_once(bucket_size) ? 0 : 4 * n + scratch_bytes_fused(n, bucket_size);
 }
 
-int encode_rotated(Input x, int64_t n, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed,
+int encode_rotated(Input x, int64_t n, DeviceLevels levels, int64_t bucket_size, NormOf norm, uint64_t seed,
                    uint64_t offset, uint64_t rotation, void* scratch, float* norms, uint32_t* words, void* stream) {
   if (n == 0) return 0;
   if (!rotated_at_once(bucket_size)) {
@@ -272,7 +280,7 @@ int encode_rotated(Input x, int64_t n, DeviceLevels levels, int64_t bucket_size,
   const float root = root_of_size(bucket_size);
   const cudaStream_t on = stream_of(stream);
   return with_bits(levels.bits, [&](auto bits) {
-    return with_norm(norm, [&](auto of) {
+    return with_norm(norm.kind, [&](auto of) {
       if (bucket_size >= kSumChunk)
         encode_rotated<bits.value, of.value, true><<<blocks, kThreads, 0, on>>>(x, n, shift, root, signs, levels,
                                                                               random, norms, words);

@@ -27,12 +27,12 @@ int64_t scratch_bytes(int64_t n, int64_t bucket_size);
 int64_t scratch_bytes_fused(int64_t n, int64_t bucket_size);
 int64_t scratch_bytes_rotated(int64_t n, int64_t bucket_size);
 
-int bucket_norms(Input x, int64_t bucket_size, Norm norm, void* scratch, float* norms, void* stream);
-int bucket_statistics(Input x, int64_t bucket_size, Norm norm, double* norms, double* means, double* sigmas,
+int bucket_norms(Input x, int64_t bucket_size, NormOf norm, void* scratch, float* norms, void* stream);
+int bucket_statistics(Input x, int64_t bucket_size, NormOf norm, double* norms, double* means, double* sigmas,
                       void* stream);
 int encode(Input x, const float* norms, DeviceLevels levels, int64_t bucket_size, uint64_t seed, uint64_t offset,
            uint32_t* words, void* stream);
-int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed, uint64_t offset,
+int encode_fused(Input x, DeviceLevels levels, int64_t bucket_size, NormOf norm, uint64_t seed, uint64_t offset,
                  void* scratch, float* norms, uint32_t* words, void* stream);
 // rows: `count` payloads `stride` bytes apart, norms then words; out = (sum in their order) * scale, added to `add` if
 // any, or, of a single one with `plain`, norm * level.
@@ -42,7 +42,7 @@ int decode(const uint8_t* rows, int64_t count, int64_t stride, int64_t norm_byte
 int hadamard(Input x, int64_t n, int64_t block_size, uint64_t seed, uint64_t offset, bool inverse, float* out,
              void* stream);
 // encode_fused of such coordinates after hadamard, keyed by `rotation`; n is whole buckets.
-int encode_rotated(Input x, int64_t n, DeviceLevels levels, int64_t bucket_size, Norm norm, uint64_t seed,
+int encode_rotated(Input x, int64_t n, DeviceLevels levels, int64_t bucket_size, NormOf norm, uint64_t seed,
                    uint64_t offset, uint64_t rotation, void* scratch, float* norms, uint32_t* words, void* stream);
 
 const char* error_text(int error);

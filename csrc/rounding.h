@@ -34,6 +34,12 @@ constexpr float kMostSquares = 0x1p120f;
 enum class Dtype : int { f32, f16, bf16 };
 enum class Norm : int { l2, linf };
 
+// The norm of buckets, and what that of a short last one is multiplied by.
+struct NormOf {
+  Norm kind;
+  float of_short;
+};
+
 // a >= 0, b >= 1; never overflows.
 LQRAY_HD int64_t ceil_divide(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 

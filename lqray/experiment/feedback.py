@@ -52,15 +52,15 @@ _NORMS_AND_LEVELS: dict[str, tuple[str, Callable[[int, float], list[float]]]] = 
     "qsgd_inf": ("linf", _uniform),
     "nuqsgd": ("l2", _exponential),
     "terngrad": ("linf", lambda bits, _: [-1.0, 0.0, 1.0]),
-    "alq": ("l2", _exponential),
+    "alq": ("rms", _exponential),
     "alq_inf": ("linf", _uniform),
-    "alq_n": ("l2", _exponential),
-    "alqg": ("l2", _exponential),
-    "alqg_n": ("l2", _exponential),
-    "amq": ("l2", _exponential),
+    "alq_n": ("rms", _exponential),
+    "alqg": ("rms", _exponential),
+    "alqg_n": ("rms", _exponential),
+    "amq": ("rms", _exponential),
     "amq_inf": ("linf", _exponential),
-    "amq_n": ("l2", _exponential),
-    "optimal": ("l2", _exponential),
+    "amq_n": ("rms", _exponential),
+    "optimal": ("rms", _exponential),
     "optimal_inf": ("linf", _uniform),
 }
 
@@ -108,7 +108,7 @@ def widest_gap(levels: Sequence[float]) -> float:
 
 def why_no_contraction(options: BucketOptions, norm: str, levels: Sequence[float]) -> str | None:
     """The reason why a method with these levels, ascending from -1 to 1, can never be fed back as it is; None where it
-    may well be. norm: of its buckets, l2 or linf."""
+    may well be. norm: of its buckets, l2, rms or linf."""
     if adapts(options) or options.bucket_size == 1:
         return None
     if norm == "linf":

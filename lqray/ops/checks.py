@@ -88,8 +88,8 @@ def check_rotated(op: str, x: Tensor, bucket_size: int) -> None:
 
 def check_norm(op: str, norm: str) -> None:
     """norm: its name."""
-    if norm not in ("l2", "linf"):
-        raise ValueError(f"{op}: norm is {norm!r}; allowed: 'l2', 'linf'")
+    if norm not in ("l2", "linf", "rms"):
+        raise ValueError(f"{op}: norm is {norm!r}; allowed: 'l2', 'linf', 'rms'")
 
 
 def check_levels(op: str, levels: Tensor, bits: int, beside: Tensor) -> None:

@@ -5,6 +5,9 @@ Arithmetic is float32, each operation rounded once (no contraction), exactly as 
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,14 +41,23 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     if buckets.numel() == 0:
         return x.new_empty(0, dtype=torch.float32)
     norms = largest = buckets.abs().amax(dim=1)
-    if norm == "l2":
+    if norm != "linf":
         up = (largest.view(torch.int32) >> 23).clamp(1, 253)  # the exponent, biased by 127, as its bits have it
         scaled = buckets * ((254 - up) << 23).view(torch.float32)[:, None]
         rescaled = _root(blocked_sums(scaled * scaled)) * (up << 23).view(torch.float32)
         squares = blocked_sums(buckets * buckets)
         suffice = (squares >= _LEAST_SQUARES) & (squares <= _MOST_SQUARES)
         norms = torch.where(suffice, _root(squares), rescaled)
+    if norm == "rms":
+        norms[-1] *= of_short(x.numel(), bucket_size)
     return torch.where(norms.isfinite(), norms, torch.nan)
+
+
+def of_short(n: int, bucket_size: int) -> float:
+    """What makes the l2 norm of the last bucket of n coordinates sqrt(bucket_size) times their root mean square: a
+    float32, 1 where the bucket is full."""
+    left = n % bucket_size
+    return float(np.float32(math.sqrt(bucket_size / left))) if left else 1.0
 
 
 def _root(values: Tensor) -> Tensor:
@@ -82,7 +94,7 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
     parts = buckets.split(max(1, _PART // bucket_size)) if x.device.type == "cpu" else (buckets,)
     passes = [(torch.linalg.vector_norm(part, dim=1), part.sum(dim=1), _largest(part, norm)) for part in parts]
     roots, sums, largest = (torch.cat(column).to(torch.float64) for column in zip(*passes, strict=True))
-    largest = roots if norm == "l2" else largest
+    largest = largest if norm == "linf" else roots
     counts = torch.full_like(roots, bucket_size)
     counts[-1] = x.numel() - (roots.numel() - 1) * bucket_size
     deviations = _sum_of_squared_deviations(roots, sums, counts)
@@ -94,8 +106,11 @@ def bucket_statistics(x: Tensor, bucket_size: int, norm: str) -> tuple[Tensor, T
         padded = torch.arange(buckets.shape[1], device=x.device) >= counts[unsure, None]
         centered = (exact - (sums / counts)[unsure, None]).masked_fill(padded, 0.0)
         deviations[unsure] = centered.square().sum(dim=1)
-        largest = roots if norm == "l2" else largest
-    norms = largest.to(torch.float32).to(torch.float64)
+        largest = largest if norm == "linf" else roots
+    norms = largest.to(torch.float32)
+    if norm == "rms":
+        norms[-1] *= of_short(x.numel(), bucket_size)
+    norms = norms.to(torch.float64)
     finite = norms.isfinite() & roots.isfinite()
     norms = torch.where(finite, norms, torch.nan)
     sigmas = (deviations / (counts - 1).clamp(min=1)).sqrt()

@@ -33,7 +33,7 @@ class Coding:
 
     bits: int
     bucket_size: int
-    norm: Literal["l2", "linf"]
+    norm: Literal["l2", "linf", "rms"]
     rotate: bool = False
     raw_tail: bool = False
     clip: float | None = None

@@ -86,7 +86,8 @@ def histogram_fit() -> Fit:
 
 
 def _observe_buckets(gradient: Tensor, norm: str, options: Any) -> BucketStatistics:
-    return bucket_statistics(gradient, options.bucket_size, norm)
+    """A short last bucket is seen as it is, under l2 also where it is encoded under rms: docs/methods.md."""
+    return bucket_statistics(gradient, options.bucket_size, "l2" if norm == "rms" else norm)
 
 
 def _solve(objective: Objective, distribution: Any, current: Levels, options: Any) -> Levels:

@@ -16,12 +16,12 @@ from lqray.quantization.levels import Levels, exponential_levels, uniform_levels
 class Method:
     """What distinguishes a quantization method.
 
-    norm: the norm of a bucket. initial_levels: options -> float64 levels (L,), L <= 2**bits. fit: what is observed of
-    gradients and how levels follow from it; None for levels that never change. multiplier: the levels are always
-    exponential, so that one number says them all.
+    norm: the norm of a bucket, as `lqray.ops.bucket_norms` has it. initial_levels: options -> float64 levels (L,), L <=
+    2**bits. fit: what is observed of gradients and how levels follow from it; None for levels that never change.
+    multiplier: the levels are always exponential, so that one number says them all.
     """
 
-    norm: Literal["l2", "linf"]
+    norm: Literal["l2", "linf", "rms"]
     initial_levels: Callable[[Any], Levels]
     fit: Fit | None = None
     multiplier: bool = False

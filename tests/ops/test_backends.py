@@ -50,7 +50,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
 def check_all(device: str, x: torch.Tensor, levels: torch.Tensor, bits: int, bucket: int, seed: int, offset: int):
     """Every operator on `device` against the reference on the CPU: byte-equal."""
     n, there, levels_there = x.numel(), x.to(device), levels.to(device)
-    for norm in ("l2", "linf"):
+    for norm in ("l2", "linf", "rms"):
         norms = reference.bucket_norms(x, bucket, norm)
         assert same(ops.bucket_norms(there, bucket, norm), norms)
         codes = reference.encode(x, norms, levels, bits, bucket, seed, offset)
@@ -217,7 +217,7 @@ def test_hadamard_blocks_of_every_size(device, block):
 
 @pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("bucket", [1, 2, 31, 33, 255, 257, 1024, 1025, 2048, 8192])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "rms"])
 def test_norms_and_statistics_as_in_float64(device, bucket, norm):
     """The native backends add statistics in float64, whose order shows in the last bits alone."""
     for n, shift in ((min(3 * bucket, 600) - 1, 0.0), (2 * bucket + 1, 3.0), (bucket, 1e4), (bucket + 32, -1e5)):
@@ -226,8 +226,10 @@ def test_norms_and_statistics_as_in_float64(device, bucket, norm):
         found = [column.cpu() for column in ops.bucket_statistics(x.to(device), bucket, norm)]
         norms = ops.bucket_norms(x.to(device), bucket, norm).cpu()
         for at, part in enumerate(x.double().split(bucket)):
-            expected = part.norm() if norm == "l2" else part.abs().max()
-            torch.testing.assert_close(norms[at].double(), expected, rtol=3e-7 if norm == "l2" else 0, atol=0)
+            expected = part.abs().max() if norm == "linf" else part.norm()
+            if norm == "rms":
+                expected = part.square().mean().sqrt() * bucket**0.5
+            torch.testing.assert_close(norms[at].double(), expected, rtol=0 if norm == "linf" else 3e-7, atol=0)
             sigma = part.std() if part.numel() > 1 else torch.zeros((), dtype=torch.float64)
             for column, value in zip(found, (expected, part.mean() / expected, sigma / expected), strict=True):
                 torch.testing.assert_close(column[at], value, rtol=3e-7, atol=1e-12)
@@ -235,7 +237,7 @@ def test_norms_and_statistics_as_in_float64(device, bucket, norm):
 
 @pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "rms"])
 @pytest.mark.parametrize("shift", [0.0, 100.0])
 def test_bucket_statistics(device, dtype, norm, shift):
     x = (data(1000, torch.float32) + shift).to(dtype)

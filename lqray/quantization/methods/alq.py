@@ -6,4 +6,4 @@ from __future__ import annotations
 from lqray.quantization.fitting import mixture_fit
 from lqray.quantization.methods import Method, exponential
 
-METHOD = Method(norm="l2", initial_levels=exponential, fit=mixture_fit("alq"))
+METHOD = Method(norm="rms", initial_levels=exponential, fit=mixture_fit("alq"))

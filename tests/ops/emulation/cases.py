@@ -22,7 +22,7 @@ def _settings():
 def everything(x: torch.Tensor, bits: int, bucket: int):
     """(operator, what it gives) of every operator."""
     n, levels = x.numel(), some_levels(bits)
-    for norm in ("l2", "linf"):
+    for norm in ("l2", "linf", "rms"):
         norms = ops.bucket_norms(x, bucket, norm)
         yield f"bucket_norms {norm}", norms
         for name, column in zip(("norms", "means", "sigmas"), ops.bucket_statistics(x, bucket, norm), strict=True):
