@@ -127,13 +127,14 @@ std::tuple<Tensor, Tensor, Tensor> ceiling_codes(const Tensor& norms, const Tens
   share(blocks, 4, [&](int64_t begin, int64_t end) { cpu::ceiling_eighths(from, step, exponents, begin, end); });
   const int32_t most = blocks ? *std::max_element(exponents, exponents + blocks) : cpu::kNothing;
   uint8_t* out = bytes_of(codes);
-  float* ceilings = static_cast<float*>(meant.mutable_data_ptr());
+  float table[256], *numbers = static_cast<float*>(meant.mutable_data_ptr());
+  cpu::ceilings(most > cpu::kNothing ? most : 0, step, table);
   share(blocks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int32_t code = std::max<int32_t>(1, cpu::kMostNorm + exponents[i] - most);
       const bool number = exponents[i] > cpu::kNothing;
       out[i] = static_cast<uint8_t>(number ? code : from[i] != from[i] ? cpu::kNotANumber : 0);
-      ceilings[i] = cpu::ceiling_meant(out[i], most, step);
+      numbers[i] = table[out[i]];
     }
   });
   *static_cast<int32_t*>(largest.mutable_data_ptr()) = most > cpu::kNothing ? most : 0;
@@ -151,10 +152,8 @@ Tensor ceilings(const Tensor& codes, const Tensor& largest, const Tensor& scales
   Tensor out = empty(codes, {rows, blocks}, ScalarType::Float);
   float* to = static_cast<float*>(out.mutable_data_ptr());
   for (int64_t row = 0; row < rows; ++row) {
-    // Exponents that no encoder sends would overflow; they are as good as any other.
-    const int32_t exponent = std::min(1 << 16, std::max(-(1 << 16), const_numbers_of<int32_t>(most)[row]));
     float meant[256];
-    for (int code = 0; code < 256; ++code) meant[code] = cpu::ceiling_meant(code, exponent, floats_of(steps));
+    cpu::ceilings(const_numbers_of<int32_t>(most)[row], floats_of(steps), meant);
     share(blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = row * blocks + begin; i < row * blocks + end; ++i) to[i] = meant[const_bytes_of(bytes)[i]];
     });

@@ -99,13 +99,17 @@ void ceiling_eighths(const float* norms, const float* scales, int32_t* eighths, 
   }
 }
 
-float ceiling_meant(int code, int32_t largest, const float* scales) {
-  if (code == 0) return 0.0f;
-  if (code == kNotANumber) return as_float(0x7fc00000u);
-  const int eighths = code - kMostNorm + largest, power = floor_divide(eighths, kNormSteps);
-  const int half = floor_divide(power, 2);
-  const float meant = scales[eighths - kNormSteps * power] * power_of_two(half) * power_of_two(power - half);
-  return std::min(meant, std::numeric_limits<float>::max());
+void ceilings(int32_t largest, const float* scales, float (&meant)[256]) {
+  // Exponents that no encoder sends would overflow; they are as good as any other.
+  const int32_t exponent = std::min(1 << 16, std::max(-(1 << 16), largest));
+  meant[0] = 0.0f;
+  for (int code = 1; code < kNotANumber; ++code) {
+    const int eighths = code - kMostNorm + exponent, power = floor_divide(eighths, kNormSteps);
+    const int half = floor_divide(power, 2);
+    const float value = scales[eighths - kNormSteps * power] * power_of_two(half) * power_of_two(power - half);
+    meant[code] = std::min(value, std::numeric_limits<float>::max());
+  }
+  meant[kNotANumber] = as_float(0x7fc00000u);
 }
 
 }  // namespace lqray::cpu

@@ -23,7 +23,7 @@ from tests.ops.test_blocks import norms_of
 
 BLOCKS = [32, 64, 512, 4096]
 ONCE = "(awkward or nothing) and not bfloat16 and not 4096"
-SIZES = [0, 1, 33, 64, 255, 4097, 10_000]
+SIZES = [0, 1, 33, 64, 255, 4097]
 GRIDS = {"uniform": (None, None), "slopes": (linf_slopes.levels(), linf_slopes.slopes())}
 EXAMPLES = int(os.environ.get("LQRAY_FUZZ", "25"))
 
