@@ -20,6 +20,22 @@ INNER = ["rounding", "dither", "slopes"]
 NORMAL = torch.randn(2**18, generator=torch.Generator().manual_seed(0))
 RUNS = NORMAL * torch.where((torch.arange(NORMAL.numel()) // 256) % 2 == 0, 1.0, 1 / 16)
 
+GOLDEN = {
+    "rounding": (
+        "00000000fef100007cfcf1e180ff01fe0000feff8449969afbb66965",
+        [-1082130432, -1082130432, 1065353216, 1037915082, 1051066071],
+    ),
+    "dither": (
+        "00000000fef100000000004080af01e60050feff8449969afbb66965",
+        [-1085197586, -1085515749, 1066303158, 1033727582, 1051514990],
+    ),
+    "slopes": (
+        "00000000fef1000000000040407e80f90080ffffe5b66965fe49969a",
+        [-1079649017, -1079391614, 1062279098, -1117733411, 1050339694],
+    ),
+}
+"""Payloads, and coordinates 0, 1, 31, 32 and 39 of what they decode to, as int32."""
+
 
 def lost(x, decoded) -> float:
     return float((decoded - x).double().square().sum() / x.double().square().sum())
@@ -148,6 +164,17 @@ def test_the_mean_of_payloads_and_of_short_blocks(inner, dtype):
     rounding = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.01}
     torch.testing.assert_close(mean.double(), expected, **rounding)
     assert mean.dtype == dtype
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_golden_bytes(inner):
+    """As docs/wire-format.md has them: the largest exponent, two norms and their padding, a phase, codes."""
+    x = torch.cat([torch.linspace(-1, 1, 32), torch.linspace(0, 0.3, 8)])
+    quantizer = Quantizer.create("allocated", bits=6, bucket_size=32, inner=inner, exponent=1)
+    payload = quantizer.encode_at(x, Place(1, 4, correlated=True), seed=5, offset=6)
+    written, decoded = GOLDEN[inner]
+    assert bytes(payload.buffer.numpy()).hex() == written
+    assert quantizer.decode(payload)[[0, 1, 31, 32, 39]].view(torch.int32).tolist() == decoded
 
 
 def error_of_mean(inner, correlated, workers=4):
