@@ -147,6 +147,18 @@ def test_every_number_comes_back_on_average_up_to_the_edges(inner, width):
         assert not error[:, 32].any()
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_largest_coordinate_never_becomes_a_code_beyond_the_last(backend):
+    """255 + u is rounded to 256 once in 2**17 times: of 2**20 coordinates it would be seen."""
+    if backend == "native" and ops.loaded.path is None:
+        pytest.skip("no native library")
+    n, blocks = 2**20, 2**12
+    encode = torch.ops.lqray.grid_encode if backend == "native" else grids._grid_encode
+    widths, begins = torch.full((blocks,), 8, dtype=torch.uint8), torch.arange(blocks) * 8
+    codes = encode(torch.ones(n), torch.ones(blocks), widths, begins, None, None, 8 * blocks, 256, 1, 2, 0, 0, 0, 1)
+    assert (codes == 255).all()
+
+
 @NATIVE_CPU
 @pytest.mark.skipif("LQRAY_CPU_ISA" in os.environ, reason="already inside the run for one instruction set")
 @pytest.mark.parametrize("isa", [pytest.param("portable", marks=pytest.mark.slow), "avx2"])

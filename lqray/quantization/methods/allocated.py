@@ -84,6 +84,9 @@ class AllocatedEden(RotatedBlocks):
         )
 
 
-def METHOD(options: AllocatedOptions) -> AllocatedEden | AllocatedGrids:
-    """What the option `inner` names."""
+def allocated(options: AllocatedOptions) -> AllocatedEden | AllocatedGrids:
+    """The compressor that the option `inner` names."""
     return AllocatedEden(options) if options.inner == "eden" else AllocatedGrids(options)
+
+
+METHOD = allocated
