@@ -3,7 +3,8 @@
 n = 25 million float32 coordinates, bucket 8192, 3 bits. Each ratio is the median over repeats of two timings taken in
 turn. Bytes that must move, per coordinate: encode reads 4 and writes 3/8, decode the other way round; tensor.clone()
 reads 4 and writes 4. With LQRAY_CPU_ISA=avx2 or portable, the figures of kernels held back so, in a file of their own.
-`python benchmarks/codec.py slopes`: levels with slopes alone, which have files of their own, too.
+`python benchmarks/codec.py slopes`: levels with slopes alone, which have files of their own, too; `allocated`: bits
+allocated to blocks, with every `inner` that it has.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from record import median_ratio, median_seconds, record
 
 from lqray import ops
 from lqray.ops import reference
+from lqray.quantization import create
 from lqray.quantization.histogram import histogram
 from lqray.quantization.levels import uniform_levels
 from lqray.quantization.slope_solver import Sloped, fit_slopes, gaps_as_slopes
@@ -159,6 +162,37 @@ def sloped_cpu() -> None:
     )
 
 
+def allocated_cpu() -> None:
+    """Payloads of `allocated`, whole: norms, widths and codes, at 3 bits in all."""
+    held_back = os.environ.get("LQRAY_CPU_ISA")
+    torch.set_num_threads(2)
+    x, figures, targets = torch.randn(N), {}, {}
+    for inner in ("eden", "rounding", "dither", "slopes"):
+        compressor = create("allocated", bits=BITS, inner=inner, exponent=1)
+        payload = compressor.encode(x, seed=1, offset=2)
+        four = torch.stack([payload.buffer] * 4)
+        calls = {
+            "clone": x.clone,
+            "encode": partial(compressor.encode, x, seed=1, offset=2),
+            "decode": partial(compressor.decode, payload),
+            "mean_of_4": partial(compressor.decode_mean, four, payload),
+        }
+        ratios = {
+            "encode_over_clone_speed": median_ratio(calls["clone"], calls["encode"]),
+            "decode_over_clone_speed": median_ratio(calls["clone"], calls["decode"]),
+            "mean_of_4_over_decode_time": median_ratio(calls["mean_of_4"], calls["decode"]),
+        }
+        milliseconds = {name: 1e3 * median_seconds(call) for name, call in calls.items()}
+        figures[inner] = {"ratios": ratios, "milliseconds": milliseconds}
+        targets |= {
+            f"{inner}: encode 0.5 of clone": ratios["encode_over_clone_speed"] >= 0.5,
+            f"{inner}: decode 0.5 of clone": ratios["decode_over_clone_speed"] >= 0.5,
+            f"{inner}: mean of 4 at most 2.5 decodes": ratios["mean_of_4_over_decode_time"] <= 2.5,
+        }
+    measured = {"coordinates": N, "threads": 2, "instruction_set": ops.loaded.instruction_set, **figures}
+    record(f"codec_allocated_{held_back}" if held_back else "codec_allocated", measured, targets)
+
+
 def gpu_seconds(call: Callable[[], object], repeats: int = 20) -> float:
     """Median seconds of a call on the device, by events, with its launches queued beforehand."""
     for _ in range(3):
@@ -222,10 +256,12 @@ def gpu() -> None:
 
 if __name__ == "__main__":
     started = time.perf_counter()
-    if sys.argv[1:] != ["slopes"]:
-        cpu()
-    sloped_cpu()
-    if sys.argv[1:] == ["slopes"]:
+    parts = {"codec": cpu, "slopes": sloped_cpu, "allocated": allocated_cpu}
+    if unknown := set(sys.argv[1:]) - set(parts):
+        sys.exit(f"{', '.join(sorted(unknown))}: unknown; allowed: {', '.join(parts)}, or nothing for all")
+    for part in sys.argv[1:] or parts:
+        parts[part]()
+    if sys.argv[1:]:
         sys.exit()
     if torch.cuda.is_available() and ops.native.backend("encode_fused", "cuda") == "native":
         gpu()

@@ -25,6 +25,7 @@ TORCH_ABI = "0x020a000000000000"  # the stable ABI of torch 2.10, which later on
 DEFAULT_ARCHITECTURES = ("70", "75", "80", "90", "100", "120")
 CPU_SOURCES = ["bind_cpu.cpp", "quantize_cpu.cpp", "quantize_cpu_avx2.cpp", "quantize_cpu_avx512.cpp"]
 CPU_SOURCES += ["bind_eden_cpu.cpp", "eden_cpu.cpp", "bind_allocation_cpu.cpp", "allocation_cpu.cpp"]
+CPU_SOURCES += ["bind_grids_cpu.cpp", "grids_cpu.cpp", "grids_cpu_avx2.cpp", "grids_cpu_avx512.cpp"]
 CPU_SOURCES += ["bind_rans.cpp", "rans_cpu.cpp", "rans_cpu_avx2.cpp", "rans_cpu_avx512.cpp"]
 CPU_SOURCES += ["bind_slopes_cpu.cpp", "slopes_cpu.cpp", "slopes_cpu_avx2.cpp", "slopes_cpu_avx512.cpp"]
 # No contraction: a * b + c rounds twice on every backend, so that all give the same bytes.

@@ -17,9 +17,10 @@ MOST_NORM = 254
 STEPS = 8
 """Norm codes of a doubling."""
 DITHERS = 32
+NOTHING = -(2**20)
+"""The exponent of what has none, among those of norms."""
 _DITHER_SEED = 0x6469746865
 _EXPONENT_BIAS = 127
-_NOTHING = -(2**20)
 
 _library = torch.library.Library("lqray", "FRAGMENT")
 _library.define(
@@ -82,11 +83,11 @@ def _norm_codes(
     known = norms.nan_to_num(nan=0.0)
     bits = (known * dithers[drawn]).view(torch.int32)
     eighths = STEPS * ((bits >> 23) - _EXPONENT_BIAS) + torch.bucketize(bits & 0x7FFFFF, edges, right=True)
-    eighths = torch.where(known > 0, eighths, _NOTHING).to(torch.int32)
-    largest = eighths.amax(dim=0, keepdim=True) if eighths.numel() else eighths.new_full((1,), _NOTHING)
+    eighths = torch.where(known > 0, eighths, NOTHING).to(torch.int32)
+    largest = eighths.amax(dim=0, keepdim=True) if eighths.numel() else eighths.new_full((1,), NOTHING)
     codes = (MOST_NORM + eighths - largest).clamp(min=1)
     codes = torch.where(known > 0, codes, 0).masked_fill(norms.isnan(), NOT_A_NUMBER).to(torch.uint8)
-    largest = torch.where(largest > _NOTHING, largest, 0).to(torch.int32)
+    largest = torch.where(largest > NOTHING, largest, 0).to(torch.int32)
     return largest, codes, _meant(codes, largest, scales, drawn)
 
 

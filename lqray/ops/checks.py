@@ -138,6 +138,12 @@ def check_payload(op: str, payload: Tensor, n: int, bits: int, bucket_size: int,
         raise ValueError(f"{op}: payload has no row; allowed: at least one")
 
 
+def check_phase(op: str, phase: int) -> None:
+    """phase: of a worker, of a random stream that others know."""
+    if not 0 <= phase < 2**32:
+        raise ValueError(f"{op}: phase is {phase}; allowed: an unsigned 32-bit integer")
+
+
 def check_codes(op: str, codes: Tensor, bits: int) -> None:
     """codes: one in each byte. That each is below 2**bits is not looked at."""
     check_bits(op, bits)
@@ -191,24 +197,34 @@ def check_blocks(op: str, x: Tensor, block_size: int) -> None:
 def check_blocks_of_widths(
     op: str, n: int, block_size: int, centroids: Tensor, numbers: Tensor, widths: Tensor, begins: Tensor
 ) -> None:
-    """numbers, widths, begins: (W, G), of the G blocks that n coordinates make, on one device with the centroids."""
+    """numbers, widths, begins: as of `check_widths`, on one device with the centroids."""
+    check_widths(op, n, block_size, "factors", numbers, widths, begins)
+    check_table_of_widths(op, "centroids", centroids, numbers)
+
+
+def check_widths(op: str, n: int, block_size: int, name: str, numbers: Tensor, widths: Tensor, begins: Tensor) -> None:
+    """numbers, called `name`, widths, begins: (W, G), of the G blocks that n coordinates make, on one device."""
     check_coordinates(op, n)
     if type(block_size) is float or not 32 <= block_size <= 8192 or block_size & (block_size - 1):
         raise ValueError(f"{op}: block_size is {block_size}; allowed: a power of two from 32 to 8192")
     blocks = -(-n // block_size)
-    for name, tensor, dtype in (
-        ("factors", numbers, torch.float32),
+    for called, tensor, dtype in (
+        (name, numbers, torch.float32),
         ("widths", widths, torch.uint8),
         ("begins", begins, torch.int64),
     ):
-        check_dense(op, name, tensor)
+        check_dense(op, called, tensor)
         if tensor.dtype != dtype or tensor.dim() != 2 or tensor.shape != (numbers.shape[0], blocks):
-            raise ValueError(f"{op}: {name} is {_shown(tensor)}; allowed: {dtype}, one for each of {blocks} blocks")
-        _check_device(op, name, tensor, numbers)
-    check_dense(op, "centroids", centroids)
-    if centroids.dtype != torch.float32 or centroids.shape != (510,):
-        raise ValueError(f"{op}: centroids is {_shown(centroids)}; allowed: torch.float32 of shape (510,)")
-    _check_device(op, "centroids", centroids, numbers)
+            raise ValueError(f"{op}: {called} is {_shown(tensor)}; allowed: {dtype}, one for each of {blocks} blocks")
+        _check_device(op, called, tensor, numbers)
+
+
+def check_table_of_widths(op: str, name: str, table: Tensor, beside: Tensor) -> None:
+    """table: 2**b numbers for each width b of 1 to 8, those of b from 2**b - 2 on."""
+    check_dense(op, name, table)
+    if table.dtype != torch.float32 or table.shape != (510,):
+        raise ValueError(f"{op}: {name} is {_shown(table)}; allowed: torch.float32 of shape (510,)")
+    _check_device(op, name, table, beside)
 
 
 def signed(value: int) -> int:

@@ -105,7 +105,7 @@ def _encode(
     offset: int,
 ) -> tuple[Tensor, Tensor]:
     blocks, plane = factors.numel(), block_size // 8
-    _check_planes("eden_encode", widths, begins, planes)
+    check_planes("eden_encode", widths, begins, planes)
     rows = torch.nn.functional.pad(x.to(torch.float32), (0, blocks * block_size - x.numel()))
     turned = signs(rows.numel(), seed, offset, x.device)
     rows = _butterflies((rows * turned).view(blocks, block_size)) * factors[:, None]
@@ -141,7 +141,7 @@ def _decode_sum(
     blocks, plane = scales.shape[1], block_size // 8
     total = codes.new_zeros(blocks * block_size, dtype=torch.float32)
     for row, factors, wide, begin, seed in zip(codes, scales, widths, begins, seeds.tolist(), strict=True):
-        _check_planes("eden_decode_sum", wide, begin, row.numel() // plane)
+        check_planes("eden_decode_sum", wide, begin, row.numel() // plane)
         rows = codes.new_zeros(blocks, block_size, dtype=torch.float32)
         for width in range(1, MOST_WIDTH + 1):
             chosen = torch.nonzero(wide == width).view(-1)
@@ -156,7 +156,8 @@ def _decode_sum(
     return total[:n] * scale
 
 
-def _check_planes(op: str, widths: Tensor, begins: Tensor, planes: int) -> None:
+def check_planes(op: str, widths: Tensor, begins: Tensor, planes: int) -> None:
+    """widths, begins: of blocks whose codes lie within so many planes. Raises ValueError where they do not."""
     wide = widths.to(torch.int64)
     if wide.numel() and not bool(((wide <= MOST_WIDTH) & (begins >= 0) & (begins + wide <= planes)).all()):
         raise ValueError(f"{op}: blocks' codes lie outside of the {planes} planes that there are")

@@ -161,12 +161,17 @@ def encode(x: Tensor, norms: Tensor, levels: Tensor, bits: int, bucket_size: int
 
 def normalized(x: Tensor, norms: Tensor, bucket_size: int) -> Tensor:
     """r = x / norm of coordinates (n,), n >= 1, clamped to [-1, 1]: float32 (n,)."""
-    small = norms < _TINY
-    inverse = 1.0 / torch.where(small, norms * _LIFT, norms)
-    inverse = torch.where(norms == 0, torch.zeros_like(inverse), inverse)
-    buckets = rows(x.to(torch.float32), bucket_size)
-    buckets = torch.where(small[:, None], buckets * _LIFT, buckets)
+    lifts, inverse = scales(norms)
+    buckets = rows(x.to(torch.float32), bucket_size) * lifts[:, None]
     return (buckets * inverse[:, None]).clamp(-1.0, 1.0).reshape(-1)[: x.numel()]
+
+
+def scales(norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors for each norm, float32, by which coordinates are divided: an exact power of two, 1 unless the norm is
+    tiny, and the inverse of the norm times that, 0 for the norm 0."""
+    lifts = torch.ones_like(norms).masked_fill((norms < _TINY) & (norms != 0), _LIFT)
+    inverse = 1.0 / (norms * lifts)
+    return lifts, torch.where(norms == 0, torch.zeros_like(inverse), inverse)
 
 
 def encode_fused(x: Tensor, levels: Tensor, bits: int, bucket_size: int, norm: str, seed: int, offset: int) -> Tensor:

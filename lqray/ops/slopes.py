@@ -25,6 +25,7 @@ from lqray.ops.checks import (
     check_memory,
     check_norm,
     check_payload,
+    check_phase,
     check_sum,
     code_bytes,
     norm_bytes,
@@ -64,7 +65,7 @@ def slopes_encode(
     check_memory("slopes_encode", x=x, levels=levels, slopes=slopes)
     check_input("slopes_encode", x, bucket_size)
     _check_slopes("slopes_encode", levels, slopes, bits, x)
-    _check_phase("slopes_encode", phase)
+    check_phase("slopes_encode", phase)
     numbers = signed(seed), signed(offset), phase
     return torch.ops.lqray.slopes_encode(x, levels, slopes, bits, bucket_size, *numbers)  # type: ignore[no-any-return]
 
@@ -126,7 +127,7 @@ def _slopes_encode(
 ) -> Tensor:
     check_input("slopes_encode", x, bucket_size)
     _check_slopes("slopes_encode", levels, slopes, bits, x)
-    _check_phase("slopes_encode", phase)
+    check_phase("slopes_encode", phase)
     words = (reference.words(x.numel(), seed, offset, x.device) + phase) & _MASK
     norms = reference.bucket_norms(x, bucket_size, "linf")
     return torch.cat([norms.view(torch.uint8), _codes(x, norms, levels, slopes, bits, bucket_size, words)])
@@ -189,11 +190,18 @@ def _correlated_encode(
     norms = reference.bucket_norms(x, bucket_size, norm)
     check_levels("correlated_encode", levels, bits, x)
     _check_workers("correlated_encode", worker, workers)
-    shared, own = (reference.words(x.numel(), key, offset, x.device) for key in (shared_seed, seed))
-    width = 2**32 // workers
-    words = (((shared * workers) >> 32) + worker) % workers * width + ((own * width) >> 32)
+    words = stratified_words(x.numel(), seed, offset, shared_seed, worker, workers, x.device)
     codes = _codes(x, norms, levels, torch.zeros_like(levels), bits, bucket_size, words)
     return torch.cat([norms.view(torch.uint8), codes])
+
+
+def stratified_words(
+    n: int, seed: int, offset: int, shared_seed: int, worker: int, workers: int, device: torch.device
+) -> Tensor:
+    """The words (n,) that correlated rounding takes its numbers from, int64 holding uint32."""
+    shared, own = (reference.words(n, key, offset, device) for key in (shared_seed, seed))
+    width = 2**32 // workers
+    return (((shared * workers) >> 32) + worker) % workers * width + ((own * width) >> 32)
 
 
 REFERENCES = {
@@ -246,11 +254,6 @@ def _check_sloped_sum(
         )
 
 
-def _check_phase(op: str, phase: int) -> None:
-    if not 0 <= phase < 2**32:
-        raise ValueError(f"{op}: phase is {phase}; allowed: an unsigned 32-bit integer")
-
-
 def _check_workers(op: str, worker: int, workers: int) -> None:
     if not (2 <= workers <= MOST_WORKERS and 0 <= worker < workers):
         raise ValueError(f"{op}: worker {worker} of {workers}; allowed: 2 to {MOST_WORKERS} workers, counted from 0")
@@ -262,7 +265,7 @@ def _(
 ) -> Tensor:
     check_input("slopes_encode", x, bucket_size)
     _check_slopes("slopes_encode", levels, slopes, bits, x)
-    _check_phase("slopes_encode", phase)
+    check_phase("slopes_encode", phase)
     return x.new_empty(norm_bytes(x.numel(), bucket_size) + code_bytes(x.numel(), bits), dtype=torch.uint8)
 
 

@@ -37,10 +37,22 @@ def scales() -> Tensor:
 
 
 @functools.cache
-def order_of(exponent: float) -> Tensor:
+def ceiling_scales() -> Tensor:
+    """2**(j / 8), float32 (8,), none less than that: see `lqray.ops.grids.ceiling_codes`."""
+    exact = np.exp2(np.arange(STEPS) / STEPS)
+    nearest = exact.astype(np.float32)
+    return torch.from_numpy(np.where(nearest < exact, np.nextafter(nearest, np.float32(2)), nearest))
+
+
+EDEN_LOSSES = tuple(relative_error(bits) for bits in range(1, MOST_BITS + 1))
+"""Of a block's energy, at 1, 2, ... bits."""
+
+
+@functools.cache
+def order_of(exponent: float, losses: tuple[float, ...] = EDEN_LOSSES) -> Tensor:
     """Which norm code gets which bit next, int64 (2, P): (code, width before), by what a bit takes off the squared
-    error: 4**(exponent code / 8) (e_b - e_{b+1}), e_b the relative error at b bits. Widths of a code only grow."""
-    gains = np.diff([-relative_error(bits) for bits in range(1, MOST_BITS + 1)])
+    error: 4**(exponent code / 8) (e_b - e_{b+1}), e_b the loss at b bits. Widths of a code only grow."""
+    gains = np.diff([-loss for loss in losses])
     codes, widths = np.meshgrid(np.arange(1, NOT_A_NUMBER + 1), np.arange(1, MOST_BITS), indexing="ij")
     # Rounded, so that all machines have one order: logarithms may differ in their last bit.
     worth = np.round(exponent * codes * 2 / STEPS + np.log2(gains)[widths - 1], 9).ravel()

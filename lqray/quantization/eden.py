@@ -76,8 +76,8 @@ def read_seeds(rows: Tensor) -> Tensor:
     return rows[:, :SEED_BYTES].clone(memory_format=torch.contiguous_format).view(torch.int64).view(-1)
 
 
-class RotatedBlocks(Compressor):
-    """What `eden` and `allocated` share: payloads of blocks, and their mean."""
+class Blocks(Compressor):
+    """What compressors of blocks with widths of their own share: tables, and where a tensor may be cut."""
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
@@ -99,15 +99,19 @@ class RotatedBlocks(Compressor):
             self._copies[device] = tuple(table.to(device) for table in self.tables())
         return self._copies[device]
 
-    @abstractmethod
-    def read(self, rows: Tensor, like: BlockPayload) -> tuple[Tensor, Tensor, Tensor]:
-        """Of rows of payloads (W, bytes): scales float32, widths uint8 and first planes int64 of their blocks, (W, G)
-        each."""
-
     def decode(self, payload: Payload) -> Tensor:
         """See `Compressor.decode`."""
         payload.check()
         return self.decode_mean(payload.buffer[None], payload)
+
+
+class RotatedBlocks(Blocks):
+    """What `eden` and `allocated` share where blocks are rotated: how their payloads are decoded."""
+
+    @abstractmethod
+    def read(self, rows: Tensor, like: BlockPayload) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows of payloads (W, bytes): scales float32, widths uint8 and first planes int64 of their blocks, (W, G)
+        each."""
 
     def decode_mean(self, payloads: Tensor, like: Payload) -> Tensor:
         """See `Compressor.decode_mean`. Every row is rotated back by its own signs."""

@@ -27,9 +27,11 @@ class Method:
     multiplier: bool = False
 
 
-def load_method(name: str) -> Method | type[Compressor] | None:
-    """The METHOD of `lqray.quantization.methods.<name>`."""
-    method: Method | type[Compressor] | None = importlib.import_module(f"lqray.quantization.methods.{name}").METHOD
+def load_method(name: str) -> Method | Callable[[Any], Compressor] | None:
+    """The METHOD of `lqray.quantization.methods.<name>`: of levels, or what makes a compressor of options."""
+    method: Method | Callable[[Any], Compressor] | None = importlib.import_module(
+        f"lqray.quantization.methods.{name}"
+    ).METHOD
     return method
 
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from lqray.quantization.payload import floats
+
+PHASE_BYTES = 4
 SHARED_SEED = 0x736861726564
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of parts over all of 64 bits
 
@@ -23,7 +29,25 @@ class Place:
     part: int = 0
     correlated: bool = False
 
+    def phase(self, seed: int) -> int:
+        """Of the random stream that all workers know, the worker's own phase, an unsigned 32-bit integer: that of
+        worker w of W is w / W of a turn, and that of one alone comes from its seed."""
+        if self.workers == 1:
+            return (seed * _GOLDEN) % 2**64 >> 32
+        return (self.worker << 32) // self.workers
+
     @property
     def shared_seed(self) -> int:
         """Of the random stream that all workers know, at the tensor's offset."""
         return seed_of_part(SHARED_SEED, self.part)
+
+
+def write_phase(phase: int, device: torch.device) -> Tensor:
+    """Four bytes, little-endian, made where they are wanted: a copy to a GPU would make the host wait."""
+    signed = phase - 2**32 if phase >= 2**31 else phase
+    return torch.full((1,), signed, dtype=torch.int32, device=device).view(torch.uint8)
+
+
+def read_phases(parts: Tensor) -> Tensor:
+    """What `write_phase` wrote in each of (W, 4) bytes: int32 (W,)."""
+    return floats(parts).view(torch.int32).view(-1)

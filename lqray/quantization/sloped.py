@@ -20,15 +20,12 @@ from lqray.quantization import codec
 from lqray.quantization.codec import LevelPayload
 from lqray.quantization.histogram import Histogram
 from lqray.quantization.method import Method
-from lqray.quantization.payload import Payload, floats
-from lqray.quantization.place import SHARED_SEED, Place
+from lqray.quantization.payload import Payload
+from lqray.quantization.place import PHASE_BYTES, SHARED_SEED, Place, read_phases, write_phase
 from lqray.quantization.quantizer import Quantizer
 from lqray.quantization.slope_solver import Sloped, fit_slopes, gaps_as_slopes, widest_error
 
 Array = NDArray[np.float64]
-
-_PHASE_BYTES = 4
-_SPREAD = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class SlopedPayload(LevelPayload):
     @property
     def expected_bytes(self) -> int:
         """See `Payload.expected_bytes`."""
-        return super().expected_bytes + _PHASE_BYTES
+        return super().expected_bytes + PHASE_BYTES
 
 
 class SlopedQuantizer(Quantizer):
@@ -78,19 +75,15 @@ class SlopedQuantizer(Quantizer):
         return self.encode_at(tensor, Place(), seed=seed, offset=offset)
 
     def encode_at(self, tensor: Tensor, place: Place, *, seed: int, offset: int) -> SlopedPayload:
-        """See `Compressor.encode_at`. The phases of W workers are w / W of a turn; that of one alone comes from its
-        seed."""
+        """See `Compressor.encode_at`; phases are those of `Place.phase`."""
         ops.check_memory("encode", tensor=tensor)
-        alone = place.workers == 1
-        phase = (seed * _SPREAD) % 2**64 >> 32 if alone else (place.worker << 32) // place.workers
+        phase = place.phase(seed)
         tables = self.levels_on(tensor.device), self.slopes_on(tensor.device)
         kind = self.coding.bits, self.coding.bucket_size, place.shared_seed, offset, phase
         plain = codec.encode_with(
             tensor, self.coding, offset, lambda coordinates: ops.slopes_encode(coordinates, *tables, *kind)
         )
-        signed = phase - 2**32 if phase >= 2**31 else phase
-        sent = torch.full((1,), signed, dtype=torch.int32, device=tensor.device)  # a copy would make the host wait
-        fields = {**vars(plain), "buffer": torch.cat([plain.buffer, sent.view(torch.uint8)])}
+        fields = {**vars(plain), "buffer": torch.cat([plain.buffer, write_phase(phase, tensor.device)])}
         return SlopedPayload(**fields, stream=place.shared_seed)
 
     def decode(self, payload: Payload) -> Tensor:
@@ -106,7 +99,7 @@ class SlopedQuantizer(Quantizer):
 
     def _sum(self, payloads: Tensor, like: SlopedPayload, scale: float) -> Tensor:
         device = payloads.device
-        phases = floats(payloads[:, -_PHASE_BYTES:]).view(torch.int32).view(-1)
+        phases = read_phases(payloads[:, -PHASE_BYTES:])
         total = ops.slopes_decode_sum(
             payloads[:, : like.head_bytes],
             phases,

@@ -41,7 +41,7 @@ def library(tmp_path_factory):
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
     """`avx512` is the best that this machine has."""
     tests = ["test_fuzz.py", "test_backends.py", "test_norms.py", "test_blocks.py", "test_rans.py", "test_rotated.py"]
-    tests += ["test_slopes.py"]
+    tests += ["test_slopes.py", "test_grids.py"]
     tests = [f"tests/ops/{name}" for name in tests] + ["tests/communication/test_fuzz_payloads.py"]
     chosen = "fuzz or ((awkward or views or scale or hadamard or padded or refuses or extremes) and native-cpu)"
     done = subprocess.run(

@@ -14,6 +14,10 @@ from tests.testing.methods import COMPRESSORS, SPARSE
 _OPTIONS = {name: {"density": 0.1} for name in SPARSE}
 for _name in COMPRESSORS:
     globals()[f"Test_{_name}"] = compressor_suite(_name, **_OPTIONS.get(_name, {}))
+for _inner in ("rounding", "dither", "slopes"):
+    globals()[f"Test_allocated_{_inner}"] = compressor_suite("allocated", inner=_inner)
+    globals()[f"Test_allocated_{_inner}_of_one_bit"] = compressor_suite("allocated", inner=_inner, bits=1)
+Test_allocated_long_blocks = compressor_suite("allocated", inner="dither", bits=3, bucket_size=512)
 Test_small_buckets = compressor_suite("qsgd", bits=2, bucket_size=48)
 Test_rotated = compressor_suite("qsgd_inf", bucket_size=64, rotation="hadamard")
 Test_tail = compressor_suite("alq_inf", bucket_size=1000, tail="full_precision")

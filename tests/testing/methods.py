@@ -24,13 +24,15 @@ SPARSE = [name for name in EXCHANGED if "density" in QUANTIZER.get(name, FixedLe
 """What sends few coordinates."""
 
 
-def payload_bytes(method: str, n: int) -> int:
-    """What n coordinates take at 3 bits, or what a method has instead, in buckets of 64: worked out here, by hand."""
+def payload_bytes(method: str, n: int, inner: str = "eden") -> int:
+    """What n coordinates take at 3 bits, or what a method has instead, in buckets of 64: worked out here, by hand.
+    inner: of `allocated`."""
     words, buckets = -(-n // 32), -(-n // 64)
     if method in ("eden", "drive"):
         return 8 + buckets * (4 + 8 * (3 if method == "eden" else 1)) if n else 0
     if method == "allocated":  # two bits a coordinate
-        head = 8 + 4 + 4 * -(-buckets // 4)
+        seed_or_phase = {"eden": 8, "rounding": 0}.get(inner, 4)
+        head = seed_or_phase + 4 + 4 * -(-buckets // 4)
         return head + 8 * max(buckets, (2 * n - 8 * head) // 64) if n else 0
     if method in ("mxfp4", "mxfp8"):
         return 4 * -(-words // 4) + 4 * (4 if method == "mxfp4" else 8) * words

@@ -135,8 +135,11 @@ class EdenOptions(RotatedOptions):
     scale comes on top, 32 / bucket_size bits a coordinate."""
 
 
+_LEAST_WIDTHS = {"rounding": 1.67, "slopes": 1.36, "dither": 1.04}
+
+
 class AllocatedOptions(RotatedOptions):
-    """EDEN with more bits in blocks that hold more of the energy."""
+    """More bits in blocks that hold more of the energy."""
 
     bucket_size: Annotated[int, Field(ge=32, le=8192), AfterValidator(_power_of_two)] = 64
     """Consecutive coordinates that have one width and one norm, of a byte, a power of two from 32 to 8192."""
@@ -145,6 +148,19 @@ class AllocatedOptions(RotatedOptions):
     exponent: float | None = Field(default=None, ge=0, le=4)
     """Of the norm's square in what a bit is worth in a block: 1 has the least squared error; lower ones give quiet
     blocks more. null: 1 with the optimizer sgd, .5 with others, which divide by the gradient's size."""
+    inner: Literal["eden", "rounding", "dither", "slopes"] = "eden"
+    """What becomes of a block's coordinates. eden: rotated, and rounded to the best quantizer of a normal variable;
+    the others divide by the block's largest magnitude, and are exactly unbiased: uniform levels, with stochastic
+    rounding or with subtractive dither, or levels with slopes that are best for normal coordinates."""
+
+    def why_no_contraction(self) -> str | None:
+        """See `CompressorOptions.why_no_contraction`: errors of one bit and of two, by the largest magnitude of their
+        block, are w_1 and w_2; where blocks have either in turn, what is lost grows unless 2**(1/16) w_1**p
+        w_2**(1 - p) is below 1, p the share of those of one bit."""
+        least = _LEAST_WIDTHS.get(self.inner, 0.0)
+        width = self.bits - 8 / self.bucket_size
+        why = f"blocks have {width:.4g} bits on average, and what is lost in those of one bit grows from step to step"
+        return f"{why}; allowed: at least {least}, of bits - 8 / bucket_size" if width < least else None
 
 
 class BucketOptions(CompressorOptions):

@@ -1,5 +1,6 @@
-"""EDEN with bits where the energy is: blocks of 64 coordinates, a norm of a byte each, and as many bits in a block's
-codes as minimize the squared error at a fixed size, by reverse water-filling (Cover and Thomas, chapter 10)."""
+"""Bits where the energy is: blocks of 64 coordinates, a norm of a byte each, and as many bits in a block's codes as
+minimize the squared error at a fixed size, by reverse water-filling (Cover and Thomas, chapter 10). Within blocks:
+EDEN, or a grid (`lqray.quantization.grids`)."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ from lqray.ops.eden import eden_encode
 from lqray.quantization import allocation, lloyd_max
 from lqray.quantization.codec import flattened
 from lqray.quantization.eden import LEAST_NORM, SEED_BYTES, BlockPayload, RotatedBlocks, read_seeds, write_seed
+from lqray.quantization.grids import AllocatedGrids
 from lqray.quantization.payload import Payload
 
 _LARGEST_BYTES = 4
 
 
-class Allocated(RotatedBlocks):
-    """See the module. A payload: the seed of the rotation (8 bytes), the largest norm's exponent in eighths (int32), a
-    byte for each block's norm, filled up to a multiple of 4, then as many planes of codes as `bits` leaves."""
+class AllocatedEden(RotatedBlocks):
+    """EDEN within blocks. A payload: the seed of the rotation (8 bytes), the largest norm's exponent in eighths
+    (int32), a byte for each block's norm, filled up to a multiple of 4, then as many planes of codes as `bits`
+    leaves."""
 
     options: AllocatedOptions
 
@@ -81,4 +84,9 @@ class Allocated(RotatedBlocks):
         )
 
 
-METHOD = Allocated
+def allocated(options: AllocatedOptions) -> AllocatedEden | AllocatedGrids:
+    """The compressor that the option `inner` names."""
+    return AllocatedEden(options) if options.inner == "eden" else AllocatedGrids(options)
+
+
+METHOD = allocated
