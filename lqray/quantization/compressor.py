@@ -48,6 +48,8 @@ class Compressor(ABC):
     """Whether these are extra ones, rather than those of the last steps."""
     updates: int = 0
     """Fits so far."""
+    number: int = 0
+    """Among the compressors of a plan (`lqray.quantization.plan`); 0 for one that is alone."""
 
     def __init__(self, options: Any) -> None:
         """options: of the class `OPTIONS` beside the compressor."""
@@ -59,6 +61,10 @@ class Compressor(ABC):
     def unit(self) -> int:
         """See the class."""
         return 32
+
+    def of_parameter(self, name: str) -> Compressor:
+        """What encodes the parameter of this name: itself, but for a plan of several."""
+        return self
 
     @abstractmethod
     def encode(self, tensor: Tensor, *, seed: int, offset: int) -> Payload:
