@@ -22,6 +22,7 @@ from lqray.communication.bucket import (
     check_parameters,
     cut_bucket,
     flat_like,
+    quantized_sizes,
     skipped_names,
 )
 from lqray.communication.checks.agreement import check_agreement
@@ -35,7 +36,6 @@ from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
 from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts
 from lqray.communication.wire.volume import Volume
-from lqray.experiment.options.budget import check_patterns
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.density import Density, density_of
@@ -86,7 +86,8 @@ class GradientExchange:
         would misread each other's payloads, or round alike; ValueError for a parameter whose gradients are sparse, or
         of a dtype that no payload holds."""
         check_parameters(model.module)
-        check_patterns(getattr(self.compressor.options, "bits", None), [n for n, _ in model.module.named_parameters()])
+        bits = getattr(self.compressor.options, "bits", None)
+        self.compressor.bind_to(quantized_sizes(model.module, self._options, bits))
         agreed = {
             "quantizer": [self.compressor.name, str(self.compressor.options)],
             "exchange": self._options.model_dump(),

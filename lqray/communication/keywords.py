@@ -61,7 +61,7 @@ def refuse_layers(compressor: Compressor, caller: str) -> None:
     if isinstance(compressor, CompressorPlan):
         raise ValueError(
             f"{caller}: {compressor.name} encodes each parameter by its name, and here tensors have none; allowed: one "
-            "number of bits, or lqray.attach on a DistributedDataParallel model"
+            "number of bits and shared levels, or lqray.attach on a DistributedDataParallel model"
         )
     if compressor.layers:
         raise ValueError(

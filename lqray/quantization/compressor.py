@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,6 +61,10 @@ class Compressor(ABC):
     def unit(self) -> int:
         """See the class."""
         return 32
+
+    def bind_to(self, sizes: Mapping[str, int]) -> None:  # noqa: B027
+        """Say which parameters will be encoded, by their names, and how many coordinates each has, the same on all
+        ranks; before anything is, and before a state is loaded."""
 
     def of_parameter(self, name: str) -> Compressor:
         """What encodes the parameter of this name: itself, but for a plan of several."""

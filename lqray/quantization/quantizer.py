@@ -26,7 +26,7 @@ from lqray.quantization.levels import Levels, as_float32
 from lqray.quantization.method import Method, load_method
 from lqray.quantization.payload import Payload
 from lqray.quantization.place import Place
-from lqray.quantization.plan import CompressorPlan
+from lqray.quantization.plan import CompressorPlan, has_levels_by_layer
 from lqray.quantization.schedule import UpdateSchedule
 
 Bits = float | Mapping[str, float]
@@ -316,9 +316,12 @@ def create(method: str, bits: Bits | None = None, bucket_size: int | None = None
 def compressor_of(chosen: options.QuantizerOptions) -> Compressor:
     """The compressor that options name, or the plan of those that they name. Raises ValueError for a method that sends
     no payloads, PartError for one of a user's own that is no compressor."""
-    if isinstance(chosen, options.CompressorOptions) and isinstance(getattr(chosen, "bits", None), tuple):
+    if not isinstance(chosen, options.CompressorOptions):
+        return _compressor_of(chosen)
+    if isinstance(getattr(chosen, "bits", None), tuple):
         return CompressorPlan(chosen, _compressor_of)
-    return _compressor_of(chosen)
+    one = _compressor_of(chosen)
+    return CompressorPlan(chosen, _compressor_of) if has_levels_by_layer(one.options) else one
 
 
 def _compressor_of(chosen: options.QuantizerOptions) -> Compressor:

@@ -129,6 +129,7 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
     if trial.exchange.bypass == "auto":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         quantized = quantized_sizes(network, trial.exchange)
+        compressor.bind_to(quantized)
         decision = decide(compressor, quantized, group, trained[0].device, trial.exchange, len(workers))
         if decision.bypass:
             yield Wires(model, network, group, workers, decision=decision)

@@ -1,4 +1,5 @@
-"""Bits by parameter: every coordinate is encoded with its own, whatever it shares a DDP bucket with."""
+"""Plans of compressors: every coordinate is encoded with its parameter's own bits and levels, whatever it shares a DDP
+bucket with."""
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from lqray.communication.numbering import layer_offset, offset_of
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Quantizer, create
+from lqray.quantization.fitting import histogram_fit
+from lqray.quantization.methods import Method, uniform
 from lqray.quantization.place import Place
 from lqray.quantization.plan import CompressorPlan
 from lqray.testing import compressor_suite
@@ -34,7 +37,7 @@ def group():
 
 
 def options_of(method: str) -> dict:
-    return SMALL if method in ("alq_inf", "slopes") else {"bucket_size": 64}
+    return SMALL if method in ("alq_inf", "optimal_inf", "slopes") else {"bucket_size": 64}
 
 
 class Run:
@@ -93,6 +96,9 @@ KINDS = {
     "fed back": ("alq_inf", {"error_feedback": True}, AT_2 + AT_8 + AT_3 + 4),
     "slopes": ("slopes", {"error_feedback": "scaled"}, AT_2 + AT_8 + AT_3 + 3 * 4 + 4),
     # 8 bytes of seed, then 4 bytes of scale and 8 bytes a bit for each block of 64
+    # 0.weight and 2.weight have two whole buckets of 64, the others share
+    "levels by parameter": ("alq_inf", {"bits": 3, "levels": "layer"}, 4 * 16 + 12 * 32 + (4 + 12 * 2) + AT_3 + 4),
+    "both": ("slopes", {"levels": "layer", "reduction": "scatter_reduce"}, AT_2 + AT_8 + AT_3 + 4 * 2 * 3 + ROW),
     "eden": ("eden", {}, 3 * 8 + 16 * (4 + 8 * 2) + (4 + 8 * 8) + 3 * (4 + 8 * 3) + 4),
 }
 
@@ -119,6 +125,8 @@ def test_replicas_are_equal_bytes_are_those_of_each_parameters_bits_and_workers_
         assert 0 < found["nmse"] < 1
     # DDP's order is that of the backward pass: to rank 1 go 53 coordinates at 8 bits, 64 at 3 and 488 at 2.
     assert first["scatter_reduce"]["bytes"][2] == (4 + 32 * 2) + (4 + 12 * 2) + (32 + 8 * 16) + ROW
+    fitted = {name for name in first["levels by parameter"]["telemetry"] if name.endswith("/level/1")}
+    assert fitted == {f"quantizer/{name}/level/1" for name in ("shared", "layer/0.weight", "layer/2.weight")}
     levels = first["fed back"]["telemetry"]
     assert {name.split("/")[1] for name in levels} == {"2_bits", "8_bits", "3_bits"}
     assert len([name for name in levels if name.startswith("quantizer/8_bits/level/")]) == 256
@@ -189,6 +197,7 @@ def resumed(rank: int, method: str, options: dict) -> tuple[list[int], list[int]
 
 
 RESUMED = [
+    ("alq_inf", {"levels": "layer", "error_feedback": True}),
     ("alq_inf", {"error_feedback": True}),
     ("slopes", {"reduction": "scatter_reduce", "error_feedback": "scaled", "feedback_stages": "both"}),
 ]
@@ -217,8 +226,70 @@ def test_each_number_of_bits_has_its_own_statistics_levels_and_state(group):
     fresh.load_state_dict(plan.state_dict())
     assert fresh.fingerprint() == plan.fingerprint()
     np.testing.assert_array_equal(fresh.statistics_table(), table)
-    with pytest.raises(ValueError, match="the state has a compressor '8_bits'; allowed: 2_bits, 3_bits"):
+    with pytest.raises(ValueError, match=r"the compressors 2_bits, 8_bits, 3_bits; allowed: 2_bits, 3_bits\. They"):
         create("alq_inf", bits={"0.weight": 2, "default": 3}, **SMALL).load_state_dict(plan.state_dict())
+
+
+def test_levels_of_a_parameter_are_those_that_it_alone_would_be_fitted_to(group):
+    """At the same iterations, to its own gradients; in a tensor of its own, by the same rounding noise."""
+    run = Run(0, 1, "optimal_inf", bits={"2.*": 2, "default": 3}, levels="layer")
+    alone = {
+        name: Quantizer.create("optimal_inf", bits=bits, **SMALL) for name, bits in (("0.weight", 3), ("2.weight", 2))
+    }
+    seen = []
+    for step in range(5):
+        run.exchange.begin_step(step)
+        run.optimizer.zero_grad()
+        with run.model.no_sync():
+            nn.functional.cross_entropy(run.model(batch(0, step)[0]), batch(0, step)[1]).backward()
+        seen.append({name: p.grad.clone() for name, p in run.model.module.named_parameters()})
+        run.optimizer.zero_grad()
+        nn.functional.cross_entropy(run.model(batch(0, step)[0]), batch(0, step)[1]).backward()
+        for name, own in alone.items():
+            own.observe(seen[-1][name])
+            if step in (0, 3):
+                own.update_levels()
+        assert run.exchange.update_levels() == (step in (0, 3))
+        run.optimizer.step()
+    plan = run.exchange.compressor
+    assert list(plan.compressors) == ["2_bits", "3_bits", "layer/0.weight", "layer/2.weight"]
+    for name, own in alone.items():
+        assert torch.equal(plan.of_parameter(name).levels, own.levels), name
+        assert plan.compressors[f"layer/{name}"] is plan.of_parameter(name)
+    assert plan.of_parameter("0.bias") is plan.compressors["3_bits"]
+    assert plan.of_parameter("2.bias") is plan.compressors["2_bits"]
+    assert not torch.equal(plan.of_parameter("0.weight").levels, plan.compressors["3_bits"].levels)
+
+
+def test_levels_are_shared_where_layers_are_small_and_by_default(group):
+    plain = Run(0, 1, "alq_inf", bits=3).exchange.compressor
+    assert not isinstance(plain, CompressorPlan)
+    few = create("alq_inf", bits=3, bucket_size=64, levels="layer", levels_from=16)
+    assert list(few.compressors) == ["shared"]
+    few.bind_to({"a": 1024, "b": 1023, "shared": 5000})
+    assert list(few.compressors) == ["shared", "layer/a", "layer/shared"]
+    assert few.of_parameter("b") is few.compressors["shared"]
+    numbers = [few.of_parameter(name).number for name in ("b", "a", "shared")]
+    assert numbers == [0, 1, 2]
+    bound = few.of_parameter("a")
+    few.bind_to({"a": 1024, "b": 1023, "shared": 5000})
+    assert few.of_parameter("a") is bound
+    with pytest.raises(ValueError, match="They differ in layer/a, layer/shared: give it to an exchange of the same"):
+        create("alq_inf", bits=3, bucket_size=64, levels="layer").load_state_dict(few.state_dict())
+    with pytest.raises(ValueError, match="levels_from=0: Input should be greater than or equal to 1"):
+        lqray.attach(DistributedDataParallel(network()), "alq", levels="layer", levels_from=0)
+    with pytest.raises(ValueError, match="alq_inf encodes each parameter by its name.*shared levels"):
+        lqray.quantized_all_reduce(torch.ones(100), "alq_inf", levels="layer")
+
+
+def test_a_frozen_or_skipped_parameter_has_no_levels_of_its_own(group):
+    model = network()
+    model[2].weight.requires_grad_(False)
+    exchange = lqray.attach(
+        DistributedDataParallel(model), "alq_inf", levels="layer", levels_from=1, skip=["0.weight"], bucket_size=32
+    )
+    assert list(exchange.compressor.compressors) == ["shared", "layer/0.bias"]
+    exchange.close()
 
 
 def test_a_compressor_whose_parameters_had_no_gradient_is_not_fed_back_before_it_is_fitted(group):
@@ -305,6 +376,30 @@ def test_bypass_measures_every_compressor(group):
     decision = decide(plan, sizes, group, torch.device("cpu"))
     assert set(encoded) == {(2, 1000), (8, 53), (3, 150)}
     assert decision.encode_seconds > 0
+
+
+OWN = Method(norm="linf", initial_levels=uniform)
+OWN_THAT_ADAPTS = Method(norm="linf", initial_levels=uniform, fit=histogram_fit())
+
+
+def test_a_method_of_ones_own_takes_bits_and_levels_by_parameter():
+    here = f"{__name__}:OWN"
+    plan = create(here, bits=BITS, bucket_size=64)
+    assert {name: one.coding.bits for name, one in plan.compressors.items()} == {"2_bits": 2, "8_bits": 8, "3_bits": 3}
+    plan = create(f"{here}_THAT_ADAPTS", bits={"a": 2, "default": 3}, bucket_size=64, levels="layer", levels_from=1)
+    plan.bind_to({"a": 64, "b": 64, "c": 63})
+    assert {name: one.coding.bits for name, one in plan.compressors.items()} == {
+        "2_bits": 2,
+        "3_bits": 3,
+        "layer/a": 2,
+        "layer/b": 3,
+    }
+
+
+def test_metrics_have_names_that_a_store_takes():
+    plan = create("alq_inf", bits=1, bucket_size=8, levels="layer")
+    plan.bind_to({"heads.a (b)": 32})
+    assert "quantizer/layer/heads.a__b_/level/0" in plan.telemetry()
 
 
 class TestContract(compressor_suite("eden", bits={"fc.*": 8, "default": 2.5}, bucket_size=64)):

@@ -38,6 +38,8 @@ METHODS = {
             "method": "slopes",
             "bits": {"8.*": 8, "*.weight": 2, "default": 3},
             "bucket_size": 64,
+            "levels": "layer",
+            "levels_from": 100,
             "update_at": [2, 9],
             "sampling": "fresh",
             "samples": 2,

@@ -204,6 +204,10 @@ class AdaptiveLevelsOptions(ExponentialLevelsOptions):
     """Iterations after whose backward pass the levels are fitted anew."""
     update_every: int = Field(default=10_000, ge=0, le=MOST_ITERATIONS)
     """After the last of `update_at`, fit every so many iterations; 0: no more."""
+    levels: Literal["shared", "layer"] = "shared"
+    """layer: every parameter has statistics and levels of its own, fitted at the same iterations."""
+    levels_from: int = Field(default=4, ge=1, le=MOST_UNITS)
+    """levels: layer: parameters of fewer whole buckets share levels."""
 
 
 class MixtureOptions(AdaptiveLevelsOptions):
