@@ -362,6 +362,20 @@ def test_error_feedback_is_refused_by_the_number_of_bits_that_cannot_contract(gr
         Run(0, 1, "qsgd_inf", bits={"0.*": 1, "default": 3}, error_feedback=True)
 
 
+def test_what_a_plan_says_of_itself_holds_for_all_of_it():
+    """The largest magnitude of one bit's error does not contract; one bit has no levels to fit."""
+    plan = create("alq_inf", bits={"a": 1, "default": 3}, **SMALL)
+    assert [one.bounded for one in plan.compressors.values()] == [False, True]
+    assert not plan.bounded
+    assert [one.adapts for one in plan.compressors.values()] == [False, True]
+    assert plan.adapts
+    assert create("alq_inf", bits={"a": 2, "default": 3}, **SMALL).bounded
+    assert not plan.fitted
+    plan.of_parameter("b").observe(torch.randn(640))
+    plan.update_levels()
+    assert plan.fitted
+
+
 def test_bypass_measures_every_compressor(group):
     sizes = {name: p.numel() for name, p in network().named_parameters()}
     encoded = []
