@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
+from lqray.experiment.options.budget import check_patterns, no_such_parameter
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.quantization import Compressor
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -80,11 +82,7 @@ def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]
     names = [name for name, _ in module.named_parameters()]
     for pattern in options.skip:
         if pattern not in ("bias", "norm") and not any(fnmatchcase(name, pattern) for name in names):
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(
-                f"exchange.skip: no parameter is called {pattern!r}; allowed: bias, norm, or a pattern of names, which "
-                f"here are {shown}"
-            )
+            raise no_such_parameter("exchange.skip", pattern, names, "bias, norm")
     norms = {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
@@ -99,6 +97,18 @@ def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]
         )
 
     return frozenset(name for name, parameter in module.named_parameters() if skips(name, parameter.numel()))
+
+
+def quantized_sizes(module: nn.Module, options: ExchangeOptions, bits: object = None) -> dict[str, int]:
+    """Of the parameters that are trained and not skipped: names to coordinates. Raises ValueError as `skipped_names`,
+    and for a pattern of `bits` (`lqray.experiment.options.budget`) that no parameter has."""
+    skipped = skipped_names(module, options)
+    check_patterns(bits, [name for name, _ in module.named_parameters()])
+    return {
+        name: parameter.numel()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and name not in skipped
+    }
 
 
 def check_parameters(module: nn.Module) -> None:
@@ -124,8 +134,25 @@ def refuse_sparse(module: nn.Module) -> None:
             )
 
 
-def cut_bucket(bucket: GradBucket, names: Mapping[Tensor, str], skipped: frozenset[str], by_layer: bool) -> Cut:
-    """names: of the model's parameters. by_layer: each tensor on its own; else all that is quantized as one."""
+def encoded_together(names: Sequence[str], compressor: Compressor, by_layer: bool) -> list[list[int]]:
+    """Which of the parameters of these names, by their places, are encoded as one tensor: each alone with `by_layer`,
+    else all of one compressor (`Compressor.of_parameter`)."""
+    if by_layer:
+        return [[place] for place in range(len(names))]
+    groups: dict[int, list[int]] = {}
+    for place, name in enumerate(names):
+        groups.setdefault(compressor.of_parameter(name).number, []).append(place)
+    return list(groups.values())
+
+
+def cut_bucket(
+    bucket: GradBucket,
+    names: Mapping[Tensor, str],
+    skipped: frozenset[str],
+    compressor: Compressor,
+    by_layer: bool,
+) -> Cut:
+    """names: of the model's parameters. compressor, by_layer: as of `encoded_together`."""
     flat = bucket.buffer()
     start = flat.storage_offset()
     spans = []
@@ -134,8 +161,12 @@ def cut_bucket(bucket: GradBucket, names: Mapping[Tensor, str], skipped: frozens
         shape = tuple(gradient.shape) if gradient.is_contiguous() else None
         spans.append(Span(names[parameter], begin, begin + gradient.numel(), shape))
     kept = [span for span in spans if span.name not in skipped]
-    tensors = [[span] for span in kept] if by_layer else [kept] if kept else []
-    return Cut(tensors, [span for span in spans if span.name in skipped], flat.numel())
+    groups = encoded_together([span.name for span in kept], compressor, by_layer)
+    return Cut(
+        [[kept[place] for place in group] for group in groups],
+        [span for span in spans if span.name in skipped],
+        flat.numel(),
+    )
 
 
 def flat_like(bucket: GradBucket, gradients: Mapping[Tensor, Tensor | None]) -> Tensor:

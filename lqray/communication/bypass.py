@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -40,28 +40,30 @@ class Decision:
 
 def decide(
     compressor: Compressor,
-    coordinates: int,
+    coordinates: int | Mapping[str, int],
     group: dist.ProcessGroup,
     device: torch.device,
     options: ExchangeOptions | None = None,
     workers: int = 1,
 ) -> Decision:
     """Measure on a random gradient of at most 4 million coordinates and scale to `coordinates`, those that would be
-    quantized. Collective; the same decision on all ranks.
+    quantized, or, of a compressor that has several numbers of bits, those of every parameter by its name. Collective;
+    the same decision on all ranks.
 
     options: the exchange that is measured, with its reduction and its entropy coding; the default ones without.
     workers: of each process, which encodes the gradient of each.
     """
     options = options or ExchangeOptions()
-    n = max(1, min(coordinates, _MOST))
+    sizes = dict(coordinates) if isinstance(coordinates, Mapping) else {"": coordinates}
+    pieces = _pieces(compressor, sizes, device)
+    n = sum(piece.numel() for _, piece in pieces)
     gradient = torch.randn(n, device=device)
     # Nothing of it is kept from one measurement to the next.
     reduction = load_reduction(options.model_copy(update={"feedback_stages": "first"}), group, CheckWords())
     parts = 1 if compressor.layers else reduction.parts(workers)
-    shaped = gradient.view(near_square(n)) if compressor.layers else gradient
 
     def payloads() -> list[Payload]:
-        return encoded_parts(shaped, parts, compressor, seed=0, offset=0)
+        return [payload for own, x in pieces for payload in encoded_parts(x, parts, own, seed=0, offset=0)]
 
     parcel = Parcel([payloads() for _ in range(workers)], [0] * workers, check=0, parts=parts)
     inside: list[Volume] = []
@@ -87,8 +89,24 @@ def decide(
     moving = max(0.0, reducing - again - decoding)
     own = torch.tensor([encoding + again, decoding, moving, all_reducing], device=device)
     dist.all_reduce(own, op=dist.ReduceOp.MAX, group=group)
-    seconds = [value * coordinates / n for value in own.tolist()]
+    seconds = [value * sum(sizes.values()) / n for value in own.tolist()]
     return Decision(sum(seconds[:3]) >= seconds[3], *seconds)
+
+
+def _pieces(
+    compressor: Compressor, sizes: Mapping[str, int], device: torch.device
+) -> list[tuple[Compressor, torch.Tensor]]:
+    """Random gradients of the parameters of each compressor, together at most 4 million coordinates."""
+    held: dict[int, tuple[Compressor, int]] = {}
+    for name, size in sizes.items():
+        own = compressor.of_parameter(name)
+        held[own.number] = own, size + held.get(own.number, (own, 0))[1]
+    share = min(1.0, _MOST / max(1, sum(sizes.values())))
+    pieces = []
+    for own, size in held.values() or [(compressor, 0)]:
+        n = max(1, int(size * share))
+        pieces.append((own, torch.randn(near_square(n) if compressor.layers else n, device=device)))
+    return pieces
 
 
 def _median_seconds(step: Callable[[], object], device: torch.device, group: dist.ProcessGroup) -> float:

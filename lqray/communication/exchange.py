@@ -4,7 +4,6 @@ No `from __future__ import annotations` here: DDP checks the hook's annotations 
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,11 +22,13 @@ from lqray.communication.bucket import (
     check_parameters,
     cut_bucket,
     flat_like,
+    quantized_sizes,
     skipped_names,
 )
 from lqray.communication.checks.agreement import check_agreement
+from lqray.communication.extra import Piece, pieces_of
 from lqray.communication.level_update import update_levels
-from lqray.communication.measurement import Measured
+from lqray.communication.measurement import Observations
 from lqray.communication.numbering import check_index, check_iteration, check_layers, layer_offset, offset_of
 from lqray.communication.preconditioner import Preconditioner, divided, finished_means, keys_of, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
@@ -77,18 +78,16 @@ class GradientExchange:
         self._side = streams.Side()
         self._iteration, self._last = 0, -1
         self._exchanged: set[int] = set()
-        self._sample = False
-        self._measure = False
         self._plain = False
-        self._keep = False
-        self._kept: list[Tensor] = []
-        self._measured = [Measured() for _ in self._seeds]
+        self._observed = Observations(len(self._seeds))
 
     def attach(self, model: DistributedDataParallel) -> None:
         """Make `model` exchange its gradients through this object. Collective: raises RanksDisagreeError where ranks
         would misread each other's payloads, or round alike; ValueError for a parameter whose gradients are sparse, or
         of a dtype that no payload holds."""
         check_parameters(model.module)
+        bits = getattr(self.compressor.options, "bits", None)
+        self.compressor.bind_to(quantized_sizes(model.module, self._options, bits))
         agreed = {
             "quantizer": [self.compressor.name, str(self.compressor.options)],
             "exchange": self._options.model_dump(),
@@ -117,10 +116,9 @@ class GradientExchange:
         self._iteration = iteration
         self._exchanged = set()
         wanted = self.compressor.schedule.wants_sample(iteration, self.compressor.samples)
-        self._sample = (wanted or self._unfitted) and not self.compressor.fresh_samples
-        self._measure, self._keep, self._kept = measure, keep, []
+        sample = (wanted or self._unfitted) and not self.compressor.fresh_samples
+        self._observed.begin_step(sample, measure, keep)
         self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
-        self._measured = [Measured() for _ in self._seeds]
         self._aside = []
         self._bundle = Bundle(self._group, len(self._seeds))
 
@@ -144,8 +142,7 @@ class GradientExchange:
                 "call set_aside after the backward pass of each but the last"
             )
         self._claim(bucket.index())
-        by_layer = self._options.buckets == "layer" or self.compressor.layers
-        cut = cut_bucket(bucket, self._names, self._skipped, by_layer)
+        cut = cut_bucket(bucket, self._names, self._skipped, self.compressor, self._by_layer)
         check_layers(len(cut.tensors))
         flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
         device = bucket.buffer().device
@@ -153,7 +150,8 @@ class GradientExchange:
         with self._side.entered():
             if self._plain:
                 self._look_at([cut.take(flat) for flat in flats], cut, bucket.index())
-                cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
+                everything = frozenset(self._names.values())
+                cut = cut_bucket(bucket, self._names, everything, self.compressor, self._by_layer)
             means, skipped = self._start_bucket(flats, cut, bucket)
         if means and not skipped:
             return means.then(lambda done: cut.put(done.value(), None))
@@ -233,10 +231,10 @@ class GradientExchange:
         """What a quantized exchange would observe and measure, where one in full precision takes its place."""
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
             for gradient, spans, offset in zip(own, cut.tensors, self._offsets(cut, index)[1], strict=True):
-                shaped = self._shaped(gradient, spans)
+                shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
                 place, numbers = self._place(worker), {"seed": seed, "offset": offset}
-                payloads = [self.compressor.encode_at(shaped, place, **numbers)] if self._measure else []
-                self._note(worker, shaped, payloads)
+                payloads = [compressor.encode_at(shaped, place, **numbers)] if self._observed.measure else []
+                self._observed.note(worker, shaped, payloads, compressor)
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""
@@ -256,26 +254,19 @@ class GradientExchange:
         with self.volume.timed("encode", gradient.device):
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
-            shaped = self._shaped(gradient, spans)
-            at = self.compressor, self._place(worker)
+            shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
+            at = compressor, self._place(worker)
             payloads: Sequence[Payload] = encoded_parts(shaped, parts, *at, seed=seed, offset=offset)
-            if self._residuals and not self._unfitted:
+            unfitted = self._unfitted or (compressor is not self.compressor and _to_be_fitted(compressor))
+            if self._residuals and not unfitted:
                 payloads = self._residuals.keep(gradient, payloads, spans, worker)
         self.volume.coordinates += gradient.numel()
-        self._note(worker, shaped, payloads)
+        self._observed.note(worker, shaped, payloads, compressor)
         return [replace(payload, dtype=dtype) for payload in payloads]
 
     def _shaped(self, gradient: Tensor, spans: Sequence[Span]) -> Tensor:
         """A tensor (n,) of these spans as the compressor wants it."""
         return gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
-
-    def _note(self, worker: int, gradient: Tensor, payloads: Sequence[Payload]) -> None:
-        if self._sample:
-            self.compressor.observe(gradient, worker)
-        if self._keep and not worker:
-            self._kept.append(gradient.clone())
-        if self._measure and payloads:
-            self._measured[worker].add(gradient, payloads, self.compressor)
 
     def finish(self) -> None:
         """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
@@ -318,27 +309,29 @@ class GradientExchange:
     @property
     def nmse(self) -> float:
         """||Q(g) - g||^2 / ||g||^2 at the last measured step, mean over the workers here; 0 for zero gradients."""
-        return statistics.fmean(one.nmse for one in self._measured)
+        return self._observed.nmse
 
     @property
     def bias(self) -> float:
         """||E[Q(g)] - g|| / ||g|| at the last measured step, mean over the workers here: 0 for unbiased methods."""
-        return statistics.fmean(one.relative_bias for one in self._measured)
+        return self._observed.bias
 
     @property
     def entropy_bits(self) -> float:
         """Entropy of this process's codes at the last measured step, bits per coordinate."""
-        return statistics.fmean(one.entropy_bits / max(1, one.coordinates) for one in self._measured)
+        return self._observed.entropy_bits
 
     @property
     def huffman_bits(self) -> float:
         """Length of these codes at the last measured step in Huffman codes of their own, bits per coordinate."""
-        return statistics.fmean(one.huffman_bits / max(1, one.coordinates) for one in self._measured)
+        return self._observed.huffman_bits
 
     def density(self) -> Density | None:
         """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or
         with a compressor that has no levels."""
-        return density_of(self._kept, self.compressor.coding) if isinstance(self.compressor, Quantizer) else None
+        return (
+            density_of(self._observed.kept, self.compressor.coding) if isinstance(self.compressor, Quantizer) else None
+        )
 
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
@@ -349,33 +342,33 @@ class GradientExchange:
     def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
         """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
         fits to."""
-        for tensor, scale in self._divided(gradients):
-            self.compressor.observe(divided(tensor, scale), worker)
+        for piece in self._pieces(gradients):
+            piece.observe(worker)
 
     def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int, place: Place = _ANYWHERE) -> Tensor:
         """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
         is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
         `Quantizer.encode`; the offset has 52 bits. place: of the worker, among those that round together."""
-        decoded = []
-        for number, (tensor, scale) in enumerate(self._divided(gradients)):
-            numbers = {"seed": seed, "offset": layer_offset(offset, number)}
-            payload = self.compressor.encode_at(divided(tensor, scale), place, **numbers)
-            decoded.append(self.compressor.decode(payload) * (1.0 if scale is None else scale))
+        decoded = [
+            piece.rounded(place, seed=seed, offset=layer_offset(offset, number))
+            for number, piece in enumerate(self._pieces(gradients))
+        ]
         return torch.cat(decoded) if decoded else torch.zeros(0)
 
     def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The coordinates (n,) that `rounded` rounds, exact."""
-        kept = [tensor.reshape(-1) for tensor, _ in self._divided(gradients)]
+        kept = [piece.tensor.reshape(-1) for piece in self._pieces(gradients)]
         return torch.cat(kept) if kept else torch.zeros(0)
 
-    def _divided(self, gradients: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        """What is quantized of the whole model's gradients, tensor by tensor, and what each is divided by first."""
+    def _pieces(self, gradients: Mapping[str, Tensor]) -> list[Piece]:
+        """What is quantized of the whole model's gradients."""
         kept = {name: gradient for name, gradient in gradients.items() if name not in self._skipped}
-        keys = [(name, gradient.numel()) for name, gradient in kept.items()]
-        tensors, held = list(kept.values()), [[key] for key in keys]
-        if kept and not (self._options.buckets == "layer" or self.compressor.layers):
-            tensors, held = [torch.cat([gradient.reshape(-1) for gradient in tensors])], [keys]
-        return list(zip(tensors, scales_of(self._preconditioner, tensors, held), strict=True))
+        return pieces_of(kept, self.compressor, self._by_layer, self._preconditioner)
+
+    @property
+    def _by_layer(self) -> bool:
+        """Whether each parameter's tensor is encoded on its own."""
+        return self._options.buckets == "layer" or self.compressor.layers
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,
@@ -393,6 +386,11 @@ class GradientExchange:
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return streams.device_of(self._group)
+
+
+def _to_be_fitted(compressor: Compressor) -> bool:
+    """Of a plan: the others may have been, while its own parameters had no gradients."""
+    return compressor.adapts and not compressor.fitted
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

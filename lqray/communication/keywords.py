@@ -12,6 +12,7 @@ from lqray.experiment.errors import did_you_mean
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
 from lqray.quantization import Compressor, create
+from lqray.quantization.plan import CompressorPlan
 
 # What is DDP's own to say, or needs a training loop of lqray's.
 _ELSEWHERE = {
@@ -56,7 +57,12 @@ def exchange_options(options: Mapping[str, Any], caller: str) -> ExchangeOptions
 
 
 def refuse_layers(compressor: Compressor, caller: str) -> None:
-    """Raise ValueError for a compressor that wants layers in their shapes, where there are none."""
+    """Raise ValueError for a compressor that wants layers in their shapes, or by their names, where there are none."""
+    if isinstance(compressor, CompressorPlan):
+        raise ValueError(
+            f"{caller}: {compressor.name} encodes each parameter by its name, and here tensors have none; allowed: one "
+            "number of bits and shared levels, or lqray.attach on a DistributedDataParallel model"
+        )
     if compressor.layers:
         raise ValueError(
             f"{caller}: {compressor.name} encodes each layer in its own shape, and here tensors come flat; allowed: "

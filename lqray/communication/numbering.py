@@ -36,8 +36,8 @@ def check_layers(count: int) -> None:
     """Raises ValueError for more tensors of a DDP bucket than have numbers."""
     if count > MOST_LAYERS:
         raise ValueError(
-            f"a DDP bucket holds {count} layers; allowed with exchange.buckets: layer: {MOST_LAYERS}. "
-            "Lower exchange.bucket_cap_mb"
+            f"a DDP bucket holds {count} tensors that are encoded apart, by exchange.buckets: layer, or by bits or "
+            f"levels of their own; allowed: {MOST_LAYERS}. Lower exchange.bucket_cap_mb"
         )
 
 

@@ -20,6 +20,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from lqray.experiment.options.budget import budget_text, one_number, whole_number
 from lqray.experiment.options.quantizer import (
     AdaptiveLevelsOptions,
     BucketOptions,
@@ -28,6 +29,7 @@ from lqray.experiment.options.quantizer import (
     FixedLevelsOptions,
     QuantizerOptions,
     TernaryOptions,
+    by_bits,
 )
 
 REMEDY = (
@@ -72,7 +74,8 @@ def collision_problem(options: QuantizerOptions) -> tuple[str, str] | None:
         return None
     if _NORMS_AND_LEVELS.get(options.method, ("", _uniform))[1] is not _exponential:
         return None
-    return _collision(options.bits, options.multiplier)
+    each = by_bits(options).values()
+    return next((found for one in each if (found := _collision(whole_number(one.bits), one.multiplier))), None)
 
 
 @lru_cache(maxsize=1024)
@@ -96,7 +99,7 @@ def adapts(options: QuantizerOptions) -> bool:
     """Whether levels are ever fitted, and can move: one bit has none but -1 and 1."""
     return (
         isinstance(options, AdaptiveLevelsOptions)
-        and options.bits > 1
+        and one_number(options.bits) > 1
         and bool(options.update_at or options.update_every)
     )
 
@@ -122,19 +125,24 @@ def why_no_contraction(options: BucketOptions, norm: str, levels: Sequence[float
 
 
 def contraction_problem(options: QuantizerOptions) -> str | None:
-    """As `why_no_contraction`, by the options alone: None for methods of which they do not say it."""
+    """As `why_no_contraction`, by the options alone: None for methods of which they do not say it. Of bits by parameter
+    it is the first number of which they do."""
+    return next((why for one in by_bits(options).values() if (why := _contraction_problem(one))), None)
+
+
+def _contraction_problem(options: QuantizerOptions) -> str | None:
     if isinstance(options, CompressorOptions) and (why := options.why_no_contraction()):
         return why
     if options.method not in _NORMS_AND_LEVELS or not isinstance(options, FixedLevelsOptions | TernaryOptions):
         return None
     norm, levels = _NORMS_AND_LEVELS[options.method]
-    return why_no_contraction(options, norm, levels(options.bits, getattr(options, "multiplier", 0.5)))
+    return why_no_contraction(options, norm, levels(whole_number(options.bits), getattr(options, "multiplier", 0.5)))
 
 
 def described(options: object, name: str = "") -> str:
     """The method, as messages name it; `name` where its options are a user's own."""
     if not isinstance(options, QuantizerOptions):
         return name
-    bits = f" at {options.bits} bits" if isinstance(options, FixedLevelsOptions) else ""
+    bits = f" at {budget_text(options.bits)} bits" if isinstance(options, FixedLevelsOptions) else ""
     buckets = f" with buckets of {options.bucket_size}" if isinstance(options, BucketOptions) else ""
     return f"{options.method}{bits}{buckets}"

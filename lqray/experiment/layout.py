@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
+from lqray.experiment.options.budget import with_pairs
 from lqray.experiment.options.section import Section
 from lqray.experiment.sampling import number_of_draws
 from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
@@ -143,12 +144,16 @@ class _Reader:
                 continue
             seen: set[object] = set()
             for index, choice in enumerate(choices):
-                if _hashable(choice) in seen:
+                if _hashable(with_pairs(key, choice)) in seen:
                     found = f"{describe(choice)} a second time"
                     self.problem((*path, key, index), found, "each value of an axis once: trials are never repeated")
-                seen.add(_hashable(choice))
+                seen.add(_hashable(with_pairs(key, choice)))
         self.no_overlap(list(value), path)
-        return {key: choices for key, choices in value.items() if isinstance(choices, list)}
+        return {
+            key: [with_pairs(key, choice) for choice in choices]
+            for key, choices in value.items()
+            if isinstance(choices, list)
+        }
 
     def entries(self, value: Any, path: Path_) -> tuple[Entry, ...]:
         if not isinstance(value, list):
@@ -160,7 +165,7 @@ class _Reader:
             item = self.mapping(item, here, "a mapping of dotted keys to values")
             for key in item:
                 self.trial_key(key, (*here, key))
-            entries.append(Entry(item, here))
+            entries.append(Entry({key: with_pairs(key, each) for key, each in item.items()}, here))
         return tuple(entries)
 
     def size(self, blocks: Sequence[Block], search: Search | None) -> None:
@@ -202,6 +207,7 @@ def read_layout(document: Document) -> Layout:
     elif name.lower() == CLAIMS:
         reader.problem(("name",), f"{name!r}, where lqray keeps which launch runs which trial", "any other name")
     base = reader.mapping(data.get("base", {}), ("base",), f"a mapping with {', '.join(Trial.model_fields)}")
+    base = {key: with_pairs(key, value) for key, value in base.items()}
     blocks: tuple[Block, ...] = ()
     if "sweep" in data:
         if isinstance(data["sweep"], list) and data["sweep"]:

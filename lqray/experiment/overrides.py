@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
 from lqray.experiment.layout import Layout
+from lqray.experiment.options.budget import with_pairs
 from lqray.experiment.options.section import Section
 from lqray.experiment.schema import Resources, Storage, Tracking, Trial
 from lqray.experiment.validation import explain_section, key_problem
@@ -46,7 +47,7 @@ def overridden(layout: Layout, overrides: Sequence[str]) -> Layout:
                 allowed, hint = f"keys below {', '.join(choices)}", did_you_mean(section, choices)
             problems.append(Problem(SOURCE, None, key, found, allowed, hint))
         else:
-            settings[key] = parse(value, f"{SOURCE} {shortened(text)}").data
+            settings[key] = with_pairs(key, parse(value, f"{SOURCE} {shortened(text)}").data)
     if problems:
         raise ExperimentError(problems)
     # An axis that is overridden has one value; where the file excludes that value, it still does.

@@ -17,6 +17,7 @@ from lqray.experiment import parts
 from lqray.experiment.errors import PartError, Problem, did_you_mean
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.own import OwnPart
+from lqray.experiment.options.quantizer import OwnMethodOptions, by_bits
 from lqray.experiment.validation import problems_of
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ def chosen_part(section: str, options: BaseModel) -> Chosen | None:
 
 
 def own_parts(trial: BaseModel) -> Iterator[Chosen]:
-    """All parts of a trial that are a user's own."""
+    """All parts of a trial that are a user's own; a method once for each of its numbers of bits."""
     for section in type(trial).model_fields:
         options = getattr(trial, section)
-        if isinstance(options, BaseModel) and (chosen := chosen_part(section, options)):
-            yield chosen
+        each = by_bits(options).values() if isinstance(options, OwnMethodOptions) else [options]
+        for one in each:
+            if isinstance(one, BaseModel) and (chosen := chosen_part(section, one)):
+                yield chosen
 
 
 def check_parts(trial: Trial) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +48,8 @@ class Compressor(ABC):
     """Whether these are extra ones, rather than those of the last steps."""
     updates: int = 0
     """Fits so far."""
+    number: int = 0
+    """Among the compressors of a plan (`lqray.quantization.plan`); 0 for one that is alone."""
 
     def __init__(self, options: Any) -> None:
         """options: of the class `OPTIONS` beside the compressor."""
@@ -59,6 +61,14 @@ class Compressor(ABC):
     def unit(self) -> int:
         """See the class."""
         return 32
+
+    def bind_to(self, sizes: Mapping[str, int]) -> None:  # noqa: B027
+        """Say which parameters will be encoded, by their names, and how many coordinates each has, the same on all
+        ranks; before anything is, and before a state is loaded."""
+
+    def of_parameter(self, name: str) -> Compressor:
+        """What encodes the parameter of this name: itself, but for a plan of several."""
+        return self
 
     @abstractmethod
     def encode(self, tensor: Tensor, *, seed: int, offset: int) -> Payload:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,14 +30,15 @@ class Payload:
     """An encoded tensor.
 
     buffer: uint8, one dimension, contiguous: all that travels. n: coordinates of the tensor. dtype: that of the tensor
-    encoded, which decoding restores. offset: that it was encoded at, and is cast at. Where it arrives all but the
-    buffer is known, so that its length follows from the rest alone.
+    encoded, which decoding restores. offset: that it was encoded at, and is cast at. owner: `Compressor.number` of
+    what made it. Where it arrives all but the buffer is known, so that its length follows from the rest alone.
     """
 
     buffer: Tensor
     n: int
     dtype: torch.dtype
     offset: int
+    owner: int = field(default=0, kw_only=True)
 
     @property
     def nbytes(self) -> int:

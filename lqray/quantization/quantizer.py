@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,11 @@ from lqray.quantization.levels import Levels, as_float32
 from lqray.quantization.method import Method, load_method
 from lqray.quantization.payload import Payload
 from lqray.quantization.place import Place
+from lqray.quantization.plan import CompressorPlan, has_levels_by_layer
 from lqray.quantization.schedule import UpdateSchedule
+
+Bits = float | Mapping[str, float]
+"""One number, or one for each pattern of parameters' names and for all others (`lqray.experiment.options.budget`)."""
 
 
 class Quantizer(Compressor):
@@ -61,7 +66,7 @@ class Quantizer(Compressor):
         self._observed: dict[int, Statistics] = {}
 
     @staticmethod
-    def create(method: str, bits: float | None = None, bucket_size: int | None = None, **others: Any) -> Compressor:
+    def create(method: str, bits: Bits | None = None, bucket_size: int | None = None, **others: Any) -> Compressor:
         """The compressor of a method, by its name; `others` are the method's options (`lqray.experiment.options`). A
         method without a number of bits, or of buckets, to choose leaves them out, as in YAML.
 
@@ -291,7 +296,7 @@ class Quantizer(Compressor):
         return self._copies[device]
 
 
-def create(method: str, bits: float | None = None, bucket_size: int | None = None, **others: Any) -> Compressor:
+def create(method: str, bits: Bits | None = None, bucket_size: int | None = None, **others: Any) -> Compressor:
     """See `Quantizer.create`."""
     common = {"bits": bits, "bucket_size": bucket_size}
     given = {key: value for key, value in common.items() if value is not None}
@@ -309,8 +314,18 @@ def create(method: str, bits: float | None = None, bucket_size: int | None = Non
 
 
 def compressor_of(chosen: options.QuantizerOptions) -> Compressor:
-    """The compressor that options name. Raises ValueError for a method that sends no payloads, PartError for one of a
-    user's own that is no compressor."""
+    """The compressor that options name, or the plan of those that they name. Raises ValueError for a method that sends
+    no payloads, PartError for one of a user's own that is no compressor."""
+    if not isinstance(chosen, options.CompressorOptions):
+        return _compressor_of(chosen)
+    if isinstance(getattr(chosen, "bits", None), tuple):
+        return CompressorPlan(chosen, _compressor_of)
+    one = _compressor_of(chosen)
+    return CompressorPlan(chosen, _compressor_of) if has_levels_by_layer(one.options) else one
+
+
+def _compressor_of(chosen: options.QuantizerOptions) -> Compressor:
+    """Of one number of bits."""
     if own := chosen_part("quantizer", chosen):
         return _own_compressor(own)
     method = load_method(chosen.method)

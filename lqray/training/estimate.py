@@ -12,10 +12,11 @@ from pydantic import TypeAdapter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lqray.communication.bucket import skipped_names
+from lqray.communication.bucket import quantized_sizes
 from lqray.experiment.errors import UnfitTrialError
+from lqray.experiment.options.budget import bits_of
 from lqray.experiment.options.model import TorchvisionOptions
-from lqray.experiment.options.quantizer import CompressorOptions, RandomKOptions
+from lqray.experiment.options.quantizer import CompressorOptions, RandomKOptions, by_bits
 from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Trial
 from lqray.quantization import compressor_of
@@ -27,6 +28,7 @@ from lqray.training.optimizers import build_optimizer
 _FLOPS_PER_SECOND = 2e10
 _STEP_SECONDS = 3e-3
 _PROBE = 2**16
+_Sizes = tuple[tuple[str, int], ...]
 _FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2}
 
 
@@ -54,16 +56,17 @@ def estimate(trial: Trial, processes: int) -> Estimate | None:
     known = _model(trial.model.model_dump_json(), data.shape, data.classes) if data else None
     if data is None or known is None:
         return None
-    parameters, flops = known
+    sizes, flops = known
+    parameters = sum(size for _, size in sizes)
     schedule, batch = trial.schedule, trial.schedule.batch_size * trial.workers
     iterations = schedule.iterations or (schedule.epochs or 1) * max(1, data.examples // batch)
-    sent = _bytes(trial, parameters, processes)
+    sent = _bytes(trial, sizes, processes)
     return Estimate(iterations, parameters, sent, 3 * flops * batch)
 
 
 @lru_cache(maxsize=256)
-def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[int, float] | None:
-    """Trained coordinates, and operations of a forward pass of one example; None where that takes numbers. Raises
+def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[_Sizes, float] | None:
+    """Trained parameters, and operations of a forward pass of one example; None where that takes numbers. Raises
     UnfitTrialError."""
     with torch.device("meta"):
         model = _built(config, shape, classes)
@@ -103,13 +106,13 @@ def _built(config: str, shape: tuple[int, int, int], classes: int) -> nn.Module 
         raise UnfitTrialError(str(error)) from error
 
 
-def _trained(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def _trained(model: nn.Module) -> _Sizes:
+    return tuple((name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def check_network(trial: Trial) -> None:
     """Build a trial's network, without memory for its numbers, with its optimizer, and find in it what `exchange.skip`
-    names. Nothing where too little is known of its data. Raises UnfitTrialError."""
+    and `quantizer.bits` name. Nothing where too little is known of its data. Raises UnfitTrialError."""
     data = known_data(trial.data)
     if data is None:
         return
@@ -123,13 +126,13 @@ def check_network(trial: Trial) -> None:
     if not isinstance(trial.quantizer, CompressorOptions):  # nobody else looks at what is skipped
         return
     try:
-        skipped_names(model, trial.exchange)
+        quantized_sizes(model, trial.exchange, getattr(trial.quantizer, "bits", None))
     except ValueError as error:
         raise UnfitTrialError(str(error)) from error
 
 
-def _bytes(trial: Trial, n: int, processes: int) -> float | None:
-    quantizer, exchange = trial.quantizer, trial.exchange
+def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
+    quantizer, exchange, n = trial.quantizer, trial.exchange, sum(size for _, size in sizes)
     if processes == 1 or quantizer.method == "sgd":
         return 0.0
     others = processes - 1
@@ -137,7 +140,7 @@ def _bytes(trial: Trial, n: int, processes: int) -> float | None:
         return 2 * others / processes * _FLOAT_BYTES[quantizer.method] * n
     if not isinstance(quantizer, CompressorOptions):
         return None
-    own = trial.workers // processes * _bits_per_coordinate(quantizer.model_dump_json()) * n / 8
+    own = trial.workers // processes * _bits(quantizer, sizes) / 8
     if exchange.reduction == "all_gather":
         return others * own
     if exchange.reduction != "scatter_reduce":
@@ -147,6 +150,15 @@ def _bytes(trial: Trial, n: int, processes: int) -> float | None:
     size: int = getattr(quantizer, "bucket_size", 8192)
     norms = 4 * math.ceil(n / size)
     return others / processes * (own + norms + exchange.gather_bits * n / 8)
+
+
+def _bits(quantizer: CompressorOptions, sizes: _Sizes) -> float:
+    """Of all parameters, each with its own number of bits."""
+    each = by_bits(quantizer)
+    held = dict.fromkeys(each, 0)
+    for name, size in sizes:
+        held[bits_of(getattr(quantizer, "bits", None), name)] += size
+    return sum(_bits_per_coordinate(one.model_dump_json()) * held[bits] for bits, one in each.items() if held[bits])
 
 
 @lru_cache(maxsize=256)

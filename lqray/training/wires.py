@@ -22,7 +22,7 @@ from lqray.communication import (
     full_precision_volume,
     is_baseline,
 )
-from lqray.communication.bucket import skipped_names
+from lqray.communication.bucket import quantized_sizes
 from lqray.experiment.options.quantizer import CompressorOptions, resolved_for
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
@@ -128,12 +128,8 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
     decision = None
     if trial.exchange.bypass == "auto":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        skipped = skipped_names(network, trial.exchange)
-        quantized = sum(
-            parameter.numel()
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad and name not in skipped
-        )
+        quantized = quantized_sizes(network, trial.exchange)
+        compressor.bind_to(quantized)
         decision = decide(compressor, quantized, group, trained[0].device, trial.exchange, len(workers))
         if decision.bypass:
             yield Wires(model, network, group, workers, decision=decision)

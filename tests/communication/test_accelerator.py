@@ -36,6 +36,7 @@ SKIPPING, CODED, SCATTERED, FEEDING_BACK = (
     {"reduction": "scatter_reduce"},
     {"error_feedback": True, "resume": True},
 )
+BUDGET = {"bits": {"*.bias": 8, "default": 2}}
 CPU = torch.device("cpu")
 
 
@@ -89,6 +90,8 @@ def wrong(run=train, fault=None, backend="nccl", world=2, **options):
         SCATTERED | {"method": "alq"},
         FEEDING_BACK,
         {"error_feedback": "scaled", "method": "alq", "buckets": "layer"},
+        BUDGET | FEEDING_BACK,
+        BUDGET | SCATTERED | {"method": "alq", "levels": "layer", "workers": 2},
     ],
     ids=lambda options: " ".join(f"{key}={value}" for key, value in options.items()) or "-",
 )

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.distributed import group
 
+from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.schema import Trial
 from lqray.training.dataset import load_dataset
-from lqray.training.estimate import estimate
+from lqray.training.estimate import check_network, estimate
 from lqray.training.known_data import known_data
 from lqray.training.loop import train
 from lqray.training.models import build_model
@@ -50,6 +51,21 @@ def test_bytes_are_about_those_of_a_run(method, reduction):
     config = CONFIG | {"quantizer": quantizer, "exchange": {"reduction": reduction}}
     first, _ = run_ranks(metrics_of, 2, config)
     assert estimate(Trial.model_validate(config), 2).bytes_per_step == pytest.approx(first["wire/bytes_sent"], rel=0.02)
+
+
+@pytest.mark.processes
+def test_bits_by_parameter_are_counted_by_parameter():
+    quantizer = {"method": "eden", "bits": {"7.*": 1, "0.*": 8, "default": 4}, "bucket_size": 64}
+    config = CONFIG | {"quantizer": quantizer}
+    first, _ = run_ranks(metrics_of, 2, config)
+    assert estimate(Trial.model_validate(config), 2).bytes_per_step == pytest.approx(first["wire/bytes_sent"], rel=0.02)
+
+
+def test_patterns_that_no_parameter_has_are_found_before_anything_runs():
+    quantizer = {"method": "eden", "bits": {"fc.*": 1, "default": 4}}
+    with pytest.raises(UnfitTrialError, match=r"quantizer\.bits: no parameter is called 'fc\.\*'.*here are 0\.weight"):
+        check_network(Trial.model_validate(CONFIG | {"quantizer": quantizer}))
+    check_network(Trial.model_validate(CONFIG | {"quantizer": quantizer | {"bits": {"7.*": 1, "default": 4}}}))
 
 
 def test_unknown_is_unknown():

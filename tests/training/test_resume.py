@@ -33,6 +33,20 @@ METHODS = {
         "exchange": {"reduction": "scatter_reduce", "buckets": "layer"},
         "telemetry": {"every": 4, "samples": 2},
     },
+    "bits by parameter": {
+        "quantizer": {
+            "method": "slopes",
+            "bits": {"8.*": 8, "*.weight": 2, "default": 3},
+            "bucket_size": 64,
+            "levels": "layer",
+            "levels_from": 100,
+            "update_at": [2, 9],
+            "sampling": "fresh",
+            "samples": 2,
+        },
+        "exchange": {"error_feedback": True, "buckets": "layer", "skip": ["norm"], "quantize_from": 1},
+        "telemetry": {"every": 4, "samples": 2},
+    },
     "adam": {
         "quantizer": {"method": "full_precision"},
         "optimizer": {"name": "adam", "lr": 0.01},

@@ -69,12 +69,15 @@ def part_sizes(n: int, parts: int, unit: int) -> list[int]:
 def encoded_parts(
     tensor: Tensor, parts: int, compressor: Compressor, place: Place = _ALONE, *, seed: int, offset: int
 ) -> list[Payload]:
-    """Payloads of `parts` neighbouring parts of a tensor (n,), each with rounding noise of its own."""
+    """Payloads of `parts` neighbouring parts of a tensor (n,), each with rounding noise of its own. compressor: of the
+    tensor's parameters; a plan, which has several, decodes what any of them has made."""
     pieces = [tensor] if parts == 1 else tensor.split(part_sizes(tensor.numel(), parts, compressor.unit))
-    return [
+    payloads = [
         compressor.encode_at(piece, replace(place, part=part), seed=seed_of_part(seed, part), offset=offset)
         for part, piece in enumerate(pieces)
     ]
+    number = compressor.number
+    return [replace(payload, owner=number) for payload in payloads] if number else payloads
 
 
 def decoded_parts(payloads: Sequence[Payload], compressor: Compressor) -> Tensor:

@@ -6,10 +6,11 @@ of its own needs no change here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lqray.experiment.options.budget import OwnBits, RealBits, WholeBits, bits_of, one_number
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import (
     LARGEST,
@@ -20,6 +21,8 @@ from lqray.experiment.options.section import (
     Iterations,
     Variant,
 )
+
+AnyOptions = TypeVar("AnyOptions", bound="QuantizerOptions")
 
 
 class QuantizerOptions(Variant):
@@ -54,14 +57,15 @@ class OwnMethodOptions(OwnPart, CompressorOptions):
     it, too."""
 
     kind: ClassVar[str] = "methods"
-    bits: float | None = Field(default=None, gt=0, le=64)
+    bits: OwnBits = None
     """Where it has such an option."""
     bucket_size: int | None = Field(default=None, ge=1, le=2**30)
     """Where it has such an option."""
 
     def given(self) -> dict[str, Any]:
         """See `OwnPart.given`."""
-        bits = int(self.bits) if self.bits is not None and self.bits.is_integer() else self.bits
+        bits = None if self.bits is None else one_number(self.bits)
+        bits = int(bits) if bits is not None and bits.is_integer() else bits
         common = {"bits": bits, "bucket_size": self.bucket_size}
         return {key: value for key, value in common.items() if value is not None} | self.options
 
@@ -130,7 +134,7 @@ class RotatedOptions(CompressorOptions):
 class EdenOptions(RotatedOptions):
     """Rounded to the best quantizer of a normal variable (EDEN, Vargaftik et al. 2022)."""
 
-    bits: float = Field(default=3.0, ge=1, le=8)
+    bits: RealBits = 3.0
     """Bits of a coordinate's code; between two whole numbers some blocks have the one, some the other. Each block's
     scale comes on top, 32 / bucket_size bits a coordinate."""
 
@@ -143,7 +147,7 @@ class AllocatedOptions(RotatedOptions):
 
     bucket_size: Annotated[int, Field(ge=32, le=8192), AfterValidator(_power_of_two)] = 64
     """Consecutive coordinates that have one width and one norm, of a byte, a power of two from 32 to 8192."""
-    bits: float = Field(default=2.0, ge=1, le=8)
+    bits: RealBits = 2.0
     """Bits of a coordinate on average, norms included; at least one of each code."""
     exponent: float | None = Field(default=None, ge=0, le=4)
     """Of the norm's square in what a bit is worth in a block: 1 has the least squared error; lower ones give quiet
@@ -184,7 +188,7 @@ class BucketOptions(CompressorOptions):
 class FixedLevelsOptions(BucketOptions):
     """A quantizer whose levels never change."""
 
-    bits: int = Field(default=3, ge=1, le=8)
+    bits: WholeBits = 3
     """Bits per code; 2**bits levels."""
 
 
@@ -216,6 +220,10 @@ class AdaptiveLevelsOptions(ExponentialLevelsOptions):
     """Iterations after whose backward pass the levels are fitted anew."""
     update_every: int = Field(default=10_000, ge=0, le=MOST_ITERATIONS)
     """After the last of `update_at`, fit every so many iterations; 0: no more."""
+    levels: Literal["shared", "layer"] = "shared"
+    """layer: every parameter has statistics and levels of its own, fitted at the same iterations."""
+    levels_from: int = Field(default=4, ge=1, le=MOST_UNITS)
+    """levels: layer: parameters of fewer whole buckets share levels."""
 
 
 class MixtureOptions(AdaptiveLevelsOptions):
@@ -273,7 +281,7 @@ class DitherOptions(FixedLevelsOptions):
     def why_no_contraction(self) -> str | None:
         """See `CompressorOptions.why_no_contraction`: errors are below half a gap."""
         why = "an error may be 1 times the largest magnitude of its bucket; allowed: below 1"
-        return why if self.bits == 1 and self.bucket_size > 1 else None
+        return why if one_number(self.bits) == 1 and self.bucket_size > 1 else None
 
 
 class SlopesOptions(OptimalOptions):
@@ -281,6 +289,16 @@ class SlopesOptions(OptimalOptions):
 
     slope: Literal["level", "common"] = "level"
     """level: each level has a slope of its own; common: one for all of them."""
+
+
+def by_bits(chosen: AnyOptions) -> dict[float, AnyOptions]:
+    """Options with each of the numbers of bits that they have by parameter, in the order of their patterns; with one
+    for all parameters, or none, themselves."""
+    bits = getattr(chosen, "bits", None)
+    if not isinstance(bits, tuple):
+        return {bits_of(bits, ""): chosen}
+    numbers = dict.fromkeys(number for _, number in bits)
+    return {number: chosen.model_copy(update={"bits": number}) for number in numbers}
 
 
 def resolved_for(chosen: QuantizerOptions, optimizer: str) -> QuantizerOptions:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lqray.experiment.options.budget import with_pairs
 from lqray.experiment.options.section import (
     LARGEST,
     MOST_DRAWS,
@@ -77,6 +78,16 @@ class Search(Section):
     space: dict[str, Domain] = {}  # noqa: RUF012  # pydantic copies it
     """Dotted keys of a trial, and where their values come from."""
     early_stopping: EarlyStopping | None = None
+
+    @field_validator("space")
+    @classmethod
+    def _choices_of_mappings(cls, space: dict[str, Domain]) -> dict[str, Domain]:
+        return {
+            key: domain.model_copy(update={"choice": tuple(with_pairs(key, each) for each in domain.choice)})
+            if domain.choice
+            else domain
+            for key, domain in space.items()
+        }
 
     @property
     def adaptive(self) -> bool:

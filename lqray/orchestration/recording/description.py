@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Collection
 
+from lqray.experiment.options.budget import budget_text
 from lqray.experiment.schema import Trial
 
 _ALWAYS = ("quantizer.bits", "quantizer.bucket_size", "workers")
@@ -14,7 +15,10 @@ def trial_description(trial: Trial) -> str:
     """What a trial is, in a line of Markdown."""
     flat = trial.flat()
     method = [f"**{trial.quantizer.method}**"]
-    if "quantizer.bits" in flat:
+    bits = getattr(trial.quantizer, "bits", None)
+    if isinstance(bits, tuple):
+        method.append(f"bits by parameter ({budget_text(bits)})")
+    elif "quantizer.bits" in flat:
         method.append(f"{flat['quantizer.bits']} {'bit' if flat['quantizer.bits'] == 1 else 'bits'}")
     if "quantizer.bucket_size" in flat:
         method.append(f"bucket {flat['quantizer.bucket_size']}")

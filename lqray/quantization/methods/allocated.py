@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lqray import ops
+from lqray.experiment.options.budget import one_number
 from lqray.experiment.options.quantizer import AllocatedOptions
 from lqray.ops.allocation import block_norm_codes, block_norms, block_widths
 from lqray.ops.eden import eden_encode
@@ -77,7 +78,7 @@ class AllocatedEden(RotatedBlocks):
     def _template(self, n: int, dtype: torch.dtype, offset: int, device: torch.device) -> BlockPayload:
         blocks = -(-n // self._size)
         head = _LARGEST_BYTES + blocks + -blocks % 4
-        left = math.floor(self.options.bits * n) - 8 * (SEED_BYTES + head)
+        left = math.floor(one_number(self.options.bits) * n) - 8 * (SEED_BYTES + head)
         planes = max(blocks, left // self._size)
         return BlockPayload(
             torch.empty(0, dtype=torch.uint8, device=device), n, dtype, offset, self._size, planes, head

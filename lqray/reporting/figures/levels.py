@@ -1,8 +1,9 @@
-"""Quantization levels against the iteration, a panel for each method."""
+"""Quantization levels against the iteration, a panel for each method, and for each compressor where it has several."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 TAKES = frozenset({"group_by"})
 _TITLE_INCHES = 1.5
 _FEW = 10
-_LEVEL = re.compile(r"quantizer/level/(\d+)")
+_LEVEL = re.compile(r"quantizer/(?:(.+)/)?level/(\d+)")
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
@@ -29,20 +30,25 @@ def draw(recordings: Recordings, options: Options) -> Figure:
 
     Raises NothingToDrawError, UnknownKeyError.
     """
-    found = [(group, bands) for group in recordings.groups(options.group_by) if (bands := _levels(recordings, group))]
+    found = [
+        (f"{group.label}, {name}" if name else group.label, group, bands)
+        for group in recordings.groups(options.group_by)
+        for name in _compressors(group)
+        if (bands := _levels(recordings, group, name))
+    ]
     if not found:
         raise NothingToDrawError(
             "no trial has recorded quantizer/level/*; quantized methods do, every telemetry.every iterations, 0: never"
         )
     if len(found) > MOST_PANELS:
-        left = ", ".join(group.label for group, _ in found[MOST_PANELS:])
+        left = ", ".join(title for title, _, _ in found[MOST_PANELS:])
         recordings.remark(f"{MOST_PANELS} panels are drawn, not those of {left}; choose with --only or --where")
         found = found[:MOST_PANELS]
     columns = even_columns(len(found), 2 if options.width == "single" else 4)
     figure, axes = panels(options.width, len(found), 1.45, columns=columns)
-    for panel, (group, bands) in zip(axes, found, strict=True):
-        _draw_levels(panel, group, bands)
-    smallest = min(_smallest([band for band, _ in bands]) for _, bands in found)
+    for panel, (title, group, bands) in zip(axes, found, strict=True):
+        _draw_levels(panel, title, group, bands)
+    smallest = min(_smallest([band for band, _ in bands]) for _, _, bands in found)
     for number, panel in enumerate(axes):
         _scale(panel, smallest)
         panel.label_outer()
@@ -53,27 +59,33 @@ def draw(recordings: Recordings, options: Options) -> Figure:
             panel.set_ylabel("level")
         else:
             panel.tick_params(labelleft=False)
-    shown = [one for group, _ in found for one in group.records]
-    drops = draw_drops(axes, recordings, _last_steps(recordings, {one.run_id for one in shown}))
-    note = band_note(group for group, _ in found)
-    if max(len(runs) for _, bands in found for _, runs in bands) <= _FEW:
+    drops = draw_drops(axes, recordings, _last_steps(recordings, [group for _, group, _ in found]))
+    note = band_note(list({group.label: group for _, group, _ in found}.values()))
+    if max(len(runs) for _, _, bands in found for _, runs in bands) <= _FEW:
         note = note.replace("95% interval of", "each of")
     legend(figure, drops, note)
     return figure
 
 
-def _levels(recordings: Recordings, group: Group) -> list[tuple[Band, list[History]]]:
-    """For each level, ascending, the band and the runs that it is of."""
-    numbers = {int(match[1]) for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))}
+def _compressors(group: Group) -> list[str]:
+    """Those that have recorded levels, by their names; "" for one that is alone."""
+    found = {match[1] or "" for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))}
+    return sorted(found)
+
+
+def _levels(recordings: Recordings, group: Group, compressor: str) -> list[tuple[Band, list[History]]]:
+    """For each level of a compressor, ascending, the band and the runs that it is of."""
+    matches = [match for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))]
+    numbers = {int(match[2]) for match in matches if (match[1] or "") == compressor}
     bands = []
     for number in sorted(numbers):
-        histories = recordings.histories(f"quantizer/level/{number}")
+        histories = recordings.histories(_key(compressor, number))
         runs = [histories[one.run_id] for one in group.records if one.run_id in histories]
         bands.append((across(runs), runs))
     return [one for one in bands if len(one[0])]
 
 
-def _draw_levels(panel: Axes, group: Group, bands: list[tuple[Band, list[History]]]) -> None:
+def _draw_levels(panel: Axes, title: str, group: Group, bands: list[tuple[Band, list[History]]]) -> None:
     for band, runs in bands:
         # A level holds from the step that was measured until the next that was.
         panel.plot(band.x, band.mean, color=group.look.colour, drawstyle="steps-post", linewidth=0.9, zorder=3)
@@ -84,7 +96,7 @@ def _draw_levels(panel: Axes, group: Group, bands: list[tuple[Band, list[History
             for one in runs:
                 style = {"alpha": 0.4, "linewidth": 0.5, "gid": "run"}
                 panel.plot(one.steps, one.values, color=group.look.colour, drawstyle="steps-post", **style)
-    panel.set_title(wrapped(group.label, _TITLE_INCHES), fontsize=7)
+    panel.set_title(wrapped(title, _TITLE_INCHES), fontsize=7)
 
 
 def _smallest(bands: list[Band]) -> float:
@@ -113,6 +125,16 @@ def _power(value: float) -> str:
     return f"${'-' if value < 0 else ''}10^{{{np.log10(abs(value)):.0f}}}$"
 
 
-def _last_steps(recordings: Recordings, run_ids: set[str]) -> dict[str, int]:
-    found = recordings.histories("quantizer/level/0")
-    return {run_id: int(one.steps[-1]) for run_id, one in found.items() if run_id in run_ids}
+def _last_steps(recordings: Recordings, groups: Iterable[Group]) -> dict[str, int]:
+    """By run, that of its lowest levels' last record."""
+    last: dict[str, int] = {}
+    for group in groups:
+        own = {one.run_id for one in group.records}
+        for name in _compressors(group):
+            found = recordings.histories(_key(name, 0))
+            last |= {run_id: int(one.steps[-1]) for run_id, one in found.items() if run_id in own}
+    return last
+
+
+def _key(compressor: str, number: int) -> str:
+    return f"quantizer/{compressor}/level/{number}" if compressor else f"quantizer/level/{number}"

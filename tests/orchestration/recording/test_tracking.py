@@ -319,6 +319,9 @@ def test_descriptions():
         schedule={"epochs": 3, "batch_size": 1},
     )
     assert trial_description(other) == "**sgd**, seed 1: resnet18 on cifar10, 1 worker, 3 epochs"
+    budget = plain(quantizer={"method": "alq", "bits": {"fc.*": 8, "default": 3}})
+    assert trial_description(budget).startswith("**alq**, bits by parameter (fc.*: 8, default: 3), bucket 8192, seed 1")
+    assert "axis/quantizer.bits" not in axis_metrics(budget, ["quantizer.bits"])
     assert len({run_colour(number) for number in range(200)}) == 200
     assert all(re.fullmatch("#[0-9a-f]{6}", run_colour(number)) for number in range(20))
     found = axis_metrics(plain(), ("optimizer.nesterov", "data.name", "schedule.decay_at", "optimizer.lr"))

@@ -63,6 +63,19 @@ def test_levels_are_a_panel_for_each_method(tmp_path):
     assert legend_of(figure)[0] == "mean and each of 2 seeds"
 
 
+def test_levels_of_several_compressors_are_a_panel_each(tmp_path):
+    store = FigureStore(tmp_path)
+    metrics = {
+        f"quantizer/{name}/level/{j}": {1: j, 11: j} for name in ("shared", "layer/0.weight") for j in (-1, 0, 1)
+    }
+    store.run("alq", 1, {key.replace("-1", "2"): value for key, value in metrics.items()}, {"schedule.decay_at": "[5]"})
+    figure, _ = drawn(store.save(), "levels")
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["ALQ, layer/0.weight", "ALQ, shared"]
+    for axes in figure.axes:
+        assert len([line for line in axes.get_lines() if line.get_gid() is None]) == 3
+        assert len(marked(axes, "learning-rate drop")) == 1
+
+
 SNAPSHOT = {
     "method": "alq",
     "bits": 2,

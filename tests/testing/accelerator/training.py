@@ -92,9 +92,10 @@ class DataParallel:
 
 
 def exchange_of(group: Any, workers: int = 1, method: str = "qsgd_inf", **options: Any) -> GradientExchange:
-    """With options of `exchange`."""
+    """With options of `exchange`; and of the method bits and levels."""
+    chosen = {key: options.pop(key) for key in ("bits", "levels") if key in options}
     adaptive = {"update_at": (0, 1)} if method == "alq" else {}
-    quantizer = Quantizer.create(method, bucket_size=32, **adaptive)
+    quantizer = Quantizer.create(method, bucket_size=32, **adaptive, **chosen)
     return GradientExchange(quantizer, ExchangeOptions(**options), group, list(range(workers)))
 
 
