@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lqray import ops
+from lqray.experiment.options.budget import one_number
 from lqray.experiment.options.quantizer import AllocatedOptions
 from lqray.ops.allocation import block_widths
 from lqray.ops.grids import Noise, ceiling_codes, ceilings, grid_decode_sum, grid_encode
@@ -129,6 +130,6 @@ class AllocatedGrids(Blocks):
     def _template(self, n: int, dtype: torch.dtype, offset: int, stream: int, device: torch.device) -> GridPayload:
         blocks = -(-n // self._size)
         head, phase = _LARGEST_BYTES + blocks + -blocks % 4, PHASE_BYTES if self._dithered else 0
-        planes = max(blocks, (math.floor(self.options.bits * n) - 8 * (head + phase)) // self._size)
+        planes = max(blocks, (math.floor(one_number(self.options.bits) * n) - 8 * (head + phase)) // self._size)
         empty = torch.empty(0, dtype=torch.uint8, device=device)
         return GridPayload(empty, n, dtype, offset, self._size, planes, head, phase_bytes=phase, stream=stream)

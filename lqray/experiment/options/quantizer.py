@@ -162,7 +162,7 @@ class AllocatedOptions(RotatedOptions):
         block, are w_1 and w_2; where blocks have either in turn, what is lost grows unless 2**(1/16) w_1**p
         w_2**(1 - p) is below 1, p the share of those of one bit."""
         least = _LEAST_WIDTHS.get(self.inner, 0.0)
-        width = self.bits - 8 / self.bucket_size
+        width = one_number(self.bits) - 8 / self.bucket_size
         why = f"blocks have {width:.4g} bits on average, and what is lost in those of one bit grows from step to step"
         return f"{why}; allowed: at least {least}, of bits - 8 / bucket_size" if width < least else None
 
