@@ -106,14 +106,14 @@ class CudaCheck(Command):
         if not home:
             raise SystemExit("lqray: cuda_check needs nvcc; set CUDA_HOME")
         folder = ROOT / "build" / "cuda_check"
-        log = build.compile_cuda(home, folder / "quantize_cuda.o", "-Werror", "all-warnings", "-Xptxas", "-v")
+        objects, log = build.compile_cuda(home, folder, "-Werror", "all-warnings", "-Xptxas", "-v")
         spills = [int(number) for number in re.findall(r"(\d+) bytes spill stores", log)]
         if not spills or max(spills) > SPILLED_BYTES:
             raise SystemExit(f"lqray: registers spill, up to {max(spills, default=0)} bytes of a thread:\n{log}")
         place = build.torch_folder() / "lib"
         if not (place / "libtorch_cuda.so").is_file():
             place = build.stand_in(folder / "stand_in")
-        build.link_cuda(folder / "_native_cuda.abi3.so", home, folder / "quantize_cuda.o", place, "-Werror")
+        build.link_cuda(folder / "_native_cuda.abi3.so", home, objects, place, "-Werror")
         registers = max(int(number) for number in re.findall(r"Used (\d+) registers", log))
         say(
             f"cuda_check: {len(spills)} kernels, at most {registers} registers and {max(spills)} bytes spilled; "

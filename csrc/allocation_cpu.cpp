@@ -5,50 +5,18 @@
 
 namespace lqray::cpu {
 
-namespace {
-
-constexpr uint64_t kDitherSeed = 0x6469746865;
-constexpr int kBias = 127;
-
-float power_of_two(int exponent) {
-  return as_float(static_cast<uint32_t>(std::min(127, std::max(-126, exponent)) + kBias) << 23);
-}
-
-int floor_divide(int a, int b) { return a / b - (a % b < 0); }
-
-}  // namespace
-
 void draw_dithers(int64_t blocks, uint64_t seed, uint64_t offset, uint8_t* drawn, int64_t begin, int64_t end) {
   const RoundKeys keys = round_keys(seed ^ kDitherSeed);
   for (int64_t block = begin; block < end; block += 4) {
     const Words words = philox(static_cast<uint64_t>(block) / 4, offset, keys);
-    for (int64_t i = block; i < std::min(blocks, block + 4); ++i) drawn[i] = static_cast<uint8_t>(words.w[i - block] >> 27);
+    for (int64_t i = block; i < std::min(blocks, block + 4); ++i) drawn[i] = static_cast<uint8_t>(dither_of(words.w[i - block]));
   }
 }
 
 void norm_eighths(const float* norms, int64_t blocks, NormTables tables, uint64_t seed, uint64_t offset,
                   int32_t* eighths, uint8_t* drawn, int64_t begin, int64_t end) {
   draw_dithers(blocks, seed, offset, drawn, begin, end);
-  for (int64_t block = begin; block < end; ++block) {
-    if (!(norms[block] > 0.0f)) {  // NaN, too
-      eighths[block] = kNothing;
-      continue;
-    }
-    const uint32_t bits = as_bits(norms[block] * tables.dithers[drawn[block]]);
-    const int32_t mantissa = static_cast<int32_t>(bits & 0x7fffffu);
-    int32_t step = 0;
-    for (int edge = 0; edge < kNormSteps - 1; ++edge) step += tables.edges[edge] <= mantissa;
-    eighths[block] = kNormSteps * (static_cast<int32_t>(bits >> 23) - kBias) + step;
-  }
-}
-
-float norm_meant(int code, int32_t largest, int drawn, const float* scales) {
-  if (code == 0) return 0.0f;
-  if (code == kNotANumber) return as_float(0x7fc00000u);
-  const int eighths = code - kMostNorm + largest, power = floor_divide(eighths, kNormSteps);
-  const int half = floor_divide(power, 2);
-  const float step = scales[drawn * kNormSteps + (eighths - kNormSteps * power)];
-  return step * power_of_two(half) * power_of_two(power - half);
+  for (int64_t block = begin; block < end; ++block) eighths[block] = eighths_of(norms[block], drawn[block], tables);
 }
 
 void block_widths(const uint8_t* codes, int64_t blocks, const int64_t* order, int64_t count, int64_t planes,

@@ -1,4 +1,5 @@
 // The operators of norms and widths of blocks for CPU tensors, through torch's stable ABI.
+#include "bind_blocks.h"
 #include "bind_cpu.h"
 #include "eden.h"
 
@@ -6,31 +7,16 @@ namespace lqray::bind {
 
 namespace {
 
-void check_kind(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int64_t size) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype && tensor.numel() == size, op, ": ", name,
-                  " is not what it must be, or not of ", size, " elements on the CPU");
-}
-
-template <typename T>
-T* numbers_of(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-template <typename T>
-const T* const_numbers_of(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
 std::tuple<Tensor, Tensor, Tensor> block_norm_codes(const Tensor& norms, const Tensor& edges, const Tensor& dithers,
                                                     const Tensor& scales, int64_t seed, int64_t offset) {
   const char* op = "block_norm_codes";
   const int64_t blocks = norms.numel();
-  check_kind(op, "norms", norms, ScalarType::Float, blocks);
-  check_kind(op, "edges", edges, ScalarType::Int, cpu::kNormSteps - 1);
-  check_kind(op, "dithers", dithers, ScalarType::Float, cpu::kDithers);
-  check_kind(op, "scales", scales, ScalarType::Float, cpu::kDithers * cpu::kNormSteps);
+  check_kind(op, "norms", norms, ScalarType::Float, blocks, norms);
+  check_tables(op, edges, dithers, norms);
+  check_scales(op, scales, norms);
   const Tensor flat = dense(norms), e = dense(edges), d = dense(dithers), s = dense(scales);
   const float* from = const_numbers_of<float>(flat);
-  const cpu::NormTables tables{const_numbers_of<int32_t>(e), const_numbers_of<float>(d), const_numbers_of<float>(s)};
+  const NormTables tables{const_numbers_of<int32_t>(e), const_numbers_of<float>(d), const_numbers_of<float>(s)};
   Tensor eighths = empty(norms, {blocks}, ScalarType::Int), drawn = empty(norms, {blocks}, ScalarType::Byte);
   Tensor largest = empty(norms, {1}, ScalarType::Int), codes = empty(norms, {blocks}, ScalarType::Byte);
   Tensor meant = empty(norms, {blocks}, ScalarType::Float);
@@ -39,41 +25,36 @@ std::tuple<Tensor, Tensor, Tensor> block_norm_codes(const Tensor& norms, const T
     cpu::norm_eighths(from, blocks, tables, static_cast<uint64_t>(seed), static_cast<uint64_t>(offset), exponents,
                       bytes_of(drawn), 4 * begin, std::min(blocks, 4 * end));
   });
-  int32_t most = cpu::kNothing;
+  int32_t most = kNothing;
   for (int64_t i = 0; i < blocks; ++i) most = std::max(most, exponents[i]);
   uint8_t* out = bytes_of(codes);
   share(blocks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t code = std::max<int32_t>(1, cpu::kMostNorm + exponents[i] - most);
-      const bool number = exponents[i] > cpu::kNothing;
-      out[i] = static_cast<uint8_t>(number ? code : from[i] != from[i] ? cpu::kNotANumber : 0);
-      numbers_of<float>(meant)[i] = cpu::norm_meant(out[i], most, const_bytes_of(drawn)[i], tables.scales);
+      out[i] = static_cast<uint8_t>(norm_code_of(from[i], exponents[i], most));
+      numbers_of<float>(meant)[i] = norm_meant(out[i], most, const_bytes_of(drawn)[i], tables.scales);
     }
   });
-  numbers_of<int32_t>(largest)[0] = most > cpu::kNothing ? most : 0;
+  numbers_of<int32_t>(largest)[0] = most > kNothing ? most : 0;
   return {largest, codes, meant};
 }
 
 Tensor block_norms(const Tensor& codes, const Tensor& largest, const Tensor& scales, const Tensor& seeds,
                    int64_t offset) {
   const char* op = "block_norms";
-  STD_TORCH_CHECK(codes.dim() == 2, op, ": codes has ", codes.dim(), " dimensions; allowed: 2");
+  check_rows(op, codes);
   const int64_t rows = codes.size(0), blocks = codes.size(1);
-  check_kind(op, "codes", codes, ScalarType::Byte, rows * blocks);
-  check_kind(op, "largest", largest, ScalarType::Int, rows);
-  check_kind(op, "scales", scales, ScalarType::Float, cpu::kDithers * cpu::kNormSteps);
-  check_kind(op, "seeds", seeds, ScalarType::Long, rows);
+  check_of_rows(op, largest, seeds, rows, codes);
+  check_scales(op, scales, codes);
   const Tensor bytes = dense(codes), most = dense(largest), s = dense(scales), keys = dense(seeds);
   Tensor out = empty(codes, {rows, blocks}, ScalarType::Float), drawn = empty(codes, {blocks}, ScalarType::Byte);
   for (int64_t row = 0; row < rows; ++row) {
     const uint64_t seed = static_cast<uint64_t>(const_numbers_of<int64_t>(keys)[row]);
-    // Exponents that no encoder sends would overflow; they are as good as any other.
-    const int32_t exponent = std::min(1 << 16, std::max(-(1 << 16), const_numbers_of<int32_t>(most)[row]));
+    const int32_t exponent = const_numbers_of<int32_t>(most)[row];
     share(ceil_divide(blocks, 4), 16, [&](int64_t begin, int64_t end) {
       const int64_t stop = std::min(blocks, 4 * end);
       cpu::draw_dithers(blocks, seed, static_cast<uint64_t>(offset), bytes_of(drawn), 4 * begin, stop);
       for (int64_t i = 4 * begin; i < stop; ++i)
-        numbers_of<float>(out)[row * blocks + i] = cpu::norm_meant(
+        numbers_of<float>(out)[row * blocks + i] = norm_meant(
             const_bytes_of(bytes)[row * blocks + i], exponent, const_bytes_of(drawn)[i], const_numbers_of<float>(s));
     });
   }
@@ -82,16 +63,14 @@ Tensor block_norms(const Tensor& codes, const Tensor& largest, const Tensor& sca
 
 std::tuple<Tensor, Tensor> block_widths(const Tensor& codes, const Tensor& order, int64_t planes) {
   const char* op = "block_widths";
-  STD_TORCH_CHECK(codes.dim() == 2 && order.dim() == 2, op, ": codes and order must have 2 dimensions");
-  const int64_t rows = codes.size(0), blocks = codes.size(1), count = order.size(1);
-  check_kind(op, "codes", codes, ScalarType::Byte, rows * blocks);
-  check_kind(op, "order", order, ScalarType::Long, 2 * count);
-  STD_TORCH_CHECK(planes >= blocks, op, ": planes is ", planes, "; allowed: at least one for each of ", blocks, " blocks");
+  check_rows(op, codes);
+  const int64_t rows = codes.size(0), blocks = codes.size(1);
+  const int64_t count = checked_order(op, order, planes, blocks, codes);
   const Tensor bytes = dense(codes), steps = dense(order);
   const int64_t* walked = const_numbers_of<int64_t>(steps);
   bool known = true;
   for (int64_t i = 0; i < count; ++i) known = known && walked[i] >= 0 && walked[i] < 256;
-  STD_TORCH_CHECK(known && count <= 256 * (cpu::kMostWidth - 1), op, ": order holds what is no norm code");
+  STD_TORCH_CHECK(known, op, ": order holds what is no norm code");
   Tensor widths = empty(codes, {rows, blocks}, ScalarType::Byte), begins = empty(codes, {rows, blocks}, ScalarType::Long);
   for (int64_t row = 0; row < rows; ++row)
     cpu::block_widths(const_bytes_of(bytes) + row * blocks, blocks, walked, count, planes,

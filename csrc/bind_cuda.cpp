@@ -1,12 +1,8 @@
 // The operators of lqray for CUDA tensors, through torch's stable ABI: checks, memory, device and stream; the work is
 // quantize_cuda's. Nothing here waits for the device, so that CUDA graphs may capture it.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include <tuple>
 
-#include "bind.h"
-#include "quantize_cuda.h"
+#include "bind_cuda.h"
 
 #ifndef LQRAY_CUDA_ARCHITECTURES
 #define LQRAY_CUDA_ARCHITECTURES ""  // lqray/kernels/build.py names them
@@ -16,32 +12,9 @@ namespace lqray::bind {
 
 namespace {
 
-using torch::stable::accelerator::DeviceGuard;
-
-void* stream_of(const Tensor& x) {
-  void* stream = nullptr;
-  // torch's own macro for this check has another name in each of its releases.
-  const int32_t error = aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream);
-  STD_TORCH_CHECK(error == 0, "lqray: torch has no current CUDA stream for device ", x.get_device_index());
-  return stream;
-}
-
-void check_launch(const char* op, int error) {
-  STD_TORCH_CHECK(error == 0, op, ": CUDA launch failed: ", cuda::error_text(error));
-}
-
-cuda::Input input_of(const char* op, const Tensor& x) {
-  return cuda::Input{x.const_data_ptr(), dtype_of(op, x), x.numel()};
-}
-
 cuda::DeviceLevels levels_of(const Tensor& levels, int64_t bits) {
   return cuda::DeviceLevels{static_cast<const float*>(levels.const_data_ptr()), static_cast<int>(levels.numel()),
                             static_cast<int>(bits)};
-}
-
-// The kernels read float32 norms and uint32 words where they lie; a view that starts at an odd byte is copied first.
-Tensor aligned(const Tensor& x) {
-  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 4 ? torch::stable::clone(x) : x;
 }
 
 Tensor bucket_norms_cuda(const Tensor& x, int64_t bucket_size, std::string norm) {

@@ -1,5 +1,5 @@
 // The operators of rotated blocks for CPU tensors, through torch's stable ABI.
-#include "bind.h"
+#include "bind_blocks.h"
 #include "bind_cpu.h"
 #include "eden.h"
 
@@ -9,25 +9,15 @@ namespace {
 
 // What widths and begins say of the codes, which a caller of torch.ops.lqray, or the network, may have made up.
 void check_blocks_of_widths(const char* op, const Tensor& numbers, const Tensor& widths, const Tensor& begins,
-                            const Tensor& centroids, int64_t rows, int64_t n, int64_t block_size, int64_t planes) {
-  check_coordinates(op, n);
-  STD_TORCH_CHECK(block_size >= cpu::kLeastBlock && block_size <= cpu::kMostBlock &&
-                      (block_size & (block_size - 1)) == 0,
-                  op, ": block_size is ", block_size, "; allowed: a power of two from 32 to 8192");
-  const int64_t blocks = rows * ceil_divide(n, block_size);
-  STD_TORCH_CHECK(numbers.numel() == blocks && numbers.scalar_type() == ScalarType::Float && widths.numel() == blocks &&
-                      widths.scalar_type() == ScalarType::Byte && begins.numel() == blocks &&
-                      begins.scalar_type() == ScalarType::Long,
-                  op, ": factors must be float32, widths uint8 and begins int64, one for each of ", blocks, " blocks");
-  STD_TORCH_CHECK(numbers.is_cpu() && widths.is_cpu() && begins.is_cpu() && centroids.is_cpu(), op,
-                  ": all tensors must be on the CPU");
-  STD_TORCH_CHECK(centroids.numel() == cpu::kCentroids && centroids.scalar_type() == ScalarType::Float, op,
-                  ": centroids must be float32 of ", cpu::kCentroids, " elements");
+                            const Tensor& centroids, int64_t rows, int64_t n, int64_t block_size, int64_t planes,
+                            const Tensor& beside) {
+  check_rows_of_blocks(op, numbers, widths, begins, centroids, rows, n, block_size, beside);
+  const int64_t blocks = numbers.numel();
   const uint8_t* width = const_bytes_of(widths);
   const int64_t* first = static_cast<const int64_t*>(begins.const_data_ptr());
   bool within = true;
   for (int64_t i = 0; i < blocks; ++i)
-    within = within && width[i] <= cpu::kMostWidth && first[i] >= 0 && first[i] <= planes - width[i];
+    within = within && lies_within(width[i], first[i], planes);
   STD_TORCH_CHECK(within, op, ": blocks' codes lie outside of the ", planes, " planes that there are");
 }
 
@@ -45,10 +35,10 @@ std::tuple<Tensor, Tensor> eden_encode(const Tensor& x, const Tensor& factors, c
                                        const Tensor& begins, const Tensor& centroids, int64_t planes,
                                        int64_t block_size, int64_t seed, int64_t offset) {
   check_input("eden_encode", x, block_size);
-  STD_TORCH_CHECK(planes >= 0 && planes <= kMaxCoordinates, "eden_encode: planes is ", planes, "; allowed: 0 to 2**48");
+  check_number_of_planes(planes);
   const Tensor flat = dense(x), numbers = dense(factors), wide = dense(widths), first = dense(begins);
   const cpu::Input input = input_of("eden_encode", flat);
-  check_blocks_of_widths("eden_encode", numbers, wide, first, centroids, 1, input.n, block_size, planes);
+  check_blocks_of_widths("eden_encode", numbers, wide, first, centroids, 1, input.n, block_size, planes, x);
   const cpu::Centroids table = centroids_of(centroids);
   const int64_t bytes = planes * (block_size / 8);
   Tensor codes = empty(x, {bytes}, ScalarType::Byte), dots = empty(x, {numbers.numel()}, ScalarType::Float);
@@ -71,10 +61,10 @@ Tensor eden_decode_sum(const Tensor& codes, const Tensor& scales, const Tensor& 
   // Rows may be parts of longer payloads: only their own bytes must be next to each other.
   const Tensor rows = bytes <= 1 || codes.stride(1) == 1 ? codes : dense(codes);
   const Tensor numbers = dense(scales), wide = dense(widths), first = dense(begins), keys = dense(seeds);
-  STD_TORCH_CHECK(keys.numel() == count && keys.scalar_type() == ScalarType::Long && keys.is_cpu(),
-                  "eden_decode_sum: seeds must be int64, one for each of ", count, " rows");
+  check_kind("eden_decode_sum", "seeds", keys, ScalarType::Long, count, codes);
   const int64_t plane = std::max<int64_t>(1, block_size / 8);
-  check_blocks_of_widths("eden_decode_sum", numbers, wide, first, centroids, count, n, block_size, bytes / plane);
+  check_blocks_of_widths("eden_decode_sum", numbers, wide, first, centroids, count, n, block_size, bytes / plane,
+                         codes);
   const cpu::Centroids table = centroids_of(centroids);
   Tensor out = empty(codes, {n}, ScalarType::Float);
   float* to = static_cast<float*>(out.mutable_data_ptr());

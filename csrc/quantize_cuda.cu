@@ -4,7 +4,8 @@
 #include <type_traits>
 
 #include "codes.cuh"
-#include "hadamard.cuh"
+#include "hadamard_kernels.cuh"
+#include "launch.cuh"
 #include "norms.cuh"
 #include "quantize_cuda.h"
 #include "rotated.cuh"
@@ -12,8 +13,6 @@
 namespace lqray::cuda {
 
 namespace {
-
-constexpr int64_t kMostBlocks = 1 << 30;
 
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
@@ -65,10 +64,6 @@ int with_parts(int parts, F&& launch) {
   return launch(Constant<8>());
 }
 
-int launched() { return static_cast<int>(cudaGetLastError()); }
-unsigned blocks_for(int64_t work) { return static_cast<unsigned>(std::max<int64_t>(1, std::min(work, kMostBlocks))); }
-cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
-
 // Coordinates from `first` on.
 Input rest_of(Input x, int64_t first) {
   const int64_t size = x.dtype == Dtype::f32 ? 4 : 2;
@@ -88,13 +83,6 @@ int encode_from(Input x, int64_t first_tile, const float* norms, DeviceLevels le
       return launched();
     });
   });
-}
-
-// Of a power of two.
-int shift_of(int64_t power) {
-  int shift = 0;
-  while ((int64_t{1} << shift) < power) ++shift;
-  return shift;
 }
 
 // How many warps hold a bucket in their registers; 0: not even one is filled.

@@ -28,6 +28,8 @@ CPU_SOURCES += ["bind_eden_cpu.cpp", "eden_cpu.cpp", "bind_allocation_cpu.cpp", 
 CPU_SOURCES += ["bind_grids_cpu.cpp", "grids_cpu.cpp", "grids_cpu_avx2.cpp", "grids_cpu_avx512.cpp"]
 CPU_SOURCES += ["bind_rans.cpp", "rans_cpu.cpp", "rans_cpu_avx2.cpp", "rans_cpu_avx512.cpp"]
 CPU_SOURCES += ["bind_slopes_cpu.cpp", "slopes_cpu.cpp", "slopes_cpu_avx2.cpp", "slopes_cpu_avx512.cpp"]
+CUDA_SOURCES = ["quantize_cuda.cu", "eden_cuda.cu", "allocation_cuda.cu"]
+CUDA_BINDINGS = ["bind_cuda.cpp", "bind_blocks_cuda.cpp"]
 # No contraction: a * b + c rounds twice on every backend, so that all give the same bytes.
 CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
@@ -114,11 +116,11 @@ def _build(name: str, output: Path) -> str:
     with tempfile.TemporaryDirectory(prefix=".lqray-build-", dir=output.parent) as scratch:
         library = Path(scratch) / output.name
         if _is_cuda(name):
-            home, object_file, torch = cuda_home(), Path(scratch) / "quantize_cuda.o", torch_folder()
+            home, torch = cuda_home(), torch_folder()
             assert home
             assert torch
-            compile_cuda(home, object_file)
-            link_cuda(library, home, object_file, torch / "lib")
+            objects, _ = compile_cuda(home, Path(scratch))
+            link_cuda(library, home, objects, torch / "lib")
             said = f": {' '.join(architectures(home))}"
         else:
             link(library, CPU_SOURCES, SANITIZERS if os.environ.get("LQRAY_SANITIZE") == "1" else [], [])
@@ -181,16 +183,18 @@ def architectures(home: Path) -> list[str]:
     return names
 
 
-def compile_cuda(home: Path, object_file: Path, *more: str) -> str:
-    """The CUDA kernels as an object file; what nvcc said. more: options of nvcc. Raises BuildError."""
-    object_file.parent.mkdir(parents=True, exist_ok=True)
+def compile_cuda(home: Path, folder: Path, *more: str) -> tuple[list[Path], str]:
+    """The CUDA kernels as object files in a folder; what nvcc said. more: options of nvcc. Raises BuildError."""
+    folder.mkdir(parents=True, exist_ok=True)
     options: list[str] = []
     names = architectures(home)
     for number in dict.fromkeys(name.partition("_")[2] for name in names):
         codes = ",".join(name for name in names if name.endswith(f"_{number}"))
         options += ["-gencode", f"arch=compute_{number},code=[{codes}]"]
-    source = _csrc() / "quantize_cuda.cu"
-    return run([home / "bin" / "nvcc", *NVCC_FLAGS, *options, *more, "-c", source, "-o", object_file])
+    objects = [folder / Path(source).with_suffix(".o") for source in CUDA_SOURCES]
+    nvcc = [home / "bin" / "nvcc", *NVCC_FLAGS, *options, *more]
+    said = [run([*nvcc, "-c", _csrc() / source, "-o", one]) for source, one in zip(CUDA_SOURCES, objects, strict=True)]
+    return objects, "".join(said)
 
 
 def link(output: Path, sources: list[str], more: list[str], libraries: list[str | Path]) -> None:
@@ -206,8 +210,9 @@ def link(output: Path, sources: list[str], more: list[str], libraries: list[str 
     run([*command, "-o", output, *libraries, "-L", torch / "lib", "-ltorch_cpu", "-lc10"])
 
 
-def link_cuda(output: Path, home: Path, object_file: Path, torch_cuda_folder: Path, *more: str) -> None:
-    """The library of CUDA kernels. torch_cuda_folder: has libtorch_cuda.so. Raises BuildError.
+def link_cuda(output: Path, home: Path, objects: list[Path], torch_cuda_folder: Path, *more: str) -> None:
+    """The library of CUDA kernels. objects: of `compile_cuda`. torch_cuda_folder: has libtorch_cuda.so. Raises
+    BuildError.
 
     libtorch_cuda is needed whatever the linker thinks of it, and a symbol that no library here defines is an error of
     this link, not of every later load. CUDA's runtime is linked in: torch's own may have another name.
@@ -217,7 +222,7 @@ def link_cuda(output: Path, home: Path, object_file: Path, torch_cuda_folder: Pa
     needed += ["-ltorch_cuda", "-Wl,--pop-state"]
     runtime = [part for name in ("lib64", "lib") for part in ("-L", home / name)]
     runtime += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,-z,defs"]
-    link(output, ["bind_cuda.cpp"], ["-DUSE_CUDA", named, *more], [object_file, *needed, *runtime])
+    link(output, CUDA_BINDINGS, ["-DUSE_CUDA", named, *more], [*objects, *needed, *runtime])
 
 
 def stand_in(folder: Path) -> Path:

@@ -130,9 +130,10 @@ def _widths(codes: Tensor, order: Tensor, planes: int) -> tuple[Tensor, Tensor]:
     return widths.to(torch.uint8), widths.cumsum(dim=1) - widths
 
 
-_library.impl("block_norm_codes", _norm_codes, "CompositeExplicitAutograd")
-_library.impl("block_norms", _norms, "CompositeExplicitAutograd")
-_library.impl("block_widths", _widths, "CompositeExplicitAutograd")
+REFERENCES = {"block_norm_codes": _norm_codes, "block_norms": _norms, "block_widths": _widths}
+"""By operator."""
+for _name, _function in REFERENCES.items():
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("lqray::block_norm_codes", lib=_library)

@@ -163,8 +163,10 @@ def check_planes(op: str, widths: Tensor, begins: Tensor, planes: int) -> None:
         raise ValueError(f"{op}: blocks' codes lie outside of the {planes} planes that there are")
 
 
-_library.impl("eden_encode", _encode, "CompositeExplicitAutograd")
-_library.impl("eden_decode_sum", _decode_sum, "CompositeExplicitAutograd")
+REFERENCES = {"eden_encode": _encode, "eden_decode_sum": _decode_sum}
+"""By operator."""
+for _name, _function in REFERENCES.items():
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("lqray::eden_encode", lib=_library)

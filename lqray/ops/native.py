@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lqray.kernels.libraries import find
-from lqray.ops import devices, reference, slopes
+from lqray.ops import allocation, devices, eden, reference, slopes
 
-OPERATORS = (
+_OF_BUCKETS = (
     "bucket_norms",
     "bucket_statistics",
     "encode",
@@ -23,7 +25,14 @@ OPERATORS = (
     "decode_sum",
     "hadamard",
 )
-"""Those that have kernels for the CPU and for CUDA."""
+REFERENCES: dict[str, Callable[..., Any]] = {
+    **{name: getattr(reference, name) for name in _OF_BUCKETS},
+    **allocation.REFERENCES,
+    **eden.REFERENCES,
+}
+"""Of operators that have kernels for the CPU and for CUDA, by name."""
+OPERATORS = tuple(REFERENCES)
+"""Their names."""
 CODING = ("pack", "unpack", "rans_encode", "rans_decode")
 """Those that have kernels for the CPU alone: `lqray.ops.coding`."""
 SLOPES = tuple(slopes.REFERENCES)
@@ -117,7 +126,7 @@ def watch_devices(library: torch.library.Library, cuda: CudaKernels) -> None:
         if beyond := devices.lacking(cuda.architectures):
             has = f"the library has kernels for {' '.join(cuda.architectures)}"
             devices.say(beyond, f"{has}; TORCH_CUDA_ARCH_LIST chooses them when it is built")
-            devices.leave_to_reference(library, {name: getattr(reference, name) for name in OPERATORS}, beyond)
+            devices.leave_to_reference(library, REFERENCES, beyond)
 
     if cuda.path:
         devices.on_start(compare)

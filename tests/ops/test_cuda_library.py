@@ -207,7 +207,7 @@ def test_what_is_left_to_the_reference_gives_its_results(tree):
     code = """
 import torch
 from lqray import ops
-from lqray.ops import devices, reference
+from lqray.ops import devices
 
 x, levels = torch.sin(torch.arange(64.0)), torch.linspace(-1, 1, 8)
 raw = torch.ops.lqray
@@ -218,7 +218,13 @@ def results():
     return [payload, raw.bucket_norms(x, 32, "linf"), raw.encode(x, torch.ones(2), levels, 3, 32, 1, 2),
             raw.decode(payload, *sizes), raw.decode_sum(payload[None], *sizes, 0.5),
             raw.decode_sum(payload[None], *sizes, 1.0, x), raw.hadamard(x, 32, 1, 2, False),
-            raw.encode_rotated(x, levels, 3, 32, "linf", 1, 2, 3)]
+            raw.encode_rotated(x, levels, 3, 32, "linf", 1, 2, 3), *of_blocks()]
+
+def of_blocks():
+    codes, order = torch.tensor([[3, 0, 9, 9]], dtype=torch.uint8), torch.tensor([[9, 3], [1, 1]])
+    widths, begins = raw.block_widths(codes, order, 5)
+    row = torch.ones(1), widths[0, :1], begins[0, :1], torch.linspace(-1, 1, 510)
+    return [widths, begins, *raw.eden_encode(x, *row, 5, 64, 1, 2)]
 
 def show():
     try:
@@ -229,8 +235,7 @@ def show():
 native = results()
 show()
 for index in (1, 0):
-    operators = {name: getattr(reference, name) for name in ops.native.OPERATORS}
-    devices.leave_to_reference(ops._library, operators, frozenset([index]), key="CPU")
+    devices.leave_to_reference(ops._library, ops.native.REFERENCES, frozenset([index]), key="CPU")
     show()
 """
     done = run(tree, code)

@@ -8,7 +8,8 @@ import pytest
 
 from tests.ops.emulation import __main__ as emulation
 from tests.ops.emulation import build, translate
-from tests.ops.emulation.fault_list import FAULTS, barriers
+from tests.ops.emulation.fault import barriers
+from tests.ops.emulation.fault_list import FAULTS
 from tests.ops.emulation.runs import FIRST, ROOT, ask
 
 CSRC = ROOT / "csrc"

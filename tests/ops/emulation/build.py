@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from lqray.kernels.build import CUDA_BINDINGS, CUDA_SOURCES
 from tests.ops.emulation.translate import NotUnderstoodError, translate
 
 MACHINE = Path(__file__).parent / "machine"
@@ -56,8 +59,8 @@ def sanitizer_libraries() -> list[Path]:
 
 
 def kernel_files(csrc: Path) -> list[Path]:
-    """The sources of the kernels: quantize_cuda.cu, and what it includes that is written for a GPU."""
-    return [csrc / "quantize_cuda.cu", *sorted(csrc.glob("*.cuh"))]
+    """The sources of the kernels: quantize_cuda.cu, what is written for a GPU and included, and the others."""
+    return [csrc / CUDA_SOURCES[0], *sorted(csrc.glob("*.cuh")), *(csrc / source for source in CUDA_SOURCES[1:])]
 
 
 FILES_APART = "\f\n"
@@ -77,49 +80,60 @@ def write_kernels(csrc: Path, text: str) -> None:
 def machine_parts(csrc: Path, folder: Path) -> list[Callable[[], None]]:
     """Calls, each of which compiles a part of what the libraries of `folder` share: the machine, and the operators of
     torch.ops.lqray for tensors of the CPU, whose memory is the emulated device's. They raise BuildError."""
-    text = (csrc / "bind_cuda.cpp").read_text()
-    key = "STABLE_TORCH_LIBRARY_IMPL(lqray, CUDA, m)"
-    if text.count(key) != 1:
-        raise BuildError(f"bind_cuda.cpp: {key} is not there once")
-    binding = folder / "binding.cpp"
-    text = text.replace(key, key.replace("lqray, CUDA", "lqray, CPU"))
-    binding.write_text(f'#line 1 "{csrc / "bind_cuda.cpp"}"\n{text}')
     machine = [
         (MACHINE / f"{source}.cpp", f"{source}{ending}", flags)
         for ending, flags in FIBERS.items()
         for source in MACHINE_SOURCES
     ]
-    machine.append((binding, "binding", []))
+    machine += [(_binding(csrc / name, folder), Path(name).stem, []) for name in CUDA_BINDINGS]
     return [partial(_compile, source, folder / f"{name}.o", csrc, "-O2", *flags) for source, name, flags in machine]
+
+
+def _binding(source: Path, folder: Path) -> Path:
+    """A binding whose operators are for tensors of the CPU."""
+    key = "STABLE_TORCH_LIBRARY_IMPL(lqray, CUDA, m)"
+    text = source.read_text()
+    if text.count(key) != 1:
+        raise BuildError(f"{source.name}: {key} is not there once")
+    place = folder / source.name
+    place.write_text(f'#line 1 "{source}"\n{text.replace(key, key.replace("lqray, CUDA", "lqray, CPU"))}')
+    return place
 
 
 def build(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> Path:
     """The library of a variant; its other parts are in `folder`. Raises BuildError."""
-    return link(variant, compile_kernels(variant, csrc, folder, name), folder)
+    return link(variant, compile_kernels(variant, csrc, folder, name), folder, name)
 
 
-def compile_kernels(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> Path:
-    """The object file of a variant's kernels. Raises BuildError."""
+def compile_kernels(variant: str, csrc: Path, folder: Path, name: str = "emulated") -> list[Path]:
+    """The object files of a variant's kernels; where another call left one of the same text in `folder`, that one.
+    Raises BuildError."""
     translated = folder / f"{name}_{variant}"
     translated.mkdir()
-    kernels = folder / f"{name}_{variant}.cpp"
     try:
         for source in kernel_files(csrc):
-            place = kernels if source.suffix == ".cu" else translated / source.name
+            place = translated / (f"{source.stem}.cpp" if source.suffix == ".cu" else source.name)
             place.write_text(translate(source.read_text(), str(source)))
     except NotUnderstoodError as error:
         raise BuildError(str(error)) from error
-    _compile(kernels, kernels.with_suffix(".o"), csrc, "-I", str(translated), *VARIANTS[variant])
-    return kernels.with_suffix(".o")
+    included = "".join(source.read_text() for source in sorted(csrc.glob("*.cuh")))
+    objects = []
+    for source in CUDA_SOURCES:
+        content = hashlib.sha256((included + (csrc / source).read_text()).encode()).hexdigest()[:16]
+        objects.append(folder / f"{Path(source).stem}_{variant}_{content}.o")
+        if not objects[-1].exists():
+            _compile((translated / source).with_suffix(".cpp"), objects[-1], csrc, *VARIANTS[variant])
+    return objects
 
 
-def link(variant: str, kernels: Path, folder: Path) -> Path:
+def link(variant: str, kernels: list[Path], folder: Path, name: str = "emulated") -> Path:
     """The library of kernels and of what the calls of `machine_parts` left in `folder`. Raises BuildError."""
     ending = "_ucontext" if variant == "ucontext" else ""
-    objects = [kernels, folder / "binding.o", *(folder / f"{source}{ending}.o" for source in MACHINE_SOURCES)]
-    library = kernels.with_suffix(".so")
+    machine = [*(Path(name).stem for name in CUDA_BINDINGS), *(f"{source}{ending}" for source in MACHINE_SOURCES)]
+    library = folder / f"{name}_{variant}.so"
     sanitizers = [flag for flag in VARIANTS[variant] if flag.startswith("-fsanitize=address")]
     libraries = ["-L", TORCH / "lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    objects = [*kernels, *(folder / f"{name}.o" for name in machine)]
     _run([compiler() or "g++", "-shared", *sanitizers, *objects, "-o", library, *libraries])
     return library
 
@@ -127,7 +141,10 @@ def link(variant: str, kernels: Path, folder: Path) -> Path:
 def _compile(source: Path, output: Path, csrc: Path, *flags: str) -> None:
     abi = "-DTORCH_TARGET_VERSION=0x020a000000000000"
     where = ["-I", MACHINE, "-I", csrc, "-isystem", TORCH / "include"]
-    _run([compiler() or "g++", *FLAGS, *flags, abi, *where, "-c", source, "-o", output])
+    with tempfile.TemporaryDirectory(prefix="compiled-", dir=output.parent) as scratch:
+        compiled = Path(scratch) / output.name  # others may compile the same
+        _run([compiler() or "g++", *FLAGS, *flags, abi, *where, "-c", source, "-o", compiled])
+        compiled.replace(output)
 
 
 def _run(command: list[str | Path]) -> None:

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from lqray import ops
-from lqray.ops import reference
+from lqray.ops import allocation, eden, reference
+from lqray.quantization import allocation as tables
 from tests.ops.emulation.plugin import asked_settings, settings
 from tests.ops.test_backends import DTYPES, data, same, some_levels
+from tests.ops.test_blocks import some_blocks
 
 # Of all the coordinates the last ones: the blocks before them do not run.
 TAIL = 2 * 8192 + 1009
@@ -38,6 +40,24 @@ def everything(x: torch.Tensor, bits: int, bucket: int):
     for inverse in (False, True):
         yield f"hadamard {inverse}", ops.hadamard(x.float()[: n // 2 * 2], 2, 1, 2, inverse)
         yield f"hadamard {inverse} long", ops.hadamard(x.float().repeat(16384 // n + 1)[:16384], 16384, 1, 2, inverse)
+
+    yield from everything_of_blocks(x.nan_to_num(), 64 if bucket < 1024 else 2048)
+
+
+def everything_of_blocks(x: torch.Tensor, block_size: int):
+    """Likewise, of rotated blocks."""
+    n, (_, factors, widths, begins, table, planes) = x.numel(), some_blocks(x.numel(), block_size, x.dtype, 5)
+    codes, dots = eden.eden_encode(x, factors, widths, begins, table, planes, block_size, 2**63 + 1, 2**64 - 1)
+    yield from (("eden_encode codes", codes), ("eden_encode dots", dots))
+    row = (factors[None], widths[None], begins[None])
+    rows, seeds = [one.repeat(2, 1) for one in (codes[None], *row)], torch.tensor([3, -3])
+    yield "eden_decode_sum", eden.eden_decode_sum(*rows, table, n, block_size, seeds, 2, 0.5)
+    of_norms = x.abs().float(), tables.edges(), tables.dithers(), tables.scales()
+    largest, norm_codes, meant = allocation.block_norm_codes(*of_norms, 2**63 + 1, 3)
+    yield from (("largest", largest), ("block_norm_codes", norm_codes), ("block_norm_codes meant", meant))
+    yield "block_norms", allocation.block_norms(norm_codes[None], largest, tables.scales(), seeds[1:], 3)
+    widths, begins = allocation.block_widths(norm_codes[None], tables.order_of(0.5), 2 * n)
+    yield from (("block_widths", widths), ("block_widths begins", begins))
 
 
 @pytest.mark.parametrize(("n", "bits", "bucket"), [(6200, 3, 2048), (2100, 5, 1025), (515, 8, 7), (1000, 2, 100)])
@@ -155,3 +175,52 @@ def test_hadamard_of_more_than_31_bits_of_coordinates(block, inverse, monkeypatc
     held = block if block > 4 else 12
     shifted(monkeypatch, 2**31, of_a_call=128)
     assert same(found[-held:], reference.hadamard(x[2**31 :], block, 1, 2, inverse)[-held:])
+
+
+TAIL_BLOCKS = -(-TAIL // 8192)
+
+
+def test_codes_of_blocks_of_more_than_31_bits_of_coordinates(monkeypatch):
+    """Blocks before the last ones have no codes."""
+    many = 2**31
+    x, tail = tail_of(many + TAIL, torch.bfloat16)
+    settings("random", last_blocks=TAIL_BLOCKS)
+    factors, widths, begins, table, planes = some_blocks(TAIL, 8192, torch.bfloat16, 5)[1:]
+    before = many // 8192
+    first = [torch.nn.functional.pad(one, (before, 0)) for one in (factors, widths, begins)]
+    codes, dots = eden.eden_encode(x, *first, table, planes, 8192, 1, 2)
+    scales, wide, begin = (one[None] for one in first)
+    try:
+        mean = eden.eden_decode_sum(codes[None], scales, wide, begin, table, x.numel(), 8192, torch.tensor([1]), 2, 1.0)
+    except RuntimeError as error:
+        pytest.skip(f"the decoded coordinates do not fit here: {error}")
+    shifted(monkeypatch, many, of_a_call=128)
+    expected = eden._encode(tail, factors, widths, begins, table, planes, 8192, 1, 2)
+    assert same(codes, expected[0])
+    assert same(dots[-TAIL_BLOCKS:], expected[1])
+    rows = codes[None], factors[None], widths[None], begins[None]
+    assert same(mean[-TAIL:], eden._decode_sum(*rows, table, TAIL, 8192, torch.tensor([1]), 2, 1.0))
+
+
+def test_codes_of_blocks_of_more_than_31_bits_of_words():
+    x, factors, widths, begins, table, planes = some_blocks(200, 64, torch.float32, 5)
+    few, _ = eden.eden_encode(x, factors, widths, begins, table, planes, 64, 1, 2)
+    before = 2**31 // 2 + 1  # planes of two words
+    try:
+        codes = torch.from_numpy(np.zeros(8 * before + few.numel(), dtype=np.uint8))
+    except MemoryError:
+        pytest.skip("eight gigabytes are more than may be asked for here")
+    codes[8 * before :] = few
+    row, rest = (factors[None], widths[None]), (table, 200, 64, torch.tensor([1]), 2, 1.0)
+    settings("random")
+    found = eden.eden_decode_sum(codes[None], *row, begins[None] + before, *rest)
+    assert same(found, eden._decode_sum(few[None], *row, begins[None], *rest))
+
+
+def test_what_is_no_norm_code_in_an_order_is_one_of_fewer_bits():
+    """The host does not see it, and no memory is touched by it."""
+    codes = torch.randint(1, 9, (1, 100), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    order = torch.tensor([[300, -251, 5, 2**40 + 7], [1, 1, 1, 1]])
+    settings("random")
+    found = allocation.block_widths(codes, order, 130)
+    assert all(map(same, found, allocation._widths(codes, order & 255, 130)))

@@ -3,42 +3,11 @@
 A text that a rewritten kernel no longer has is an error of `faults.py`: give the fault its new place here.
 """
 
-from __future__ import annotations
+from tests.ops.emulation.fault import BARRIER, Fault
+from tests.ops.emulation.fault_list_blocks import OF_BLOCKS
 
-import re
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """old: text of the kernels; new: in its place. at: which of its occurrences; None: the only one."""
-
-    name: str
-    old: str
-    new: str
-    at: int | None = None
-
-    def plant(self, kernels: str) -> str:
-        """The kernels with this fault. Raises LookupError where the text is not there, or not once."""
-        places = [match.start() for match in re.finditer(re.escape(self.old), kernels)]
-        if self.at is None and len(places) != 1:
-            raise LookupError(f"{self.name}: {self.old!r} is in the kernels {len(places)} times; wanted: once")
-        if len(places) <= (self.at or 0):
-            raise LookupError(f"{self.name}: {self.old!r} is in the kernels {len(places)} times; wanted: {self.at + 1}")
-        place = places[self.at or 0]
-        return kernels[:place] + self.new + kernels[place + len(self.old) :]
-
-
-BARRIER = "__syncthreads();"
 # Faults that change nothing, by name: why.
 SPARE: dict[str, str] = {}
-
-
-def barriers(kernels: str) -> list[Fault]:
-    """Every barrier left out."""
-    count = kernels.count(BARRIER)
-    return [Fault(f"__syncthreads {i + 1} of {count} left out", BARRIER, ";", i) for i in range(count)]
-
 
 # fmt: off
 FAULTS = [
@@ -168,7 +137,7 @@ FAULTS = [
     Fault("decoding: the last, short group is not read", "ceil_divide(n - start, 32)));\n        codes",
           "(n - start) / 32));\n        codes"),
     Fault("decoding: stored one beyond", "if (within || i < n) out", "if (within || i <= n) out"),
-    Fault("Hadamard: stored beyond", "if (32 * k < left) out", "if (0 < left) out"),
+    Fault("Hadamard: stored beyond", "if (32 * k < left) out", "if (0 < left) out", 0),
     Fault("levels read beyond the last", "levels.data[min(i, levels.count - 1)]", "levels.data[i]"),
     Fault("a vector load wherever the tensor begins", "const { return p[i]; }",
           "const { return i & 1 ? p[i] : reinterpret_cast<const float2*>(p + i)->x; }"),
@@ -282,13 +251,13 @@ FAULTS = [
           "x.n - start >= kSumChunk - 1"),
     Fault("rotated: half-precision read as bfloat16", "x.dtype == Dtype::f16) return", "false) return"),
     Fault("rotated: a span of half the size", "__shared__ float span[kSpan];", "__shared__ float span[kSpan / 2];", 1),
-    Fault("rotated: warps share a place", "place = span + warp * kChunk;", "place = span + warp / 2 * kChunk;"),
+    Fault("rotated: warps share a place", "place = span + warp * kChunk;", "place = span + warp / 2 * kChunk;", 0),
     Fault("rotated: places of a lane that others read", "place[32 * k + lane] = v[k] *= root",
           "place[32 * k + (lane ^ 1)] = v[k] *= root"),
     Fault("rotated: no stride", "start += static_cast<int64_t>(gridDim.x) * kSpan", "start += n", 1),
     Fault("rotated: one set of signs for every turn", ", turn ^= 1)", ")", 3),
     Fault("rotated: signs of another word", "signs[turn].word[warp]", "signs[turn].word[warp ^ 1]", 1),
-    Fault("rotated: signs of codes' random numbers", "kSignTile, signs_of)", "kSignTile, random)"),
+    Fault("rotated: signs of codes' random numbers", "kSignTile, signs_of)", "kSignTile, random)", 0),
     Fault("rotated: without the scale of the transform", "= v[k] *= root", "= v[k]"),
     Fault("rotated: butterflies beyond short buckets", "<64, 512>(v, 1 << shift)", "<64, 512>(v, 2 << shift)"),
     Fault("rotated: butterflies of short buckets at most", "<64, 512>", "<64, 256>"),
@@ -320,5 +289,6 @@ FAULTS = [
     Fault("rotated: buckets of 16,384 at once", "bucket_size >= 64 && bucket_size <= kSpan",
           "bucket_size >= 64 && bucket_size <= 2 * kSpan"),
     Fault("rotated: scratch memory where the rotated are", "offset, rotated + n, norms", "offset, rotated, norms"),
+    *OF_BLOCKS,
 ]
 # fmt: on

@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.ops.emulation import build
-from tests.ops.emulation.fault_list import FAULTS, SPARE, Fault, barriers
-from tests.ops.emulation.runs import FIRST, ROOT, RUNS, ask
+from tests.ops.emulation.fault import Fault, barriers
+from tests.ops.emulation.fault_list import FAULTS, SPARE
+from tests.ops.emulation.runs import BLOCKS, FIRST, ROOT, RUNS, Run, ask
 
 # The quick ones first; what they do not see, every run is asked.
 LARGE = replace(RUNS[0], name="large tensors and orders", tests="emulation")
 STAGES = [FIRST, LARGE, *sorted(RUNS, key=lambda run: run.variant)]
+STAGES_OF_BLOCKS = [replace(BLOCKS, variant=variant) for variant in ("races", "bounds")]
 
 
 class NotSeenError(Exception):
@@ -29,15 +31,25 @@ def seen(fault: Fault, csrc: Path, folder: Path) -> tuple[str, str]:
     """(the run that sees the fault, its word why). Raises NotSeenError, BuildError, or LookupError."""
     copy = folder / re.sub(r"\W+", "_", fault.name)
     shutil.copytree(csrc, copy)
-    build.write_kernels(copy, fault.plant(build.kernel_text(copy)))
+    kernels = build.kernel_text(copy)
+    build.write_kernels(copy, fault.plant(kernels))
     libraries: dict[str, Path] = {}
-    for run in STAGES:
+    for run in stages(kernels, build.kernel_text(copy)):
         if run.variant not in libraries:
             libraries[run.variant] = build.build(run.variant, copy, folder, copy.name)
         outcome = ask(run, libraries[run.variant])
         if outcome.error:
             return run.name, outcome.error
     raise NotSeenError("no run sees it")
+
+
+def stages(before: str, after: str) -> list[Run]:
+    """The runs that are asked, of a fault that made `after` of the kernels' text."""
+    changed = [
+        one != other for one, other in zip(*(text.split(build.FILES_APART) for text in (before, after)), strict=True)
+    ]
+    of_blocks = any(changed[1 - len(build.CUDA_SOURCES) :])
+    return [*(STAGES_OF_BLOCKS if of_blocks else ()), *STAGES]
 
 
 def verdict(fault: Fault, csrc: Path, folder: Path) -> tuple[bool, str, str]:

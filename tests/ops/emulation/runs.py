@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.ops.emulation import build
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 1200  # seconds of a run; a launch that does not end is told by the machine, much earlier
-NAMES = ["test_backends", "test_norms", "test_edges", "test_rotated", "test_fuzz", "emulation/cases"]
+NAMES = ["test_backends", "test_norms", "test_edges", "test_rotated", "test_blocks", "test_fuzz", "emulation/cases"]
 FILES = [f"tests/ops/{name}.py" for name in NAMES]
 ALL = "native-cpu or fuzz or emulation"
 # Without those that are long, or ask no kernel, where others have the same kernels run.
@@ -24,21 +25,24 @@ LEFT_OUT = [
     "wrong_length",
     "every_order",
     "bits_of_coordinates",
+    "bits_of_words",
     "(test_long_tensors and not 3-native)",
     "(test_awkward_sizes and not float32 and not 4099-torch.float16)",
     "4099-torch.float32",
+    "(of_blocks_of_awkward and torch.float16)",
     "(test_bucket_statistics and not 100.0-l2-torch.bfloat16)",
 ]
 SHORTER = f"({ALL}) and not ({' or '.join(LEFT_OUT)})"
 QUICK = "native-cpu and (1009 or views or short or float64 or every_size or sums_of or begin or any_scale or nan_and"
 QUICK += " or padded or (spans and 3-native) or (some_of_which and (128-native or 4096-native))"
+QUICK += " or (blocks_of_awkward and not torch.float) or blocks_of_spans or outside or many_blocks"
 QUICK += " or on_a_level or beyond_the_last or (long_tensors and 3-)) and not 2048-torch"
 FEW = "native-cpu and (257-torch.float16 or views or sums_of or (short and 2048))"
 
 
 @dataclass(frozen=True)
 class Run:
-    """variant: of the library. order, most_blocks: as of plugin.settings. tests: pytest's -k."""
+    """variant: of the library. order, most_blocks: as of plugin.settings. tests: pytest's -k, of these files."""
 
     name: str
     variant: str
@@ -46,6 +50,7 @@ class Run:
     most_blocks: int
     tests: str
     examples: int = 40
+    files: Sequence[str] = tuple(FILES)
 
 
 RUNS = [
@@ -58,6 +63,8 @@ RUNS = [
 ]
 # A sample of them that sees most faults in a few seconds.
 FIRST = Run("races, quick", "races", "random", 2, QUICK, 10)
+# Likewise, of the kernels of rotated blocks alone.
+BLOCKS = Run("blocks, quick", "races", "random", 2, QUICK, 10, ("tests/ops/test_blocks.py",))
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def ask(run: Run, library: Path, seed: int = 0) -> Outcome:
             "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:symbolize=0:quarantine_size_mb=16",
         }
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-x", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["-p", "tests.ops.emulation.plugin", *FILES, "-k", run.tests]
+    command += ["-p", "tests.ops.emulation.plugin", *run.files, "-k", run.tests]
     try:
         both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         done = subprocess.run(command, env=environment, cwd=ROOT, timeout=LIMIT, **both)
