@@ -4,7 +4,6 @@ No `from __future__ import annotations` here: DDP checks the hook's annotations 
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,8 +26,16 @@ from lqray.communication.bucket import (
 )
 from lqray.communication.checks.agreement import check_agreement
 from lqray.communication.level_update import update_levels
-from lqray.communication.measurement import Measured
-from lqray.communication.numbering import check_index, check_iteration, check_layers, layer_offset, offset_of
+from lqray.communication.measurement import Measured, Measuring
+from lqray.communication.numbering import (
+    check_index,
+    check_iteration,
+    check_layers,
+    kept_seed,
+    layer_offset,
+    offset_of,
+    seed_to_keep,
+)
 from lqray.communication.preconditioner import Preconditioner, divided, finished_means, keys_of, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
@@ -38,30 +45,37 @@ from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.density import Density, density_of
-from lqray.quantization.place import Place
+from lqray.quantization.place import SHARED_SEED, Place
 
 _ANYWHERE = Place()
 
 
-class GradientExchange:
+class GradientExchange(Measuring):
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
     compressor: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
     quantization buckets start. seeds: unsigned 64-bit, one for each worker of this process, all different over all
-    ranks, else rounding errors would not average out. Every rank has as many workers; their gradients are encoded one
-    by one, and the mean over all workers of all ranks is the same bits however many processes they share.
+    ranks, else rounding errors would not average out. shared_seed: of what all workers draw together, such as the noise
+    of `dither`; trials that had the same would share it. Every rank has as many workers; their gradients are encoded
+    one by one, and the mean over all workers of all ranks is the same bits however many processes they share.
 
     Raises NoContractionError where error feedback could only grow.
     """
 
     def __init__(
-        self, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, seeds: Sequence[int]
+        self,
+        compressor: Compressor,
+        options: ExchangeOptions,
+        group: dist.ProcessGroup,
+        seeds: Sequence[int],
+        shared_seed: int = SHARED_SEED,
     ) -> None:
         self.compressor = compressor
         self.volume = Volume()
         self._options = options
         self._group = group
         self._seeds = list(seeds)
+        self._together = Place(correlated=options.rounding == "correlated", seed=shared_seed)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
         self._reductions_state: dict[str, Tensor] = {}
@@ -94,6 +108,7 @@ class GradientExchange:
             "exchange": self._options.model_dump(),
             "levels": self.compressor.fingerprint().hex(),
             "workers of a process": len(self._seeds),
+            "shared seed": self._together.seed,
         }
         check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
         self._load_reduction()
@@ -222,7 +237,7 @@ class GradientExchange:
             each = zip(map(divided, own, scales), cut.tensors, offsets, strict=True)
             payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
         names = [f"{'+'.join(span.name for span in spans)}#{part}" for spans in cut.tensors for part in range(parts)]
-        check = check_of(self.compressor.fingerprint(), first)
+        check = check_of(self.compressor.fingerprint(), first, self._together.seed)
         parcel = Parcel(payloads, self._seeds, check, parts, names, self._iteration)
         # It must not hold the group, by this exchange: see AllGather.reduce.
         return reduction.reduce(parcel, self.compressor, self.volume).then(
@@ -234,7 +249,7 @@ class GradientExchange:
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
             for gradient, spans, offset in zip(own, cut.tensors, self._offsets(cut, index)[1], strict=True):
                 shaped = self._shaped(gradient, spans)
-                place, numbers = self._place(worker), {"seed": seed, "offset": offset}
+                place, numbers = self.place(worker), {"seed": seed, "offset": offset}
                 payloads = [self.compressor.encode_at(shaped, place, **numbers)] if self._measure else []
                 self._note(worker, shaped, payloads)
 
@@ -243,10 +258,10 @@ class GradientExchange:
         first = offset_of(self._iteration, index)
         return first, [layer_offset(first, number) for number in range(len(cut.tensors))]
 
-    def _place(self, worker: int) -> Place:
-        """Among all workers, of the one with this number here."""
-        here, correlated = len(self._seeds), self._options.rounding == "correlated"
-        return Place(self._group.rank() * here + worker, self._group.size() * here, correlated=correlated)
+    def place(self, worker: int, part: int = 0) -> Place:
+        """Among all workers, of the one with this number here, for a part of a tensor."""
+        here, ranks = len(self._seeds), self._group.size()
+        return replace(self._together, worker=self._group.rank() * here + worker, workers=ranks * here, part=part)
 
     def _encode(
         self, worker: int, seed: int, parts: int, gradient: Tensor, spans: Sequence[Span], offset: int
@@ -257,7 +272,7 @@ class GradientExchange:
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
             shaped = self._shaped(gradient, spans)
-            at = self.compressor, self._place(worker)
+            at = self.compressor, self.place(worker)
             payloads: Sequence[Payload] = encoded_parts(shaped, parts, *at, seed=seed, offset=offset)
             if self._residuals and not self._unfitted:
                 payloads = self._residuals.keep(gradient, payloads, spans, worker)
@@ -292,7 +307,8 @@ class GradientExchange:
         and of error feedback, this process's own. Raises LevelsDifferError as `finish`: of an exchange that went wrong
         nothing is kept."""
         self.finish()
-        state = {"quantizer": self.compressor.state_dict(), "residuals": {}}
+        noise = {"seed": seed_to_keep(self._together.seed)}
+        state = {"quantizer": self.compressor.state_dict(), "residuals": {}, "noise": noise}
         if self._residuals:
             state["residuals"] = self._residuals.state_dict()
             state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
@@ -305,6 +321,7 @@ class GradientExchange:
         """Restore what `state_dict` returned. The next step may then be any."""
         self.compressor.load_state_dict(state["quantizer"])
         self._iteration, self._last, self._exchanged = 0, -1, set()
+        self._together = replace(self._together, seed=kept_seed(state.get("noise", {}).get("seed")))
         if self._preconditioner:
             self._preconditioner.load_state_dict(state.get("preconditioner", {}))
         if self._residuals:
@@ -314,26 +331,6 @@ class GradientExchange:
             self._reductions_state = state.get("reduction", {})
             if self._reduction:
                 self._reduction.load_state_dict(self._reductions_state)
-
-    @property
-    def nmse(self) -> float:
-        """||Q(g) - g||^2 / ||g||^2 at the last measured step, mean over the workers here; 0 for zero gradients."""
-        return statistics.fmean(one.nmse for one in self._measured)
-
-    @property
-    def bias(self) -> float:
-        """||E[Q(g)] - g|| / ||g|| at the last measured step, mean over the workers here: 0 for unbiased methods."""
-        return statistics.fmean(one.relative_bias for one in self._measured)
-
-    @property
-    def entropy_bits(self) -> float:
-        """Entropy of this process's codes at the last measured step, bits per coordinate."""
-        return statistics.fmean(one.entropy_bits / max(1, one.coordinates) for one in self._measured)
-
-    @property
-    def huffman_bits(self) -> float:
-        """Length of these codes at the last measured step in Huffman codes of their own, bits per coordinate."""
-        return statistics.fmean(one.huffman_bits / max(1, one.coordinates) for one in self._measured)
 
     def density(self) -> Density | None:
         """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or

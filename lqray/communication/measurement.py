@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,3 +45,29 @@ class Measured:
     @property
     def relative_bias(self) -> float:
         return math.sqrt(self.bias / self.energy) if self.energy else 0.0
+
+
+class Measuring:
+    """What a step's payloads were measured to be, of the last step that measured: means over the workers here."""
+
+    _measured: Sequence[Measured]
+
+    @property
+    def nmse(self) -> float:
+        """||Q(g) - g||^2 / ||g||^2; 0 for zero gradients."""
+        return statistics.fmean(one.nmse for one in self._measured)
+
+    @property
+    def bias(self) -> float:
+        """||E[Q(g)] - g|| / ||g||: 0 for unbiased methods."""
+        return statistics.fmean(one.relative_bias for one in self._measured)
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy of the codes, bits per coordinate."""
+        return statistics.fmean(one.entropy_bits / max(1, one.coordinates) for one in self._measured)
+
+    @property
+    def huffman_bits(self) -> float:
+        """Length of the codes in Huffman codes of their own, bits per coordinate."""
+        return statistics.fmean(one.huffman_bits / max(1, one.coordinates) for one in self._measured)
