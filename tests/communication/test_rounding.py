@@ -19,6 +19,8 @@ WORKERS = 4
 N = 8192
 METHODS = ("qsgd_inf", "alq", "dither", "slopes")
 REDUCTIONS = ("all_gather", "scatter_reduce")
+FORMATS = {"int8": (127.0, 1.0), "mxfp8": (448.0, 32.0), "mxfp4": (6.0, 2.0)}
+"""Their largest number, and the gap below it."""
 TRIAL = {
     "data": {"name": "digits"},
     "model": {"name": "mlp"},
@@ -82,6 +84,34 @@ def test_errors_of_workers_that_agree_cancel_however_many_share_a_process():
         for method in ("dither", "slopes"):  # which always round together
             assert error[method, reduction, "correlated"] == error[method, reduction, "independent"]
     assert error["dither", "all_gather", "independent"] == pytest.approx((2 / 7 / 4) ** 2 / 12, rel=0.05)
+
+
+def of_formats(rank: int, workers: int) -> dict:
+    """By format and rounding: the mean, and its squared error over that of a gap, of numbers between the two largest of
+    the format."""
+    torch.set_num_threads(1)
+    here, found = workers // dist.get_world_size(), {}
+    seeds = [derive_seed(1, "rounding", worker) for worker in range(rank * here, (rank + 1) * here)]
+    for method, (largest, gap) in FORMATS.items():
+        x = largest - gap * torch.rand(N, generator=torch.Generator().manual_seed(1))
+        x[::32] = largest
+        for rounding in ("independent", "correlated"):
+            options = ExchangeOptions(rounding=rounding)
+            exchange = GradientExchange(create(method, round="stochastic"), options, dist.group.WORLD, seeds)
+            exchange.begin_step(0)
+            mean = exchange.exchange([x] * here, 0).wait()
+            exchange.close()
+            error = (mean - x).view(-1, 32)[:, 1:].double()
+            found[method, rounding] = mean.numpy().tobytes(), float(error.square().mean()) / gap**2
+    return found
+
+
+def test_formats_of_groups_that_round_at_random_do_so_together():
+    """f uniform: g^2/96 against g^2/24."""
+    alone, *others = (run_ranks(of_formats, world, WORKERS) for world in (4, 2))
+    assert all(own == alone[0] for ranks in (alone, *others) for own in ranks)
+    for (_, rounding), (_, error) in alone[0].items():
+        assert error == pytest.approx(1 / 96 if rounding == "correlated" else 1 / 24, rel=0.05)
 
 
 def in_a_subgroup(rank: int) -> list[float]:

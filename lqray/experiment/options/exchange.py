@@ -36,8 +36,8 @@ class ExchangeOptions(Section):
     options: FreeOptions = Field(default={})
     """Whatever a reduction of a user's own takes; left out with those of lqray's."""
     rounding: Literal["independent", "correlated"] = "independent"
-    """Of methods that round to levels at random. correlated: workers draw their roundings together, so that errors
-    cancel where gradients agree (Suresh et al. 2022); what travels stays the same."""
+    """Of methods that round at random, to levels or to numbers of a format. correlated: workers draw their roundings
+    together, so that errors cancel where gradients agree (Suresh et al. 2022); what travels stays the same."""
     gather_bits: int = Field(default=8, ge=1, le=8)
     """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"
