@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: DDP checks the hook's annotations 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,11 +22,14 @@ from lqray.communication.bucket import (
     check_parameters,
     cut_bucket,
     flat_like,
+    keys_of,
     skipped_names,
 )
 from lqray.communication.checks.agreement import check_agreement
+from lqray.communication.extra import ExtraGradients
 from lqray.communication.level_update import update_levels
 from lqray.communication.measurement import Measured, Measuring
+from lqray.communication.moments import DecodedMoments, OptimizerMoments, kept
 from lqray.communication.numbering import (
     check_index,
     check_iteration,
@@ -36,7 +39,7 @@ from lqray.communication.numbering import (
     offset_of,
     seed_to_keep,
 )
-from lqray.communication.preconditioner import Preconditioner, divided, finished_means, keys_of, scales_of
+from lqray.communication.preconditioner import Preconditioner, divided, finished_means, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
@@ -47,10 +50,8 @@ from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.density import Density, density_of
 from lqray.quantization.place import SHARED_SEED, Place
 
-_ANYWHERE = Place()
 
-
-class GradientExchange(Measuring):
+class GradientExchange(ExtraGradients, Measuring):
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
     compressor: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
@@ -81,7 +82,8 @@ class GradientExchange(Measuring):
         self._reductions_state: dict[str, Tensor] = {}
         fed_back = options.error_feedback and options.trajectory == "quantized"
         self._residuals = Residuals(compressor, options) if fed_back else None
-        self._preconditioner = Preconditioner.of(options) if options.trajectory == "quantized" else None
+        self._preconditioner = Preconditioner.of(options)
+        self._moments: DecodedMoments | None = None
         self._must_fit = self._residuals is not None and compressor.adapts
         self._unfitted = self._must_fit
         self._names: dict[Tensor, str] = {}
@@ -116,6 +118,17 @@ class GradientExchange(Measuring):
         self._skipped = skipped_names(model.module, self._options)
         model.register_comm_hook(self, _hook)
 
+    def keep_moments(self, decay: float) -> None:
+        """Call before the first step: keep an average of squares of the means, with this weight of the past, for
+        `moment_nmse`."""
+        self._moments = DecodedMoments(decay)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call after `attach`, before the first step, with what steps along the gradients: `precondition: optimizer`
+        takes its second moments. Raises ValueError where it is seen to have none, as `begin_step` does later."""
+        if self._preconditioner and isinstance(self._preconditioner.moments, OptimizerMoments):
+            self._preconditioner.moments.follow(optimizer, self._names)
+
     def begin_step(self, iteration: int, measure: bool = False, keep: bool = False) -> None:
         """Call before each step's backward passes, with an iteration of its own: rounding noise is a function of it.
         `measure`: also find the NMSE of this step's own payloads, at the cost of decoding them. `keep`: hold what the
@@ -128,6 +141,8 @@ class GradientExchange(Measuring):
             self.compressor.tensors_on(device)  # new ones make the host wait for a GPU: not within the backward pass
         if self._residuals:
             self._residuals.begin_step(iteration)
+        if self._preconditioner and isinstance(self._preconditioner.moments, OptimizerMoments):
+            self._preconditioner.moments.check()
         self.volume = Volume()
         self._iteration = iteration
         self._exchanged = set()
@@ -162,6 +177,7 @@ class GradientExchange(Measuring):
         by_layer = self._options.buckets == "layer" or self.compressor.layers
         cut = cut_bucket(bucket, self._names, self._skipped, by_layer)
         check_layers(len(cut.tensors))
+        quantized = cut
         flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
         device = bucket.buffer().device
         self._side.prepare(device, flats)  # beside the backward pass: its kernels go on while these encode
@@ -170,13 +186,8 @@ class GradientExchange(Measuring):
                 self._look_at([cut.take(flat) for flat in flats], cut, bucket.index())
                 cut = cut_bucket(bucket, self._names, frozenset(self._names.values()), by_layer)
             means, skipped = self._start_bucket(flats, cut, bucket)
-        if means and not skipped:
-            return means.then(lambda done: cut.put(done.value(), None))
-        if skipped and not means:
-            return skipped.then(lambda done: cut.put([], done.value()))
-        assert means
-        assert skipped
-        return streams.after_all([means, skipped], cut.put, device)
+        whole = cut.put_when_done(means, skipped, device)
+        return whole.then(partial(kept, self._moments, quantized)) if self._moments else whole
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
@@ -186,7 +197,8 @@ class GradientExchange(Measuring):
         self._side.prepare(gradients[0].device, gradients)
         with self._side.entered():
             means = self._start_exchange([[gradient] for gradient in gradients], cut, index)
-        return means.then(lambda done: done.value()[0])
+        mean = means.then(lambda done: done.value()[0])
+        return mean.then(partial(kept, self._moments, cut)) if self._moments else mean
 
     def _claim(self, index: int) -> None:
         """A tensor of a step has its rounding noise once."""
@@ -234,10 +246,11 @@ class GradientExchange(Measuring):
         scales = scales_of(before, tensors[0], keys)
         payloads = []
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            each = zip(map(divided, own, scales), cut.tensors, offsets, strict=True)
+            each = zip(map(divided, own, scales), cut.tensors, offsets, scales, strict=True)
             payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
         names = [f"{'+'.join(span.name for span in spans)}#{part}" for spans in cut.tensors for part in range(parts)]
-        check = check_of(self.compressor.fingerprint(), first, self._together.seed)
+        meaning = self.compressor.fingerprint() + bytes(scale is not None for scale in scales)
+        check = check_of(meaning, first, self._together.seed)
         parcel = Parcel(payloads, self._seeds, check, parts, names, self._iteration)
         # It must not hold the group, by this exchange: see AllGather.reduce.
         return reduction.reduce(parcel, self.compressor, self.volume).then(
@@ -251,7 +264,7 @@ class GradientExchange(Measuring):
                 shaped = self._shaped(gradient, spans)
                 place, numbers = self.place(worker), {"seed": seed, "offset": offset}
                 payloads = [self.compressor.encode_at(shaped, place, **numbers)] if self._measure else []
-                self._note(worker, shaped, payloads)
+                self._note(worker, shaped, payloads, spans)
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""
@@ -264,9 +277,16 @@ class GradientExchange(Measuring):
         return replace(self._together, worker=self._group.rank() * here + worker, workers=ranks * here, part=part)
 
     def _encode(
-        self, worker: int, seed: int, parts: int, gradient: Tensor, spans: Sequence[Span], offset: int
+        self,
+        worker: int,
+        seed: int,
+        parts: int,
+        gradient: Tensor,
+        spans: Sequence[Span],
+        offset: int,
+        scale: Tensor | None,
     ) -> Sequence[Payload]:
-        """Of a worker's tensor (n,), in so many parts."""
+        """Of a worker's tensor (n,), which was divided by `scale`, in so many parts."""
         dtype = gradient.dtype
         with self.volume.timed("encode", gradient.device):
             if self._residuals:
@@ -277,20 +297,28 @@ class GradientExchange(Measuring):
             if self._residuals and not self._unfitted:
                 payloads = self._residuals.keep(gradient, payloads, spans, worker)
         self.volume.coordinates += gradient.numel()
-        self._note(worker, shaped, payloads)
+        self._note(worker, shaped, payloads, spans, scale)
         return [replace(payload, dtype=dtype) for payload in payloads]
 
     def _shaped(self, gradient: Tensor, spans: Sequence[Span]) -> Tensor:
         """A tensor (n,) of these spans as the compressor wants it."""
         return gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
 
-    def _note(self, worker: int, gradient: Tensor, payloads: Sequence[Payload]) -> None:
+    def _note(
+        self,
+        worker: int,
+        gradient: Tensor,
+        payloads: Sequence[Payload],
+        spans: Sequence[Span],
+        scale: Tensor | None = None,
+    ) -> None:
         if self._sample:
             self.compressor.observe(gradient, worker)
         if self._keep and not worker:
             self._kept.append(gradient.clone())
         if self._measure and payloads:
-            self._measured[worker].add(gradient, payloads, self.compressor)
+            keys = keys_of(spans) if self._moments else ()
+            self._measured[worker].add(gradient, payloads, self.compressor, keys, scale)
 
     def finish(self) -> None:
         """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
@@ -313,8 +341,10 @@ class GradientExchange(Measuring):
             state["residuals"] = self._residuals.state_dict()
             state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
             state["reduction"] = self._reduction.state_dict() if self._reduction else {}
+        if self._moments:
+            state["moments"] = self._moments.state_dict()
         if self._preconditioner:
-            state["preconditioner"] = self._preconditioner.state_dict()
+            state["preconditioner"] = self._preconditioner.moments.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
@@ -322,8 +352,10 @@ class GradientExchange(Measuring):
         self.compressor.load_state_dict(state["quantizer"])
         self._iteration, self._last, self._exchanged = 0, -1, set()
         self._together = replace(self._together, seed=kept_seed(state.get("noise", {}).get("seed")))
+        if self._moments:
+            self._moments.load_state_dict(state.get("moments", {}))
         if self._preconditioner:
-            self._preconditioner.load_state_dict(state.get("preconditioner", {}))
+            self._preconditioner.moments.load_state_dict(state.get("preconditioner", {}))
         if self._residuals:
             self._residuals.load_state_dict(state["residuals"])
             fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.compressor.updates > 0
@@ -336,43 +368,6 @@ class GradientExchange(Measuring):
         """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or
         with a compressor that has no levels."""
         return density_of(self._kept, self.compressor.coding) if isinstance(self.compressor, Quantizer) else None
-
-    def fresh_samples(self, iteration: int) -> int:
-        """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
-        due = self._unfitted or self.compressor.schedule.is_due(iteration)
-        wanted = self.compressor.fresh_samples and due
-        return self.compressor.samples if wanted else 0
-
-    def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
-        """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
-        fits to."""
-        for tensor, scale in self._divided(gradients):
-            self.compressor.observe(divided(tensor, scale), worker)
-
-    def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int, place: Place = _ANYWHERE) -> Tensor:
-        """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
-        is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
-        `Quantizer.encode`; the offset has 52 bits. place: of the worker, among those that round together."""
-        decoded = []
-        for number, (tensor, scale) in enumerate(self._divided(gradients)):
-            numbers = {"seed": seed, "offset": layer_offset(offset, number)}
-            payload = self.compressor.encode_at(divided(tensor, scale), place, **numbers)
-            decoded.append(self.compressor.decode(payload) * (1.0 if scale is None else scale))
-        return torch.cat(decoded) if decoded else torch.zeros(0)
-
-    def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The coordinates (n,) that `rounded` rounds, exact."""
-        kept = [tensor.reshape(-1) for tensor, _ in self._divided(gradients)]
-        return torch.cat(kept) if kept else torch.zeros(0)
-
-    def _divided(self, gradients: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        """What is quantized of the whole model's gradients, tensor by tensor, and what each is divided by first."""
-        kept = {name: gradient for name, gradient in gradients.items() if name not in self._skipped}
-        keys = [(name, gradient.numel()) for name, gradient in kept.items()]
-        tensors, held = list(kept.values()), [[key] for key in keys]
-        if kept and not (self._options.buckets == "layer" or self.compressor.layers):
-            tensors, held = [torch.cat([gradient.reshape(-1) for gradient in tensors])], [keys]
-        return list(zip(tensors, scales_of(self._preconditioner, tensors, held), strict=True))
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lqray.communication import streams
+from lqray.communication.memory import Key
+from lqray.communication.moments import DecodedMoments
 from lqray.communication.wire.parcel import decoded_parts
 from lqray.quantization import Compressor, Payload
+
+_EPSILON = 1e-8
+"""Added to the root of a second moment, as Adam's."""
 
 
 @dataclass
@@ -24,8 +30,18 @@ class Measured:
     entropy_bits: float = 0.0
     huffman_bits: float = 0.0
     coordinates: int = 0
+    _held: list[tuple[Sequence[Key], Tensor, Tensor]] = field(default_factory=list)
 
-    def add(self, gradient: Tensor, payloads: Sequence[Payload], compressor: Compressor) -> None:
+    def add(
+        self,
+        gradient: Tensor,
+        payloads: Sequence[Payload],
+        compressor: Compressor,
+        keys: Sequence[Key] = (),
+        scale: Tensor | None = None,
+    ) -> None:
+        """keys: what the tensor holds, where its error is to be held beside second moments. scale: (n,), what the
+        gradient was divided by."""
         exact = gradient.to(torch.float64).reshape(-1)
         energy = float(exact.square().sum())
         decoded = decoded_parts(payloads, compressor).to(torch.float64)
@@ -33,6 +49,10 @@ class Measured:
         self.error += error
         self.energy += energy
         self.bias += error if compressor.deterministic else compressor.bias(gradient) ** 2 * energy
+        if keys:
+            factor = 1.0 if scale is None else scale
+            lost, divided = ((each * factor).to(torch.float32) for each in (decoded - exact, exact))
+            self._held.append((keys, lost, divided))
         for payload in payloads:
             self.entropy_bits += payload.entropy_bits() * payload.n
             self.huffman_bits += payload.huffman_bits() * payload.n
@@ -41,6 +61,20 @@ class Measured:
     @property
     def nmse(self) -> float:
         return self.error / self.energy if self.energy else 0.0
+
+    def moment_nmse(self, moments: DecodedMoments) -> float:
+        """The error against the gradient, each coordinate's square over its second moment; NaN where that is not
+        known."""
+        error = energy = 0.0
+        for keys, lost, exact in self._held:
+            streams.used_here(lost, exact)
+            v = moments.of(keys, exact.device)
+            if v is None:
+                return math.nan
+            root = v.to(torch.float64).sqrt() + _EPSILON
+            error += float((lost / root).square().sum())
+            energy += float((exact / root).square().sum())
+        return error / energy if energy else 0.0
 
     @property
     def relative_bias(self) -> float:
@@ -51,11 +85,20 @@ class Measuring:
     """What a step's payloads were measured to be, of the last step that measured: means over the workers here."""
 
     _measured: Sequence[Measured]
+    _moments: DecodedMoments | None
 
     @property
     def nmse(self) -> float:
         """||Q(g) - g||^2 / ||g||^2; 0 for zero gradients."""
         return statistics.fmean(one.nmse for one in self._measured)
+
+    @property
+    def moment_nmse(self) -> float | None:
+        """Sum of (Q(g) - g)^2 / v over that of g^2 / v: what is lost as Adam weighs it. v: the second moment of the
+        means so far, this step's among them, once it is over; None where it is not kept (`keep_moments`)."""
+        if self._moments is None:
+            return None
+        return statistics.fmean(one.moment_nmse(self._moments) for one in self._measured)
 
     @property
     def bias(self) -> float:
