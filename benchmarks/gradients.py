@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformer import Training
 
 from lqray.experiment.grid import experiment_from_text
 from lqray.training.capture import Captured, capture, read_captures
@@ -36,6 +38,7 @@ base:
     + _COMMON,
 }
 """Trained on exact gradients by four workers. Fashion-MNIST is Debian's package dataset-fashion-mnist."""
+TRANSFORMER = "transformer, Python's library"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,16 @@ def captured(name: str, at: list[int], samples: int = 8) -> list[Gradients]:
     experiment = experiment_from_text(NETWORKS[name], name)
     found = capture(experiment.find(None).trial, experiment.resources, at, samples)
     return [_halves(name, one) for one in found]
+
+
+def of_transformer(after: int, samples: int = 8) -> Gradients:
+    """Of the byte transformer of benchmarks/adam.py after so many steps of AdamW on exact gradients: half of the
+    samples to fit to, half to measure."""
+    training = Training(seed=1, iterations=after)
+    for _ in range(after):
+        training.step(training.gradients().mean(dim=0))
+    flat = torch.stack([training.gradients() for _ in range(samples)])
+    return Gradients(f"{TRANSFORMER}, {after} steps", flat[: samples // 2], flat[samples // 2 :], training.shapes)
 
 
 def from_file(file: Path) -> list[Gradients]:

@@ -106,11 +106,11 @@ inline void check_payload(const char* op, const Tensor& payload, int64_t dimensi
   STD_TORCH_CHECK(dimensions == 1 || payload.size(0) >= 1, op, ": the payload has no row; allowed: at least one");
 }
 
-inline void check_norms(const Tensor& norms, const Tensor& x, int64_t bucket_size) {
+inline void check_norms(const char* op, const Tensor& norms, const Tensor& x, int64_t bucket_size) {
   const int64_t buckets = ceil_divide(x.numel(), bucket_size);
   STD_TORCH_CHECK(norms.dim() == 1 && norms.scalar_type() == ScalarType::Float && norms.numel() == buckets,
-                  "encode: norms must be float32 of ", buckets, " elements, one norm for each bucket");
-  check_device("encode", "norms", norms, x);
+                  op, ": norms must be float32 of ", buckets, " elements, one norm for each bucket");
+  check_device(op, "norms", norms, x);
 }
 
 inline void check_blocks(const Tensor& x, int64_t block_size) {

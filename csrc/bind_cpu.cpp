@@ -40,7 +40,7 @@ Tensor encode(const Tensor& x, const Tensor& norms, const Tensor& levels, int64_
               int64_t seed, int64_t offset) {
   check_input("encode", x, bucket_size);
   check_levels("encode", levels, x, bits);
-  check_norms(norms, x, bucket_size);
+  check_norms("encode", norms, x, bucket_size);
   const Tensor flat = dense(x), flat_norms = dense(norms);
   const cpu::Input input = input_of("encode", flat);
   const Levels tables = tables_of("encode", levels, bits);

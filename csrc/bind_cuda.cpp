@@ -50,7 +50,7 @@ Tensor encode_cuda(const Tensor& x, const Tensor& norms, const Tensor& levels, i
   check_input("encode", x, bucket_size);
   check_levels("encode", levels, x, bits);
   const int64_t n = x.numel();
-  check_norms(norms, x, bucket_size);
+  check_norms("encode", norms, x, bucket_size);
   const DeviceGuard guard(x.get_device_index());
   const Tensor flat = dense(x), flat_norms = dense(norms), flat_levels = dense(levels);
   Tensor codes = empty(x, {code_bytes(n, bits)}, ScalarType::Byte);

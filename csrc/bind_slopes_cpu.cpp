@@ -25,8 +25,9 @@ Slopes slopes_of(const char* op, const Tensor& levels, const Tensor& slopes, con
   return cpu::make_slopes(level, slope, count, static_cast<int>(bits));
 }
 
+// given: norms in place of the buckets' own.
 Tensor encode_noisy(const char* op, const Tensor& x, const Slopes& tables, int64_t bucket_size, NormOf norm,
-                    const Noise& noise) {
+                    const Noise& noise, const Tensor* given = nullptr) {
   const Tensor flat = dense(x);
   const cpu::Input input = input_of(op, flat);
   const int64_t head = norm_bytes(input.n, bucket_size);
@@ -34,7 +35,12 @@ Tensor encode_noisy(const char* op, const Tensor& x, const Slopes& tables, int64
   uint8_t *norms = bytes_of(payload), *words = norms + head;
   share_buckets(
       input.n, bucket_size,
-      [&](int64_t begin, int64_t end) { cpu::bucket_norms(input, bucket_size, norm, norms, begin, end); },
+      [&](int64_t begin, int64_t end) {
+        if (given)
+          std::memcpy(norms + 4 * begin, floats_of(*given) + begin, static_cast<size_t>(4 * (end - begin)));
+        else
+          cpu::bucket_norms(input, bucket_size, norm, norms, begin, end);
+      },
       [&](int64_t begin, int64_t end) {
         cpu::encode_sloped(input, norms, tables, bucket_size, noise, words, begin, end);
       });
@@ -52,7 +58,8 @@ Tensor slopes_encode(const Tensor& x, const Tensor& levels, const Tensor& slopes
 }
 
 Tensor correlated_encode(const Tensor& x, const Tensor& levels, int64_t bits, int64_t bucket_size, std::string norm,
-                         int64_t seed, int64_t offset, int64_t shared_seed, int64_t worker, int64_t workers) {
+                         int64_t seed, int64_t offset, int64_t shared_seed, int64_t worker, int64_t workers,
+                         std::optional<Tensor> norms) {
   const char* op = "correlated_encode";
   check_input(op, x, bucket_size);
   check_levels(op, levels, x, bits);
@@ -64,7 +71,11 @@ Tensor correlated_encode(const Tensor& x, const Tensor& levels, int64_t bits, in
       cpu::make_slopes(floats_of(flat), flatness.data(), static_cast<int>(flat.numel()), static_cast<int>(bits));
   const Noise noise{static_cast<uint64_t>(seed),        static_cast<uint64_t>(offset), 0,
                     static_cast<uint64_t>(shared_seed), static_cast<uint32_t>(worker), static_cast<uint32_t>(workers)};
-  return encode_noisy(op, x, tables, bucket_size, norm_of(op, norm, x.numel(), bucket_size), noise);
+  const NormOf kind = norm_of(op, norm, x.numel(), bucket_size);
+  if (!norms) return encode_noisy(op, x, tables, bucket_size, kind, noise);
+  check_norms(op, *norms, x, bucket_size);
+  const Tensor given = dense(*norms);
+  return encode_noisy(op, x, tables, bucket_size, kind, noise, &given);
 }
 
 Tensor slopes_decode_sum(const Tensor& payloads, const Tensor& phases, const Tensor& levels, const Tensor& slopes,

@@ -1,6 +1,7 @@
 """benchmarks/compressors.py measures what it says, of every method that there is."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def benchmarks(monkeypatch):
     """The two modules, as the script sees them."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("compressors", "gradients", "record")
+    names = ("compressors", "gradients", "record", "transformer")
     yield [importlib.import_module(name) for name in names[:2]]
     for name in names:
         sys.modules.pop(name)
@@ -99,6 +100,44 @@ def test_the_script_on_a_file_of_captured_gradients(benchmarks, tmp_path, monkey
     assert {row["method"] for row in written["rows"]} == set(EXCHANGED)
     assert all(row["nmse"] >= 0 and row["encode_ns"] > 0 for row in written["rows"])
     assert (tmp_path / "compressors.png").stat().st_size > 10_000
+
+
+def test_only_what_the_results_lack_is_measured_and_times_stay(benchmarks, tmp_path, monkeypatch):
+    table, gradients = benchmarks
+    chosen = table.Variant("drive", {"bucket_size": 512})
+    times = {"encode_ns": 123.0, "decode_ns": 45.0}
+    row = {"gradients": "old", "method": chosen.method, "options": chosen.options, "bits": 2.1, "nmse": 1.0} | times
+    before = {"clone_ns": 7.0, "bounds": {"old": {"bits": [1.0, 2.0], "block_gaussian": [0.1, 0.01]}}, "rows": [row]}
+    (tmp_path / "compressors.json").write_text(json.dumps({"figures": before}))
+    written = {}
+    monkeypatch.setattr(table, "record", lambda name, figures, targets: written.update(figures))
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(table, "NETWORKS", {})
+    monkeypatch.setattr(table, "of_transformer", lambda after: noise(gradients))
+    monkeypatch.setattr(table, "variants", lambda: [chosen])
+    monkeypatch.setattr(sys, "argv", ["compressors.py", "--missing"])
+    threads = torch.get_num_threads()
+    try:
+        table.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert written["rows"][0] == row
+    assert [one["gradients"] for one in written["rows"]] == list(written["bounds"]) == ["old", "noise"]
+    assert {name: written["rows"][1][name] for name in times} == times
+    assert written["clone_ns"] == 7.0
+
+
+def test_gradients_of_the_transformer_are_of_four_workers_and_of_other_bytes(benchmarks):
+    _, gradients = benchmarks
+    threads = torch.get_num_threads()
+    try:
+        found = gradients.of_transformer(1, samples=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert found.name == "transformer, Python's library, 1 steps"
+    assert found.fit.shape == found.held.shape == (1, 4, sum(int(np.prod(shape)) for shape in found.shapes))
+    rows = torch.cat([found.fit, found.held]).view(8, -1)
+    assert len({float(row.norm()) for row in rows}) == 8
 
 
 @pytest.mark.parametrize("bits", [0.5, 1.0, 3.0])

@@ -203,6 +203,7 @@ def attach(
         raise ValueError(
             "sampling='fresh' needs extra backward passes, which attach does not make; allowed: sampling='training'"
         )
-    exchange = AttachedExchange(compressor, exchanged, chosen, [derive_seed(seed, "rounding", chosen.rank())])
+    own, shared = derive_seed(seed, "rounding", chosen.rank()), derive_seed(seed, "shared rounding")
+    exchange = AttachedExchange(compressor, exchanged, chosen, [own], shared)
     exchange.attach(model)
     return exchange

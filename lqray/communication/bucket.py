@@ -10,7 +10,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
+from torch.futures import Future
 
+from lqray.communication import streams
+from lqray.communication.memory import Key
 from lqray.experiment.options.budget import check_patterns, no_such_parameter
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor
@@ -74,6 +77,23 @@ class Cut:
                 flat[span.begin : span.end] = tensor[begin : begin + span.size]
                 begin += span.size
         return flat
+
+    def put_when_done(
+        self, tensors: Future[list[Tensor]] | None, skipped: Future[Tensor] | None, device: torch.device
+    ) -> Future[Tensor]:
+        """`put` of futures; None for what there is nothing of."""
+        if tensors and not skipped:
+            return tensors.then(lambda done: self.put(done.value(), None))
+        if skipped and not tensors:
+            return skipped.then(lambda done: self.put([], done.value()))
+        assert tensors
+        assert skipped
+        return streams.after_all([tensors, skipped], self.put, device)
+
+
+def keys_of(spans: Sequence[Span]) -> list[Key]:
+    """What a tensor of these spans holds."""
+    return [(span.name, span.size) for span in spans]
 
 
 def skipped_names(module: nn.Module, options: ExchangeOptions) -> frozenset[str]:

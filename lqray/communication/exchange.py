@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: DDP checks the hook's annotations 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,15 +22,26 @@ from lqray.communication.bucket import (
     check_parameters,
     cut_bucket,
     flat_like,
+    keys_of,
     quantized_sizes,
     skipped_names,
 )
 from lqray.communication.checks.agreement import check_agreement
-from lqray.communication.extra import Piece, pieces_of
+from lqray.communication.extra import ExtraGradients
 from lqray.communication.level_update import update_levels
-from lqray.communication.measurement import Observations
-from lqray.communication.numbering import check_index, check_iteration, check_layers, layer_offset, offset_of
-from lqray.communication.preconditioner import Preconditioner, divided, finished_means, keys_of, scales_of
+from lqray.communication.measurement import Measuring, Observations
+from lqray.communication.memory import Key
+from lqray.communication.moments import DecodedMoments, OptimizerMoments, kept
+from lqray.communication.numbering import (
+    check_index,
+    check_iteration,
+    check_layers,
+    kept_seed,
+    layer_offset,
+    offset_of,
+    seed_to_keep,
+)
+from lqray.communication.preconditioner import Preconditioner, divided, finished_means, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
@@ -39,36 +50,42 @@ from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload, Quantizer
 from lqray.quantization.density import Density, density_of
-from lqray.quantization.place import Place
-
-_ANYWHERE = Place()
+from lqray.quantization.place import SHARED_SEED, Place
 
 
-class GradientExchange:
+class GradientExchange(ExtraGradients, Measuring):
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
     compressor: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
     quantization buckets start. seeds: unsigned 64-bit, one for each worker of this process, all different over all
-    ranks, else rounding errors would not average out. Every rank has as many workers; their gradients are encoded one
-    by one, and the mean over all workers of all ranks is the same bits however many processes they share.
+    ranks, else rounding errors would not average out. shared_seed: of what all workers draw together, such as the noise
+    of `dither`; trials that had the same would share it. Every rank has as many workers; their gradients are encoded
+    one by one, and the mean over all workers of all ranks is the same bits however many processes they share.
 
     Raises NoContractionError where error feedback could only grow.
     """
 
     def __init__(
-        self, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, seeds: Sequence[int]
+        self,
+        compressor: Compressor,
+        options: ExchangeOptions,
+        group: dist.ProcessGroup,
+        seeds: Sequence[int],
+        shared_seed: int = SHARED_SEED,
     ) -> None:
         self.compressor = compressor
         self.volume = Volume()
         self._options = options
         self._group = group
         self._seeds = list(seeds)
+        self._together = Place(correlated=options.rounding == "correlated", seed=shared_seed)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
         self._reductions_state: dict[str, Tensor] = {}
         fed_back = options.error_feedback and options.trajectory == "quantized"
         self._residuals = Residuals(compressor, options) if fed_back else None
-        self._preconditioner = Preconditioner.of(options) if options.trajectory == "quantized" else None
+        self._preconditioner = Preconditioner.of(options)
+        self._moments: DecodedMoments | None = None
         self._must_fit = self._residuals is not None and compressor.adapts
         self._unfitted = self._must_fit
         self._names: dict[Tensor, str] = {}
@@ -93,12 +110,24 @@ class GradientExchange:
             "exchange": self._options.model_dump(),
             "levels": self.compressor.fingerprint().hex(),
             "workers of a process": len(self._seeds),
+            "shared seed": self._together.seed,
         }
         check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
         self._load_reduction()
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._skipped = skipped_names(model.module, self._options)
         model.register_comm_hook(self, _hook)
+
+    def keep_moments(self, decay: float) -> None:
+        """Call before the first step: keep an average of squares of the means, with this weight of the past, for
+        `moment_nmse`."""
+        self._moments = DecodedMoments(decay)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call after `attach`, before the first step, with what steps along the gradients: `precondition: optimizer`
+        takes its second moments. Raises ValueError where it is seen to have none, as `begin_step` does later."""
+        if self._preconditioner and isinstance(self._preconditioner.moments, OptimizerMoments):
+            self._preconditioner.moments.follow(optimizer, self._names)
 
     def begin_step(self, iteration: int, measure: bool = False, keep: bool = False) -> None:
         """Call before each step's backward passes, with an iteration of its own: rounding noise is a function of it.
@@ -112,6 +141,8 @@ class GradientExchange:
             self.compressor.tensors_on(device)  # new ones make the host wait for a GPU: not within the backward pass
         if self._residuals:
             self._residuals.begin_step(iteration)
+        if self._preconditioner and isinstance(self._preconditioner.moments, OptimizerMoments):
+            self._preconditioner.moments.check()
         self.volume = Volume()
         self._iteration = iteration
         self._exchanged = set()
@@ -144,6 +175,7 @@ class GradientExchange:
         self._claim(bucket.index())
         cut = cut_bucket(bucket, self._names, self._skipped, self.compressor, self._by_layer)
         check_layers(len(cut.tensors))
+        quantized = cut
         flats = [flat_like(bucket, gradients) for gradients in self._aside] + [bucket.buffer()]
         device = bucket.buffer().device
         self._side.prepare(device, flats)  # beside the backward pass: its kernels go on while these encode
@@ -153,13 +185,8 @@ class GradientExchange:
                 everything = frozenset(self._names.values())
                 cut = cut_bucket(bucket, self._names, everything, self.compressor, self._by_layer)
             means, skipped = self._start_bucket(flats, cut, bucket)
-        if means and not skipped:
-            return means.then(lambda done: cut.put(done.value(), None))
-        if skipped and not means:
-            return skipped.then(lambda done: cut.put([], done.value()))
-        assert means
-        assert skipped
-        return streams.after_all([means, skipped], cut.put, device)
+        whole = cut.put_when_done(means, skipped, device)
+        return whole.then(partial(kept, self._moments, quantized)) if self._moments else whole
 
     def exchange(self, gradients: Sequence[Tensor], index: int) -> Future[Tensor]:
         """As `exchange_bucket`, without DDP: tensor number `index` of this step, (n,) of each of this process's
@@ -169,7 +196,8 @@ class GradientExchange:
         self._side.prepare(gradients[0].device, gradients)
         with self._side.entered():
             means = self._start_exchange([[gradient] for gradient in gradients], cut, index)
-        return means.then(lambda done: done.value()[0])
+        mean = means.then(lambda done: done.value()[0])
+        return mean.then(partial(kept, self._moments, cut)) if self._moments else mean
 
     def _claim(self, index: int) -> None:
         """A tensor of a step has its rounding noise once."""
@@ -217,10 +245,11 @@ class GradientExchange:
         scales = scales_of(before, tensors[0], keys)
         payloads = []
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            each = zip(map(divided, own, scales), cut.tensors, offsets, strict=True)
+            each = zip(map(divided, own, scales), cut.tensors, offsets, scales, strict=True)
             payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
         names = [f"{'+'.join(span.name for span in spans)}#{part}" for spans in cut.tensors for part in range(parts)]
-        check = check_of(self.compressor.fingerprint(), first)
+        meaning = self.compressor.fingerprint() + bytes(scale is not None for scale in scales)
+        check = check_of(meaning, first, self._together.seed)
         parcel = Parcel(payloads, self._seeds, check, parts, names, self._iteration)
         # It must not hold the group, by this exchange: see AllGather.reduce.
         return reduction.reduce(parcel, self.compressor, self.volume).then(
@@ -232,41 +261,52 @@ class GradientExchange:
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
             for gradient, spans, offset in zip(own, cut.tensors, self._offsets(cut, index)[1], strict=True):
                 shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
-                place, numbers = self._place(worker), {"seed": seed, "offset": offset}
+                place, numbers = self.place(worker), {"seed": seed, "offset": offset}
                 payloads = [compressor.encode_at(shaped, place, **numbers)] if self._observed.measure else []
-                self._observed.note(worker, shaped, payloads, compressor)
+                self._observed.note(worker, shaped, payloads, compressor, self._keys(spans))
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""
         first = offset_of(self._iteration, index)
         return first, [layer_offset(first, number) for number in range(len(cut.tensors))]
 
-    def _place(self, worker: int) -> Place:
-        """Among all workers, of the one with this number here."""
-        here, correlated = len(self._seeds), self._options.rounding == "correlated"
-        return Place(self._group.rank() * here + worker, self._group.size() * here, correlated=correlated)
+    def place(self, worker: int, part: int = 0) -> Place:
+        """Among all workers, of the one with this number here, for a part of a tensor."""
+        here, ranks = len(self._seeds), self._group.size()
+        return replace(self._together, worker=self._group.rank() * here + worker, workers=ranks * here, part=part)
 
     def _encode(
-        self, worker: int, seed: int, parts: int, gradient: Tensor, spans: Sequence[Span], offset: int
+        self,
+        worker: int,
+        seed: int,
+        parts: int,
+        gradient: Tensor,
+        spans: Sequence[Span],
+        offset: int,
+        scale: Tensor | None,
     ) -> Sequence[Payload]:
-        """Of a worker's tensor (n,), in so many parts."""
+        """Of a worker's tensor (n,), which was divided by `scale`, in so many parts."""
         dtype = gradient.dtype
         with self.volume.timed("encode", gradient.device):
             if self._residuals:
                 gradient = self._residuals.added_to(gradient, spans, worker)
             shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
-            at = compressor, self._place(worker)
+            at = compressor, self.place(worker)
             payloads: Sequence[Payload] = encoded_parts(shaped, parts, *at, seed=seed, offset=offset)
             unfitted = self._unfitted or (compressor is not self.compressor and _to_be_fitted(compressor))
             if self._residuals and not unfitted:
                 payloads = self._residuals.keep(gradient, payloads, spans, worker)
         self.volume.coordinates += gradient.numel()
-        self._observed.note(worker, shaped, payloads, compressor)
+        self._observed.note(worker, shaped, payloads, compressor, self._keys(spans), scale)
         return [replace(payload, dtype=dtype) for payload in payloads]
 
     def _shaped(self, gradient: Tensor, spans: Sequence[Span]) -> Tensor:
         """A tensor (n,) of these spans as the compressor wants it."""
         return gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
+
+    def _keys(self, spans: Sequence[Span]) -> Sequence[Key]:
+        """What a tensor of these spans holds, where its error is to be held beside second moments."""
+        return keys_of(spans) if self._moments else ()
 
     def finish(self) -> None:
         """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
@@ -283,21 +323,27 @@ class GradientExchange:
         and of error feedback, this process's own. Raises LevelsDifferError as `finish`: of an exchange that went wrong
         nothing is kept."""
         self.finish()
-        state = {"quantizer": self.compressor.state_dict(), "residuals": {}}
+        noise = {"seed": seed_to_keep(self._together.seed)}
+        state = {"quantizer": self.compressor.state_dict(), "residuals": {}, "noise": noise}
         if self._residuals:
             state["residuals"] = self._residuals.state_dict()
             state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
             state["reduction"] = self._reduction.state_dict() if self._reduction else {}
+        if self._moments:
+            state["moments"] = self._moments.state_dict()
         if self._preconditioner:
-            state["preconditioner"] = self._preconditioner.state_dict()
+            state["preconditioner"] = self._preconditioner.moments.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what `state_dict` returned. The next step may then be any."""
         self.compressor.load_state_dict(state["quantizer"])
         self._iteration, self._last, self._exchanged = 0, -1, set()
+        self._together = replace(self._together, seed=kept_seed(state.get("noise", {}).get("seed")))
+        if self._moments:
+            self._moments.load_state_dict(state.get("moments", {}))
         if self._preconditioner:
-            self._preconditioner.load_state_dict(state.get("preconditioner", {}))
+            self._preconditioner.moments.load_state_dict(state.get("preconditioner", {}))
         if self._residuals:
             self._residuals.load_state_dict(state["residuals"])
             fitted = bool(state["feedback"]["fitted"]) if "feedback" in state else self.compressor.updates > 0
@@ -306,69 +352,11 @@ class GradientExchange:
             if self._reduction:
                 self._reduction.load_state_dict(self._reductions_state)
 
-    @property
-    def nmse(self) -> float:
-        """||Q(g) - g||^2 / ||g||^2 at the last measured step, mean over the workers here; 0 for zero gradients."""
-        return self._observed.nmse
-
-    @property
-    def bias(self) -> float:
-        """||E[Q(g)] - g|| / ||g|| at the last measured step, mean over the workers here: 0 for unbiased methods."""
-        return self._observed.bias
-
-    @property
-    def entropy_bits(self) -> float:
-        """Entropy of this process's codes at the last measured step, bits per coordinate."""
-        return self._observed.entropy_bits
-
-    @property
-    def huffman_bits(self) -> float:
-        """Length of these codes at the last measured step in Huffman codes of their own, bits per coordinate."""
-        return self._observed.huffman_bits
-
     def density(self) -> Density | None:
         """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or
         with a compressor that has no levels."""
-        return (
-            density_of(self._observed.kept, self.compressor.coding) if isinstance(self.compressor, Quantizer) else None
-        )
-
-    def fresh_samples(self, iteration: int) -> int:
-        """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
-        due = self._unfitted or self.compressor.schedule.is_due(iteration)
-        wanted = self.compressor.fresh_samples and due
-        return self.compressor.samples if wanted else 0
-
-    def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:
-        """Add a worker's extra gradient of the whole model, a tensor for each parameter's name, to what the next update
-        fits to."""
-        for piece in self._pieces(gradients):
-            piece.observe(worker)
-
-    def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int, place: Place = _ANYWHERE) -> Tensor:
-        """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
-        is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
-        `Quantizer.encode`; the offset has 52 bits. place: of the worker, among those that round together."""
-        decoded = [
-            piece.rounded(place, seed=seed, offset=layer_offset(offset, number))
-            for number, piece in enumerate(self._pieces(gradients))
-        ]
-        return torch.cat(decoded) if decoded else torch.zeros(0)
-
-    def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The coordinates (n,) that `rounded` rounds, exact."""
-        kept = [piece.tensor.reshape(-1) for piece in self._pieces(gradients)]
-        return torch.cat(kept) if kept else torch.zeros(0)
-
-    def _pieces(self, gradients: Mapping[str, Tensor]) -> list[Piece]:
-        """What is quantized of the whole model's gradients."""
-        kept = {name: gradient for name, gradient in gradients.items() if name not in self._skipped}
-        return pieces_of(kept, self.compressor, self._by_layer, self._preconditioner)
-
-    @property
-    def _by_layer(self) -> bool:
-        """Whether each parameter's tensor is encoded on its own."""
-        return self._options.buckets == "layer" or self.compressor.layers
+        compressor = self.compressor
+        return density_of(self._observed.kept, compressor.coding) if isinstance(compressor, Quantizer) else None
 
     def update_levels(self) -> bool:
         """Fit the levels to all ranks' statistics when the schedule says so, and with error feedback at the first step,

@@ -21,6 +21,7 @@ from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, create
+from lqray.quantization.place import Place
 
 Operation = Literal["mean", "sum"] | dist.ReduceOp | dist.ReduceOp.RedOpType
 
@@ -78,10 +79,10 @@ def quantized_all_reduce(
     compressor, exchanged = _quantizer(method, options, "quantized_all_reduce")
     if not flat.numel():
         return PendingResult(lambda: None, Volume()) if async_op else None
-    call, own_seed = _numbered(chosen, seed)
+    call, own_seed, place = _numbered(chosen, seed, exchanged)
     _fit(compressor, flat, chosen, fit)
     start = _start_scatter_reduce if exchanged.reduction == "scatter_reduce" else _start_exchange
-    finish, volume = start(flat, compressor, exchanged, chosen, call, own_seed)
+    finish, volume = start(flat, compressor, exchanged, chosen, call, own_seed, place)
     return _result(lambda: _write(tensor, finish(), factor), volume, async_op)
 
 
@@ -115,11 +116,11 @@ def quantized_reduce_scatter(
     compressor, exchanged = _quantizer(method, options, "quantized_reduce_scatter", ("rounding",))
     if not flat.numel():
         return PendingResult(lambda: None, Volume()) if async_op else None
-    call, own_seed = _numbered(chosen, seed)
+    call, own_seed, place = _numbered(chosen, seed, exchanged)
     _fit(compressor, flat, chosen, fit)
     volume, checks = Volume(), CheckWords()
-    parts, correlated = flat.view(world, -1), exchanged.rounding == "correlated"
-    mean = start_reduce_scatter(parts, compressor, chosen, own_seed, call, volume, checks, correlated)
+    parts = flat.view(world, -1)
+    mean = start_reduce_scatter(parts, compressor, chosen, own_seed, call, volume, checks, place)
 
     def finish() -> None:
         _write(output, mean(), factor)
@@ -129,9 +130,15 @@ def quantized_reduce_scatter(
 
 
 def _start_exchange(
-    flat: Tensor, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, call: int, seed: int
+    flat: Tensor,
+    compressor: Compressor,
+    options: ExchangeOptions,
+    group: dist.ProcessGroup,
+    call: int,
+    seed: int,
+    place: Place,
 ) -> tuple[Callable[[], Tensor], Volume]:
-    exchange = GradientExchange(compressor, options, group, [seed])
+    exchange = GradientExchange(compressor, options, group, [seed], place.seed)
     exchange.begin_step(call)
     mean = exchange.exchange([flat], 0)
 
@@ -145,13 +152,18 @@ def _start_exchange(
 
 
 def _start_scatter_reduce(
-    flat: Tensor, compressor: Compressor, options: ExchangeOptions, group: dist.ProcessGroup, call: int, seed: int
+    flat: Tensor,
+    compressor: Compressor,
+    options: ExchangeOptions,
+    group: dist.ProcessGroup,
+    call: int,
+    seed: int,
+    place: Place,
 ) -> tuple[Callable[[], Tensor], Volume]:
     """As reductions/scatter_reduce.py, without a thread and process groups of its own."""
     volume, checks, n = Volume(), CheckWords(), flat.numel()
     parts = torch.nn.functional.pad(flat, (0, -n % group.size())).view(group.size(), -1)
-    correlated = options.rounding == "correlated"
-    own_mean = start_reduce_scatter(parts, compressor, group, seed, call, volume, checks, correlated)
+    own_mean = start_reduce_scatter(parts, compressor, group, seed, call, volume, checks, place)
     wide = create("qsgd_inf", bits=options.gather_bits, bucket_size=getattr(compressor.options, "bucket_size", 8192))
 
     def finish() -> Tensor:
@@ -186,13 +198,15 @@ def _fit(compressor: Compressor, flat: Tensor, group: dist.ProcessGroup, fit: bo
     update_levels(compressor, group, streams.device_of(group))
 
 
-def _numbered(group: dist.ProcessGroup, seed: int | None) -> tuple[int, int]:
-    """(number of this call, seed of this rank): noise is a function of both."""
+def _numbered(group: dist.ProcessGroup, seed: int | None, options: ExchangeOptions) -> tuple[int, int, Place]:
+    """(number of this call, seed of this rank, its place with the seed of all ranks): noise is a function of these."""
     number = 0
     if seed is None:
         number = _calls.get(group, 0)
         _calls[group] = number + 1
-    return number, derive_seed(seed or 0, "collective", "counted" if seed is None else "given", group.rank())
+    purpose = "collective", "counted" if seed is None else "given"
+    own, shared = (derive_seed(seed or 0, *purpose, whose) for whose in (group.rank(), "shared"))
+    return number, own, Place(group.rank(), group.size(), correlated=options.rounding == "correlated", seed=shared)
 
 
 def _quantizer(

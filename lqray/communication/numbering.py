@@ -5,6 +5,12 @@ A tensor's offset: 20 bits of DDP bucket, 32 of iteration, 11 of layer within it
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from lqray.ops.checks import signed
+from lqray.quantization.place import SHARED_SEED
+
 _ITERATION_SHIFT, _LAYER_SHIFT = 20, 52
 MOST_LAYERS = 2**11
 _MOST_BUCKETS, _MOST_ITERATIONS = 2**_ITERATION_SHIFT, 2 ** (_LAYER_SHIFT - _ITERATION_SHIFT)
@@ -18,6 +24,16 @@ def offset_of(iteration: int, index: int) -> int:
 def layer_offset(first: int, number: int) -> int:
     """Of tensor `number` of the DDP bucket whose offset is `first`."""
     return first | number << _LAYER_SHIFT
+
+
+def seed_to_keep(seed: int) -> Tensor:
+    """The seed of what workers draw together as a checkpoint has it: int64."""
+    return torch.tensor(signed(seed))
+
+
+def kept_seed(kept: Tensor | None) -> int:
+    """What `seed_to_keep` was given; None, of a checkpoint from before 2026-11-27, when all trials had one."""
+    return SHARED_SEED if kept is None else int(kept) % 2**64
 
 
 def check_iteration(iteration: int, last: int) -> None:

@@ -25,21 +25,20 @@ def start_reduce_scatter(
     call: int,
     volume: Volume,
     checks: CheckWords,
-    correlated: bool = False,
+    place: Place,
 ) -> Callable[[], Tensor]:
     """Send every rank r of `group` the codes of parts[r], of parts (W, n). What is returned waits for those of this
     rank's part and decodes their mean over all ranks: (n,). seed: of this rank. call: below 2**32, equal on all ranks,
     of which each has noise of its own. `checks` compares whether all mean the same levels and the same call.
-    correlated: as `exchange.rounding`."""
+    place: of this rank among those of `group`."""
     first = call << _PART_SHIFT
-    place = Place(group.rank(), group.size(), correlated=correlated)
     with volume.timed("encode", parts.device):
         payloads = [
             compressor.encode_at(part, place, seed=seed, offset=first | rank)
             for rank, part in enumerate(parts.unbind())
         ]
     like = payloads[group.rank()]
-    check = Parcel([[like]], [seed], check_of(compressor.fingerprint(), first)).check_word()
+    check = Parcel([[like]], [seed], check_of(compressor.fingerprint(), first, place.seed)).check_word()
     sent = torch.cat([piece for payload in payloads for piece in (payload.buffer, check)])
     rows = sent.new_empty((group.size(), like.nbytes + CHECK_BYTES))
     work = dist.all_to_all_single(rows.view(-1), sent, group=group, async_op=True)

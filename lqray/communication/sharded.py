@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from lqray.communication import streams
 from lqray.communication.checks.agreement import check_agreement
 from lqray.communication.keywords import compressor_and_options, refuse_layers
 from lqray.communication.level_update import update_levels
+from lqray.communication.numbering import kept_seed, seed_to_keep
 from lqray.communication.scattering import start_reduce_scatter
 from lqray.communication.wire.parcel import CheckWords
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor
+from lqray.quantization.place import Place
 
 
 class ShardedExchange:
@@ -33,9 +36,10 @@ class ShardedExchange:
     on schedule to the gradients of a step before the next one begins.
     """
 
-    def __init__(self, compressor: Compressor, seed: int, modules: int, correlated: bool = False) -> None:
+    def __init__(self, compressor: Compressor, seed: int, modules: int, together: Place) -> None:
+        """together: what the places of all ranks have in common."""
         self.compressor = compressor
-        self._correlated = correlated
+        self._together = together
         self.volume = Volume()
         self.steps = 0
         self._seed = seed
@@ -60,7 +64,8 @@ class ShardedExchange:
                 self.compressor.observe(part)
         self._calls += 1
         arguments = self.compressor, group, self._seed, self._calls - 1, self.volume, self._checks
-        mean = start_reduce_scatter(parts, *arguments, self._correlated)()
+        place = replace(self._together, worker=group.rank(), workers=group.size())
+        mean = start_reduce_scatter(parts, *arguments, place)()
         output.copy_(mean if op == dist.ReduceOp.AVG else mean * group.size())
 
     def _begin_step(self, group: dist.ProcessGroup) -> None:
@@ -79,13 +84,15 @@ class ShardedExchange:
         """All that decides this rank's next step, to be taken between steps; of every rank, its own."""
         self.finish()
         counts = {"steps": torch.tensor(self.steps), "calls": torch.tensor(self._calls)}
-        return {"quantizer": self.compressor.state_dict(), "counts": counts}
+        noise = {"seed": seed_to_keep(self._together.seed)}
+        return {"quantizer": self.compressor.state_dict(), "counts": counts, "noise": noise}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore what `state_dict` returned on this rank. The next step is the same bits as without the interruption,
         with the same number of ranks."""
         self.compressor.load_state_dict(dict(state["quantizer"]))
         self.steps, self._calls = int(state["counts"]["steps"]), int(state["counts"]["calls"])
+        self._together = replace(self._together, seed=kept_seed(state.get("noise", {}).get("seed")))
         self._seen = set(range(self._modules))
 
 
@@ -133,14 +140,14 @@ def attach_fsdp(model: nn.Module, method: str, *, seed: int = 0, **options: Any)
     world = dist.group.WORLD
     assert world is not None
     own_seed = derive_seed(seed, "rounding", world.rank())
-    correlated = exchanged.rounding == "correlated"
+    together = Place(correlated=exchanged.rounding == "correlated", seed=derive_seed(seed, "shared rounding"))
     agreed = {
         "quantizer": [compressor.name, str(compressor.options)],
         "modules": len(sharded),
-        "correlated": correlated,
+        "rounding": [exchanged.rounding, together.seed],
     }
     check_agreement(json.dumps(agreed), [own_seed], world, streams.device_of(world))
-    exchange = ShardedExchange(compressor, own_seed, len(sharded), correlated)
+    exchange = ShardedExchange(compressor, own_seed, len(sharded), together)
     for number, module in enumerate(sharded):
         reduction: Any = _ReduceScatter(exchange, number)
         module.set_custom_reduce_scatter(reduction)

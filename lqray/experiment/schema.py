@@ -17,7 +17,7 @@ from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.metrics import Metrics
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
-from lqray.experiment.options.optimizer import OPTIMIZER, DecayOptions, OwnOptimizerOptions
+from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions, OwnMethodOptions
 from lqray.experiment.options.resources import Resources
@@ -121,6 +121,21 @@ class Trial(Section):
                     "key": "exchange.error_feedback",
                     "found": f"true with {described(self.quantizer)}, which is no contraction: {why}",
                     "allowed": REMEDY,
+                },
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _preconditioning_by_the_optimizer_needs_its_moments(self) -> Trial:
+        chosen = self.exchange.precondition == "optimizer" and self.exchange.trajectory == "quantized"
+        if chosen and not isinstance(self.optimizer, AdamOptions | OwnOptimizerOptions):
+            raise PydanticCustomError(
+                "combination",
+                "{allowed}",
+                {
+                    "key": "exchange.precondition",
+                    "found": f"optimizer with {self.optimizer.name}, which keeps no second moment of every parameter",
+                    "allowed": "with adam, adamw, or an optimizer of your own that keeps exp_avg_sq; with any, true",
                 },
             )
         return self

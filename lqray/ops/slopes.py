@@ -24,6 +24,7 @@ from lqray.ops.checks import (
     check_levels,
     check_memory,
     check_norm,
+    check_norms,
     check_payload,
     check_phase,
     check_sum,
@@ -48,7 +49,7 @@ _library.define(
 )
 _library.define(
     "correlated_encode(Tensor x, Tensor levels, int bits, int bucket_size, str norm, int seed, int offset, "
-    "int shared_seed, int worker, int workers) -> Tensor"
+    "int shared_seed, int worker, int workers, Tensor? norms=None) -> Tensor"
 )
 
 
@@ -107,19 +108,25 @@ def correlated_encode(
     shared_seed: int,
     worker: int,
     workers: int,
+    norms: Tensor | None = None,
 ) -> Tensor:
     """As `lqray.ops.encode_fused`, rounded with u = ((k + worker) mod workers + v) / workers: k below `workers` from
     the stream of `shared_seed`, v in [0, 1) from that of `seed`.
 
-    worker: 0 to workers - 1. workers: 2 to 2**16. Else arguments, result and errors as of `encode_fused`.
+    worker: 0 to workers - 1. workers: 2 to 2**16. norms: float32 (ceil(n / bucket_size),), in place of the buckets'
+    own. Else arguments, result and errors as of `encode_fused`.
     """
-    check_memory("correlated_encode", x=x, levels=levels)
+    check_memory("correlated_encode", x=x, levels=levels, norms=norms)
     check_input("correlated_encode", x, bucket_size)
     check_norm("correlated_encode", norm)
     check_levels("correlated_encode", levels, bits, x)
     _check_workers("correlated_encode", worker, workers)
+    if norms is not None:
+        check_norms("correlated_encode", norms, x, bucket_size)
     numbers = signed(seed), signed(offset), signed(shared_seed), worker, workers
-    return torch.ops.lqray.correlated_encode(x, levels, bits, bucket_size, norm, *numbers)  # type: ignore[no-any-return]
+    return torch.ops.lqray.correlated_encode(  # type: ignore[no-any-return]
+        x, levels, bits, bucket_size, norm, *numbers, norms
+    )
 
 
 def _slopes_encode(
@@ -186,8 +193,11 @@ def _correlated_encode(
     shared_seed: int,
     worker: int,
     workers: int,
+    norms: Tensor | None = None,
 ) -> Tensor:
-    norms = reference.bucket_norms(x, bucket_size, norm)
+    if norms is None:
+        norms = reference.bucket_norms(x, bucket_size, norm)
+    check_norms("correlated_encode", norms, x, bucket_size)
     check_levels("correlated_encode", levels, bits, x)
     _check_workers("correlated_encode", worker, workers)
     words = stratified_words(x.numel(), seed, offset, shared_seed, worker, workers, x.device)
@@ -298,8 +308,11 @@ def _(
     shared_seed: int,
     worker: int,
     workers: int,
+    norms: Tensor | None = None,
 ) -> Tensor:
     check_input("correlated_encode", x, bucket_size)
+    if norms is not None:
+        check_norms("correlated_encode", norms, x, bucket_size)
     check_norm("correlated_encode", norm)
     check_levels("correlated_encode", levels, bits, x)
     _check_workers("correlated_encode", worker, workers)

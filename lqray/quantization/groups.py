@@ -14,6 +14,7 @@ from lqray.ops.allocation import power_of_two
 from lqray.quantization.codec import cast, flattened, nearest_factors
 from lqray.quantization.compressor import Compressor
 from lqray.quantization.payload import CodePlanes, Payload, floats
+from lqray.quantization.place import Place
 
 _SCALE_BIAS = 127
 _NOT_A_NUMBER = 255
@@ -78,12 +79,19 @@ class Groups(Compressor):
 
     def encode(self, tensor: Tensor, *, seed: int, offset: int) -> GroupPayload:
         """See `Compressor.encode`; with nearest rounding no seed enters."""
+        return self.encode_at(tensor, Place(), seed=seed, offset=offset)
+
+    def encode_at(self, tensor: Tensor, place: Place, *, seed: int, offset: int) -> GroupPayload:
+        """See `Compressor.encode_at`; where `place` says so, stochastic rounding is correlated over workers."""
         x = flattened(self.name, tensor)
         levels, edges = self.tensors_on(x.device)
         largest = ops.bucket_norms(x, self.group, "linf")
         head, norms = self.scales_of(largest)
         bits = (levels.numel() - 1).bit_length()
-        if self.unbiased:
+        if self.unbiased and place.correlated and place.workers > 1:
+            kind, at = (bits, self.group, "linf"), (place.shared_seed, place.worker, place.workers)
+            codes = ops.correlated_encode(x, levels, *kind, seed, offset, *at, norms)[4 * norms.numel() :]
+        elif self.unbiased:
             codes = ops.encode(x, norms, levels, bits, self.group, seed, offset)
         else:
             r = x.to(torch.float32) / norms.repeat_interleave(self.group)[: x.numel()]

@@ -11,6 +11,7 @@ from lqray.quantization.payload import floats
 
 PHASE_BYTES = 4
 SHARED_SEED = 0x736861726564
+"""Of what workers draw together, where nobody says another one."""
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of parts over all of 64 bits
 
 
@@ -22,12 +23,14 @@ def seed_of_part(seed: int, part: int) -> int:
 @dataclass(frozen=True)
 class Place:
     """worker: 0 to workers - 1. workers: of all processes. part: of the tensor, where it is cut into several.
-    correlated: whether those that round at random shall do so together (`exchange.rounding`)."""
+    correlated: whether those that round at random shall do so together (`exchange.rounding`). seed: of what they draw
+    together, unsigned 64-bit, the same for all."""
 
     worker: int = 0
     workers: int = 1
     part: int = 0
     correlated: bool = False
+    seed: int = SHARED_SEED
 
     def phase(self, seed: int) -> int:
         """Of the random stream that all workers know, the worker's own phase, an unsigned 32-bit integer: that of
@@ -39,7 +42,7 @@ class Place:
     @property
     def shared_seed(self) -> int:
         """Of the random stream that all workers know, at the tensor's offset."""
-        return seed_of_part(SHARED_SEED, self.part)
+        return seed_of_part(self.seed, self.part)
 
 
 def write_phase(phase: int, device: torch.device) -> Tensor:

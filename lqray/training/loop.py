@@ -30,7 +30,7 @@ from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.forward import logits, prepared, seed_pass
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError, all_finite, diverged
-from lqray.training.optimizers import build_optimizer, lr_ratios
+from lqray.training.optimizers import build_optimizer, lr_ratios, moment_decay
 from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.telemetry import PhaseTimer, RunningMean, Spent, density_snapshot, quantizer_metrics, wire_metrics
@@ -114,10 +114,15 @@ class _Run:
         self.lr_ratios = lr_ratios(self.optimizer, trial.optimizer.lr)
         self.metrics = {reference: load_metric(reference) for reference in trial.metrics}
         self.timer, self.progress = PhaseTimer(device), Progress()
-        self.seconds, self.nmse, self.spent = RunningMean(), RunningMean(), Spent(device)
+        self.seconds, self.spent = RunningMean(), Spent(device)
+        self.nmse, self.moment_nmse = RunningMean(), RunningMean()
         self.wire: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
         self._report = report
+        if wires.exchange:
+            wires.exchange.follow(self.optimizer)
+            if trial.telemetry.every:
+                wires.exchange.keep_moments(moment_decay(trial.optimizer))
 
     def steps(
         self,
@@ -156,6 +161,7 @@ class _Run:
             final["time/seconds_per_step"] = self.seconds.value
         if not self.wires.baseline:  # what torch's hooks lose is not measured
             final["quantizer/mean_nmse"] = self.nmse.value if self.wires.exchange else 0.0
+            final["quantizer/mean_moment_nmse"] = self.moment_nmse.value if self.wires.exchange else 0.0
             if self.nmse.left_out:
                 final["quantizer/mean_nmse_left_out"] = self.nmse.left_out
         if self.schedule.on_nonfinite == "skip":
@@ -275,6 +281,7 @@ class _Run:
         if self.wires.exchange:
             metrics |= quantizer_metrics(self.wires.exchange, self.group, self.device)
             self.nmse.add(metrics["quantizer/nmse"])
+            self.moment_nmse.add(metrics["quantizer/moment_nmse"])
         if self.wires.decision and not iteration:
             metrics |= self.wires.decision.metrics()
         if self.schedule.on_nonfinite == "skip":
@@ -323,6 +330,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
             "nmse": self.nmse.state_dict(),
+            "moment_nmse": self.moment_nmse.state_dict(),
             "seconds": self.seconds.state_dict() | {"spent": self.spent.seconds},
             "wire": wire_metrics(self.wires.volume()),
             "snapshot": self.snapshot,
@@ -347,6 +355,7 @@ class _Run:
         self.optimizer.load_state_dict(shared["optimizer"])
         self.progress = Progress(**shared["progress"])
         self.nmse.load_state_dict(shared["nmse"])
+        self.moment_nmse.load_state_dict(shared.get("moment_nmse", RunningMean().state_dict()))
         self.seconds.load_state_dict(shared["seconds"])
         self.wire = shared["wire"]
         self.snapshot = shared.get("snapshot")  # of a run that is over: it has no gradient any more

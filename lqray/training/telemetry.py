@@ -28,14 +28,16 @@ def wire_metrics(volume: Volume) -> dict[str, float]:
 
 
 def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, device: torch.device) -> dict[str, float]:
-    """NMSE, bias, entropy and Huffman bits of the payloads just sent (means over ranks), every level, seconds of each
-    phase. Collective."""
+    """NMSE, also beside second moments, bias, entropy and Huffman bits of the payloads just sent (means over ranks),
+    every level, seconds of each phase. Collective."""
     own = {
         "quantizer/nmse": exchange.nmse,
         "quantizer/bias": exchange.bias,
         "wire/entropy_bits_per_coordinate": exchange.entropy_bits,
         "wire/huffman_bits_per_coordinate": exchange.huffman_bits,
     }
+    if (weighed := exchange.moment_nmse) is not None:
+        own["quantizer/moment_nmse"] = weighed
     sums = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
     dist.all_reduce(sums, group=group)
     metrics = dict(zip(own, (sums / group.size()).tolist(), strict=True))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
-from lqray.quantization.place import Place
 from lqray.training.batches import Batches
 from lqray.training.dataset import Dataset
 from lqray.training.extra_gradients import extra_gradient
@@ -71,7 +70,7 @@ def variance_metrics(
             if exchange:
                 own = exchange.quantized_part(gradient)
                 rounding = derive_seed(trial.seed, "telemetry rounding", sample, worker)
-                place = Place(worker, trial.workers, sample, trial.exchange.rounding == "correlated")
+                place = exchange.place(wires.workers.index(worker), sample)
                 rounded = exchange.rounded(gradient, seed=rounding, offset=iteration, place=place)
                 errors = errors.to(own.device)
                 errors += torch.stack([(rounded - own).double().square().sum(), own.double().square().sum()])

@@ -135,7 +135,7 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
             yield Wires(model, network, group, workers, decision=decision)
             return
     seeds = [derive_seed(trial.seed, "rounding", worker) for worker in workers]
-    exchange = GradientExchange(compressor, trial.exchange, group, seeds)
+    exchange = GradientExchange(compressor, trial.exchange, group, seeds, derive_seed(trial.seed, "shared rounding"))
     try:
         exchange.attach(model)
         yield Wires(model, network, group, workers, exchange=exchange, decision=decision)

@@ -131,6 +131,18 @@ def test_a_mapping_among_plain_values_is_told_at_its_own_trial():
         list(found.trials())
 
 
+def test_moments_of_an_optimizer_are_those_of_one_that_has_them():
+    by_moments = "exchange.precondition: [optimizer], exchange.trajectory: [quantized, full_precision]"
+    allowed = "sweep: [{matrix: {optimizer.name: [adam, adamw], " + by_moments + "}}]"
+    assert len(list(experiment(allowed).trials())) == 4
+    with pytest.raises(ExperimentError) as error:
+        list(experiment("sweep: [{matrix: {optimizer.name: [sgd], " + by_moments + "}}]").trials())
+    (problem,) = error.value.problems
+    assert problem.key == "exchange.precondition"
+    assert problem.found == "optimizer with sgd, which keeps no second moment of every parameter"
+    assert "adamw" in problem.allowed
+
+
 def test_more_combinations_than_can_be_planned_are_refused_at_once():
     numbers = ",".join(map(str, range(1, 101)))
     keys = ("seed", "workers", "schedule.batch_size", "quantizer.bucket_size", "schedule.iterations")

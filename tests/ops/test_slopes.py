@@ -53,6 +53,11 @@ def check_all(device, x, levels, bits, bucket, seed, offset):
             x, levels, bits, bucket, norm, seed, offset, 5, worker, workers
         )
         assert same(ops.correlated_encode(*there[:2], bits, bucket, norm, seed, offset, 5, worker, workers), expected)
+    given = 1.5 * reference.bucket_norms(x, bucket, "linf")
+    numbers = bits, bucket, "linf", seed, offset, 5, 1, 3
+    expected = slopes.REFERENCES["correlated_encode"](x, levels, *numbers, given)
+    assert same(ops.correlated_encode(*there[:2], *numbers, given.to(device)), expected)
+    assert same(expected[: 4 * given.numel()], given.view(torch.uint8))
 
 
 @pytest.mark.parametrize("device", BACKENDS)
@@ -204,6 +209,7 @@ def test_what_is_not_allowed_is_an_error():
         (lambda: ops.slopes_encode(x, levels, flat, 2, 64, 1, 2, 2**32), "phase is"),
         (lambda: ops.correlated_encode(x, levels, 2, 64, "l2", 1, 2, 3, 4, 4), "worker 4 of 4"),
         (lambda: ops.correlated_encode(x, levels, 2, 64, "l2", 1, 2, 3, 0, 1), "worker 0 of 1"),
+        (lambda: ops.correlated_encode(x, levels, 2, 64, "l2", 1, 2, 3, 0, 2, torch.ones(2)), "norms"),
         (lambda: ops.slopes_decode_sum(encoded[None], phases.repeat(2), levels, flat, 64, 2, 64, 1, 2, 1.0), "phases"),
         (lambda: ops.slopes_decode_sum(encoded[None, 1:], phases, levels, flat, 64, 2, 64, 1, 2, 1.0), "payload"),
     ):

@@ -6,6 +6,7 @@ import torch
 from lqray.quantization import Quantizer
 from lqray.quantization.methods.mxfp4 import Mxfp4
 from lqray.quantization.methods.mxfp8 import Mxfp8
+from lqray.quantization.place import Place
 from lqray.testing import compressor_suite
 
 for _name in ("int8", "mxfp8", "mxfp4"):
@@ -52,6 +53,25 @@ def test_stochastic_rounding_clips_nothing():
     assert float(nearest.decode(nearest.encode(x, seed=1, offset=1)).max()) == 6.0
     drawn = [unbiased.decode(unbiased.encode(x, seed=seed, offset=1)) for seed in range(200)]
     assert float(torch.stack(drawn).mean()) == pytest.approx(7.5, rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["mxfp8", "mxfp4", "int8"])
+def test_each_of_several_workers_that_round_together_is_unbiased(method):
+    x = torch.randn(512, generator=torch.Generator().manual_seed(1))
+    quantizer, place = Quantizer.create(method, round="stochastic"), Place(2, 4, correlated=True)
+    plain = quantizer.encode(x, seed=0, offset=0)
+    assert torch.equal(quantizer.encode_at(x, Place(2, 4), seed=0, offset=0).buffer, plain.buffer)
+    drawn = []
+    for offset in range(3000):
+        payload = quantizer.encode_at(x, place, seed=1, offset=offset)
+        assert torch.equal(payload.buffer[: payload.head_bytes], plain.buffer[: plain.head_bytes])
+        drawn.append(quantizer.decode(payload).double())
+    values = torch.stack(drawn)
+    error, spread = values.mean(dim=0) - x, values.std(dim=0)
+    # What lies a thousandth beside a number may never have been rounded to the next one.
+    assert torch.all(error.abs() <= 4.5 * spread / len(drawn) ** 0.5 + 1e-3)
+    nearest = Quantizer.create(method)
+    assert torch.equal(nearest.encode_at(x, place, seed=1, offset=1).buffer, nearest.encode(x, seed=2, offset=1).buffer)
 
 
 @pytest.mark.parametrize("method", ["mxfp8", "mxfp4", "int8"])

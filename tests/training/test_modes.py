@@ -1,5 +1,7 @@
 """What a trial may ask of its training beside method and model."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -94,6 +96,7 @@ def test_on_the_full_precision_trajectory_quantization_is_only_measured():
     last = measured[1][-2].metrics
     assert last["wire/bits_per_coordinate"] == 32
     assert last["quantizer/nmse"] > 0.05
+    assert 0 < last["quantizer/moment_nmse"] < math.inf
     levels = {report.metrics["quantizer/level/1"] for report in measured[1][:-1]}
     assert len(levels) == 2  # one for each update
 

@@ -52,6 +52,11 @@ METHODS = {
         "optimizer": {"name": "adam", "lr": 0.01},
         "schedule": {"iterations": 14, "batch_size": 8, "evaluate_every": 5, "decay": "cosine", "warm_up": 3},
     },
+    "moments": {
+        "quantizer": {"method": "eden", "bits": 2, "bucket_size": 64},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "exchange": {"precondition": "optimizer"},
+    },
     "powersgd": {"quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 3}},
     "sgd": {"quantizer": {"method": "sgd"}},
 }

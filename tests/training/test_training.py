@@ -98,6 +98,7 @@ def test_reports_of_a_run():
     assert reports[-1].metrics == metrics
     assert metrics["test/accuracy"] > 0.85
     assert 0 < metrics["quantizer/mean_nmse"] < 5
+    assert 0 < metrics["quantizer/mean_moment_nmse"] < 100
     levels = [report.metrics["quantizer/level/1"] for report in reports if "quantizer/level/1" in report.metrics]
     assert len(set(levels)) >= 2
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lqray.communication import streams
 from lqray.communication.wire.collectives import who_differs
 from lqray.quantization import Compressor, Payload
-from lqray.quantization.place import Place, seed_of_part
+from lqray.quantization.place import SHARED_SEED, Place, seed_of_part
 
 CHECK_BYTES = 4
 _ALONE = Place()
@@ -54,9 +54,10 @@ class Parcel:
         return torch.full((1,), self.check, dtype=torch.int32, device=self.device).view(torch.uint8)
 
 
-def check_of(fingerprint: bytes, offset: int) -> int:
-    """A signed 32-bit checksum of what decoding depends on and of which tensor of which step a payload is."""
-    return zlib.crc32(struct.pack("<Q", offset), zlib.crc32(fingerprint)) - 2**31
+def check_of(fingerprint: bytes, offset: int, shared_seed: int = SHARED_SEED) -> int:
+    """A signed 32-bit checksum of what decoding depends on, of which tensor of which step a payload is, and of the seed
+    of what workers draw together."""
+    return zlib.crc32(struct.pack("<QQ", offset, shared_seed), zlib.crc32(fingerprint)) - 2**31
 
 
 def part_sizes(n: int, parts: int, unit: int) -> list[int]:

@@ -36,8 +36,8 @@ class ExchangeOptions(Section):
     options: FreeOptions = Field(default={})
     """Whatever a reduction of a user's own takes; left out with those of lqray's."""
     rounding: Literal["independent", "correlated"] = "independent"
-    """Of methods that round to levels at random. correlated: workers draw their roundings together, so that errors
-    cancel where gradients agree (Suresh et al. 2022); what travels stays the same."""
+    """Of methods that round at random, to levels or to numbers of a format. correlated: workers draw their roundings
+    together, so that errors cancel where gradients agree (Suresh et al. 2022); what travels stays the same."""
     gather_bits: int = Field(default=8, ge=1, le=8)
     """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"
@@ -61,12 +61,13 @@ class ExchangeOptions(Section):
     """Error feedback forgets all before every so many iterations; 0: never."""
     feedback_stages: Literal["first", "both"] = "first"
     """both: what the second rounding of scatter_reduce loses is fed back, too, by the worker that rounds."""
-    precondition: bool = False
+    precondition: Literal[False, True, "optimizer"] = False
     """Gradients are divided by the root of their second moment before they are compressed, and multiplied by it after:
     an average, of squares of the means that all ranks have decoded, that the exchange keeps and that costs no bit. For
-    optimizers that divide by it, such as Adam. NMSE is then that of divided gradients."""
+    optimizers that divide by it, such as Adam. NMSE is then that of divided gradients. optimizer: by that which the
+    optimizer keeps, as Adam and AdamW do."""
     precondition_decay: float = Field(default=0.95, ge=0, lt=1)
-    """Weight of the past in that average."""
+    """Weight of the past in that average, where it is the exchange's own."""
     precondition_floor: float = Field(default=0.3, ge=0, le=1)
     """No coordinate is divided by less than this times the root mean square over 64 neighbours, nor than a hundredth of
     that over all."""

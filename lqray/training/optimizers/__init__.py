@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lqray.experiment.errors import PartError
-from lqray.experiment.options.optimizer import OptimizerOptions
+from lqray.experiment.options.optimizer import AdamOptions, MuonOptions, OptimizerOptions
 from lqray.experiment.part_options import Chosen, chosen_part
 from lqray.experiment.parts import call, checked
 
@@ -51,3 +51,10 @@ def _of_class(chosen: Chosen, part: type, given: Any, network: nn.Module) -> Any
 def lr_ratios(optimizer: torch.optim.Optimizer, lr: float) -> list[float]:
     """Of each parameter group of an optimizer that was just made: its `lr`, divided by that of the options."""
     return [float(group.get("lr", lr)) / lr for group in optimizer.param_groups]
+
+
+def moment_decay(options: OptimizerOptions) -> float:
+    """Weight of the past in Adam's second moment: the optimizer's own, or Adam's default for one that has none."""
+    return (
+        options.beta2 if isinstance(options, AdamOptions | MuonOptions) else AdamOptions.model_fields["beta2"].default
+    )
