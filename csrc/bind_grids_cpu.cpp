@@ -22,7 +22,7 @@ void check_kind(const char* op, const char* name, const Tensor& tensor, ScalarTy
 void check_widths(const char* op, const Tensor& norms, const Tensor& widths, const Tensor& begins, int64_t rows,
                   int64_t n, int64_t block_size, int64_t planes) {
   check_coordinates(op, n);
-  STD_TORCH_CHECK(block_size >= cpu::kLeastBlock && block_size <= cpu::kMostBlock &&
+  STD_TORCH_CHECK(block_size >= kLeastBlock && block_size <= kMostBlock &&
                       (block_size & (block_size - 1)) == 0,
                   op, ": block_size is ", block_size, "; allowed: a power of two from 32 to 8192");
   const int64_t blocks = rows * ceil_divide(n, block_size);
@@ -33,7 +33,7 @@ void check_widths(const char* op, const Tensor& norms, const Tensor& widths, con
   const int64_t* first = const_numbers_of<int64_t>(begins);
   bool within = true;
   for (int64_t i = 0; i < blocks; ++i)
-    within = within && width[i] <= cpu::kMostWidth && first[i] >= 0 && first[i] <= planes - width[i];
+    within = within && width[i] <= kMostWidth && first[i] >= 0 && first[i] <= planes - width[i];
   STD_TORCH_CHECK(within, op, ": blocks' codes lie outside of the ", planes, " planes that there are");
 }
 
@@ -42,8 +42,8 @@ std::unique_ptr<cpu::GridLevels> levels_of(const char* op, const std::optional<T
                                            const std::optional<Tensor>& slopes) {
   STD_TORCH_CHECK(levels.has_value() == slopes.has_value(), op, ": levels and slopes must be given together, or neither");
   if (!levels) return nullptr;
-  check_kind(op, "levels", *levels, ScalarType::Float, cpu::kCentroids);
-  check_kind(op, "slopes", *slopes, ScalarType::Float, cpu::kCentroids);
+  check_kind(op, "levels", *levels, ScalarType::Float, kCentroids);
+  check_kind(op, "slopes", *slopes, ScalarType::Float, kCentroids);
   const Tensor level = dense(*levels), slope = dense(*slopes);
   return std::make_unique<cpu::GridLevels>(cpu::make_grid_levels(floats_of(level), floats_of(slope)));
 }
@@ -118,26 +118,26 @@ std::tuple<Tensor, Tensor, Tensor> ceiling_codes(const Tensor& norms, const Tens
   const char* op = "ceiling_codes";
   const int64_t blocks = norms.numel();
   check_kind(op, "norms", norms, ScalarType::Float, blocks);
-  check_kind(op, "scales", scales, ScalarType::Float, cpu::kNormSteps);
+  check_kind(op, "scales", scales, ScalarType::Float, kNormSteps);
   const Tensor flat = dense(norms), steps = dense(scales);
   const float *from = floats_of(flat), *step = floats_of(steps);
   Tensor eighths = empty(norms, {blocks}, ScalarType::Int), largest = empty(norms, {1}, ScalarType::Int);
   Tensor codes = empty(norms, {blocks}, ScalarType::Byte), meant = empty(norms, {blocks}, ScalarType::Float);
   int32_t* exponents = static_cast<int32_t*>(eighths.mutable_data_ptr());
   share(blocks, 4, [&](int64_t begin, int64_t end) { cpu::ceiling_eighths(from, step, exponents, begin, end); });
-  const int32_t most = blocks ? *std::max_element(exponents, exponents + blocks) : cpu::kNothing;
+  const int32_t most = blocks ? *std::max_element(exponents, exponents + blocks) : kNothing;
   uint8_t* out = bytes_of(codes);
   float table[256], *numbers = static_cast<float*>(meant.mutable_data_ptr());
-  cpu::ceilings(most > cpu::kNothing ? most : 0, step, table);
+  cpu::ceilings(most > kNothing ? most : 0, step, table);
   share(blocks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t code = std::max<int32_t>(1, cpu::kMostNorm + exponents[i] - most);
-      const bool number = exponents[i] > cpu::kNothing;
-      out[i] = static_cast<uint8_t>(number ? code : from[i] != from[i] ? cpu::kNotANumber : 0);
+      const int32_t code = std::max<int32_t>(1, kMostNorm + exponents[i] - most);
+      const bool number = exponents[i] > kNothing;
+      out[i] = static_cast<uint8_t>(number ? code : from[i] != from[i] ? kNotANumber : 0);
       numbers[i] = table[out[i]];
     }
   });
-  *static_cast<int32_t*>(largest.mutable_data_ptr()) = most > cpu::kNothing ? most : 0;
+  *static_cast<int32_t*>(largest.mutable_data_ptr()) = most > kNothing ? most : 0;
   return {largest, codes, meant};
 }
 
@@ -147,7 +147,7 @@ Tensor ceilings(const Tensor& codes, const Tensor& largest, const Tensor& scales
   const int64_t rows = codes.size(0), blocks = codes.size(1);
   check_kind(op, "codes", codes, ScalarType::Byte, rows * blocks);
   check_kind(op, "largest", largest, ScalarType::Int, rows);
-  check_kind(op, "scales", scales, ScalarType::Float, cpu::kNormSteps);
+  check_kind(op, "scales", scales, ScalarType::Float, kNormSteps);
   const Tensor bytes = dense(codes), most = dense(largest), steps = dense(scales);
   Tensor out = empty(codes, {rows, blocks}, ScalarType::Float);
   float* to = static_cast<float*>(out.mutable_data_ptr());

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lqray.kernels.libraries import find
-from lqray.ops import allocation, devices, eden, reference, slopes
+from lqray.ops import allocation, devices, eden, grids, reference, slopes
 
 _OF_BUCKETS = (
     "bucket_norms",
@@ -35,9 +35,7 @@ OPERATORS = tuple(REFERENCES)
 """Their names."""
 CODING = ("pack", "unpack", "rans_encode", "rans_decode")
 """Those that have kernels for the CPU alone: `lqray.ops.coding`."""
-SLOPES = tuple(slopes.REFERENCES)
-"""Likewise: `lqray.ops.slopes`."""
-CPU_OPERATORS = (*CODING, *SLOPES)
+CPU_OPERATORS = (*CODING, *slopes.REFERENCES, *grids.REFERENCES)
 
 _log = logging.getLogger(__name__)
 
