@@ -48,7 +48,7 @@ inline NormOf norm_of(const char* op, const std::string& norm, int64_t n, int64_
   STD_TORCH_CHECK(norm == "l2" || norm == "linf" || norm == "rms", op, ": norm is '", norm,
                   "'; allowed: 'l2', 'linf', 'rms'");
   const int64_t left = n % bucket_size;
-  if (norm != "rms" || left == 0) return NormOf{norm == "linf" ? Norm::linf : Norm::l2, 1.0f};
+  if (norm != "rms" || left <= 1) return NormOf{norm == "linf" ? Norm::linf : Norm::l2, 1.0f};
   const double longer = static_cast<double>(bucket_size) / static_cast<double>(left);
   return NormOf{Norm::l2, static_cast<float>(std::sqrt(longer))};
 }

@@ -55,9 +55,9 @@ def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
 
 def of_short(n: int, bucket_size: int) -> float:
     """What makes the l2 norm of the last bucket of n coordinates sqrt(bucket_size) times their root mean square: a
-    float32, 1 where the bucket is full."""
+    float32; 1 where the bucket is full, or has one coordinate, which is a level."""
     left = n % bucket_size
-    return float(np.float32(math.sqrt(bucket_size / left))) if left else 1.0
+    return float(np.float32(math.sqrt(bucket_size / left))) if left > 1 else 1.0
 
 
 def _root(values: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ def test_what_diverged_is_said_to_the_end_and_costs_no_mean(tmp_path):
         assert {"train/loss", "test/loss", "quantizer/nmse"} <= set(reports[-1].lost)
         assert 0 < final["quantizer/mean_nmse"] < 100
         assert final["quantizer/mean_nmse_left_out"] == final["train/skipped_steps"] == 11
-        assert final["test/accuracy"] == 0
+        assert final["test/accuracy"] < 0.01
     assert reports[-1] is reports[0]
 
 

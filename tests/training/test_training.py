@@ -304,7 +304,7 @@ def test_only_the_final_report_of_a_quantized_run_has_a_snapshot_of_its_last_gra
     _, reports = run(trial())
     assert [report.snapshot is not None for report in reports] == [False] * (len(reports) - 1) + [True]
     found = reports[-1].snapshot
-    assert (found["method"], found["bits"], found["norm"], found["bucket_size"]) == ("alq", 3, "l2", 256)
+    assert (found["method"], found["bits"], found["norm"], found["bucket_size"]) == ("alq", 3, "rms", 256)
     assert found["iteration"] == 60
     assert len(found["levels"]) == 8
     assert np.dot(found["density"], np.diff(found["edges"])) == pytest.approx(1.0)
