@@ -27,12 +27,17 @@ def signed(seed):
     return seed - 2**64 if seed >= 2**63 else seed
 
 
+def layout(widths):
+    """Widths, and planes that follow each other."""
+    return widths, widths.to(torch.int64).cumsum(-1) - widths
+
+
 def some_blocks(n, block_size, dtype, seed):
     """(x, factors, widths, begins, centroids, planes) of eden_encode."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     x = (torch.randn(n, generator=generator) * torch.linspace(-3, 3, max(n, 1))[:n].exp()).to(dtype)
     widths = torch.randint(0, 9, (-(-n // block_size),), generator=generator).to(torch.uint8)
-    begins = widths.to(torch.int64).cumsum(0) - widths
+    widths, begins = layout(widths)
     factors = 1 / ops.bucket_norms(x, block_size, "l2")
     return x, factors, widths, begins, lloyd_max.table(), int(widths.sum()) + 3
 
@@ -54,7 +59,7 @@ def check_codes(device, n, block_size, dtype, seed, offset, no_number=False):
     rows = torch.stack([codes, codes.flip(0)])
     scales = torch.rand(2, len(widths), generator=torch.Generator().manual_seed(1))
     seeds = torch.tensor([signed(seed), -5])
-    twice = scales, widths.expand(2, -1), begins.expand(2, -1), table, n, block_size, seeds, offset, 0.5
+    twice = scales, *layout(torch.stack([widths, widths.flip(0)])), table, n, block_size, seeds, offset, 0.5
     expected = eden._decode_sum(rows, *twice)
     there = on(device, twice)
     assert same(eden.eden_decode_sum(rows.to(device), *there), expected)
