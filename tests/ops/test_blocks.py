@@ -178,7 +178,7 @@ def test_what_lies_outside_is_refused(device):
 @pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("block_size", [64, 4096])
 def test_what_lies_outside_on_a_gpu_is_no_number_and_others_are_as_they_were(device, block_size):
-    """Which the host does not see, since it does not wait: of_blocks that lie within nothing changes."""
+    """Which the host does not see, since it does not wait; nothing changes for blocks that lie within."""
     if device == "cpu" and ops.loaded.instruction_set != "emulated CUDA":
         pytest.skip("the host sees what is in its own memory")
     x, factors, table = torch.randn(2 * block_size), torch.ones(2), lloyd_max.table()
