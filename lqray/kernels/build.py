@@ -192,7 +192,7 @@ def compile_cuda(home: Path, folder: Path, *more: str) -> tuple[list[Path], str]
         codes = ",".join(name for name in names if name.endswith(f"_{number}"))
         options += ["-gencode", f"arch=compute_{number},code=[{codes}]"]
     objects = [folder / Path(source).with_suffix(".o") for source in CUDA_SOURCES]
-    nvcc = [home / "bin" / "nvcc", *NVCC_FLAGS, *options, *more]
+    nvcc: list[str | Path] = [home / "bin" / "nvcc", *NVCC_FLAGS, *options, *more]
     said = [run([*nvcc, "-c", _csrc() / source, "-o", one]) for source, one in zip(CUDA_SOURCES, objects, strict=True)]
     return objects, "".join(said)
 

@@ -6,6 +6,9 @@ reference in torch, which native kernels match to the bit: docs/wire-format.md, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -130,7 +133,11 @@ def _widths(codes: Tensor, order: Tensor, planes: int) -> tuple[Tensor, Tensor]:
     return widths.to(torch.uint8), widths.cumsum(dim=1) - widths
 
 
-REFERENCES = {"block_norm_codes": _norm_codes, "block_norms": _norms, "block_widths": _widths}
+REFERENCES: dict[str, Callable[..., Any]] = {
+    "block_norm_codes": _norm_codes,
+    "block_norms": _norms,
+    "block_widths": _widths,
+}
 """By operator."""
 for _name, _function in REFERENCES.items():
     _library.impl(_name, _function, "CompositeExplicitAutograd")

@@ -7,6 +7,9 @@ typed wrappers and the reference in torch, which native kernels match to the bit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +48,8 @@ def eden_encode(
     (G,) int64, the plane, of block_size / 8 bytes, with which each block's codes begin. centroids: (510,) float32, the
     2**b of width b ascending from 2**b - 2 on. Returns the codes, (planes * block_size / 8,) uint8, zero where no block
     has any, and the dot product of each block's coordinates with their centroids, (G,) float32, added up as norms are.
-    Raises ValueError for shapes, dtypes or numbers outside these.
+    Raises ValueError for shapes, dtypes or numbers outside these; CUDA kernels, which do not wait to see widths and
+    begins, give a block that lies outside of the planes no codes and NaN.
     """
     check_memory("eden_encode", x=x, factors=factors, widths=widths, begins=begins, centroids=centroids)
     check_input("eden_encode", x, block_size)
@@ -71,7 +75,8 @@ def eden_decode_sum(
     float32, added up in the order of the rows.
 
     codes: (W, bytes) uint8. scales, widths, begins: (W, G), each row as of `eden_encode`. seeds: (W,) int64, of the
-    rows' signs, as signed integers of the same bits. Raises ValueError for shapes, dtypes or numbers outside these.
+    rows' signs, as signed integers of the same bits. Raises ValueError for shapes, dtypes or numbers outside these, but
+    as `eden_encode`: the CUDA kernels' sum is NaN there.
     """
     check_memory("eden_decode_sum", codes=codes, scales=scales, widths=widths, begins=begins, seeds=seeds)
     check_dense("eden_decode_sum", "codes", codes)
@@ -163,7 +168,7 @@ def check_planes(op: str, widths: Tensor, begins: Tensor, planes: int) -> None:
         raise ValueError(f"{op}: blocks' codes lie outside of the {planes} planes that there are")
 
 
-REFERENCES = {"eden_encode": _encode, "eden_decode_sum": _decode_sum}
+REFERENCES: dict[str, Callable[..., Any]] = {"eden_encode": _encode, "eden_decode_sum": _decode_sum}
 """By operator."""
 for _name, _function in REFERENCES.items():
     _library.impl(_name, _function, "CompositeExplicitAutograd")

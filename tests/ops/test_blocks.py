@@ -27,12 +27,17 @@ def signed(seed):
     return seed - 2**64 if seed >= 2**63 else seed
 
 
+def layout(widths):
+    """Widths, and planes that follow each other."""
+    return widths, widths.to(torch.int64).cumsum(-1) - widths
+
+
 def some_blocks(n, block_size, dtype, seed):
     """(x, factors, widths, begins, centroids, planes) of eden_encode."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     x = (torch.randn(n, generator=generator) * torch.linspace(-3, 3, max(n, 1))[:n].exp()).to(dtype)
     widths = torch.randint(0, 9, (-(-n // block_size),), generator=generator).to(torch.uint8)
-    begins = widths.to(torch.int64).cumsum(0) - widths
+    widths, begins = layout(widths)
     factors = 1 / ops.bucket_norms(x, block_size, "l2")
     return x, factors, widths, begins, lloyd_max.table(), int(widths.sum()) + 3
 
@@ -54,7 +59,7 @@ def check_codes(device, n, block_size, dtype, seed, offset, no_number=False):
     rows = torch.stack([codes, codes.flip(0)])
     scales = torch.rand(2, len(widths), generator=torch.Generator().manual_seed(1))
     seeds = torch.tensor([signed(seed), -5])
-    twice = scales, widths.expand(2, -1), begins.expand(2, -1), table, n, block_size, seeds, offset, 0.5
+    twice = scales, *layout(torch.stack([widths, widths.flip(0)])), table, n, block_size, seeds, offset, 0.5
     expected = eden._decode_sum(rows, *twice)
     there = on(device, twice)
     assert same(eden.eden_decode_sum(rows.to(device), *there), expected)
@@ -173,7 +178,7 @@ def test_what_lies_outside_is_refused(device):
 @pytest.mark.parametrize("device", BACKENDS)
 @pytest.mark.parametrize("block_size", [64, 4096])
 def test_what_lies_outside_on_a_gpu_is_no_number_and_others_are_as_they_were(device, block_size):
-    """Which the host does not see, since it does not wait: of_blocks that lie within nothing changes."""
+    """Which the host does not see, since it does not wait; nothing changes for blocks that lie within."""
     if device == "cpu" and ops.loaded.instruction_set != "emulated CUDA":
         pytest.skip("the host sees what is in its own memory")
     x, factors, table = torch.randn(2 * block_size), torch.ones(2), lloyd_max.table()
