@@ -93,9 +93,9 @@ native.watch_devices(_library, loaded.cuda)
 def bucket_norms(x: Tensor, bucket_size: int, norm: str) -> Tensor:
     """Norm of each bucket of `bucket_size` consecutive coordinates; the last bucket may be short.
 
-    x: (n,) float32, float16 or bfloat16. norm: "l2", "linf", or "rms", which is sqrt(bucket_size) times the
-    root mean square: "l2" but for a short last bucket of two coordinates or more. Returns (ceil(n / bucket_size),) float32; a bucket
-    with a NaN or an infinity in it, or whose norm exceeds float32, has norm NaN.
+    x: (n,) float32, float16 or bfloat16. norm: "l2", "linf", or "rms", which is sqrt(bucket_size) times the root mean
+    square: "l2" but for a short last bucket of two coordinates or more. Returns (ceil(n / bucket_size),) float32; a
+    bucket with a NaN or an infinity in it, or whose norm exceeds float32, has norm NaN.
     Raises ValueError for another dtype, shape, norm or bucket size.
     """
     check_memory("bucket_norms", x=x)
