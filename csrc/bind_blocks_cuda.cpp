@@ -40,8 +40,9 @@ std::tuple<Tensor, Tensor> eden_encode_cuda(const Tensor& x, const Tensor& facto
 // what is not so is copied.
 Tensor rows_of_words(const Tensor& codes) {
   const int64_t bytes = codes.size(1);
-  const bool in_place = codes.numel() == 0 || (codes.stride(1) == 1 && (codes.size(0) == 1 || codes.stride(0) % 4 == 0));
-  if (in_place) return aligned(codes);
+  if (codes.size(0) == 1 && codes.stride(1) == 1) return aligned(codes);
+  const bool words = reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 4 == 0 && codes.stride(0) % 4 == 0;
+  if (codes.numel() == 0 || (codes.stride(1) == 1 && words)) return codes;
   const int64_t beyond[] = {0, (4 - bytes % 4) % 4};
   return aligned(beyond[1] ? torch::stable::pad(codes, torch::headeronly::IntHeaderOnlyArrayRef(beyond, 2)) : dense(codes));
 }

@@ -258,12 +258,15 @@ class GradientExchange(ExtraGradients, Measuring):
 
     def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
         """What a quantized exchange would observe and measure, where one in full precision takes its place."""
+        scales = scales_of(self._preconditioner, tensors[0], [keys_of(spans) for spans in cut.tensors])
         for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            for gradient, spans, offset in zip(own, cut.tensors, self._offsets(cut, index)[1], strict=True):
-                shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
+            each = zip(own, cut.tensors, self._offsets(cut, index)[1], scales, strict=True)
+            for gradient, spans, offset, scale in each:
+                shaped = self._shaped(divided(gradient, scale), spans)
+                compressor = self.compressor.of_parameter(spans[0].name)
                 place, numbers = self.place(worker), {"seed": seed, "offset": offset}
                 payloads = [compressor.encode_at(shaped, place, **numbers)] if self._observed.measure else []
-                self._observed.note(worker, shaped, payloads, compressor, self._keys(spans))
+                self._observed.note(worker, shaped, payloads, compressor, self._keys(spans), scale)
 
     def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
         """(offset of a DDP bucket, of each of its tensors)."""

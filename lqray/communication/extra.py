@@ -60,7 +60,7 @@ class ExtraGradients:
 
     def rounded(self, gradients: Mapping[str, Tensor], *, seed: int, offset: int, place: Place = _ANYWHERE) -> Tensor:
         """A worker's extra gradient of the whole model as others would receive it: the decoded coordinates (n,) of what
-        is quantized, in the order of `gradients`. Nothing is sent and no state changes. seed, offset: as of
+        is quantized, in the order of `quantized_part`. Nothing is sent and no state changes. seed, offset: as of
         `Quantizer.encode`; the offset has 52 bits. place: of the worker, among those that round together."""
         decoded = [
             piece.rounded(place, seed=seed, offset=layer_offset(offset, number))
@@ -69,7 +69,7 @@ class ExtraGradients:
         return torch.cat(decoded) if decoded else torch.zeros(0)
 
     def quantized_part(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The coordinates (n,) that `rounded` rounds, exact."""
+        """The coordinates (n,) that `rounded` rounds, exact: one compressor's after the other's."""
         kept = [piece.tensor.reshape(-1) for piece in self._pieces(gradients)]
         return torch.cat(kept) if kept else torch.zeros(0)
 

@@ -18,6 +18,9 @@ from lqray.quantization import Compressor, Payload
 
 _EPSILON = 1e-8
 """Added to the root of a second moment, as Adam's."""
+_LEAST = 0.01
+"""Of the root mean square of a tensor's roots: no coordinate's counts as less. Else those that no payload has had so
+far would be all that counts."""
 
 
 @dataclass
@@ -71,7 +74,8 @@ class Measured:
             v = moments.of(keys, exact.device)
             if v is None:
                 return math.nan
-            root = v.to(torch.float64).sqrt() + _EPSILON
+            root = v.to(torch.float64).sqrt()
+            root = root.clamp(min=_LEAST * float(root.square().mean().sqrt())) + _EPSILON
             error += float((lost / root).square().sum())
             energy += float((exact / root).square().sum())
         return error / energy if energy else 0.0

@@ -59,6 +59,7 @@ class DecodedMoments:
             held = self._held.get(name)
             if held is None or held.numel() != size:
                 held, self._steps[name] = torch.zeros_like(part), 0
+            streams.used_here(held)
             self._held[name] = self._decay * held + (1 - self._decay) * (part * part)
             self._steps[name] += 1
 
@@ -88,7 +89,13 @@ class OptimizerMoments:
         self._parameters: dict[str, Tensor] = {}
 
     def follow(self, optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
-        """Take the moments of this one. names: of its parameters. Raises ValueError as `check`."""
+        """Take the moments of this one. names: of its parameters. Raises ValueError as `check`,
+        RuntimeError for no names."""
+        if not names:
+            raise RuntimeError(
+                "exchange.follow comes after exchange.attach(model): before, no parameter is known whose second moment "
+                "to take"
+            )
         self._optimizer = optimizer
         self._parameters = {name: parameter for parameter, name in names.items()}
         self.check()

@@ -33,7 +33,7 @@ from lqray.experiment.options.quantizer import (
 )
 
 REMEDY = (
-    "error_feedback: scaled (decoded values times 1 / (1 + omega), which contracts whatever the method), "
+    "error_feedback: scaled (decoded values times 1 / (1 + omega), which contracts; not with grids in allocated), "
     "error_feedback: false, more bits, or smaller buckets"
 )
 

@@ -19,7 +19,7 @@ from lqray.experiment.options.metrics import Metrics
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
 from lqray.experiment.options.own import OwnPart
-from lqray.experiment.options.quantizer import QUANTIZER, FixedLevelsOptions, OwnMethodOptions
+from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions, OwnMethodOptions
 from lqray.experiment.options.resources import Resources
 from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.options.search import Search
@@ -106,6 +106,19 @@ class Trial(Section):
             found, allowed = problem
             raise PydanticCustomError(
                 "combination", "{allowed}", {"key": "quantizer.multiplier", "found": found, "allowed": allowed}
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_is_scaled_where_it_can_be(self) -> Trial:
+        chosen = self.quantizer
+        if self.exchange.error_feedback != "scaled" or not isinstance(chosen, CompressorOptions):
+            return self
+        if why := chosen.why_not_scaled():
+            allowed = f"error_feedback: true or false, or quantizer.inner: eden; {why}"
+            found = f"scaled with {described(chosen)}"
+            raise PydanticCustomError(
+                "combination", "{allowed}", {"key": "exchange.error_feedback", "found": found, "allowed": allowed}
             )
         return self
 

@@ -21,6 +21,9 @@ from lqray.quantization.payload import Payload
 from lqray.quantization.place import PHASE_BYTES, SHARED_SEED, Place, read_phases, write_phase
 
 _LARGEST_BYTES = 4
+_SHORT = 4096
+"""Coordinates of a tensor below which its largest norm, padding and phase come on top of its bits: they would leave
+every block one bit, with which error feedback grows."""
 _DITHER = tuple((2 / (2**bits - 1)) ** 2 / 12 for bits in range(1, 9))
 LOSSES = {"rounding": linf_slopes.ROUNDING, "dither": _DITHER, "slopes": linf_slopes.VARIANCE}
 """Mean squared error of a coordinate over its block's norm, at 1, 2, ... bits."""
@@ -112,10 +115,6 @@ class AllocatedGrids(Blocks):
         )
         return cast(mean, like.dtype, like.offset)
 
-    def rescaled(self, payload: Payload, corrected: Tensor, decoded: Tensor) -> Payload:
-        """As it is: a norm of a byte cannot be brought nearer."""
-        return payload
-
     def _noise(self, place: Place, seed: int, offset: int) -> Noise:
         if self._dithered:
             return Noise(place.shared_seed, offset, place.phase(seed))
@@ -130,6 +129,10 @@ class AllocatedGrids(Blocks):
     def _template(self, n: int, dtype: torch.dtype, offset: int, stream: int, device: torch.device) -> GridPayload:
         blocks = -(-n // self._size)
         head, phase = _LARGEST_BYTES + blocks + -blocks % 4, PHASE_BYTES if self._dithered else 0
-        planes = max(blocks, (math.floor(one_number(self.options.bits) * n) - 8 * (head + phase)) // self._size)
+        whole = one_number(self.options.bits) * n
+        if n < _SHORT:
+            planes = max(blocks, math.ceil((whole - 8 * blocks) / self._size))
+        else:
+            planes = max(blocks, (math.floor(whole) - 8 * (head + phase)) // self._size)
         empty = torch.empty(0, dtype=torch.uint8, device=device)
         return GridPayload(empty, n, dtype, offset, self._size, planes, head, phase_bytes=phase, stream=stream)

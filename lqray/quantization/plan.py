@@ -189,7 +189,8 @@ class CompressorPlan(Compressor):
             name, _, key = full.rpartition(_OF)
             parts.setdefault(name, {})[key] = value
         counted, own = parts.pop("", {}), self.compressors
-        if parts and set(parts) != set(own):
+        wanted = {name for name, one in own.items() if one.state_dict()}
+        if "updates" not in counted or set(parts) - set(own) or wanted - set(parts):
             differ = ", ".join(sorted(set(parts) ^ set(own)))
             raise ValueError(
                 f"the state is of the compressors {', '.join(parts)}; allowed: {', '.join(own)}. They differ in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,12 @@ class Quantizer(Compressor):
         seed: unsigned 64-bit, different for every worker. offset: unsigned 64-bit, different for every tensor and step.
         """
         ops.check_memory("encode", tensor=tensor)
-        return codec.encode(tensor, self.levels_on(tensor.device), self.coding, seed=seed, offset=offset)
+        return codec.encode(tensor, self.levels_on(tensor.device), self._encoding, seed=seed, offset=offset)
+
+    @property
+    def _encoding(self) -> Coding:
+        """Until levels are fitted to full buckets, what they lose least of is a short one under its own norm."""
+        return replace(self.coding, norm="l2") if self.coding.norm == "rms" and not self.fitted else self.coding
 
     def encode_at(self, tensor: Tensor, place: Place, *, seed: int, offset: int) -> LevelPayload:
         """`encode`; where `place` says so, with noise that is correlated over workers, each of whom stays unbiased."""
@@ -98,7 +104,7 @@ class Quantizer(Compressor):
             return self.encode(tensor, seed=seed, offset=offset)
         ops.check_memory("encode", tensor=tensor)
         levels = self.levels_on(tensor.device)
-        return codec.encode_correlated(tensor, levels, self.coding, place, seed=seed, offset=offset)
+        return codec.encode_correlated(tensor, levels, self._encoding, place, seed=seed, offset=offset)
 
     def template(self, n: int, offset: int) -> LevelPayload:
         """What `encode` makes of a float32 tensor (n,) that is not rotated, but for its bytes."""

@@ -121,7 +121,7 @@ class _Run:
         self._report = report
         if wires.exchange:
             wires.exchange.follow(self.optimizer)
-            if trial.telemetry.every:
+            if trial.telemetry.every and trial.telemetry.moments:
                 wires.exchange.keep_moments(moment_decay(trial.optimizer))
 
     def steps(
@@ -161,7 +161,8 @@ class _Run:
             final["time/seconds_per_step"] = self.seconds.value
         if not self.wires.baseline:  # what torch's hooks lose is not measured
             final["quantizer/mean_nmse"] = self.nmse.value if self.wires.exchange else 0.0
-            final["quantizer/mean_moment_nmse"] = self.moment_nmse.value if self.wires.exchange else 0.0
+            if self.trial.telemetry.moments:
+                final["quantizer/mean_moment_nmse"] = self.moment_nmse.value if self.wires.exchange else 0.0
             if self.nmse.left_out:
                 final["quantizer/mean_nmse_left_out"] = self.nmse.left_out
         if self.schedule.on_nonfinite == "skip":
@@ -281,7 +282,8 @@ class _Run:
         if self.wires.exchange:
             metrics |= quantizer_metrics(self.wires.exchange, self.group, self.device)
             self.nmse.add(metrics["quantizer/nmse"])
-            self.moment_nmse.add(metrics["quantizer/moment_nmse"])
+            if "quantizer/moment_nmse" in metrics:
+                self.moment_nmse.add(metrics["quantizer/moment_nmse"])
         if self.wires.decision and not iteration:
             metrics |= self.wires.decision.metrics()
         if self.schedule.on_nonfinite == "skip":

@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 
 import lqray
 from lqray.communication import GradientExchange
 from lqray.experiment import names
 from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import create
 from tests.communication.test_rounding import N, gradient
@@ -126,3 +128,33 @@ def test_blocks_start_anew_at_every_layer(inner):
     assert first[0] == second[0]
     assert first[1] == sum(payload_bytes("allocated", n, inner) for n in (600, 30, 90, 3)) + 4
     assert first[2] > 0
+
+
+@pytest.mark.parametrize("inner", ["rounding", "dither", "slopes"])
+def test_grids_are_not_fed_back_scaled(inner):
+    """What is sent cannot be brought nearer: fed back, it would grow without an error."""
+    trial = {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 1, "batch_size": 8},
+        "quantizer": {"method": "allocated", "inner": inner, "bits": 3.0},
+        "exchange": {"error_feedback": "scaled"},
+    }
+    with pytest.raises(ValidationError, match="error_feedback: true or false, or quantizer.inner: eden"):
+        Trial.model_validate(trial)
+    assert not create("allocated", bits=3.0, inner=inner).can_be_scaled
+    assert create("allocated", bits=3.0).can_be_scaled
+
+
+@pytest.mark.parametrize("inner", ["rounding", "dither", "slopes"])
+@pytest.mark.parametrize("n", [64, 128, 256, 1000])
+def test_what_is_fed_back_of_short_tensors_stays_bounded(inner, n):
+    """At two bits, which options allow: the head of a short tensor is not taken from its codes."""
+    random = torch.Generator().manual_seed(n)
+    quantizer = create("allocated", bits=2.0, inner=inner, exponent=1.0)
+    residual = torch.zeros(n)
+    for step in range(200):
+        corrected = torch.randn(n, generator=random) + residual
+        residual = corrected - quantizer.decode(quantizer.encode(corrected, seed=1, offset=step))
+    assert float(residual.square().mean().sqrt()) < 20

@@ -38,7 +38,8 @@ def measured(group, decay, state=None, first=0, **options):
         mean = exchange.exchange([gradients(step)], 0).wait()
         v = v if decay is None else decay * v + (1 - decay) * mean.double().square()
     exchange.close()
-    root = (v / (1 - (decay or 0) ** 4)).sqrt() + 1e-8
+    root = (v / (1 - (decay or 0) ** 4)).sqrt()
+    root = torch.maximum(root, 0.01 * root.square().mean().sqrt()) + 1e-8
     lost = mean.double() - gradients(3).double()
     by_hand = float((lost / root).square().sum() / (gradients(3).double() / root).square().sum())
     return exchange, by_hand, exchange.moment_nmse, kept

@@ -33,6 +33,8 @@ def payload_bytes(method: str, n: int, inner: str = "eden") -> int:
     if method == "allocated":  # two bits a coordinate
         seed_or_phase = {"eden": 8, "rounding": 0}.get(inner, 4)
         head = seed_or_phase + 4 + 4 * -(-buckets // 4)
+        if inner != "eden" and n < 4096:  # the head but for norms comes on top
+            return head + 8 * max(buckets, -(-(2 * n - 8 * buckets) // 64)) if n else 0
         return head + 8 * max(buckets, (2 * n - 8 * head) // 64) if n else 0
     if method in ("mxfp4", "mxfp8"):
         return 4 * -(-words // 4) + 4 * (4 if method == "mxfp4" else 8) * words

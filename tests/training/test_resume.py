@@ -31,7 +31,7 @@ METHODS = {
     "scatter": {
         "quantizer": {"method": "amq", "bucket_size": 64, "update_at": [2, 9], "sampling": "fresh", "samples": 2},
         "exchange": {"reduction": "scatter_reduce", "buckets": "layer"},
-        "telemetry": {"every": 4, "samples": 2},
+        "telemetry": {"every": 4, "samples": 2, "moments": True},
     },
     "bits by parameter": {
         "quantizer": {
@@ -45,7 +45,7 @@ METHODS = {
             "samples": 2,
         },
         "exchange": {"error_feedback": True, "buckets": "layer", "skip": ["norm"], "quantize_from": 1},
-        "telemetry": {"every": 4, "samples": 2},
+        "telemetry": {"every": 4, "samples": 2, "moments": True},
     },
     "adam": {
         "quantizer": {"method": "full_precision"},

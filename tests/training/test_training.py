@@ -98,9 +98,17 @@ def test_reports_of_a_run():
     assert reports[-1].metrics == metrics
     assert metrics["test/accuracy"] > 0.85
     assert 0 < metrics["quantizer/mean_nmse"] < 5
-    assert 0 < metrics["quantizer/mean_moment_nmse"] < 100
+    assert "quantizer/mean_moment_nmse" not in metrics
     levels = [report.metrics["quantizer/level/1"] for report in reports if "quantizer/level/1" in report.metrics]
     assert len(set(levels)) >= 2
+
+
+def test_what_is_lost_as_adam_weighs_it_is_measured_where_it_is_asked_for():
+    metrics, reports = run(trial(telemetry={"every": 10, "moments": True}))
+    assert 0 < metrics["quantizer/mean_moment_nmse"] < 100
+    found = [one.metrics["quantizer/moment_nmse"] for one in reports if "train/loss" in one.metrics]
+    assert len(found) == 6
+    assert all(0 < each < 100 for each in found)
 
 
 def test_a_run_is_not_reported_as_done_before_its_last_exchanges_were_checked(monkeypatch):

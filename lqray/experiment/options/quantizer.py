@@ -50,6 +50,10 @@ class CompressorOptions(QuantizerOptions):
         well be."""
         return None
 
+    def why_not_scaled(self) -> str | None:
+        """The reason why decoded values cannot be scaled by what is sent; None where they can."""
+        return None
+
 
 class OwnMethodOptions(OwnPart, CompressorOptions):
     """A compressor of a user's own: a class of `lqray.quantization.Compressor`, made of its options, or a `Method` of
@@ -165,6 +169,10 @@ class AllocatedOptions(RotatedOptions):
         width = one_number(self.bits) - 8 / self.bucket_size
         why = f"blocks have {width:.4g} bits on average, and what is lost in those of one bit grows from step to step"
         return f"{why}; allowed: at least {least}, of bits - 8 / bucket_size" if width < least else None
+
+    def why_not_scaled(self) -> str | None:
+        """See `CompressorOptions.why_not_scaled`."""
+        return None if self.inner == "eden" else "a norm of a byte is no factor that brings a grid nearer"
 
 
 class BucketOptions(CompressorOptions):

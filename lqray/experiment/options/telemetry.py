@@ -15,6 +15,9 @@ class TelemetryOptions(Section):
     samples: int = Field(default=0, ge=0, le=MOST_SAMPLES)
     """Extra gradients of each worker at a measurement, from which the variance of the gradient and of the quantized one
     are estimated (10 in the paper); 0: none, and no such metrics."""
+    moments: bool = False
+    """Also the error of what was sent as Adam weighs it. Every step then averages squares of its means, 4 bytes a
+    parameter, which checkpoints keep."""
 
     @model_validator(mode="after")
     def _variance_needs_two(self) -> TelemetryOptions:
