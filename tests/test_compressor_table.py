@@ -156,3 +156,29 @@ def test_the_bound_of_blocks_of_unlike_variance(benchmarks):
     np.testing.assert_allclose(bound, [2 / 16 / (1 + 1 / 16), 2 * (1 / 4) / 16 / (1 + 1 / 16)], rtol=1e-9)
     short = np.concatenate([np.ones(128), np.full(32, 1e-6)])
     assert gradients.block_gaussian_nmse(short[None], np.array([1.6]))[0] == pytest.approx(4.0**-2, rel=1e-6)
+
+
+def committed(method, **options):
+    """NMSE in the committed table, of the ResNet-8."""
+    rows = json.loads((ROOT / "benchmarks/results/compressors.json").read_text())["figures"]["rows"]
+    wanted = options.items()
+    (found,) = [
+        row["nmse"]
+        for row in rows
+        if row["gradients"].startswith("ResNet-8") and row["method"] == method and wanted <= row["options"].items()
+    ]
+    return found
+
+
+def test_with_the_papers_own_levels_its_order_comes_back():
+    """docs/methods.md; Faghri et al. 2020, variances of ResNet-32: alq 1.6, amq 2.4, qsgd_inf 4.5, terngrad 13, nuqsgd
+    128."""
+    own, size = {"solver": "original", "bits": 3}, {"bucket_size": 8192}
+    errors = [
+        committed("alq", **own, **size),
+        committed("amq", **own, **size),
+        committed("qsgd_inf", bits=3, **size),
+        committed("terngrad", **size),
+        committed("nuqsgd", bits=3, **size),
+    ]
+    assert errors == sorted(errors)
