@@ -164,9 +164,11 @@ class Trial(Section):
 
     def flat(self) -> dict[str, Any]:
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
-        before it was there do not have is left out: empty mappings, such as options of a reduction that has none, and
-        `metrics` where there are none."""
+        before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
+        `metrics` where there are none, and levels that are shared."""
         flat = flatten(self.config())
+        if flat.get("quantizer.levels") == "shared":
+            del flat["quantizer.levels"], flat["quantizer.levels_from"]
         return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}
 
     def params(self) -> dict[str, str]:
