@@ -1,7 +1,7 @@
 """What every compressor makes of real gradients: python benchmarks/compressors.py [--missing | FILE of `lqray capture`]
 
 --missing: only gradients that the results lack, beside the rows that there are, whose times stand for all. Without
-files, gradients of a ResNet-8, an MLP and a byte transformer are captured first; all takes about ten minutes.
+files, gradients of a ResNet-8, an MLP and a byte transformer are captured first; all takes about two minutes.
 Of every method of lqray's, at every number of bits, with every bucket size and inner variant that it has:
 
 bits: sent for each coordinate, all bytes of a payload counted. nmse: of one worker's vector, of gradients that it was

@@ -1,22 +1,13 @@
 // The operators of lqray/ops/grids.py for CPU tensors: checks, memory, threads; the work is grids.h's.
 #include <memory>
 
+#include "bind_blocks.h"
 #include "bind_cpu.h"
 #include "grids.h"
 
 namespace lqray::bind {
 
 namespace {
-
-template <typename T>
-const T* const_numbers_of(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-void check_kind(const char* op, const char* name, const Tensor& tensor, ScalarType dtype, int64_t size) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype && tensor.numel() == size, op, ": ", name,
-                  " is not what it must be, or not of ", size, " elements on the CPU");
-}
 
 // What widths and begins say of the codes, which a caller of torch.ops.lqray, or the network, may have made up.
 void check_widths(const char* op, const Tensor& norms, const Tensor& widths, const Tensor& begins, int64_t rows,
@@ -26,24 +17,23 @@ void check_widths(const char* op, const Tensor& norms, const Tensor& widths, con
                       (block_size & (block_size - 1)) == 0,
                   op, ": block_size is ", block_size, "; allowed: a power of two from 32 to 8192");
   const int64_t blocks = rows * ceil_divide(n, block_size);
-  check_kind(op, "norms", norms, ScalarType::Float, blocks);
-  check_kind(op, "widths", widths, ScalarType::Byte, blocks);
-  check_kind(op, "begins", begins, ScalarType::Long, blocks);
+  check_kind(op, "norms", norms, ScalarType::Float, blocks, norms);
+  check_kind(op, "widths", widths, ScalarType::Byte, blocks, norms);
+  check_kind(op, "begins", begins, ScalarType::Long, blocks, norms);
   const uint8_t* width = const_bytes_of(widths);
   const int64_t* first = const_numbers_of<int64_t>(begins);
   bool within = true;
-  for (int64_t i = 0; i < blocks; ++i)
-    within = within && width[i] <= kMostWidth && first[i] >= 0 && first[i] <= planes - width[i];
+  for (int64_t i = 0; i < blocks; ++i) within = within && lies_within(width[i], first[i], planes);
   STD_TORCH_CHECK(within, op, ": blocks' codes lie outside of the ", planes, " planes that there are");
 }
 
 // Nothing for uniform levels.
 std::unique_ptr<cpu::GridLevels> levels_of(const char* op, const std::optional<Tensor>& levels,
-                                           const std::optional<Tensor>& slopes) {
+                                           const std::optional<Tensor>& slopes, const Tensor& beside) {
   STD_TORCH_CHECK(levels.has_value() == slopes.has_value(), op, ": levels and slopes must be given together, or neither");
   if (!levels) return nullptr;
-  check_kind(op, "levels", *levels, ScalarType::Float, kCentroids);
-  check_kind(op, "slopes", *slopes, ScalarType::Float, kCentroids);
+  check_kind(op, "levels", *levels, ScalarType::Float, kCentroids, beside);
+  check_kind(op, "slopes", *slopes, ScalarType::Float, kCentroids, beside);
   const Tensor level = dense(*levels), slope = dense(*slopes);
   return std::make_unique<cpu::GridLevels>(cpu::make_grid_levels(floats_of(level), floats_of(slope)));
 }
@@ -61,7 +51,7 @@ Tensor grid_encode(const Tensor& x, const Tensor& norms, const Tensor& widths, c
   const Tensor flat = dense(x), numbers = dense(norms), wide = dense(widths), first = dense(begins);
   const cpu::Input input = input_of(op, flat);
   check_widths(op, numbers, wide, first, 1, input.n, block_size, planes);
-  const auto tables = levels_of(op, levels, slopes);
+  const auto tables = levels_of(op, levels, slopes, norms);
   const int64_t bytes = planes * (block_size / 8);
   Tensor codes = empty(x, {bytes}, ScalarType::Byte);
   std::fill_n(bytes_of(codes), bytes, uint8_t{0});
@@ -92,9 +82,9 @@ Tensor grid_decode_sum(const Tensor& codes, const Tensor& norms, const Tensor& w
   const Tensor numbers = dense(norms), wide = dense(widths), first = dense(begins);
   const int64_t plane = std::max<int64_t>(1, block_size / 8);
   check_widths(op, numbers, wide, first, count, n, block_size, bytes / plane);
-  const auto tables = levels_of(op, levels, slopes);
+  const auto tables = levels_of(op, levels, slopes, norms);
   STD_TORCH_CHECK(!tables || phases, op, ": levels with slopes need phases");
-  if (phases) check_kind(op, "phases", *phases, ScalarType::Int, count);
+  if (phases) check_kind(op, "phases", *phases, ScalarType::Int, count, codes);
   const Tensor flat_phases = phases ? dense(*phases) : numbers;
   const cpu::GridRows from{const_bytes_of(rows),
                            count,
@@ -117,8 +107,8 @@ Tensor grid_decode_sum(const Tensor& codes, const Tensor& norms, const Tensor& w
 std::tuple<Tensor, Tensor, Tensor> ceiling_codes(const Tensor& norms, const Tensor& scales) {
   const char* op = "ceiling_codes";
   const int64_t blocks = norms.numel();
-  check_kind(op, "norms", norms, ScalarType::Float, blocks);
-  check_kind(op, "scales", scales, ScalarType::Float, kNormSteps);
+  check_kind(op, "norms", norms, ScalarType::Float, blocks, norms);
+  check_kind(op, "scales", scales, ScalarType::Float, kNormSteps, norms);
   const Tensor flat = dense(norms), steps = dense(scales);
   const float *from = floats_of(flat), *step = floats_of(steps);
   Tensor eighths = empty(norms, {blocks}, ScalarType::Int), largest = empty(norms, {1}, ScalarType::Int);
@@ -127,13 +117,11 @@ std::tuple<Tensor, Tensor, Tensor> ceiling_codes(const Tensor& norms, const Tens
   share(blocks, 4, [&](int64_t begin, int64_t end) { cpu::ceiling_eighths(from, step, exponents, begin, end); });
   const int32_t most = blocks ? *std::max_element(exponents, exponents + blocks) : kNothing;
   uint8_t* out = bytes_of(codes);
-  float table[256], *numbers = static_cast<float*>(meant.mutable_data_ptr());
+  float table[kNormCodes], *numbers = static_cast<float*>(meant.mutable_data_ptr());
   cpu::ceilings(most > kNothing ? most : 0, step, table);
   share(blocks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t code = std::max<int32_t>(1, kMostNorm + exponents[i] - most);
-      const bool number = exponents[i] > kNothing;
-      out[i] = static_cast<uint8_t>(number ? code : from[i] != from[i] ? kNotANumber : 0);
+      out[i] = static_cast<uint8_t>(norm_code_of(from[i], exponents[i], most));
       numbers[i] = table[out[i]];
     }
   });
@@ -143,16 +131,15 @@ std::tuple<Tensor, Tensor, Tensor> ceiling_codes(const Tensor& norms, const Tens
 
 Tensor ceilings(const Tensor& codes, const Tensor& largest, const Tensor& scales) {
   const char* op = "ceilings";
-  STD_TORCH_CHECK(codes.dim() == 2, op, ": codes has ", codes.dim(), " dimensions; allowed: 2");
+  check_rows(op, codes);
   const int64_t rows = codes.size(0), blocks = codes.size(1);
-  check_kind(op, "codes", codes, ScalarType::Byte, rows * blocks);
-  check_kind(op, "largest", largest, ScalarType::Int, rows);
-  check_kind(op, "scales", scales, ScalarType::Float, kNormSteps);
+  check_kind(op, "largest", largest, ScalarType::Int, rows, codes);
+  check_kind(op, "scales", scales, ScalarType::Float, kNormSteps, codes);
   const Tensor bytes = dense(codes), most = dense(largest), steps = dense(scales);
   Tensor out = empty(codes, {rows, blocks}, ScalarType::Float);
   float* to = static_cast<float*>(out.mutable_data_ptr());
   for (int64_t row = 0; row < rows; ++row) {
-    float meant[256];
+    float meant[kNormCodes];
     cpu::ceilings(const_numbers_of<int32_t>(most)[row], floats_of(steps), meant);
     share(blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = row * blocks + begin; i < row * blocks + end; ++i) to[i] = meant[const_bytes_of(bytes)[i]];

@@ -53,15 +53,19 @@ LQRAY_HD float power_of_two(int exponent) {
 
 LQRAY_HD int floor_divide(int a, int b) { return a / b - (a % b < 0); }
 
-// What a norm code stands for. An exponent that no encoder sends would overflow; it is as good as any other.
-LQRAY_HD float norm_meant(int code, int32_t largest, int drawn, const float* scales) {
+// What a norm code stands for: of kNormSteps `steps` one, times a power of two. An exponent that no encoder sends would
+// overflow; it is as good as any other.
+LQRAY_HD float norm_meant(int code, int32_t largest, const float* steps) {
   if (code == 0) return 0.0f;
   if (code == kNotANumber) return as_float(0x7fc00000u);
   const int32_t within = largest < -(1 << 16) ? -(1 << 16) : largest > (1 << 16) ? 1 << 16 : largest;
   const int eighths = code - kMostNorm + within, power = floor_divide(eighths, kNormSteps);
   const int half = floor_divide(power, 2);  // two factors: a subnormal norm is beyond one power of float32
-  const float step = scales[drawn * kNormSteps + (eighths - kNormSteps * power)];
-  return step * power_of_two(half) * power_of_two(power - half);
+  return steps[eighths - kNormSteps * power] * power_of_two(half) * power_of_two(power - half);
+}
+
+LQRAY_HD float norm_meant(int code, int32_t largest, int drawn, const float* scales) {
+  return norm_meant(code, largest, scales + drawn * kNormSteps);
 }
 
 // Whether a block's codes lie within the planes that there are. What a kernel cannot refuse, it must not touch.

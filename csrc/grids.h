@@ -45,6 +45,6 @@ void grid_decode_sum(const GridRows& from, int64_t n, int64_t block_size, float 
 // The least e with scales[e mod 8] * 2^floor(e / 8) at least a norm, kNothing for zero and NaN: blocks [begin, end).
 void ceiling_eighths(const float* norms, const float* scales, int32_t* eighths, int64_t begin, int64_t end);
 // What every code stands for, beside the largest norm's exponent.
-void ceilings(int32_t largest, const float* scales, float (&meant)[256]);
+void ceilings(int32_t largest, const float* scales, float (&meant)[kNormCodes]);
 
 }  // namespace lqray::cpu

@@ -35,12 +35,6 @@ struct Plain {
 constexpr int kBias = 127;
 constexpr int kLiftBits = 24;
 
-float power_of_two(int exponent) {
-  return as_float(static_cast<uint32_t>(std::min(127, std::max(-126, exponent)) + kBias) << 23);
-}
-
-int floor_divide(int a, int b) { return a / b - (a % b < 0); }
-
 }  // namespace
 
 GridLevels make_grid_levels(const float* levels, const float* slopes) {
@@ -99,17 +93,10 @@ void ceiling_eighths(const float* norms, const float* scales, int32_t* eighths, 
   }
 }
 
-void ceilings(int32_t largest, const float* scales, float (&meant)[256]) {
-  // Exponents that no encoder sends would overflow; they are as good as any other.
-  const int32_t exponent = std::min(1 << 16, std::max(-(1 << 16), largest));
-  meant[0] = 0.0f;
-  for (int code = 1; code < kNotANumber; ++code) {
-    const int eighths = code - kMostNorm + exponent, power = floor_divide(eighths, kNormSteps);
-    const int half = floor_divide(power, 2);
-    const float value = scales[eighths - kNormSteps * power] * power_of_two(half) * power_of_two(power - half);
-    meant[code] = std::min(value, std::numeric_limits<float>::max());
-  }
-  meant[kNotANumber] = as_float(0x7fc00000u);
+void ceilings(int32_t largest, const float* scales, float (&meant)[kNormCodes]) {
+  for (int code = 0; code < kNotANumber; ++code)
+    meant[code] = std::min(norm_meant(code, largest, scales), std::numeric_limits<float>::max());
+  meant[kNotANumber] = norm_meant(kNotANumber, largest, scales);
 }
 
 }  // namespace lqray::cpu

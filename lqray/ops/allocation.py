@@ -86,12 +86,19 @@ def _norm_codes(
     known = norms.nan_to_num(nan=0.0)
     bits = (known * dithers[drawn]).view(torch.int32)
     eighths = STEPS * ((bits >> 23) - _EXPONENT_BIAS) + torch.bucketize(bits & 0x7FFFFF, edges, right=True)
-    eighths = torch.where(known > 0, eighths, NOTHING).to(torch.int32)
+    largest, codes = norm_codes(norms, eighths)
+    return largest, codes, _meant(codes, largest, scales, drawn)
+
+
+def norm_codes(norms: Tensor, eighths: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of the exponents `eighths` (G,) of norms (G,), int32 (1,), 0 where no norm has one; the norms' codes
+    beside it, uint8 (G,)."""
+    known = norms > 0  # not of NaN
+    eighths = torch.where(known, eighths, NOTHING).to(torch.int32)
     largest = eighths.amax(dim=0, keepdim=True) if eighths.numel() else eighths.new_full((1,), NOTHING)
     codes = (MOST_NORM + eighths - largest).clamp(min=1)
-    codes = torch.where(known > 0, codes, 0).masked_fill(norms.isnan(), NOT_A_NUMBER).to(torch.uint8)
-    largest = torch.where(largest > NOTHING, largest, 0).to(torch.int32)
-    return largest, codes, _meant(codes, largest, scales, drawn)
+    codes = torch.where(known, codes, 0).masked_fill(norms.isnan(), NOT_A_NUMBER).to(torch.uint8)
+    return torch.where(largest > NOTHING, largest, 0).to(torch.int32), codes
 
 
 def _norms(codes: Tensor, largest: Tensor, scales: Tensor, seeds: Tensor, offset: int) -> Tensor:
@@ -103,10 +110,16 @@ def _norms(codes: Tensor, largest: Tensor, scales: Tensor, seeds: Tensor, offset
 
 
 def _meant(codes: Tensor, largest: Tensor, scales: Tensor, drawn: Tensor) -> Tensor:
+    return norms_meant(codes, largest, lambda step: scales[drawn, step])
+
+
+def norms_meant(codes: Tensor, largest: Tensor, scale_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """What norm codes stand for beside the largest exponent: float32 of their shape. scale_of: step -> its scale, of
+    int64 of that shape from 0 to 7."""
     eighths = codes.to(torch.int64) - MOST_NORM + largest.to(torch.int64)
     power = torch.div(eighths, STEPS, rounding_mode="floor")
     half = torch.div(power, 2, rounding_mode="floor")  # two factors: a subnormal norm is beyond one power of float32
-    values = scales[drawn, eighths - STEPS * power] * power_of_two(half) * power_of_two(power - half)
+    values = scale_of(eighths - STEPS * power) * power_of_two(half) * power_of_two(power - half)
     return torch.where(codes == 0, 0.0, values).masked_fill(codes == NOT_A_NUMBER, torch.nan)
 
 

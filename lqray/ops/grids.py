@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lqray.ops import reference
-from lqray.ops.allocation import MOST_NORM, NOT_A_NUMBER, NOTHING, STEPS, power_of_two
+from lqray.ops.allocation import STEPS, norm_codes, norms_meant
 from lqray.ops.checks import (
     check_dense,
     check_input,
@@ -149,21 +149,12 @@ def _ceiling_codes(norms: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tenso
     bits = torch.where(small, known * 2.0**_LIFT_BITS, known).view(torch.int32)
     mantissas = ((bits & 0x7FFFFF) | 0x3F800000).view(torch.float32)
     eighths = STEPS * ((bits >> 23) - 127 - _LIFT_BITS * small) + torch.bucketize(mantissas, scales)
-    eighths = torch.where(known > 0, eighths, NOTHING).to(torch.int32)
-    largest = eighths.amax(dim=0, keepdim=True) if eighths.numel() else eighths.new_full((1,), NOTHING)
-    codes = (MOST_NORM + eighths - largest).clamp(min=1)
-    codes = torch.where(known > 0, codes, 0).masked_fill(norms.isnan(), NOT_A_NUMBER).to(torch.uint8)
-    largest = torch.where(largest > NOTHING, largest, 0).to(torch.int32)
+    largest, codes = norm_codes(norms, eighths)
     return largest, codes, _ceilings(codes[None], largest, scales)[0]
 
 
 def _ceilings(codes: Tensor, largest: Tensor, scales: Tensor) -> Tensor:
-    eighths = codes.to(torch.int64) - MOST_NORM + largest.to(torch.int64)[:, None]
-    power = torch.div(eighths, STEPS, rounding_mode="floor")
-    half = torch.div(power, 2, rounding_mode="floor")  # two factors: a subnormal norm is beyond one power of float32
-    values = scales[eighths - STEPS * power] * power_of_two(half) * power_of_two(power - half)
-    values = values.clamp(max=_FLOAT32_MAX)
-    return torch.where(codes == 0, 0.0, values).masked_fill(codes == NOT_A_NUMBER, torch.nan)
+    return norms_meant(codes, largest[:, None], lambda step: scales[step]).clamp(max=_FLOAT32_MAX)
 
 
 def _grid_encode(

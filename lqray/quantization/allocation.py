@@ -77,3 +77,23 @@ def unbiasing(block_size: int) -> Tensor:
         kept = [(weight * z * own[np.searchsorted(edges, z * ratio, side="right")]).sum() / ratio for ratio in v]
         factors.append(1 / float(np.mean(kept)))
     return torch.tensor(factors, dtype=torch.float64).to(torch.float32)
+
+
+_LARGEST_BYTES = 4
+
+
+def head_bytes(blocks: int) -> int:
+    """Bytes of what `write_norms` writes."""
+    return _LARGEST_BYTES + blocks + -blocks % 4
+
+
+def write_norms(largest: Tensor, codes: Tensor) -> Tensor:
+    """The largest exponent, int32 (1,), little-endian, norm codes (G,) uint8, and zeros up to a multiple of 4."""
+    return torch.cat([largest.view(torch.uint8), codes, codes.new_zeros(-codes.numel() % 4)])
+
+
+def read_norms(rows: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """What `write_norms` wrote at the beginning of rows (W, bytes): largest exponents, int32 (W,), and norm codes,
+    uint8 (W, G)."""
+    largest = rows[:, :_LARGEST_BYTES].clone(memory_format=torch.contiguous_format).view(torch.int32).view(-1)
+    return largest, rows[:, _LARGEST_BYTES : _LARGEST_BYTES + blocks].contiguous()

@@ -20,7 +20,6 @@ from lqray.quantization.eden import BlockPayload, Blocks
 from lqray.quantization.payload import Payload
 from lqray.quantization.place import PHASE_BYTES, SHARED_SEED, Place, read_phases, write_phase
 
-_LARGEST_BYTES = 4
 _SHORT = 4096
 """Coordinates of a tensor below which its largest norm, padding and phase come on top of its bits: they would leave
 every block one bit, with which error feedback grows."""
@@ -86,9 +85,8 @@ class AllocatedGrids(Blocks):
         widths, begins = block_widths(codes[None], order, like.planes_of_codes)
         noise = self._noise(place, seed, offset)
         found = grid_encode(x, norms, widths[0], begins[0], *self._pair(grid), like.planes_of_codes, self._size, noise)
-        head = [largest.view(torch.uint8), codes, codes.new_zeros(-like.blocks % 4)]
         phase = [write_phase(noise.phase, x.device)] if self._dithered else []
-        return replace(like, buffer=torch.cat([*head, *phase, found]))
+        return replace(like, buffer=torch.cat([allocation.write_norms(largest, codes), *phase, found]))
 
     def decode_mean(self, payloads: Tensor, like: Payload) -> Tensor:
         """See `Compressor.decode_mean`."""
@@ -97,8 +95,7 @@ class AllocatedGrids(Blocks):
         if not like.n:
             return torch.empty(0, dtype=like.dtype, device=payloads.device)
         scales, order, *grid = self.tensors_on(payloads.device)
-        largest = payloads[:, :_LARGEST_BYTES].clone(memory_format=torch.contiguous_format).view(torch.int32).view(-1)
-        codes = payloads[:, _LARGEST_BYTES : _LARGEST_BYTES + like.blocks].contiguous()
+        largest, codes = allocation.read_norms(payloads, like.blocks)
         widths, begins = block_widths(codes, order, like.planes_of_codes)
         mean = grid_decode_sum(
             payloads[:, like.begin :],
@@ -128,7 +125,7 @@ class AllocatedGrids(Blocks):
 
     def _template(self, n: int, dtype: torch.dtype, offset: int, stream: int, device: torch.device) -> GridPayload:
         blocks = -(-n // self._size)
-        head, phase = _LARGEST_BYTES + blocks + -blocks % 4, PHASE_BYTES if self._dithered else 0
+        head, phase = allocation.head_bytes(blocks), PHASE_BYTES if self._dithered else 0
         whole = one_number(self.options.bits) * n
         if n < _SHORT:
             planes = max(blocks, math.ceil((whole - 8 * blocks) / self._size))

@@ -228,6 +228,9 @@ def test_each_number_of_bits_has_its_own_statistics_levels_and_state(group):
     np.testing.assert_array_equal(fresh.statistics_table(), table)
     with pytest.raises(ValueError, match=r"the compressors 2_bits, 8_bits, 3_bits; allowed: 2_bits, 3_bits\. They"):
         create("alq_inf", bits={"0.weight": 2, "default": 3}, **SMALL).load_state_dict(plan.state_dict())
+    for state in ({}, create("alq_inf", bits=3, **SMALL).state_dict()):
+        with pytest.raises(ValueError, match="allowed: 2_bits, 8_bits, 3_bits"):
+            fresh.load_state_dict(state)
 
 
 def test_levels_of_a_parameter_are_those_that_it_alone_would_be_fitted_to(group):

@@ -208,6 +208,37 @@ def test_an_exchange_that_was_told_of_no_optimizer_says_so(group):
     exchange.close()
 
 
+def test_an_optimizer_before_any_parameter_is_known_is_refused(group):
+    """Else nothing would ever be divided."""
+    options = ExchangeOptions(precondition="optimizer")
+    exchange = GradientExchange(Quantizer.create("eden", bits=2, bucket_size=64), options, group, [1])
+    with pytest.raises(RuntimeError, match=r"follow comes after exchange\.attach"):
+        exchange.follow(adam()[1])
+    exchange.close()
+
+
+def measured_step(**options) -> float:
+    """NMSE of the step after Adam's first."""
+    model, optimizer = adam()
+    inputs = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    model(inputs).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    exchange = lqray.attach(ddp, "eden", bits=2, bucket_size=64, **options)
+    exchange.follow(optimizer)
+    exchange.measure_next_step()
+    ddp(inputs).square().sum().backward()
+    exchange.close()
+    return exchange.nmse
+
+
+def test_a_step_that_sends_all_of_it_measures_what_would_be_sent(group):
+    sent = measured_step(precondition="optimizer")
+    assert measured_step(precondition="optimizer", quantize_from=5) == sent
+    assert measured_step() != pytest.approx(sent, rel=0.01)
+
+
 def under_adam(rank, start=None, divided=True):
     """Eight steps of a network whose gradients are divided by Adam's moments: its weights after each, and all that is
     to be restored after four."""

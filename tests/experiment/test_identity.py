@@ -86,6 +86,16 @@ def test_what_changes_the_result_changes_the_id(change):
     assert Trial.model_validate({**CONFIG, **change}).id != Trial.model_validate(CONFIG).id
 
 
+def test_levels_that_are_shared_are_no_parameter_of_a_run():
+    """As in runs of before there were others: MLflow compares the first parameters that differ."""
+    chosen = [
+        Trial.model_validate(CONFIG | {"quantizer": {"method": "alq", "levels": kind}}) for kind in ("shared", "layer")
+    ]
+    shared, layer = (trial.flat() for trial in chosen)
+    assert not {"quantizer.levels", "quantizer.levels_from"} & set(shared)
+    assert (layer["quantizer.levels"], layer["quantizer.levels_from"]) == ("layer", 4)
+
+
 def test_where_files_are_does_not_change_the_id():
     """But augmentation does."""
     trials = [

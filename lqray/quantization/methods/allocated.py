@@ -21,8 +21,6 @@ from lqray.quantization.eden import LEAST_NORM, SEED_BYTES, BlockPayload, Rotate
 from lqray.quantization.grids import AllocatedGrids
 from lqray.quantization.payload import Payload
 
-_LARGEST_BYTES = 4
-
 
 class AllocatedEden(RotatedBlocks):
     """EDEN within blocks. A payload: the seed of the rotation (8 bytes), the largest norm's exponent in eighths
@@ -58,15 +56,13 @@ class AllocatedEden(RotatedBlocks):
         widths, begins = block_widths(codes[None], order, like.planes_of_codes)
         factors = torch.where(sent == 0, 0.0, 1.0 / sent.clamp(min=LEAST_NORM))
         found, _ = eden_encode(x, factors, widths[0], begins[0], table, like.planes_of_codes, self._size, seed, offset)
-        head = [write_seed(seed, x.device), largest.view(torch.uint8), codes, codes.new_zeros(-like.blocks % 4)]
+        head = [write_seed(seed, x.device), allocation.write_norms(largest, codes)]
         return replace(like, buffer=torch.cat([*head, found]))
 
     def read(self, rows: Tensor, like: BlockPayload) -> tuple[Tensor, Tensor, Tensor]:
         """See `RotatedBlocks.read`."""
         _, _, _, scales, order, factors = self.tensors_on(rows.device)
-        begin = SEED_BYTES + _LARGEST_BYTES
-        largest = rows[:, SEED_BYTES:begin].clone(memory_format=torch.contiguous_format).view(torch.int32).view(-1)
-        codes = rows[:, begin : begin + like.blocks].contiguous()
+        largest, codes = allocation.read_norms(rows[:, SEED_BYTES:], like.blocks)
         widths, begins = block_widths(codes, order, like.planes_of_codes)
         norms = block_norms(codes, largest, scales, read_seeds(rows), like.offset)
         return norms * factors[widths.to(torch.int64)], widths, begins
@@ -77,7 +73,7 @@ class AllocatedEden(RotatedBlocks):
 
     def _template(self, n: int, dtype: torch.dtype, offset: int, device: torch.device) -> BlockPayload:
         blocks = -(-n // self._size)
-        head = _LARGEST_BYTES + blocks + -blocks % 4
+        head = allocation.head_bytes(blocks)
         left = math.floor(one_number(self.options.bits) * n) - 8 * (SEED_BYTES + head)
         planes = max(blocks, left // self._size)
         return BlockPayload(
