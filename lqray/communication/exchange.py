@@ -45,6 +45,7 @@ from lqray.communication.preconditioner import Preconditioner, divided, finished
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
+from lqray.communication.wire.leaving import wait_for_gloo_at_exit
 from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
@@ -73,6 +74,7 @@ class GradientExchange(ExtraGradients, Measuring):
         seeds: Sequence[int],
         shared_seed: int = SHARED_SEED,
     ) -> None:
+        wait_for_gloo_at_exit()
         self.compressor = compressor
         self.volume = Volume()
         self._options = options

@@ -22,6 +22,7 @@ from lqray.communication.keywords import compressor_and_options, refuse_layers
 from lqray.communication.level_update import update_levels
 from lqray.communication.numbering import kept_seed, seed_to_keep
 from lqray.communication.scattering import start_reduce_scatter
+from lqray.communication.wire.leaving import wait_for_gloo_at_exit
 from lqray.communication.wire.parcel import CheckWords
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.seeding import derive_seed
@@ -38,6 +39,7 @@ class ShardedExchange:
 
     def __init__(self, compressor: Compressor, seed: int, modules: int, together: Place) -> None:
         """together: what the places of all ranks have in common."""
+        wait_for_gloo_at_exit()
         self.compressor = compressor
         self._together = together
         self.volume = Volume()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from lqray.cli import main
 from tests.testing.heads import free_port
 
+EXPERIMENTS = len(list((Path(__file__).parents[2] / "experiments").glob("*.yaml")))
 # What each prints where it works; FOLDER is one of the test's own.
 CALLS = {
     "expand": ("small.yaml", "lr0.05"),
@@ -32,7 +34,7 @@ CALLS = {
     "plot": ("small --kind curves --format svg --out FOLDER/figures", "small-curves.svg"),
     "relocate": ("", "Nothing to correct"),
     "doctor": ("", "MLflow store"),
-    "init": ("FOLDER/files", "13 experiment files written"),
+    "init": ("FOLDER/files", f"{EXPERIMENTS} experiment files written"),
 }
 SERVING = {"ui": ("small", "--no-browser"), "server": ("--workers", "1")}
 
