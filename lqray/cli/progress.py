@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lqray.experiment.foreign import rich_text
 from lqray.experiment.grid import NamedTrial
+from lqray.experiment.headline import Headline, headline_of, name_of, written
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.training.reports import Report
@@ -24,11 +25,12 @@ _PLAIN_SECONDS = 2.0
 class _Running:
     named: NamedTrial
     started: float
+    headline: Headline
     first_report: tuple[float, int] | None = None
     iteration: int = 0
     iterations: int = 0
     loss: float | None = None
-    accuracy: float | None = None
+    value: float | None = None
     printed: float = 0.0
 
     def eta(self, now: float) -> str:
@@ -71,7 +73,7 @@ class Progress:
     def started(self, named: NamedTrial, continued: bool) -> None:
         """See `lqray.orchestration.launchers.contract.Observer`."""
         with self._lock:
-            self._running[named.trial.id] = _Running(named, time.monotonic())
+            self._running[named.trial.id] = _Running(named, time.monotonic(), headline_of(named.trial.flat()))
         if not self._live:
             word = "continued" if continued else "started"
             self._console.print(f"{self._count()} {named.name}: {word}", highlight=False, markup=False)
@@ -97,7 +99,7 @@ class Progress:
             running.iteration = max(running.iteration, report.iteration)
             running.iterations = report.iterations
             running.loss = report.metrics.get("train/loss", running.loss)
-            running.accuracy = report.metrics.get("test/accuracy", running.accuracy)
+            running.value = report.metrics.get(running.headline.metric, running.value)
             due = not self._live and now - running.printed > _PLAIN_SECONDS
             if due:
                 running.printed = now
@@ -112,8 +114,9 @@ class Progress:
             running = self._running.pop(result.named.trial.id, None)
         took = f" in {time.monotonic() - running.started:.1f} s" if running else ""
         text = f"{self._count()} {result.named.name}: {result.status.lower()}{took}"
-        if "test/accuracy" in result.metrics:
-            text += f", accuracy {result.metrics['test/accuracy']:.2%}"
+        headline = running.headline if running else headline_of(result.named.trial.flat())
+        if headline.metric in result.metrics:
+            text += f", {_said(headline, result.metrics[headline.metric])}"
         if result.failure:
             text += f": {result.failure.error}"
         if result.stopped:
@@ -146,7 +149,13 @@ def _line(running: _Running, now: float) -> str:
     parts = [f"step {running.iteration}/{running.iterations or '?'}"]
     if running.loss is not None:
         parts.append(f"loss {running.loss:.4f}")
-    if running.accuracy is not None:
-        parts.append(f"accuracy {running.accuracy:.2%}")
+    if running.value is not None:
+        parts.append(_said(running.headline, running.value))
     parts.append(f"ETA {running.eta(now)}")
     return "  ".join(parts)
+
+
+def _said(headline: Headline, value: float) -> str:
+    """Of the test set; a loss is told from that of the training."""
+    name = name_of(headline.metric)
+    return f"{'test loss' if name == 'loss' else name} {written(headline.metric, value, digits=5)}"

@@ -44,7 +44,7 @@ def _known_formats(_context: click.Context, _parameter: click.Parameter, text: s
     show_default=True,
     help="json and csv carry run ids and unrounded numbers, latex is a booktabs table.",
 )
-@click.option("--metric", "metrics", multiple=True, help="Final metric to compare [default: test/accuracy].")
+@click.option("--metric", "metrics", multiple=True, help="Final metric to compare [default: the headline].")
 @click.option("--group-by", multiple=True, metavar="KEY", help="Parameter, or trial [default: what varies but seeds].")
 @click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
 @click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
@@ -138,7 +138,7 @@ def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) 
 @click.command()
 @click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
 @click.option("--kind", required=True, callback=_known_kind, help="Which figure, or all that the records allow.")
-@click.option("--metric", "metrics", multiple=True, help="Default: test/accuracy. Repeat it for panels.")
+@click.option("--metric", "metrics", multiple=True, help="Default: the headline. Repeat it for panels.")
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
 @shared.only
 @shared.where

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lqray.experiment.foreign import rich_text
+from lqray.experiment.headline import OF_TASKS, name_of
 from lqray.orchestration.recording.overview import STANDING, progress_of
 from lqray.store.runs import Run, latest_runs
 from lqray.store.tags import EARLY, FAILURE, PROGRESS, STOPPED
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SILENT_SECONDS = 60.0
-_SHOWN = ("test/accuracy", "train/loss")
+_SHOWN = (*dict.fromkeys(one.metric for one in OF_TASKS.values()), "train/loss")
+_WORDS = {"test/loss": "test loss", "train/loss": "loss"}
 
 
 def status_table(uri: str, experiments: Sequence[str]) -> Table:
@@ -60,7 +62,9 @@ def _row(run: Run, now: float) -> list[str]:
     last = ""
     if word in ("running", "silent"):
         known = {key: run.metrics[key] for key in _SHOWN if key in run.metrics}
-        last = "  ".join(f"{key.partition('/')[2]} {value:.4g}" for key, value in known.items())
+        if "test/accuracy" in known:
+            known.pop("test/loss", None)
+        last = "  ".join(f"{_WORDS.get(key, name_of(key))} {value:.4g}" for key, value in known.items())
     elif word == "failed":
         last = f"{run.tags.get(FAILURE, '')}: {run.error or ''}"[:90]
     else:

@@ -28,12 +28,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, UnknownTrialError, did_you_mean
+from lqray.experiment.headline import Headline, headline_of
 from lqray.experiment.id_set import IdSet
 from lqray.experiment.layout import Block, Layout, read_layout
 from lqray.experiment.naming import Namer
 from lqray.experiment.overrides import SOURCE, overridden
 from lqray.experiment.sampling import corner, draws, rounded
-from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
+from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial, flatten
 from lqray.experiment.unused import unused_options
 from lqray.experiment.validation import explain
 from lqray.experiment.yaml import Document, Path_, load, parse
@@ -87,8 +88,15 @@ class Experiment:
 
     @property
     def search(self) -> Search | None:
-        """What is searched beside the sweep, and how trials are stopped early."""
-        return self.layout.search
+        """What is searched beside the sweep, and how trials are stopped early; every metric is named."""
+        search = self.layout.search
+        return search.judged_by(self.headline) if search else None
+
+    @cached_property
+    def headline(self) -> Headline:
+        """By which metric the trials are judged: where several tasks are swept, that of the first."""
+        swept = {key: values[0] for key, values in self.axis_values.items() if key.startswith(("data.", "task."))}
+        return headline_of({**flatten(self.layout.base), **swept, **self.layout.overrides})
 
     def suggested(self, values: Mapping[str, Any]) -> NamedTrial:
         """The trial of one draw of an adaptive search: dotted keys to values. Raises ExperimentError."""

@@ -37,3 +37,8 @@ def optimizers() -> tuple[str, ...]:
 def reductions() -> tuple[str, ...]:
     """Ways to exchange payloads."""
     return names_in("communication/reductions")
+
+
+def tasks() -> tuple[str, ...]:
+    """What models are trained to do."""
+    return names_in("training/tasks")

@@ -33,6 +33,7 @@ _PLACES = {
     "data": "training.data",
     "optimizer": "training.optimizers",
     "exchange": "communication.reductions",
+    "task": "training.tasks",
 }
 _CARRIES_OUT = {"lqray.quantization.methods": "lqray.quantization.quantizer"}
 """A part that imports the one is a description, which the other carries out."""
@@ -49,6 +50,7 @@ def part_names(trial: Trial) -> tuple[tuple[str, str], ...]:
         ("optimizer", trial.optimizer.name),
         ("exchange", trial.exchange.reduction),
         *(("metric", reference) for reference in trial.metrics),
+        *([("task", trial.task.name)] if trial.task.name != "classification" else []),
     )
 
 

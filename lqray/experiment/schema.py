@@ -12,10 +12,11 @@ from pydantic_core import PydanticCustomError
 
 from lqray.experiment import names, parts
 from lqray.experiment.feedback import REMEDY, collision_problem, contraction_problem, described
+from lqray.experiment.headline import task_of_data
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.experiment.options.metrics import Metrics
+from lqray.experiment.options.metrics import Metrics, metric_name
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
 from lqray.experiment.options.own import OwnPart
@@ -25,6 +26,7 @@ from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.options.search import Search
 from lqray.experiment.options.section import MOST_SEED, MOST_WORKERS, Section, Variant
 from lqray.experiment.options.storage import Storage
+from lqray.experiment.options.task import TASK, ClassificationOptions, TaskOptions
 from lqray.experiment.options.telemetry import TelemetryOptions
 from lqray.experiment.options.tracking import Tracking
 
@@ -62,10 +64,12 @@ if TYPE_CHECKING:
     from lqray.experiment.options.model import ModelOptions as _Model
     from lqray.experiment.options.optimizer import OptimizerOptions as _Optimizer
     from lqray.experiment.options.quantizer import QuantizerOptions as _Quantizer
+    from lqray.experiment.options.task import TaskOptions as _Task
 else:
     _Data = _variants(DATA, names.datasets(), DataOptions, OwnDataOptions)
     _Model = _variants(MODEL, names.models(), ModelOptions, OwnModelOptions)
     _Optimizer = _variants(OPTIMIZER, names.optimizers(), DecayOptions, OwnOptimizerOptions)
+    _Task = _variants(TASK, names.tasks(), TaskOptions)
     _Quantizer = _variants(QUANTIZER, names.methods(), FixedLevelsOptions, OwnMethodOptions)
 
 
@@ -90,6 +94,17 @@ class Trial(Section):
     """Seed of initial weights, data order and stochastic rounding; methods with equal seeds see equal batches."""
     metrics: Metrics = ()
     """Functions of a user's own, `module:attribute`, whose means over the test set are recorded as test/NAME."""
+    task: _Task = ClassificationOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_is_that_of_the_data(cls, values: Any) -> Any:
+        task = values.get("task", {}) if isinstance(values, dict) else None
+        if not isinstance(task, dict) or "name" in task:
+            return values
+        data = values.get("data")
+        name = data.get("name") if isinstance(data, dict) else getattr(data, "name", None)
+        return {**values, "task": {"name": task_of_data(name), **task}}
 
     @model_validator(mode="before")
     @classmethod
@@ -139,6 +154,27 @@ class Trial(Section):
         return self
 
     @model_validator(mode="after")
+    def _headline_is_measured(self) -> Trial:
+        own = tuple(map(metric_name, self.metrics))
+        known = [f"test/{name}" for name in (*self.task.METRICS, *own)]
+        headline, told = self.task.headline, self.task.higher_is_better
+        problem = None
+        if clash := sorted(set(own) & set(self.task.METRICS)):
+            allowed = f"functions of other names than {self.task.name} has: {', '.join(self.task.METRICS)}"
+            problem = "metrics", clash[0], allowed
+        elif headline is not None and headline not in known:
+            problem = "task.headline", headline, f"what is measured of the test set: {', '.join(known)}"
+        elif headline is None and told is not None:
+            problem = "task.higher_is_better", json.dumps(told), "null, or task.headline beside it"
+        elif headline in known[len(self.task.METRICS) :] and told is None:
+            problem = "task.higher_is_better", "null", f"true or false: what is better of {headline}, which is your own"
+        if problem:
+            key, found, allowed = problem
+            context = {"key": key, "found": found, "allowed": allowed}
+            raise PydanticCustomError("combination", "{allowed}", context)
+        return self
+
+    @model_validator(mode="after")
     def _preconditioning_by_the_optimizer_needs_its_moments(self) -> Trial:
         chosen = self.exchange.precondition == "optimizer" and self.exchange.trajectory == "quantized"
         if chosen and not isinstance(self.optimizer, AdamOptions | OwnOptimizerOptions):
@@ -165,8 +201,10 @@ class Trial(Section):
     def flat(self) -> dict[str, Any]:
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
         before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
-        `metrics` where there are none, and levels that are shared."""
+        `metrics` where there are none, levels that are shared, and a task that is plain classification."""
         flat = flatten(self.config())
+        if self.task.canonical_json == "{}":
+            flat = {key: value for key, value in flat.items() if not key.startswith("task.")}
         if flat.get("quantizer.levels") == "shared":
             del flat["quantizer.levels"], flat["quantizer.levels_from"]
         return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}

@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ACCURACY = "test/accuracy"
-"""By which trials are compared here."""
+from lqray.experiment.headline import ACCURACY, Headline
 
 
 @dataclass(frozen=True)
 class BestTrial:
-    """Of one method: the finished trial of highest test accuracy, and how many finished."""
+    """Of one method: the finished trial with the best headline metric, that value, and how many finished."""
 
     method: str
     name: str
-    accuracy: float
+    value: float
     finished: int
 
 
@@ -25,7 +24,8 @@ class Standing:
     """Of the trials of an experiment's file.
 
     question: the comment that the file begins with. axes: values by dotted key. counts: trials by state (finished,
-    running, failed, killed, not begun). best: of each method that has finished trials, the highest accuracy first.
+    running, failed, killed, not begun). best: of each method that has finished trials, the best first
+    by `headline`.
     command: of the launch that tells; time: seconds since the epoch. searched: a search suggests values of the axes.
     """
 
@@ -37,3 +37,4 @@ class Standing:
     command: str
     time: float
     searched: bool = False
+    headline: Headline = ACCURACY

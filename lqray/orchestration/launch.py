@@ -11,7 +11,7 @@ from lqray.experiment.grid import NamedTrial, experiment_from_text
 from lqray.experiment.part_files import own_digests
 from lqray.experiment.parts import places
 from lqray.experiment.plan import MOST_TRIALS, PublishedPlan
-from lqray.experiment.standing import ACCURACY, Standing
+from lqray.experiment.standing import Standing
 from lqray.experiment.store import storage_address
 from lqray.orchestration.code_version import training_code
 from lqray.orchestration.launchers.contract import (
@@ -233,7 +233,8 @@ class _Sweep:
         done = [one.named for one in self.plan.trials] + [result.named for result in self.ran.results]
         known = {named.trial.id: named for named in done}
         try:
-            summary.look_again(latest_runs(self.plan.uri, launch.experiment, TAGS, [ACCURACY]), list(known.values()))
+            metric = self.plan.experiment.headline.metric
+            summary.look_again(latest_runs(self.plan.uri, launch.experiment, TAGS, [metric]), list(known.values()))
             summary.tell(now=True)
         except Exception as error:
             _log.warning("the description of %s is not current: %s", launch.experiment, error)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lqray.experiment.errors import did_you_mean
 from lqray.experiment.foreign import whole_number
+from lqray.experiment.headline import ACCURACY, Headline, common_headline, higher_is_better
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import in_order
 from lqray.reporting.selection import (
@@ -126,7 +127,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups in the order of methods. keys: those that tell them apart. target: of the first metric."""
+    """Groups in the order of methods. keys: those that tell them apart. target: of the first metric. headline: by which
+    the trials are judged."""
 
     keys: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -134,6 +136,7 @@ class Comparison:
     target: float | None
     last: int
     groups: tuple[Group, ...]
+    headline: Headline = ACCURACY
 
 
 def compare_groups(
@@ -148,13 +151,14 @@ def compare_groups(
 ) -> Comparison:
     """Compare the latest attempts of trials. records: at most one a trial; of MISSING ones only their params count.
 
-    metrics: final values to compare, by default test/accuracy. group_by: parameters, or their endings, by default
-    those that vary; `trial` for each trial on its own. baseline: a method, by default full_precision where it is among
-    the runs. histories: False leaves out what needs them (best, last, to_target), and reads none. Raises
-    UnknownKeyError.
+    metrics: final values to compare, by default that by which the trials are judged. group_by: parameters, or their
+    endings, by default those that vary; `trial` for each trial on its own. baseline: a method, by default
+    full_precision where it is among the runs. histories: False leaves out what needs them (best, last, to_target), and
+    reads none. Raises UnknownKeyError.
     """
-    reported = metrics_of(records) or {"test/accuracy"}
-    chosen = tuple(resolved(name, reported, "metric") for name in metrics) or ("test/accuracy",)
+    headline = common_headline(one.params for one in records)
+    reported = metrics_of(records) or {headline.metric}
+    chosen = tuple(resolved(name, reported, "metric") for name in metrics) or (headline.metric,)
     keys = keys_of(records, group_by)
     methods = in_order(one.method for one in records)
     if baseline is None:
@@ -171,14 +175,23 @@ def compare_groups(
             tuple(members),
             Counter(one.state for one in members),
             {
-                name: _measured(name, members, read.get(name, {}), against, target if not index else None, costs, last)
+                name: _measured(
+                    name,
+                    higher_is_better(name, headline),
+                    members,
+                    read.get(name, {}),
+                    against,
+                    target if not index else None,
+                    costs,
+                    last,
+                )
                 for index, name in enumerate(chosen)
             },
             _costs(members),
         )
         for values, members in grouped(records, keys)
     ]
-    return Comparison(keys, chosen, baseline, target, last, tuple(groups))
+    return Comparison(keys, chosen, baseline, target, last, tuple(groups), headline)
 
 
 def spread(values: Mapping[str, float]) -> Spread:
@@ -194,11 +207,6 @@ def spread(values: Mapping[str, float]) -> Spread:
     return Spread(values, mean, std, mean - half, mean + half)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Accuracies and signal-to-noise ratios; of all else less is better."""
-    return metric.endswith(("accuracy", "snr"))
-
-
 def _histories(uri: str, records: Sequence[Run], key: str) -> dict[str, History]:
     """Of the finished runs, by experiment one query."""
     found: dict[str, History] = {}
@@ -211,6 +219,7 @@ def _histories(uri: str, records: Sequence[Run], key: str) -> dict[str, History]
 
 def _measured(
     name: str,
+    higher: bool,
     members: Sequence[Run],
     read: Mapping[str, History],
     against: _Baseline | None,
@@ -225,7 +234,7 @@ def _measured(
         points, ended = read.get(one.run_id), final.get(one.run_id, 0.0)
         if points is not None:
             usable = points.values[np.isfinite(points.values)]
-            extreme = np.max if higher_is_better(name) else np.min
+            extreme = np.max if higher else np.min
             best[one.run_id] = float(extreme(usable)) if len(usable) else math.nan
             tail[one.run_id] = float(np.mean(points.values[-last:]))
         if not math.isfinite(ended):  # of which MLflow keeps no points, where it is NaN
@@ -235,7 +244,7 @@ def _measured(
     reached: dict[str, dict[str, float]] = {}
     if target is not None and progress:
         for one in finished:
-            at = _first_at(read.get(one.run_id), target, higher_is_better(name))
+            at = _first_at(read.get(one.run_id), target, higher)
             if at is not None:
                 reached[one.run_id] = progress.until(one, at)
     until = {

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from lqray.experiment.foreign import in_line, in_markdown, in_markdown_code
+from lqray.experiment.headline import written
 from lqray.experiment.standing import Standing
 
 STATES = ("finished", "running", "failed", "killed", "not begun")
@@ -30,12 +31,12 @@ def sweep_summary(standing: Standing) -> str:
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(standing.time))
     parts.append(f"**{total} {'trial' if total == 1 else 'trials'}**{f': {counts}' if counts else ''} ({clock})")
     if standing.best:
-        chosen = standing.best[:_MOST_METHODS]
+        chosen, metric = standing.best[:_MOST_METHODS], standing.headline.metric
         lines = [
-            f"- **{one.method}** {one.accuracy:.2%}: {in_markdown_code(one.name)}, of {one.finished} finished"
+            f"- **{one.method}** {written(metric, one.value)}: {in_markdown_code(one.name)}, of {one.finished} finished"
             for one in chosen
         ]
-        parts.append("Best test accuracy of each method:\n\n" + "\n".join(lines))
+        parts.append(f"Best {metric.replace('/', ' ')} of each method:\n\n" + "\n".join(lines))
     name = _cut(shlex.quote(in_line(standing.experiment).replace("`", "'")), _COMMAND)
     command = in_markdown_code(_cut(standing.command, _COMMAND))
     parts.append(f"```\nlqray report {name}\nlqray plot {name} --kind curves\n```\n\nlaunched by {command}")

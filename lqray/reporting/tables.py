@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lqray.experiment.digests import differ
 from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
+from lqray.experiment.headline import higher_is_better, written
 from lqray.reporting.comparison import Comparison, Group, Spread
 from lqray.reporting.methods import look
 from lqray.reporting.selection import METHOD
@@ -168,13 +169,11 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
 
 
 def _best_mean(comparison: Comparison, name: str) -> float:
-    from lqray.reporting.comparison import higher_is_better
-
     means = [group.metrics[name].final.mean for group in comparison.groups]
     known = [mean for mean in means if not math.isnan(mean)]
     if not known:
         return math.nan
-    return max(known) if higher_is_better(name) else min(known)
+    return max(known) if higher_is_better(name, comparison.headline) else min(known)
 
 
 def _of_cost(name: str, shape: Callable[[float], str]) -> _Cell:
@@ -182,10 +181,8 @@ def _of_cost(name: str, shape: Callable[[float], str]) -> _Cell:
 
 
 def _number(metric: str) -> Callable[[float], str]:
-    """How values of a metric are written: shares of examples in percent."""
-    if metric.endswith(("accuracy", "error")):
-        return lambda value: f"{100 * value:.2f}%"
-    return lambda value: f"{value:.4g}"
+    """How values of a metric are written."""
+    return lambda value: written(metric, value)
 
 
 def _mean(values: Spread, show: Callable[[float], str]) -> str:

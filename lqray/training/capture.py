@@ -87,7 +87,7 @@ def _gradients(trial: Trial, stepped: Stepped, samples: int) -> dict[str, Tensor
         for worker in range(trial.workers):
             seed = derive_seed(trial.seed, "captured", stepped.done, sample, worker)
             batch = stepped.dataset.train_batch(stepped.batches.indices(stepped.done + sample, worker), seed)
-            gradient = extra_gradient(stepped.network, trial.model, batch, seed)
+            gradient = extra_gradient(stepped.network, stepped.objective, batch, seed)
             rows.append({name: each.to("cpu", torch.float32) for name, each in gradient.items()})
     return {
         name: torch.stack([row[name] for row in rows]).view(samples, trial.workers, *rows[0][name].shape)

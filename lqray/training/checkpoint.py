@@ -57,7 +57,7 @@ class Checkpoints:
     object store.
 
     every: iterations from one to the next; the end of the run is always one. keep: how many of the last stay. The one
-    with the best test accuracy stays, too, as best.pt. run: what tells the run apart that they are of, in MLflow its
+    with the best headline metric stays, too, as best.pt. run: what tells the run apart that they are of, in MLflow its
     id; None for one that nobody records. continued: whether the run was begun before; then those that do not name any
     run, as earlier versions wrote them, are its own.
 

@@ -15,20 +15,24 @@ from lqray.experiment.parts import call, checked
 
 Split = Literal["train", "test"]
 Batch = tuple[Tensor, Tensor]
-"""Inputs, float32 (B, *shape), and their labels, int64 (B,), on the dataset's device."""
+"""Inputs (B, *shape), and what is wanted of them, (B, ...), on the dataset's device: images, float32, and their labels,
+int64 (B,); or tokens, int64 (B, T), and those that follow, int64 (B, T)."""
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Labelled examples for classification. Nothing here touches torch's global random state."""
+    """Examples, and what is wanted of them. Nothing here touches torch's global random state.
+
+    One that is not for classification says so in an attribute `task`, a name of `lqray.training.tasks`.
+    """
 
     @property
     def classes(self) -> int:
-        """How many labels there are: 0 to classes - 1."""
+        """How many labels, or tokens, there are: 0 to classes - 1; 1 where a number is wanted."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input."""
+    def shape(self) -> tuple[int, ...]:
+        """Of an input: (channels, height, width) of an image, (context,) of a text."""
 
     @property
     def train_examples(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +22,12 @@ from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Trial
 from lqray.quantization import compressor_of
 from lqray.quantization.compressor import near_square
-from lqray.training.known_data import known_data
+from lqray.training.dataset import load_dataset
+from lqray.training.known_data import KnownData, known_data
 from lqray.training.models import build_model
 from lqray.training.optimizers import build_optimizer
+
+_log = logging.getLogger(__name__)
 
 _FLOPS_PER_SECOND = 2e10
 _STEP_SECONDS = 3e-3
@@ -49,11 +53,11 @@ class Estimate:
 
 
 def estimate(trial: Trial, processes: int) -> Estimate | None:
-    """For a trial on so many processes; None for a dataset of which too little is known without its files, such as
-    those of a user's own, and for a model of a user's own that is not built without numbers. Raises UnfitTrialError for
-    a network that cannot be built, or does not take its data."""
-    data = known_data(trial.data)
-    known = _model(trial.model.model_dump_json(), data.shape, data.classes) if data else None
+    """For a trial on so many processes; None for a dataset that is not here, and for a model of a user's own that is
+    not built without numbers. A dataset of which too little is known without its files, such as those of a user's own,
+    is loaded. Raises UnfitTrialError for a network that cannot be built, or does not take its data."""
+    data = known_data(trial.data) or _loaded(trial.data.model_dump_json())
+    known = _model(trial.model.model_dump_json(), data.shape, data.classes, data.tokens) if data else None
     if data is None or known is None:
         return None
     sizes, flops = known
@@ -64,8 +68,23 @@ def estimate(trial: Trial, processes: int) -> Estimate | None:
     return Estimate(iterations, parameters, sent, 3 * flops * batch)
 
 
+@lru_cache(maxsize=16)
+def _loaded(config: str) -> KnownData | None:
+    """What a dataset says of itself; None where it cannot be loaded here."""
+    annotation: Any = Trial.model_fields["data"].annotation
+    try:
+        dataset = load_dataset(TypeAdapter(annotation).validate_json(config))
+        inputs, _ = dataset.train_batch(torch.zeros(1, dtype=torch.int64), 0)
+    except Exception as error:  # of a user's own part, whatever it is: a trial will say it in its own words
+        _log.debug("%s: %s", config, error)
+        return None
+    return KnownData(
+        tuple(dataset.shape), dataset.classes, dataset.train_examples, tokens=not inputs.is_floating_point()
+    )
+
+
 @lru_cache(maxsize=256)
-def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[_Sizes, float] | None:
+def _model(config: str, shape: tuple[int, ...], classes: int, tokens: bool) -> tuple[_Sizes, float] | None:
     """Trained parameters, and operations of a forward pass of one example; None where that takes numbers. Raises
     UnfitTrialError."""
     with torch.device("meta"):
@@ -75,22 +94,26 @@ def _model(config: str, shape: tuple[int, int, int], classes: int) -> tuple[_Siz
         counter = FlopCounterMode(display=False)
         try:
             with counter:
-                model.eval()(torch.empty(1, *shape))
+                model.eval()(torch.empty(1, *shape, dtype=torch.int64 if tokens else torch.float32))
         except NotImplementedError:  # an operator that has no shapes without numbers
             return _trained(model), 0.0
         except (RuntimeError, ValueError) as error:
             if _wants_numbers(error):
                 return _trained(model), 0.0
-            found = f"a model that does not take data of shape {shape} (channels, height, width): {error}"
+            found = f"a model that does not take data of shape {shape}{_named(shape)}: {error}"
             raise UnfitTrialError(f"model: found {found}; allowed: one that does, or other data") from error
     return _trained(model), counter.get_total_flops()
+
+
+def _named(shape: tuple[int, ...]) -> str:
+    return " (channels, height, width)" if len(shape) == 3 else ""
 
 
 def _wants_numbers(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
 
 
-def _built(config: str, shape: tuple[int, int, int], classes: int) -> nn.Module | None:
+def _built(config: str, shape: tuple[int, ...], classes: int) -> nn.Module | None:
     """A model without numbers; pretrained ones have no others. None for one of a user's own that wants them."""
     annotation: Any = Trial.model_fields["model"].annotation
     options = TypeAdapter(annotation).validate_json(config)
@@ -117,7 +140,7 @@ def check_network(trial: Trial) -> None:
     if data is None:
         return
     config = trial.model.model_dump_json()
-    _model(config, data.shape, data.classes)
+    _model(config, data.shape, data.classes, data.tokens)
     with torch.device("meta"):
         model = _built(config, data.shape, data.classes)
     if model is None:

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from lqray.experiment.options.model import ModelOptions
 from lqray.training.dataset import Batch
-from lqray.training.forward import logits, seed_pass
+from lqray.training.forward import Objective, seed_pass
 
 
 @contextmanager
@@ -25,18 +23,18 @@ def kept_buffers(network: nn.Module) -> Iterator[None]:
             buffer.copy_(buffers[name])
 
 
-def extra_gradient(network: nn.Module, options: ModelOptions, batch: Batch, seed: int) -> dict[str, Tensor]:
+def extra_gradient(network: nn.Module, objective: Objective, batch: Batch, seed: int) -> dict[str, Tensor]:
     """A worker's own gradient of the mean loss over a batch: a tensor for each parameter that is trained, zeros for
     those the loss does not depend on. No gradient is exchanged. seed: of dropout."""
     parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    inputs, labels = batch
-    devices = [inputs.device] if inputs.is_cuda else []
-    with torch.random.fork_rng(devices), kept_buffers(network):
-        seed_pass(seed, inputs.device)
-        loss = cross_entropy(logits(network, inputs, options), labels)
-        # torch.autograd.grad leaves .grad alone and so never starts DDP's exchange.
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if gradient is None else gradient
-        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
-    }
+    device = batch[0].device
+    sums: dict[str, Tensor] = {}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), kept_buffers(network):
+        seed_pass(seed, device)
+        for loss in objective.losses(network, batch):
+            # torch.autograd.grad leaves .grad alone and so never starts DDP's exchange.
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    sums[name] = sums[name] + gradient if name in sums else gradient
+    return {name: sums[name] if name in sums else torch.zeros_like(one) for name, one in parameters.items()}

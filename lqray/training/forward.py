@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from lqray.experiment.options.model import ModelOptions
+from lqray.training.dataset import Batch
+from lqray.training.tasks import Task
 
 
 def prepared(network: nn.Module, options: ModelOptions) -> nn.Module:
@@ -26,10 +31,28 @@ def seed_pass(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[index].manual_seed(seed)
 
 
-def logits(model: nn.Module, inputs: Tensor, options: ModelOptions) -> Tensor:
-    """float32 (B, classes) for inputs (B, C, H, W)."""
-    if options.channels_last:
+def outputs(model: nn.Module, inputs: Tensor, options: ModelOptions) -> Tensor:
+    """float32 (B, ...) for inputs (B, ...): what the model gives, or its `logits` where it gives an object of several
+    things, as models of Hugging Face's transformers do."""
+    if options.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=options.amp == "bf16"):
-        out: Tensor = model(inputs)
-    return out.float()
+        out = model(inputs)
+    given: Tensor = getattr(out, "logits", out)
+    return given.float()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is made smaller: a task's loss of a batch, computed in `pieces` one after the other to save memory."""
+
+    task: Task
+    options: ModelOptions
+    pieces: int = 1
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        """Shares () of the pieces in the mean loss over a batch, their sum; to be gone backward through before the next
+        one is asked for."""
+        inputs, targets = batch
+        for part, wanted in zip(inputs.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
+            yield self.task.loss(outputs(model, part, self.options), wanted) / self.pieces

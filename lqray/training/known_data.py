@@ -11,12 +11,14 @@ from lqray.experiment.schema import Trial
 
 @dataclass(frozen=True)
 class KnownData:
-    """shape: (channels, height, width) of an input. examples: for training; exact: whether there are always so many."""
+    """shape: of an input, such as (channels, height, width). examples: for training; exact: whether there are always so
+    many. tokens: whether inputs are int64, else float32."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     examples: int
     exact: bool = True
+    tokens: bool = False
 
 
 _DATASETS = {

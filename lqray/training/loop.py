@@ -14,11 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import check_replicas, naming_lost_ranks, naming_stalled_ranks
-from lqray.experiment.options.metrics import metric_name
+from lqray.experiment.headline import headline_of
 from lqray.experiment.part_options import load_metric
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
@@ -27,12 +25,13 @@ from lqray.training.checkpoint import Checkpoints
 from lqray.training.dataset import Batch, Dataset, Split, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
-from lqray.training.forward import logits, prepared, seed_pass
+from lqray.training.forward import Objective, prepared, seed_pass
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError, all_finite, diverged
 from lqray.training.optimizers import build_optimizer, lr_ratios, moment_decay
 from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
+from lqray.training.tasks import build_task
 from lqray.training.telemetry import PhaseTimer, RunningMean, Spent, density_snapshot, quantizer_metrics, wire_metrics
 from lqray.training.variance import variance_metrics
 from lqray.training.wires import Wires, connect
@@ -51,16 +50,17 @@ class Stepped:
     done: int
     iterations: int
     network: nn.Module
+    objective: Objective
     dataset: Dataset
     batches: Batches
 
 
 @dataclass
 class Progress:
-    """What a run knows of itself beside its tensors; saved with them. skipped: steps left out, `in_row` of them just
-    now. lost: metrics whose latest value is NaN."""
+    """What a run knows of itself beside its tensors; saved with them. best: largest score of its headline metric so
+    far. skipped: steps left out, `in_row` of them just now. lost: metrics whose latest value is NaN."""
 
-    best_accuracy: float = -1.0
+    best: float = -math.inf
     skipped: int = 0
     in_row: int = 0
     lost: tuple[str, ...] = ()
@@ -112,6 +112,8 @@ class _Run:
         self.iterations = self.schedule.iterations
         self.optimizer = build_optimizer(trial.optimizer, self.network)
         self.lr_ratios = lr_ratios(self.optimizer, trial.optimizer.lr)
+        self.objective = Objective(build_task(trial.task, dataset), trial.model, trial.schedule.accumulate)
+        self.headline = headline_of(trial.flat())
         self.metrics = {reference: load_metric(reference) for reference in trial.metrics}
         self.timer, self.progress = PhaseTimer(device), Progress()
         self.seconds, self.spent = RunningMean(), Spent(device)
@@ -143,7 +145,7 @@ class _Run:
             if checkpoints and done % checkpoints.every == 0 and done < self.iterations:
                 self.save(done, checkpoints)
             if after_step:
-                after_step(Stepped(done, self.iterations, self.network, self.dataset, self.batches))
+                after_step(Stepped(done, self.iterations, self.network, self.objective, self.dataset, self.batches))
             if stop and done < self.iterations and (evaluated or done % _STOP_EVERY == 0) and self.agreed(stop):
                 if checkpoints:
                     self.save(done, checkpoints)
@@ -189,7 +191,7 @@ class _Run:
         started = time.perf_counter()
         variances = {}
         if measured and trial.telemetry.samples:
-            variances = variance_metrics(trial, wires, self.dataset, self.batches, iteration)
+            variances = variance_metrics(trial, wires, self.objective, self.dataset, self.batches, iteration)
         self.timer.begin_step(measured)
         self.spent.begin_step()
 
@@ -236,21 +238,23 @@ class _Run:
         """
         wires = self.wires
         first, last = worker == wires.workers[0], worker == wires.workers[-1]
-        inputs, labels = batch
         seed_pass(derive_seed(self.trial.seed, "forward", iteration, worker), self.device)
         with ExitStack() as stack:
             if not first:
                 stack.enter_context(kept_buffers(wires.model))
-            if not last and isinstance(wires.model, DistributedDataParallel):
-                stack.enter_context(wires.model.no_sync())
-            with self.timer.timed("forward"):
-                loss = cross_entropy(logits(wires.model, inputs, self.trial.model), labels)
-            with self.timer.timed("backward"):
-                # A quantized exchange takes the workers' gradients one by one; any other takes their mean.
-                (loss if wires.exchange else loss / len(wires.workers)).backward()
+            losses = self.objective.losses(wires.model, batch)
+            total = torch.zeros((), device=self.device)
+            for piece in range(1, self.objective.pieces + 1):
+                with wires.pass_of(last and piece == self.objective.pieces):
+                    with self.timer.timed("forward"):
+                        loss = next(losses)
+                    with self.timer.timed("backward"):
+                        # A quantized exchange takes the workers' gradients one by one; any other takes their mean.
+                        (loss if wires.exchange else loss / len(wires.workers)).backward()
+                total += loss.detach()
         if wires.exchange and not last:
             wires.exchange.set_aside()
-        return loss.detach()
+        return total
 
     def update_levels(self, iteration: int) -> None:
         exchange, workers = self.wires.exchange, self.wires.workers
@@ -260,7 +264,7 @@ class _Run:
             chosen = self.batches.extra_indices(iteration, sample, worker)
             seed = derive_seed(self.trial.seed, "extra forward", iteration, sample, worker)
             batch = self.dataset.train_batch(chosen, seed)
-            exchange.observe(extra_gradient(self.network, self.trial.model, batch, seed), workers.index(worker))
+            exchange.observe(extra_gradient(self.network, self.objective, batch, seed), workers.index(worker))
         exchange.update_levels()
 
     def skip(self, iteration: int, loss: Tensor, buffers: dict[str, Tensor]) -> None:
@@ -299,11 +303,10 @@ class _Run:
         metrics: dict[str, float] = {}
         for split in splits:
             own = self.metrics if split == "test" else {}
-            means = evaluate(self.network, self.trial.model, self.dataset, split, self.group, self.device, own)
+            found = evaluate(self.network, self.objective, self.dataset, split, self.group, self.device, own)
             # train/loss is the loss of a step's own minibatch.
-            names = ["test/loss", "test/accuracy"] if split == "test" else ["train/full_loss", "train/accuracy"]
-            names += [f"test/{metric_name(reference)}" for reference in own]
-            metrics |= dict(zip(names, means, strict=True))
+            names = {"loss": "train/full_loss"} if split == "train" else {}
+            metrics |= {names.get(name, f"{split}/{name}"): value for name, value in found.items()}
         return metrics
 
     def report(self, iteration: int, metrics: dict[str, float], evaluated: bool = False, **more: Any) -> None:
@@ -314,8 +317,9 @@ class _Run:
         self._report(Report(iteration, self.iterations, metrics, evaluated, examples=examples, **more))
 
     def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:
-        if metrics["test/accuracy"] > self.progress.best_accuracy:
-            self.progress.best_accuracy = metrics["test/accuracy"]
+        score = self.headline.score(metrics)
+        if score > self.progress.best:
+            self.progress.best = score
             if checkpoints:
                 self.save(done, checkpoints, best=True)
 
@@ -355,7 +359,10 @@ class _Run:
             self.optimizer.zero_grad()
         self.network.load_state_dict(shared["network"])
         self.optimizer.load_state_dict(shared["optimizer"])
-        self.progress = Progress(**shared["progress"])
+        progress = dict(shared["progress"])
+        if "best_accuracy" in progress:  # of runs of before there were other tasks
+            progress["best"] = progress.pop("best_accuracy")
+        self.progress = Progress(**progress)
         self.nmse.load_state_dict(shared["nmse"])
         self.moment_nmse.load_state_dict(shared.get("moment_nmse", RunningMean().state_dict()))
         self.seconds.load_state_dict(shared["seconds"])

@@ -126,6 +126,9 @@ def line(report: Report) -> str:
         "lr": "train/lr",
         "test loss": "test/loss",
         "test accuracy": "test/accuracy",
+        "perplexity": "test/perplexity",
+        "bits per byte": "test/bits_per_byte",
+        "excess loss": "test/excess_loss",
         "bits per coordinate": "wire/bits_per_coordinate",
         "NMSE": "quantizer/nmse",
     }

@@ -13,6 +13,7 @@ from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
 from lqray.training.dataset import Dataset
 from lqray.training.extra_gradients import extra_gradient
+from lqray.training.forward import Objective
 from lqray.training.wires import Wires
 
 
@@ -48,7 +49,7 @@ class Moments:
 
 
 def variance_metrics(
-    trial: Trial, wires: Wires, dataset: Dataset, batches: Batches, iteration: int
+    trial: Trial, wires: Wires, objective: Objective, dataset: Dataset, batches: Batches, iteration: int
 ) -> dict[str, float]:
     """From `telemetry.samples` gradients of each worker at the current parameters. Collective; leaves no trace.
 
@@ -66,7 +67,7 @@ def variance_metrics(
         for worker in wires.workers:
             chosen = batches.extra_indices(iteration, sample, worker, "telemetry")
             seed = derive_seed(trial.seed, "telemetry forward", iteration, sample, worker)
-            gradient = extra_gradient(wires.network, trial.model, dataset.train_batch(chosen, seed), seed)
+            gradient = extra_gradient(wires.network, objective, dataset.train_batch(chosen, seed), seed)
             if exchange:
                 own = exchange.quantized_part(gradient)
                 rounding = derive_seed(trial.seed, "telemetry rounding", sample, worker)

@@ -49,6 +49,16 @@ class Wires:
         if self.baseline:
             self.baseline.begin_step()
 
+    @contextmanager
+    def pass_of(self, last: bool) -> Iterator[None]:
+        """A forward and a backward pass; the last of a step's starts the exchange of gradients, the others add theirs
+        up."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            yield
+            return
+        with self.model.no_sync():
+            yield
+
     def finish(self) -> None:
         """Call after the last step. Raises as `GradientExchange.finish`."""
         if self.exchange:

@@ -33,7 +33,7 @@ def test_gradients_are_of_the_parameters_of_then_and_of_minibatches_to_come():
                 seed = derive_seed(chosen.seed, "captured", stepped.done, sample, worker)
                 indices = stepped.batches.indices(stepped.done + sample, worker)
                 batch = stepped.dataset.train_batch(indices, seed)
-                seen[stepped.done, sample, worker] = extra_gradient(stepped.network, chosen.model, batch, seed)
+                seen[stepped.done, sample, worker] = extra_gradient(stepped.network, stepped.objective, batch, seed)
 
     found = capture(chosen, Resources(), [3, 1, 3], samples=2)
     assert [one.iteration for one in found] == [1, 3]

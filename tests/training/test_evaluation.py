@@ -77,7 +77,7 @@ def test_a_mean_that_is_no_number_is_told_as_lost():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("mean", r"found values of the shape \(\) for 360 examples"),
+        ("mean", r"found values of the shape \(\) for 360 targets"),
         ("number", "makes a float.*allowed: a Tensor"),
         ("one", r"found a function of \(outputs\); allowed: one of \(outputs, targets\)"),
         ("CONSTANT", "found int 3; allowed: a function of"),

@@ -15,11 +15,13 @@ from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
 from lqray.training.dataset import load_dataset
 from lqray.training.extra_gradients import extra_gradient
+from lqray.training.forward import Objective
 from lqray.training.loop import DivergedError
 from lqray.training.models import build_model
 from lqray.training.optimizers import build_optimizer
 from lqray.training.reports import Report
 from lqray.training.schedule import learning_rate
+from lqray.training.tasks.classification import Classification
 from lqray.training.worker import run_worker
 from tests.testing.ranks import run_ranks
 
@@ -60,7 +62,9 @@ def test_extra_gradients_leave_no_trace():
     network[1].weight.grad = torch.ones_like(network[1].weight)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
-    gradients = extra_gradient(network, trial().model, dataset.train_batch(torch.arange(32), 0), seed=3)
+    gradients = extra_gradient(
+        network, Objective(Classification(10), trial().model), dataset.train_batch(torch.arange(32), 0), seed=3
+    )
     assert {name: g.shape for name, g in gradients.items()} == {n: p.shape for n, p in network.named_parameters()}
     assert any(g.abs().max() > 0 for g in gradients.values())
     assert torch.equal(torch.get_rng_state(), state)

@@ -19,6 +19,8 @@ class ScheduleOptions(Section):
     too."""
     batch_size: int = Field(ge=1, le=MOST_EXAMPLES)
     """Examples per worker and step: a step sees workers * batch_size of them."""
+    accumulate: int = Field(default=1, ge=1, le=MOST_EXAMPLES)
+    """Pieces that a worker's batch is computed in, one after the other, to save memory; batch_size is a multiple."""
     decay_at: Iterations = ()
     """Iterations at which the learning rate is multiplied by decay_rate."""
     decay_rate: float = Field(default=0.1, ge=SMALLEST, le=1)

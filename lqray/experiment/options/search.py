@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lqray.experiment.headline import Headline, higher_is_better
 from lqray.experiment.options.budget import with_pairs
 from lqray.experiment.options.section import (
     LARGEST,
@@ -18,14 +19,18 @@ from lqray.experiment.options.section import (
     Word,
 )
 
+HEADLINE = "headline"
+"""In the place of a metric: that by which trials are judged."""
+
 
 class EarlyStopping(Section):
     """ASHA (Li et al. 2020): at rungs of grace_period * reduction_factor**k iterations only the best 1/reduction_factor
     of the trials go on."""
 
-    metric: Word = "test/accuracy"
-    """Any reported metric."""
-    mode: Literal["max", "min"] = "max"
+    metric: Word = Field(default=HEADLINE, json_schema_extra={"founding": "test/accuracy"})
+    """Any reported metric; headline: that by which trials are judged (`task.headline`)."""
+    mode: Literal["max", "min"] | None = Field(default=None, json_schema_extra={"founding": "max"})
+    """max: more of the metric is better; null: what is better of the headline, else of an accuracy."""
     grace_period: int = Field(default=1, ge=1, le=MOST_ITERATIONS)
     """Iterations before a trial can be stopped."""
     reduction_factor: float = Field(default=4, ge=1.01, le=MOST_WORKERS)
@@ -70,9 +75,10 @@ class Search(Section):
     through Ray Tune; `pip install optuna`)."""
     samples: int = Field(default=10, ge=1, le=MOST_DRAWS)
     """Draws of the random sampler, or trials that Optuna suggests."""
-    metric: Word = "test/accuracy"
-    """What Optuna optimizes: any metric of the final evaluation."""
-    mode: Literal["max", "min"] = "max"
+    metric: Word = Field(default=HEADLINE, json_schema_extra={"founding": "test/accuracy"})
+    """What Optuna optimizes: any metric of the final evaluation; headline: that by which trials are judged."""
+    mode: Literal["max", "min"] | None = Field(default=None, json_schema_extra={"founding": "max"})
+    """As of early_stopping."""
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of the draws, which are a function of it, their number and the key."""
     space: dict[str, Domain] = {}  # noqa: RUF012  # pydantic copies it
@@ -89,6 +95,12 @@ class Search(Section):
             for key, domain in space.items()
         }
 
+    def judged_by(self, headline: Headline) -> Search:
+        """The same, with every metric and mode that was left open."""
+        stopping = self.early_stopping
+        judged = stopping and stopping.model_copy(update=_judged(stopping, headline))
+        return self.model_copy(update={**_judged(self, headline), "early_stopping": judged})
+
     @property
     def adaptive(self) -> bool:
         """Whether draws depend on results and are not known ahead."""
@@ -101,3 +113,8 @@ class Search(Section):
         if self.sampler == "grid" and any(domain.choice is None for domain in self.space.values()):
             raise ValueError("with sampler: grid every key of the space is a choice: [...]")
         return self
+
+
+def _judged(one: Search | EarlyStopping, headline: Headline) -> dict[str, str]:
+    metric = headline.metric if one.metric == HEADLINE else one.metric
+    return {"metric": metric, "mode": one.mode or ("max" if higher_is_better(metric, headline) else "min")}

@@ -11,7 +11,6 @@ from lqray.experiment.choice import chosen
 from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
-from lqray.experiment.standing import ACCURACY
 from lqray.experiment.store import absolute_store
 from lqray.orchestration.origins import NAMES, others
 from lqray.orchestration.plan.draws import stored_draws
@@ -124,7 +123,7 @@ def make_plan(experiment: Experiment, options: RunOptions) -> Plan:
     StoreAwayError."""
     uri = absolute_store(experiment.tracking.uri)
     patiently(lambda: check_usable(uri, experiment.name))
-    runs = patiently(lambda: latest_runs(uri, experiment.name, TAGS, [ACCURACY]))
+    runs = patiently(lambda: latest_runs(uri, experiment.name, TAGS, [experiment.headline.metric]))
     if experiment.adaptive and experiment.search:
         draws = patiently(lambda: stored_draws(uri, experiment))
         known = [planned(named, runs, False) for named, _, _ in draws.values()]

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_SHORT = {"accuracy": "test/accuracy", "loss": "train/loss"}
+from lqray.experiment.headline import SHORT
+
 _RULE = re.compile(r"(?P<metric>[\w/.-]+?)\s*(?P<sign>[<>])\s*(?P<value>[-+0-9.eE]+)(\s*@\s*(?P<step>\d+))?\Z")
 
 
@@ -38,7 +39,8 @@ class StopRule:
 
 
 def parse_stop_rule(text: str) -> StopRule:
-    """`NaN`, or `METRIC<VALUE@STEP` (or `>`; @STEP may be left out). `accuracy` is test/accuracy, `loss` train/loss.
+    """`NaN`, or `METRIC<VALUE@STEP` (or `>`; @STEP may be left out). `accuracy` is test/accuracy, `loss` train/loss;
+    so are other words of `lqray.experiment.headline.SHORT`.
 
     Raises StopRuleError.
     """
@@ -47,7 +49,7 @@ def parse_stop_rule(text: str) -> StopRule:
     found = _RULE.match(text.strip())
     try:
         if found:
-            metric = _SHORT.get(found["metric"], found["metric"])
+            metric = SHORT.get(found["metric"], found["metric"])
             return StopRule(metric, found["sign"], float(found["value"]), int(found["step"] or 0))
     except ValueError:
         pass

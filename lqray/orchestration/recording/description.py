@@ -52,4 +52,5 @@ def _model(trial: Trial) -> str:
         return str(options["architecture"])
     sizes = [str(options[key]) for key in ("depth", "width") if key in options]
     layers = options.get("layers") or options.get("channels") or ()
-    return "-".join([trial.model.name, *sizes, *map(str, layers)])
+    each = layers if isinstance(layers, tuple) else (layers,)
+    return "-".join([trial.model.name, *sizes, *map(str, each)])

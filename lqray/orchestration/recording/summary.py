@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from lqray.experiment.grid import Experiment, NamedTrial
-from lqray.experiment.standing import ACCURACY, BestTrial, Standing
+from lqray.experiment.standing import BestTrial, Standing
 from lqray.experiment.yaml import leading_comment
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.store.launches import Launch, describe_experiment
@@ -20,8 +20,8 @@ _EVERY_SECONDS = 5.0
 
 
 class SummaryWriter:
-    """Thread-safe. runs: of the experiment's trials in the store, by trial id, with `ACCURACY`. summary: a standing in
-    Markdown.
+    """Thread-safe. runs: of the experiment's trials in the store, by trial id, with their headline metrics. summary: a
+    standing in Markdown.
 
     The store is only written to: nothing is read again while a sweep runs.
     """
@@ -35,6 +35,7 @@ class SummaryWriter:
         summary: Callable[[Standing], str],
     ) -> None:
         self._launch, self._experiment, self._summary = launch, experiment, summary
+        self._headline = experiment.headline
         self._lock = threading.Lock()
         self._states: dict[str, str] = {}
         self._finished: dict[str, tuple[str, str, float | None]] = {}
@@ -51,7 +52,7 @@ class SummaryWriter:
     def ended(self, result: TrialResult) -> None:
         """A trial ended for good."""
         with self._lock:
-            self._end(result.named, result.status.lower(), result.metrics.get(ACCURACY))
+            self._end(result.named, result.status.lower(), result.metrics.get(self._headline.metric))
             self._changed = True
 
     def look_again(self, runs: Mapping[str, Run], trials: Sequence[NamedTrial]) -> None:
@@ -77,31 +78,34 @@ class SummaryWriter:
             raise
 
     def _see(self, named: NamedTrial, run: Run | None) -> None:
-        self._end(named, run.status.lower() if run else "not begun", run.metrics.get(ACCURACY) if run else None)
+        self._end(
+            named, run.status.lower() if run else "not begun", run.metrics.get(self._headline.metric) if run else None
+        )
 
-    def _end(self, named: NamedTrial, state: str, accuracy: float | None) -> None:
+    def _end(self, named: NamedTrial, state: str, value: float | None) -> None:
         trial_id = named.trial.id
         self._states[trial_id] = state
         self._finished.pop(trial_id, None)
         if state == "finished":
-            self._finished[trial_id] = named.trial.quantizer.method, named.name, accuracy
+            self._finished[trial_id] = named.trial.quantizer.method, named.name, value
 
     def _standing(self) -> Standing:
         methods: dict[str, list[tuple[str, float]]] = {}
-        for method, name, accuracy in self._finished.values():
-            if accuracy is not None and math.isfinite(accuracy):
-                methods.setdefault(method, []).append((name, accuracy))
-        best = []
+        for method, name, value in self._finished.values():
+            if value is not None and math.isfinite(value):
+                methods.setdefault(method, []).append((name, value))
+        best, sign = [], 1 if self._headline.higher else -1
         for method, own in methods.items():
-            name, accuracy = max(own, key=lambda one: one[1])
-            best.append(BestTrial(method, name, accuracy, len(own)))
+            name, value = max(own, key=lambda one: sign * one[1])
+            best.append(BestTrial(method, name, value, len(own)))
         return Standing(
             experiment=self._experiment.name,
             question=leading_comment(self._launch.source),
             axes=self._experiment.axis_values,
             counts=Counter(self._states.values()),
-            best=sorted(best, key=lambda one: -one.accuracy),
+            best=sorted(best, key=lambda one: -sign * one.value),
             command=self._launch.tags.get(COMMAND, ""),
             time=time.time(),
             searched=self._experiment.adaptive,
+            headline=self._headline,
         )

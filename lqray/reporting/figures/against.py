@@ -23,9 +23,9 @@ _POWERS_FROM = 64
 
 
 def draw_against(recordings: Recordings, options: Options, key: str, example: str) -> Figure:
-    """A panel for each metric, test/accuracy by default; the axis, a parameter `key`, in powers of two. A line for each
-    group, a little aside of those of others, error bars over its seeds; a group that does not have the parameter is a
-    horizontal line. Runs whose value is not finite are left out, and said to be.
+    """A panel for each metric, by default the headline; the axis, a parameter `key`, in powers of two. A line for
+    each group, a little aside of those of others, error bars over its seeds; a group that does not have the parameter
+    is a horizontal line. Runs whose value is not finite are left out, and said to be.
 
     example: a file of experiments/ that varies it. Raises NothingToDrawError, UnknownKeyError.
     """
@@ -43,7 +43,7 @@ def draw_against(recordings: Recordings, options: Options, key: str, example: st
             f"{key} does not vary: {found}; sweep it, as experiments/{example} does: matrix: {{{key}: [...]}}, or name "
             f"several experiments of different {name}"
         )
-    metrics = [recordings.metric(name) for name in options.metrics or ("test/accuracy",)]
+    metrics = recordings.shown(options.metrics)
     groups = [one for one in recordings.groups(options.group_by, without=(key,)) if one.finished]
     figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
     drawn: dict[str, Group] = {}

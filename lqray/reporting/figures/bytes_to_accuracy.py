@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lqray.experiment.headline import higher_is_better
 from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band
@@ -22,13 +23,13 @@ _TOTAL, _STEP = "wire/total_bytes_sent", "wire/bytes_sent"
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
-    """A panel for each metric, test/accuracy by default. Bytes are the mean over the runs of a group of
+    """A panel for each metric, by default the headline. Bytes are the mean over the runs of a group of
     wire/total_bytes_sent; of runs that have not recorded it (older ones) the mean of wire/bytes_sent times the step.
 
     target: a line there, and in the legend the bytes at which a group's mean first is there: from below where more is
     better (accuracies), else from above. Raises NothingToDrawError, UnknownKeyError.
     """
-    metrics = [recordings.metric(name) for name in options.metrics or ("test/accuracy",)]
+    metrics = recordings.shown(options.metrics)
     groups = recordings.groups(options.group_by)
     figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
     drawn: list[Curve] = []
@@ -46,7 +47,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         label_metric(panel, key, options)
         _bytes_axis(panel, curves)
         if options.target is not None:
-            notes |= _mark(panel, curves, options.target, higher=key.endswith(("accuracy", "snr")))
+            notes |= _mark(panel, curves, options.target, higher=higher_is_better(key, recordings.headline))
         drawn += curves
     legend(figure, entries(drawn, notes), band_note((one.group for one in drawn), map(is_logarithmic, metrics)))
     return figure

@@ -24,9 +24,9 @@ TAKES = frozenset({"metrics", "group_by", "smooth"})
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
-    """A panel for each metric, test/accuracy by default; variances on a logarithmic axis. Vertical lines where the
+    """A panel for each metric, by default the headline; variances on a logarithmic axis. Vertical lines where the
     learning rate drops. Raises NothingToDrawError, UnknownKeyError."""
-    metrics = [recordings.metric(name) for name in options.metrics or ("test/accuracy",)]
+    metrics = recordings.shown(options.metrics)
     groups = recordings.groups(options.group_by)
     found: list[tuple[str, list[Curve]]] = []
     for key in metrics:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from lqray.experiment.headline import Headline, common_headline
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import Look, look, numbered, shade
 from lqray.reporting.selection import METHOD, SEED, grouped, keys_of, metrics_of, resolved
@@ -71,6 +72,15 @@ class Recordings:
     def metric(self, name: str) -> str:
         """The reported metric that `name` is, or is the ending of. Raises UnknownKeyError, which lists them."""
         return resolved(name, metrics_of(self.records), "metric")
+
+    @property
+    def headline(self) -> Headline:
+        """By which the trials are judged."""
+        return common_headline(one.params for one in self.records)
+
+    def shown(self, names: Sequence[str]) -> list[str]:
+        """The reported metrics `names`, or without any the headline. Raises UnknownKeyError."""
+        return [self.metric(name) for name in names or (self.headline.metric,)]
 
     def reported(self, key: str) -> bool:
         """Whether some trial has the metric."""

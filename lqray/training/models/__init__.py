@@ -13,8 +13,8 @@ from lqray.experiment.part_options import chosen_part
 from lqray.experiment.parts import call, checked
 
 
-def build_model(options: ModelOptions, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The model that a trial names, for images of `shape` (channels, height, width) and `classes` logits.
+def build_model(options: ModelOptions, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The model that a trial names, for inputs of `shape` and `classes` logits.
 
     Raises PartError for one of a user's own that cannot be had.
     """

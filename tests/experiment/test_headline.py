@@ -1,0 +1,88 @@
+"""By which metric trials are judged."""
+
+import json
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from lqray.experiment.grid import read_experiment
+from lqray.experiment.headline import Headline, common_headline, headline_of, higher_is_better, name_of, written
+from lqray.experiment.schema import Trial
+
+BASE = {
+    "data": {"name": "digits"},
+    "model": {"name": "mlp"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "schedule": {"iterations": 3, "batch_size": 8},
+    "quantizer": {"method": "full_precision"},
+}
+
+
+def trial(**changes) -> Trial:
+    return Trial.model_validate(BASE | changes)
+
+
+def test_a_classifier_has_the_id_and_the_parameters_that_it_always_had():
+    plain = trial()
+    assert plain.id == trial(task={"name": "classification"}).id == trial(task={}).id
+    assert not [key for key in plain.flat() if key.startswith("task")]
+    assert trial(task={"label_smoothing": 0.1}).id != plain.id
+    assert headline_of(plain.flat()) == headline_of({}) == Headline("test/accuracy", higher=True)
+
+
+@pytest.mark.parametrize("name", ["language_modelling", "regression"])
+def test_losses_are_better_when_they_are_lower(name):
+    params = trial(task={"name": name}).params()
+    assert params["task.name"] == name
+    headline = headline_of(params)
+    assert headline == Headline("test/loss", higher=False)
+    assert headline.score({"test/loss": 1.0}) > headline.score({"test/loss": 2.0})
+    assert math.isnan(headline.score({}))
+
+
+def test_a_metric_of_ones_own_may_be_it():
+    own = trial(metrics=["my.metrics:f1"], task={"headline": "test/f1", "higher_is_better": True})
+    assert headline_of(own.params()) == Headline("test/f1", higher=True)
+    assert higher_is_better("test/f1", headline_of(own.params()))
+    assert not higher_is_better("test/f1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"task": {"headline": "test/f1"}}, "what is measured of the test set: test/loss, test/accuracy"),
+        ({"task": {"higher_is_better": True}}, "task.headline beside it"),
+        ({"metrics": ["my.m:f1"], "task": {"headline": "test/f1"}}, "true or false: what is better of test/f1"),
+        ({"metrics": ["my.m:perplexity"], "task": {"name": "language_modelling"}}, "functions of other names"),
+        ({"task": {"name": "clasification"}}, "classification"),
+    ],
+)
+def test_what_cannot_be_it_is_told(changes, told):
+    with pytest.raises(ValidationError, match=told):
+        trial(**changes)
+
+
+def test_a_search_takes_it_where_nothing_else_is_said(tmp_path):
+    file = tmp_path / "some.yaml"
+    search = {
+        "space": {"optimizer.lr": {"uniform": [0.1, 1.0]}},
+        "early_stopping": {"metric": "test/accuracy"},
+    }
+    base = {**BASE, "task": {"name": "regression"}}
+    file.write_text(json.dumps({"name": "some", "base": base, "search": search}))
+    found = read_experiment(file).search
+    assert (found.metric, found.mode) == ("test/loss", "min")
+    assert (found.early_stopping.metric, found.early_stopping.mode) == ("test/accuracy", "max")
+
+
+def test_several_tasks_are_judged_by_that_of_most():
+    texts, images = {"data.name": "text"}, {"data.name": "digits"}
+    assert common_headline([texts, images, texts]).metric == "test/loss"
+    assert common_headline([images, texts]) == common_headline([]) == Headline()
+
+
+def test_how_values_are_written():
+    assert written("test/accuracy", 0.98765) == "98.77%"
+    assert written("test/loss", 1.23456) == "1.235"
+    assert [name_of(one) for one in ("test/bits_per_byte", "train/loss")] == ["bits per byte", "train loss"]
