@@ -23,6 +23,9 @@ class DecayOptions(OptimizerOptions):
 
     weight_decay: float = Field(default=0.0, ge=0, le=LARGEST)
     """A penalty on squared weights: added to the averaged gradient by sgd and adam, apart from it by the others."""
+    decayed: Literal["all", "matrices"] = "all"
+    """What weight_decay is of: all parameters, or those of two or more dimensions alone, and so neither biases nor the
+    weights of norms."""
 
 
 class SgdOptions(DecayOptions):
