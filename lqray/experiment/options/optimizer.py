@@ -16,6 +16,9 @@ class OptimizerOptions(Variant):
     name: str
     lr: float = Field(ge=SMALLEST, le=LARGEST)
     """Learning rate at the start."""
+    clip_norm: float | None = Field(default=None, ge=SMALLEST, le=LARGEST)
+    """The averaged gradient of all parameters together is scaled down to this l2 norm where it is longer; null: as it
+    is."""
 
 
 class DecayOptions(OptimizerOptions):
