@@ -22,6 +22,7 @@ from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.training.batches import Batches
 from lqray.training.checkpoint import Checkpoints
+from lqray.training.clipping import clip, clipping_metrics
 from lqray.training.dataset import Batch, Dataset, Split, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.extra_gradients import extra_gradient, kept_buffers
@@ -119,6 +120,7 @@ class _Run:
         self.seconds, self.spent = RunningMean(), Spent(device)
         self.nmse, self.moment_nmse = RunningMean(), RunningMean()
         self.wire: dict[str, float] = {}
+        self.norm: Tensor | None = None
         self.snapshot: dict[str, Any] | None = None
         self._report = report
         if wires.exchange:
@@ -205,7 +207,10 @@ class _Run:
             loss = self.backward(iteration, feed)
             self.update_levels(iteration)
             stack.enter_context(self.timer.timed("optimizer"))
+            self.norm = None
             if all_finite(self.network):
+                if trial.optimizer.clip_norm is not None:
+                    self.norm = clip(self.network, trial.optimizer.clip_norm)
                 self.optimizer.step()
                 self.progress.in_row = 0
             elif self.schedule.on_nonfinite == "stop":
@@ -283,6 +288,8 @@ class _Run:
         volume = self.wires.volume()
         metrics = {"train/loss": mean_loss(loss, self.group), "train/lr": lr, **wire_metrics(volume), **variances}
         metrics |= self.timer.metrics()
+        if self.norm is not None and self.trial.optimizer.clip_norm is not None:
+            metrics |= clipping_metrics(self.norm, self.trial.optimizer.clip_norm)
         if self.wires.exchange:
             metrics |= quantizer_metrics(self.wires.exchange, self.group, self.device)
             self.nmse.add(metrics["quantizer/nmse"])

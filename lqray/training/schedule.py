@@ -9,7 +9,7 @@ from lqray.experiment.options.schedule import ScheduleOptions
 
 
 def in_iterations(schedule: ScheduleOptions, steps_per_epoch: int) -> ScheduleOptions:
-    """The same schedule, with `iterations` set and everything counted in them."""
+    """The same schedule, with `iterations` set and everything counted in them; shares of the run stay shares."""
     if schedule.epochs is None:
         return schedule
     return schedule.model_copy(
@@ -25,9 +25,16 @@ def in_iterations(schedule: ScheduleOptions, steps_per_epoch: int) -> ScheduleOp
 
 def learning_rate(start: float, schedule: ScheduleOptions, iteration: int) -> float:
     """The rate of the step `iteration`, counted from 0: `start`, lowered as `schedule.decay` says, and raised linearly
-    over the first `warm_up` steps: step i takes (i + 1) / warm_up of it. The schedule counts iterations."""
-    rising = min(1.0, (iteration + 1) / schedule.warm_up) if schedule.warm_up else 1.0
+    over the steps of the warm-up, n of them: step i takes (i + 1) / n of it. The schedule counts iterations."""
+    steps = schedule.warm_up or _steps(schedule, schedule.warm_up_share)
+    rising = min(1.0, (iteration + 1) / steps) if steps else 1.0
     return start * rising * _decay(schedule, iteration)
+
+
+def _steps(schedule: ScheduleOptions, share: float) -> int:
+    """A share of the run in iterations."""
+    assert schedule.iterations is not None
+    return round(share * schedule.iterations)
 
 
 def _decay(schedule: ScheduleOptions, iteration: int) -> float:
@@ -40,4 +47,9 @@ def _decay(schedule: ScheduleOptions, iteration: int) -> float:
         case "exponential":
             return float(schedule.decay_rate ** (iteration / (schedule.decay_every or schedule.iterations)))
         case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * iteration / schedule.iterations))
+            begin = _steps(schedule, schedule.warm_up_share)
+            done, steps = max(0, iteration - begin), max(1, schedule.iterations - begin)
+            left = 0.5 * (1.0 + math.cos(math.pi * done / steps))
+        case "wsd":
+            left = min(1.0, (schedule.iterations - iteration) / max(1, _steps(schedule, schedule.cooldown)))
+    return schedule.final_rate + (1.0 - schedule.final_rate) * left

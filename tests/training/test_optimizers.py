@@ -16,6 +16,8 @@ from lqray.training.worker import run_worker
 OPTIMIZERS = [
     *({"name": name, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.01} for name in names.optimizers()),
     {"name": "muon", "lr": 0.01, "adamw_lr": 0.002, "adjust_lr": "original"},
+    {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "decayed": "matrices"},
+    {"name": "muon", "lr": 0.01, "weight_decay": 0.1, "decayed": "matrices"},
     {"name": "torch.optim:RMSprop", "lr": 0.01, "options": {"alpha": 0.9, "momentum": 0.5}},
     {"name": "torch.optim:NAdam", "lr": 0.01, "weight_decay": 0.1},
     {"name": "torch.optim:AdamW", "lr": 0.01, "options": {"amsgrad": True}},
@@ -92,6 +94,37 @@ def test_muon_has_matrices_and_adamw_the_rest():
     shapes = [[tuple(one.shape) for one in group["params"]] for group in made.param_groups]
     assert shapes == [[(3, 4)], [(5, 4), (3, 2, 3, 3), (3,), (3,)]]
     assert lr_ratios(made, 0.02) == [1.0, 0.25]
+
+
+@pytest.mark.parametrize("name", names.optimizers())
+def test_weight_decay_is_of_all_or_of_matrices(name):
+    """Without any gradient but zero, decay is all that moves a weight; embeddings and convolutions are matrices."""
+    for decayed in ("all", "matrices"):
+        options = {"name": name, "lr": 0.1, "weight_decay": 0.5, "decayed": decayed}
+        net = network()
+        before = {name: one.detach().clone() for name, one in net.named_parameters()}
+        made = build_optimizer(trial(options).optimizer, net)
+        for one in net.parameters():
+            one.grad = torch.zeros_like(one)
+        made.step()
+        moved = {name for name, one in net.named_parameters() if not torch.equal(one, before[name])}
+        matrices = {"look.weight", "conv.weight", "one.weight"}
+        assert moved == (set(before) if decayed == "all" else matrices)
+        assert sorted(len(group["params"]) for group in made.param_groups) == (
+            ([5] if name != "muon" else [1, 4]) if decayed == "all" else ([2, 3] if name != "muon" else [1, 2, 2])
+        )
+        assert lr_ratios(made, 0.1) == [1.0] * len(made.param_groups)
+
+
+def test_groups_of_decay_keep_the_ratios_of_rates():
+    options = {"name": "muon", "lr": 0.02, "adamw_lr": 0.005, "decayed": "matrices"}
+    assert lr_ratios(build_optimizer(trial(options).optimizer, network()), 0.02) == [1.0, 0.25, 0.25]
+
+
+def test_a_network_of_matrices_alone_has_one_group():
+    options = trial({"name": "adamw", "lr": 0.02, "decayed": "matrices", "weight_decay": 0.1}).optimizer
+    only = build_optimizer(options, nn.Linear(2, 2, bias=False))
+    assert [group["weight_decay"] for group in only.param_groups] == [0.1]
 
 
 def test_muon_is_torchs_muon_and_adamw():

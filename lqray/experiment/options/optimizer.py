@@ -16,6 +16,9 @@ class OptimizerOptions(Variant):
     name: str
     lr: float = Field(ge=SMALLEST, le=LARGEST)
     """Learning rate at the start."""
+    clip_norm: float | None = Field(default=None, ge=SMALLEST, le=LARGEST)
+    """The averaged gradient of all parameters together is scaled down to this l2 norm where it is longer; null: as it
+    is."""
 
 
 class DecayOptions(OptimizerOptions):
@@ -23,6 +26,9 @@ class DecayOptions(OptimizerOptions):
 
     weight_decay: float = Field(default=0.0, ge=0, le=LARGEST)
     """A penalty on squared weights: added to the averaged gradient by sgd and adam, apart from it by the others."""
+    decayed: Literal["all", "matrices"] = "all"
+    """What weight_decay is of: all parameters, or those of two or more dimensions alone, and so neither biases nor the
+    weights of norms."""
 
 
 class SgdOptions(DecayOptions):

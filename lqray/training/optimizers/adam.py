@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from lqray.experiment.options.optimizer import AdamOptions
+from lqray.training.decayed import parameter_groups
 
 
 def build(options: AdamOptions, network: nn.Module) -> torch.optim.Adam:
     """torch.optim.Adam."""
     return torch.optim.Adam(
-        network.parameters(),
+        parameter_groups(network.parameters(), options),
         lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,

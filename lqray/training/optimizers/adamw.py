@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from lqray.experiment.options.optimizer import AdamWOptions
+from lqray.training.decayed import parameter_groups
 
 
 def build(options: AdamWOptions, network: nn.Module) -> torch.optim.AdamW:
     """torch.optim.AdamW."""
     return torch.optim.AdamW(
-        network.parameters(),
+        parameter_groups(network.parameters(), options),
         lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lqray.experiment.options.optimizer import LionOptions
+from lqray.training.decayed import parameter_groups
 
 
 class Lion(torch.optim.Optimizer):
@@ -15,7 +17,7 @@ class Lion(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
@@ -47,4 +49,9 @@ class Lion(torch.optim.Optimizer):
 
 def build(options: LionOptions, network: nn.Module) -> Lion:
     """Over all parameters."""
-    return Lion(network.parameters(), options.lr, (options.beta1, options.beta2), options.weight_decay)
+    return Lion(
+        parameter_groups(network.parameters(), options),
+        options.lr,
+        (options.beta1, options.beta2),
+        options.weight_decay,
+    )

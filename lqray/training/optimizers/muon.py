@@ -11,6 +11,7 @@ from torch import nn
 
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.optimizer import MuonOptions
+from lqray.training.decayed import parameter_groups
 
 
 class Together(torch.optim.Optimizer):
@@ -69,7 +70,7 @@ def build(options: MuonOptions, network: nn.Module) -> Together:
     if not others:
         return Together(muon)
     adamw = torch.optim.AdamW(
-        others,
+        parameter_groups(others, options),
         lr=options.adamw_lr or options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
