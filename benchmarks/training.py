@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import start_processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import gpt_steps
 from benchmarks.record import record
 from lqray.experiment.options.data import DataOptions
 from lqray.experiment.schema import Trial
@@ -70,7 +71,7 @@ def steps_of(method: str) -> float:
         lambda report: None,
         torch.device("cpu"),
         1,
-        after_step=lambda: stamps.append(time.perf_counter()),
+        after_step=lambda _: stamps.append(time.perf_counter()),
     )
     return statistics.median(after - before for before, after in itertools.pairwise(stamps[4:]))
 
@@ -160,6 +161,8 @@ def main() -> None:
     figures = {"overhead": run_pair(overhead), "data_path": run_pair(data_path)}
     with tempfile.TemporaryDirectory() as folder:
         figures["checkpoint"] = run_pair(checkpoints, folder)
+    figures["gpt_small"] = run_pair(gpt_steps.steps) | run_pair(gpt_steps.reading)
+    gpt = figures["gpt_small"]
     record(
         "training",
         figures,
@@ -170,6 +173,11 @@ def main() -> None:
             "crop and flip under 5% of a step": figures["data_path"]["share"] < 0.05,
             "checkpoint of ResNet-110 under 1 s": figures["checkpoint"]["save_seconds"] < 1,
             "resume of ResNet-110 under 1 s": figures["checkpoint"]["load_seconds"] < 1,
+            "step of the small GPT, 3 bits, at most 1.10 of full_precision's": (
+                max(gpt[f"{name}_3_bits_by_full_precision"] for name in ("alq", "eden", "allocated")) <= 1.10
+            ),
+            "step of lqray's loop at most 1.05 of one written by hand": gpt["loop_by_hand_written"] <= 1.05,
+            "text read 50 times as fast as it is trained on": gpt["read_by_trained"] >= 50,
         },
     )
 

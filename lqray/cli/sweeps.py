@@ -53,7 +53,7 @@ def expand(file: Path, shape: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Show what would run, what is done and what it would cost; run nothing.")
 @click.option("--max-failures", type=click.IntRange(1), help="Begin no further trial after so many failed.")
 @click.option(
-    "--stop-on", multiple=True, metavar="RULE", help="Stop a trial early: NaN, or for example accuracy<0.2@1000."
+    "--stop-on", multiple=True, metavar="RULE", help="Stop a trial early: NaN, accuracy<0.2@1000, loss>4@1000."
 )
 @click.option("--verbose", is_flag=True, help="Also show Ray's log lines.")
 def run(

@@ -6,9 +6,12 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from lqray.experiment import names
+from lqray.experiment.options.model import TorchvisionOptions
 from lqray.testing import dataset_suite, model_suite
+from lqray.training.models import build_model
 from tests.testing.dataset_files import WRITERS
 
 _SHAPES = {"resnet": (3, 32, 32), "wide_resnet": (3, 32, 32), "torchvision": (3, 32, 32)}
@@ -29,6 +32,25 @@ Test_digits = dataset_suite("digits")
 Test_gaussian_mixture = dataset_suite("gaussian_mixture", classes=5, dimension=7)
 Test_mnist = dataset_suite("mnist", root=f"{_FOLDER.name}/mnist", augmentation="standard")
 Test_imagenet = dataset_suite("imagenet", root=f"{_FOLDER.name}/imagenet", size=16, loading_processes=0)
+
+
+def test_a_resnet_for_small_images_keeps_their_size():
+    """ResNet-18 for CIFAR-10 has 11,173,962 parameters, as everybody's."""
+    options = TorchvisionOptions(name="torchvision", architecture="resnet18", small_images=True)
+    with torch.device("meta"):
+        network = build_model(options, (3, 32, 32), 10)
+        assert network.layer1(network.maxpool(network.conv1(torch.empty(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
+    assert sum(one.numel() for one in network.parameters()) == 11_173_962
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"architecture": "vgg11"}, "with a ResNet"), ({"architecture": "resnet18", "pretrained": True}, "one of them")],
+)
+def test_other_networks_do_not_begin_with_small_images(changes, told):
+    options = TorchvisionOptions(name="torchvision", small_images=True, **changes)
+    with pytest.raises(ValueError, match=told):
+        build_model(options, (3, 32, 32), 10)
 
 
 def failing(suite: type) -> set[str]:

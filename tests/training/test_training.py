@@ -339,3 +339,53 @@ def test_total_bytes_are_those_of_all_steps(method):
         totals = {step: metrics["wire/total_bytes_sent"] for step, metrics in reports if "test/loss" in metrics}
         assert totals == {step: sum(sent[k] for k in range(1, step + 1)) for step in (25, 50, 60)}
         assert totals[25] > 0
+
+
+def weights_after(chosen: Trial) -> torch.Tensor:
+    found: list[torch.Tensor] = []
+
+    def look(stepped) -> None:
+        if stepped.done == stepped.iterations:
+            found.append(torch.cat([one.detach().reshape(-1) for one in stepped.network.parameters()]))
+
+    run_worker(chosen, lambda report: None, torch.device("cpu"), threads=1, after_step=look)
+    return found[0]
+
+
+@pytest.mark.parametrize("method", ["full_precision", "qsgd_inf"])
+@pytest.mark.parametrize("fresh", [0, 2])
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(method, fresh):
+    """Up to the order of summation, which rounding to levels may turn into another level now and then."""
+    schedule = {"iterations": 8, "batch_size": 24, "evaluate_every": 100}
+    telemetry = {"every": 4, "samples": fresh}
+    quantizer = {"method": method} | ({"bucket_size": 64} if method != "full_precision" else {})
+    first, whole, parts = (
+        weights_after(
+            trial(
+                schedule=schedule | {"iterations": steps, "accumulate": pieces},
+                telemetry=telemetry,
+                quantizer=quantizer,
+                workers=2,
+            )
+        )
+        for steps, pieces in ((1, 1), (8, 1), (8, 4))
+    )
+    moved = (whole - first).norm()
+    assert (parts - whole).norm() < (1e-5 if method == "full_precision" else 0.02) * moved
+
+
+def in_pieces(rank: int) -> list[float]:
+    chosen = trial(
+        schedule={"iterations": 6, "batch_size": 24, "accumulate": 3},
+        workers=4,
+        quantizer={"method": "alq", "bucket_size": 64, "sampling": "fresh", "update_at": [0, 3]},
+    )
+    return weights_after(chosen).tolist()
+
+
+@pytest.mark.processes
+def test_pieces_of_several_workers_in_several_processes():
+    """One exchange a step, of whole batches: as in one process, to the bit."""
+    one, two = run_ranks(in_pieces, 1), run_ranks(in_pieces, 2)
+    assert two[0] == two[1]
+    assert one[0] == two[0]

@@ -94,6 +94,9 @@ class TorchvisionOptions(ModelOptions):
     """Its name there, such as resnet18."""
     pretrained: bool = False
     """Start from torchvision's weights, which it downloads."""
+    small_images: bool = False
+    """Of a ResNet: begin with a 3x3 convolution of stride 1 and no pooling, as is usual for images of 32x32 pixels (He
+    et al. 2016, section 4.2), where it has a 7x7 one of stride 2."""
 
 
 class OwnModelOptions(OwnPart, ModelOptions):
