@@ -82,6 +82,22 @@ def test_best_last_costs_and_what_it_took_to_a_target(store):
     assert math.isnan(nobody.to_target["bytes"].mean)
 
 
+def test_language_models_are_judged_by_a_loss_that_falls(tmp_path):
+    """Best, target and the bold value of a loss are those below; and it is the metric that is compared."""
+    made, text = Store(tmp_path), {"task.name": "language_modelling", "data.name": "text"}
+    costs = {"wire/bytes_sent": 10, "time/seconds_per_step": 1}
+    for method, last in (("full_precision", 1.3), ("alq", 1.6)):
+        made.run(method, 1, [3.0, 1.5, last], params=text, metrics=costs, headline="test/loss")
+    found = report(made, target=1.5)
+    assert found.comparison.metrics == ("test/loss",)
+    full, alq = (groups(found)[name].metrics["test/loss"] for name in ("full_precision", "alq"))
+    assert (full.best.mean, alq.best.mean) == (1.3, 1.5)
+    assert full.to_target["steps"].mean == alq.to_target["steps"].mean == 200
+    assert groups(report(made, target=1.4))["alq"].metrics["test/loss"].reached == 0
+    assert "mathbf{1.3" in written(found, "latex")
+    assert "mathbf{1.6" not in written(found, "latex")
+
+
 def test_recorded_sums_of_bytes_and_seconds_are_preferred(tmp_path):
     store = Store(tmp_path)
     metrics = {"wire/total_bytes_sent": 77.0, "time/training_seconds": 5.0, "wire/bytes_sent": 1.0}

@@ -1,3 +1,4 @@
+from lqray.experiment.headline import Headline
 from lqray.experiment.standing import BestTrial, Standing
 from lqray.reporting.summary import sweep_summary
 
@@ -26,6 +27,12 @@ def test_it_says_what_is_asked_how_it_stands_and_what_is_best():
     assert "lqray report grid" in lines
     assert "lqray plot grid --kind curves" in lines
     assert lines[-1] == "launched by `lqray run grid.yaml`"
+
+
+def test_a_loss_is_written_as_one():
+    lines = sweep_summary(standing(headline=Headline("test/loss", higher=False))).splitlines()
+    assert "Best test loss of each method:" in lines
+    assert "- **alq** 0.9877: `alq-seed1`, of 2 finished" in lines
 
 
 def test_nothing_known_is_nothing_claimed():

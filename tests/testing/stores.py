@@ -42,14 +42,15 @@ class Store:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         name: str | None = None,
+        headline: str = "test/accuracy",
     ) -> str:
-        """A run with an evaluation every 100 steps; returns its id."""
+        """A run with an evaluation every 100 steps, of `headline`; returns its id."""
         name = name or f"{method}-seed{seed}"
         own = {"lqray.trial_id": f"{abs(hash(name)):016x}"[:16], "lqray.trial_name": name, "lqray.git_commit": "c0ffee"}
         run_id = self.client.create_run(self.number, run_name=name).info.run_id
         flat = {"quantizer.method": method, "seed": str(seed), "schedule.iterations": "300"}
         flat |= {key: str(value) for key, value in (params or {}).items()}
-        points = [Metric("test/accuracy", value, 1000 + 10 * k, 100 * (k + 1)) for k, value in enumerate(accuracies)]
+        points = [Metric(headline, value, 1000 + 10 * k, 100 * (k + 1)) for k, value in enumerate(accuracies)]
         points += [Metric(key, value, 2000, 100 * len(accuracies)) for key, value in (metrics or {}).items()]
         self.client.log_batch(
             run_id,
