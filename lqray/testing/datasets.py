@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -42,8 +43,9 @@ class _DatasetSuite:
 
     def test_it_says_what_it_has(self) -> None:
         dataset = self.made()
-        assert dataset.classes >= 2
-        assert len(dataset.shape) == 3, f"a shape is (channels, height, width); found {dataset.shape}"
+        kind = _kind(dataset)
+        assert dataset.classes >= kind.classes
+        assert len(dataset.shape) in kind.dimensions, f"a shape is {kind.shape}; found {dataset.shape}"
         assert min(dataset.shape) >= 1
         assert dataset.train_examples >= 1
         assert dataset.test_examples >= 1
@@ -125,16 +127,44 @@ class _DatasetSuite:
             assert file.is_file(), f"data_files lists {file}, which is not there"
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """Of data for a task. classes: at least so many. shape: in words; dimensions: how many numbers it has."""
+
+    classes: int
+    shape: str
+    dimensions: tuple[int, ...]
+    inputs: torch.dtype
+    targets: torch.dtype
+
+
+_KINDS = {
+    "classification": _Kind(2, "(channels, height, width)", (3,), torch.float32, torch.int64),
+    "language_modelling": _Kind(2, "(context,)", (1,), torch.int64, torch.int64),
+    "regression": _Kind(1, "(dimension,), or that of an image", (1, 3), torch.float32, torch.float32),
+}
+
+
+def _kind(dataset: Dataset) -> _Kind:
+    task = getattr(dataset, "task", "classification")
+    assert task in _KINDS, f"a task is one of {', '.join(_KINDS)}; found {task!r}"
+    return _KINDS[task]
+
+
 def _check(dataset: Dataset, batch: Batch, count: int) -> None:
     inputs, labels = batch
+    kind = _kind(dataset)
     assert inputs.shape == (count, *dataset.shape), f"inputs of the shape {tuple(inputs.shape)} in {dataset.shape}"
-    assert inputs.dtype == torch.float32
+    assert (inputs.dtype, labels.dtype) == (kind.inputs, kind.targets)
     assert inputs.isfinite().all()
-    assert labels.shape == (count,)
-    assert labels.dtype == torch.int64
-    low, high = int(labels.min()), int(labels.max())
-    assert low >= 0, f"found the label {low}"
-    assert high < dataset.classes, f"found the label {high} of {dataset.classes} classes, 0 to {dataset.classes - 1}"
+    assert labels.shape == (inputs.shape if inputs.dtype == torch.int64 else (count,))
+    if kind.targets != torch.int64:
+        assert labels.isfinite().all()
+        return
+    for tensor in (labels, inputs) if inputs.dtype == torch.int64 else (labels,):
+        low, high = int(tensor.min()), int(tensor.max())
+        assert low >= 0, f"found the label {low}"
+        assert high < dataset.classes, f"found the label {high} of {dataset.classes}, 0 to {dataset.classes - 1}"
 
 
 def _evaluated(dataset: Dataset, split: Split, part: int, parts: int) -> Batch:

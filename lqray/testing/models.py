@@ -15,16 +15,21 @@ from lqray.experiment.schema import model_options
 from lqray.training.models import build_model
 
 
-def model_suite(name: str, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10, **options: Any) -> type:
+def model_suite(
+    name: str, shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, task: str = "classification", **options: Any
+) -> type:
     """A class of tests of the model that `model: {name: ...}` builds for inputs of `shape`, (channels, height, width),
-    and `classes` logits. options: of lqray's model, or what stands below `model.options` for one of a user's own."""
+    and `classes` logits. With the task language_modelling inputs are tokens below `classes`, of the shape (context,),
+    and there are at least so many logits for each. options: of lqray's model, or what stands below `model.options` for
+    one of a user's own."""
     config = {"name": name, "options": options} if is_reference(name) else {"name": name, **options}
-    return type("ModelSuite", (_ModelSuite,), {"config": config, "shape": shape, "classes": classes})
+    suite = _LanguageModelSuite if task == "language_modelling" else _ModelSuite
+    return type("ModelSuite", (suite,), {"config": config, "shape": shape, "classes": classes})
 
 
 class _ModelSuite:
     config: dict[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
 
     def made(self, seed: int = 1) -> nn.Module:
@@ -34,10 +39,16 @@ class _ModelSuite:
     def inputs(self, count: int = 6) -> Tensor:
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(7))
 
+    def loss(self, model: nn.Module) -> Tensor:
+        return cross_entropy(model(self.inputs()), torch.arange(6) % self.classes)
+
+    def fits(self, out: Tensor, count: int) -> bool:
+        return out.shape == (count, self.classes)
+
     def test_there_is_a_float32_logit_for_each_class_of_each_input(self) -> None:
         for count in (2, 5):
             out = self.made()(self.inputs(count))
-            assert out.shape == (count, self.classes), f"{count} inputs give outputs of the shape {tuple(out.shape)}"
+            assert self.fits(out, count), f"{count} inputs give outputs of the shape {tuple(out.shape)}"
             assert out.dtype == torch.float32
             assert out.isfinite().all()
 
@@ -55,7 +66,7 @@ class _ModelSuite:
     def test_every_parameter_gets_a_gradient(self) -> None:
         """DDP waits for all of them."""
         model = self.made()
-        cross_entropy(model(self.inputs()), torch.arange(6) % self.classes).backward()
+        self.loss(model).backward()
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         assert trained, "no parameter is trained"
         for name, weight in trained.items():
@@ -95,7 +106,7 @@ class _ModelSuite:
         """As before the first trial, when sizes and shapes are checked."""
         with torch.device("meta"):
             model = build_model(model_options(self.config), self.shape, self.classes)
-            assert model(torch.empty(2, *self.shape)).shape == (2, self.classes)
+            assert self.fits(model(torch.empty(2, *self.shape, dtype=self.inputs(2).dtype)), 2)
         sizes = [weight.shape for weight in model.parameters()]
         assert sizes == [weight.shape for weight in self.made().parameters()]
 
@@ -104,6 +115,27 @@ class _ModelSuite:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(2):
             optimizer.zero_grad()
-            cross_entropy(model(self.inputs()), torch.arange(6) % self.classes).backward()
+            self.loss(model).backward()
             optimizer.step()
         return model
+
+
+class _LanguageModelSuite(_ModelSuite):
+    def inputs(self, count: int = 6) -> Tensor:
+        return torch.randint(self.classes, (count, *self.shape), generator=torch.Generator().manual_seed(7))
+
+    def loss(self, model: nn.Module) -> Tensor:
+        targets = self.inputs().roll(-1, dims=1)
+        return cross_entropy(model(self.inputs()).flatten(0, 1), targets.flatten())
+
+    def fits(self, out: Tensor, count: int) -> bool:
+        return out.shape[:2] == (count, *self.shape) and out.ndim == 3 and out.shape[2] >= self.classes
+
+    def test_no_token_is_predicted_from_those_that_follow_it(self) -> None:
+        model, tokens = self.made().eval(), self.inputs()
+        changed = tokens.clone()
+        changed[:, -1] = (changed[:, -1] + 1) % self.classes
+        with torch.no_grad():
+            before, after = model(tokens), model(changed)
+        torch.testing.assert_close(after[:, :-1], before[:, :-1])
+        assert not torch.equal(after[:, -1], before[:, -1]), "the last token has no part in its outputs"

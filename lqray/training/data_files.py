@@ -20,10 +20,11 @@ from typing import Any
 
 from lqray.experiment.digests import as_tag
 from lqray.experiment.errors import PartError
-from lqray.experiment.options.data import DataOptions, FileOptions
+from lqray.experiment.options.data import DataOptions, FileOptions, TextOptions
 from lqray.experiment.part_options import chosen_part
 from lqray.experiment.parts import call
 from lqray.experiment.user_cache import kept
+from lqray.training.corpus import corpus_files
 from lqray.training.files import folder
 
 KIND = "1"
@@ -50,7 +51,7 @@ def data_digest(options: DataOptions) -> str | None:
     with suppress(OSError, EOFError, zlib.error, PartError):
         if found := data_files(options):
             digest = hashlib.sha256()
-            for name, content in sorted(_contents(found).items()):
+            for name, content in sorted(contents(found).items()):
                 digest.update(f"{name}\0{content}\0".encode())
             return as_tag(KIND, digest)
     return None
@@ -67,6 +68,8 @@ def data_files(options: DataOptions) -> dict[str, Path] | None:
         part, given = chosen.load()
         listing = getattr(part, OWN, None) or getattr(sys.modules.get(chosen.reference.partition(":")[0]), OWN, None)
         return None if listing is None else _listed(f"{OWN} of {chosen.what}", listing, given)
+    if isinstance(options, TextOptions):
+        return corpus_files(options)
     if not isinstance(options, FileOptions):
         return None
     place, name = folder(options).path, options.name
@@ -112,8 +115,9 @@ def _listed(what: str, listing: Any, options: Any) -> dict[str, Path]:
     return {file.relative_to(common).as_posix(): file for file in files}
 
 
-def _contents(files: dict[str, Path]) -> dict[str, str]:
-    """The SHA-256 of each, from the cache where it is there. Raises OSError."""
+def contents(files: dict[str, Path]) -> dict[str, str]:
+    """The SHA-256 of what is in each, decompressed where its name ends in .gz; from the cache where it is there. Raises
+    OSError, and EOFError or zlib.error for a damaged archive."""
     cache = kept(_CACHE)
     if cache and not _known:
         with suppress(OSError, ValueError, TypeError, AttributeError):

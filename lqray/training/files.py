@@ -27,7 +27,7 @@ class CorruptDataError(ValueError):
 
 @dataclass(frozen=True)
 class Folder:
-    """Folder of a dataset. path: absolute. origin: what made it this one."""
+    """Folder of a dataset, or its only file. path: absolute. origin: what made it this one."""
 
     path: Path
     origin: str
@@ -80,10 +80,16 @@ def folder(options: FileOptions) -> Folder:
         path, origin = os.environ[VARIABLE], f"the environment variable {VARIABLE}"
     if options.root is not None:
         path, origin = options.root, "data.root"
+    return at(options.name, path, origin)
+
+
+def at(name: str, path: str, origin: str) -> Folder:
+    """What dataset `name` has at `path`, with variables and ~ in place. origin: what says so. Raises MissingDataError
+    for a variable that is not set."""
     try:
         return Folder(with_home(Path(expanded(path, origin)), origin).absolute(), origin)
     except StorageError as error:
-        raise MissingDataError(f"dataset {options.name}: {error}") from error
+        raise MissingDataError(f"dataset {name}: {error}") from error
 
 
 def first_missing(paths: Iterable[Path]) -> Path | None:
@@ -101,7 +107,7 @@ def fetch(options: DownloadedOptions, present: Callable[[], bool], download: Cal
         place.path.mkdir(parents=True, exist_ok=True)
         if present() and not os.access(place.path, os.W_OK):
             return
-        with _lock(place.path):
+        with locked(place.path):
             if not present():
                 download()
     except (OSError, RuntimeError) as error:  # torchvision's own, and those of its HTTP client
@@ -109,7 +115,8 @@ def fetch(options: DownloadedOptions, present: Callable[[], bool], download: Cal
 
 
 @contextmanager
-def _lock(place: Path) -> Iterator[None]:
+def locked(place: Path) -> Iterator[None]:
+    """One process of this machine at a time in a folder that all of them may write to."""
     with (place / ".lqray-lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the system releases it with the file, also if this process dies
         yield

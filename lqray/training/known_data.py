@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lqray.experiment.errors import UnfitTrialError
-from lqray.experiment.options.data import DataOptions
+from lqray.experiment.options.data import DataOptions, TextOptions
 from lqray.experiment.schema import Trial
+from lqray.training.corpus import about_how_many
+from lqray.training.tokenizing import vocabulary_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,21 @@ def known_data(options: DataOptions) -> KnownData | None:
         return KnownData((1, 1, chosen["dimension"]), chosen["classes"], chosen["train_size"])
     if options.name == "imagenet":
         return KnownData((3, chosen["size"], chosen["size"]), 1000, 1_281_167, exact=False)
+    if options.name == "linear":
+        return KnownData((chosen["dimension"],), 1, chosen["train_size"])
+    if isinstance(options, TextOptions):
+        return _known_text(options.model_dump_json())
     return _DATASETS.get(options.name)
+
+
+@lru_cache(maxsize=256)
+def _known_text(config: str) -> KnownData | None:
+    """As far as its files' sizes tell, and its tokenizer's file."""
+    options = TextOptions.model_validate_json(config)
+    vocabulary, examples = vocabulary_of(options), about_how_many(options)
+    if vocabulary is None or examples is None:
+        return None
+    return KnownData((options.context,), vocabulary, examples, exact=False, tokens=True)
 
 
 def check_batches(trial: Trial) -> None:

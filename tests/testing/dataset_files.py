@@ -81,6 +81,17 @@ def write_imagenet(root: Path, patch: pytest.MonkeyPatch) -> None:
             (picture.convert("L") if index == 4 else picture).save(folder / f"{index}.png")
 
 
+def write_text(root: Path) -> None:
+    """Some pages of words, one of them packed; no two windows of them are alike."""
+    root.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(("one.txt", "more/two.md.gz", "three.py")):
+        letters = np.random.default_rng(seed).integers(ord("a"), ord("z") + 1, 900, dtype=np.uint8)
+        letters[::7] = ord(" ")
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(letters.tobytes()) if path.suffix == ".gz" else letters.tobytes())
+
+
 WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
     "cifar10": lambda root, patch: write_cifar(root, patch, "CIFAR10"),
     "cifar100": lambda root, patch: write_cifar(root, patch, "CIFAR100"),
@@ -88,5 +99,6 @@ WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
     "imagenet": write_imagenet,
     "mnist": lambda root, patch: write_idx(root, zipped=True),
     "svhn": write_svhn,
+    "text": lambda root, patch: write_text(root),
 }
 """By dataset: writes its small files into an empty folder."""

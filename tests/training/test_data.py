@@ -25,10 +25,19 @@ from tests.testing.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
 OPTIONS: dict[str, dict[str, object]] = {
     "imagenet": {"size": 16, "loading_processes": 2},
     "gaussian_mixture": {"classes": 5, "dimension": 7},
+    "linear": {"dimension": 7},
+    "text": {"context": 16},
 }
-UNSCALED = {"gaussian_mixture", "imagenet"}
+UNSCALED = {"gaussian_mixture", "imagenet", "linear", "text"}
 """Not standardized by their own training set."""
-FROM_FILES = sorted(WRITERS)
+FROM_FILES = sorted(set(WRITERS) - {"text"})
+"""Of a folder that is no part of a trial's id."""
+KINDS = {
+    "classification": (torch.float32, torch.int64),
+    "regression": (torch.float32, torch.float32),
+    "language_modelling": (torch.int64, torch.int64),
+}
+"""Types of inputs and targets by task."""
 
 
 def load(name: str, root: Path | None = None, **options: object) -> Dataset:
@@ -55,10 +64,11 @@ def dataset(request, tmp_path, monkeypatch):
 def test_examples_of_a_dataset(dataset):
     """Types and ranges; the parts of an evaluation give each example once, and training inputs are standardized."""
     found = {}
+    task = getattr(dataset, "task", "classification")
     for split in ("train", "test"):
         parts = [list(dataset.evaluation(split, part, 3, 7)) for part in range(3)]
         for inputs, labels in (batch for part in parts for batch in part):
-            assert (inputs.dtype, labels.dtype) == (torch.float32, torch.int64)
+            assert (inputs.dtype, labels.dtype) == KINDS[task]
             assert tuple(inputs.shape) == (len(labels), *dataset.shape)
             assert len(labels) <= 7
         whole = list(dataset.evaluation(split, 0, 1, 1000))
@@ -66,7 +76,8 @@ def test_examples_of_a_dataset(dataset):
         for part, batches in enumerate(parts):
             torch.testing.assert_close(torch.cat([inputs for inputs, _ in batches]), inputs[part::3], rtol=0, atol=0)
             assert torch.equal(torch.cat([labels for _, labels in batches]), labels[part::3])
-        assert set(labels.tolist()) == set(range(dataset.classes))
+        if task == "classification":
+            assert set(labels.tolist()) == set(range(dataset.classes))
         found[split] = inputs
     assert len(found["train"]) == dataset.train_examples
     assert len(found["test"]) == dataset.test_examples
@@ -241,6 +252,34 @@ def test_a_gaussian_mixture_is_what_its_options_say():
     assert len(mixture.test) == 100
     other = load("gaussian_mixture", classes=10, dimension=50, data_seed=1)
     assert not torch.equal(other.train.pixels[:100, 0, 0], values[:100])
+
+
+def test_a_linear_regression_is_what_its_options_say():
+    sizes = {"train_size": 20_000, "test_size": 20_000}
+    regression = load("linear", dimension=20, noise_scale=0.5, condition=100.0, **sizes)
+    assert (regression.task, regression.shape) == ("regression", (20,))
+    inputs, targets = regression.train
+    variances = inputs.var(0)
+    assert float(variances[0] / variances[-1]) == pytest.approx(100, rel=0.05)
+    assert (variances[1:] / variances[:-1]).tolist() == pytest.approx([100 ** (-1 / 19)] * 19, rel=0.07)
+    solved = torch.linalg.lstsq(inputs, targets[:, None]).solution[:, 0]
+    torch.testing.assert_close(solved, regression.weights, rtol=0, atol=0.12)
+    inputs, targets = regression.test
+    loss = (inputs @ regression.weights - targets).square().mean() / 2
+    assert regression.optimum == 0.125
+    assert float(loss) == pytest.approx(regression.optimum, rel=0.03)
+    assert float((inputs @ solved - targets).square().mean() / 2) == pytest.approx(regression.optimum, rel=0.03)
+
+
+def test_a_regression_without_noise_is_exact_and_of_its_seed():
+    exact = load("linear", noise_scale=0.0, dimension=1)
+    inputs, targets = exact.test
+    torch.testing.assert_close(inputs @ exact.weights, targets)
+    assert exact.optimum == 0
+    other = load("linear", noise_scale=0.0, dimension=1, data_seed=1)
+    assert not torch.equal(other.weights, exact.weights)
+    assert not torch.equal(other.test[0], inputs)
+    assert not torch.equal(exact.train[0], inputs)
 
 
 def test_moments_are_exact():

@@ -64,9 +64,9 @@ def test_neither_the_place_nor_the_packing_matters(tmp_path):
     assert digest("mnist", tmp_path / "one") == digest("mnist", tmp_path / "two")
 
 
-@pytest.mark.parametrize("name", ["digits", "gaussian_mixture", "imagenet", "mnist", "svhn"])
+@pytest.mark.parametrize("name", ["digits", "gaussian_mixture", "imagenet", "linear", "mnist", "svhn", "text"])
 def test_none_where_there_are_no_files(tmp_path, name):
-    options = {} if name in ("digits", "gaussian_mixture") else {"root": tmp_path}
+    options = {} if name in ("digits", "gaussian_mixture", "linear") else {"root": tmp_path}
     assert digest(name, **options) is None
 
 

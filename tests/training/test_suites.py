@@ -22,15 +22,20 @@ _OPTIONS = {
     "wide_resnet": {"depth": 10, "width": 1},
     "torchvision": {"architecture": "squeezenet1_1"},
 }
-for _name in names.models():
+for _name in sorted({*names.models()} - {"gpt"}):
     globals()[f"Test_{_name}"] = model_suite(_name, _SHAPES.get(_name, (1, 8, 8)), **_OPTIONS.get(_name, {}))
+_SMALL = {"task": "language_modelling", "layers": 2, "heads": 2, "width": 16}
+Test_gpt2 = model_suite("gpt", (12,), dropout=0.1, tied=False, vocabulary=64, **_SMALL)
+Test_llama = model_suite("gpt", (12,), style="llama", **_SMALL)
 
 _FOLDER = tempfile.TemporaryDirectory()
-for _name in ("mnist", "imagenet"):
+for _name in ("mnist", "imagenet", "text"):
     WRITERS[_name](Path(_FOLDER.name) / _name, None)
 Test_digits = dataset_suite("digits")
 Test_gaussian_mixture = dataset_suite("gaussian_mixture", classes=5, dimension=7)
 Test_mnist = dataset_suite("mnist", root=f"{_FOLDER.name}/mnist", augmentation="standard")
+Test_text = dataset_suite("text", root=f"{_FOLDER.name}/text", context=16)
+Test_linear = dataset_suite("linear", dimension=7, train_size=200, test_size=100)
 Test_imagenet = dataset_suite("imagenet", root=f"{_FOLDER.name}/imagenet", size=16, loading_processes=0)
 
 

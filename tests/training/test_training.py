@@ -170,7 +170,7 @@ def test_seeds_differ_by_purpose():
     assert derive_seed(1, "model") == 725898547379920300
 
 
-MODELS = [(name, {}) for name in names.models() if name != "torchvision"] + [
+MODELS = [(name, {}) for name in names.models() if name not in ("torchvision", "gpt")] + [
     ("torchvision", {"architecture": "resnet18"}),
     ("wide_resnet", {"depth": 10, "width": 2, "dropout": 0.3}),
 ]

@@ -1,14 +1,14 @@
 """Options of datasets: one class per name, as in the other sections.
 
 `root`, `download` and `loading_processes` cannot change a result and enter no trial's id: the same experiment on
-another machine, with its files elsewhere, is the same experiment.
+another machine, with its files elsewhere, is the same experiment. Of `text` alone `root` does: it says which text.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.options.section import (
@@ -16,6 +16,7 @@ from lqray.experiment.options.section import (
     MOST_EXAMPLES,
     MOST_SEED,
     MOST_UNITS,
+    MOST_VOCABULARY,
     MOST_WEIGHTS,
     SMALLEST,
     Variant,
@@ -85,6 +86,13 @@ class ImagenetOptions(FileOptions):
     """Processes that read images ahead for each training process; 0: it reads them itself."""
 
 
+def _fits_memory(examples: int, dimension: int) -> None:
+    if examples * dimension > MOST_WEIGHTS:
+        raise ValueError(
+            f"at most {MOST_WEIGHTS:,} coordinates, which are held in memory; found {examples} examples of {dimension}"
+        )
+
+
 class GaussianMixtureOptions(DataOptions):
     """Synthetic: a class is a normal distribution around a centre of its own."""
 
@@ -104,12 +112,55 @@ class GaussianMixtureOptions(DataOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> GaussianMixtureOptions:
-        examples = max(self.train_size, self.test_size)
-        if examples * self.dimension > MOST_WEIGHTS:
-            raise ValueError(
-                f"at most {MOST_WEIGHTS:,} coordinates, which are held in memory; found {examples} examples of "
-                f"{self.dimension}"
-            )
+        _fits_memory(max(self.train_size, self.test_size), self.dimension)
+        return self
+
+
+def _tokenizer(value: str) -> str:
+    if value not in ("bytes", "gpt2") and not value.endswith(".json"):
+        raise ValueError("bytes, gpt2, or the path of a file tokenizer.json of the tokenizers package")
+    return value
+
+
+class TextOptions(DataOptions):
+    """Language modelling: windows of a text, or of tokens made before. Which text is part of a trial's id, as it is
+    written: with a variable in `root` one file of experiments serves several machines."""
+
+    root: Word | None = None
+    """A file, or a folder, of text or of tokens; ~ for the home directory, $NAME or ${NAME} for a variable of the
+    environment of the process that loads them; null: the standard library of the Python that trains."""
+    tokenizer: Annotated[Word, AfterValidator(_tokenizer)] = "bytes"
+    """What makes tokens of text: bytes, each byte a token (vocabulary 256); gpt2 (50,257); or the path of a file
+    tokenizer.json, with variables as in `root`. The last two take the package tokenizers."""
+    vocabulary: int | None = Field(default=None, ge=2, le=MOST_VOCABULARY)
+    """Tokens that there are, where `root` is files of tokens whose tokenizer is not at hand; null: the tokenizer's."""
+    context: int = Field(default=256, ge=1, le=MOST_UNITS)
+    """Tokens of an example; windows do not overlap."""
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the tokens, the last ones, that are the test set; of files of tokens called train and val, val is."""
+    evaluation_examples: int | None = Field(default=None, ge=1, le=MOST_EXAMPLES)
+    """Evaluate at most so many windows of a split, evenly spread over it; null: all."""
+
+
+class LinearOptions(DataOptions):
+    """Synthetic linear regression: normal features, and targets with normal noise."""
+
+    dimension: int = Field(default=100, ge=1, le=MOST_UNITS)
+    """Of the features."""
+    noise_scale: float = Field(default=0.1, ge=0, le=LARGEST)
+    """Standard deviation of the targets around their expectation, which has one of about 1."""
+    condition: float = Field(default=1.0, ge=1, le=LARGEST)
+    """Condition number of the features' covariance: eigenvalues from 1 down to 1/condition, at equal ratios."""
+    train_size: int = Field(default=1000, ge=10, le=MOST_EXAMPLES)
+    """Training examples."""
+    test_size: int = Field(default=1000, ge=10, le=MOST_EXAMPLES)
+    """Test examples."""
+    data_seed: int = Field(default=0, ge=0, le=MOST_SEED)
+    """Of weights and examples, apart from the trial's seed: trials share their data."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LinearOptions:
+        _fits_memory(max(self.train_size, self.test_size), self.dimension)
         return self
 
 
@@ -125,6 +176,8 @@ DATA: dict[str, type[DataOptions]] = {
     "fashion_mnist": FashionImagesOptions,
     "gaussian_mixture": GaussianMixtureOptions,
     "imagenet": ImagenetOptions,
+    "linear": LinearOptions,
     "mnist": DigitImagesOptions,
     "svhn": SvhnOptions,
+    "text": TextOptions,
 }

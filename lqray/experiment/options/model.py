@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lqray.experiment.options.own import OwnPart
-from lqray.experiment.options.section import MOST_UNITS, MOST_WEIGHTS, Units, Variant, Word
+from lqray.experiment.options.section import MOST_UNITS, MOST_VOCABULARY, MOST_WEIGHTS, Units, Variant, Word
 
 
 class ModelOptions(Variant):
@@ -99,6 +99,41 @@ class TorchvisionOptions(ModelOptions):
     et al. 2016, section 4.2), where it has a 7x7 one of stride 2."""
 
 
+class GptOptions(ModelOptions):
+    """A transformer decoder that predicts the next token, pre-norm, with causal attention."""
+
+    style: Literal["gpt2", "llama"] = "gpt2"
+    """gpt2: LayerNorm, learned positions, GELU (Radford et al. 2019). llama: RMSNorm, rotary positions, SwiGLU
+    (Touvron et al. 2023)."""
+    layers: int = Field(default=4, ge=1, le=1000)
+    """Blocks, each of attention and a perceptron."""
+    heads: int = Field(default=4, ge=1, le=1024)
+    """Of attention; they share the width evenly."""
+    width: int = Field(default=256, ge=1, le=2**16)
+    """Of the residual stream."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of activations dropped: of the embedded tokens, of attention's weights, and of what each layer adds."""
+    bias: bool | None = None
+    """Biases in fully connected layers and norms; null: as the style has it, in gpt2 and not in llama."""
+    tied: bool = True
+    """The output layer's weight is that of the embedding."""
+    vocabulary: int | None = Field(default=None, ge=2, le=MOST_VOCABULARY)
+    """Rows of the embedding, and logits: at least as many as the data have tokens, a multiple of 64 being faster on
+    GPUs; null: as many."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> GptOptions:
+        if self.width % self.heads:
+            raise ValueError(f"a width that the heads share evenly; found {self.width} for {self.heads} heads")
+        if self.style == "llama" and self.width // self.heads % 2:
+            raise ValueError(
+                "with rotary positions an even width of each head; found "
+                f"{self.width} / {self.heads} = {self.width // self.heads}"
+            )
+        _weights_fit("vocabulary and width", self.vocabulary or 1, self.width)
+        return self
+
+
 class OwnModelOptions(OwnPart, ModelOptions):
     """A model of a user's own: `build(options, shape, classes) -> nn.Module`."""
 
@@ -107,6 +142,7 @@ class OwnModelOptions(OwnPart, ModelOptions):
 
 MODEL: dict[str, type[ModelOptions]] = {
     "cnn": CnnOptions,
+    "gpt": GptOptions,
     "mlp": MlpOptions,
     "resnet": ResnetOptions,
     "torchvision": TorchvisionOptions,

@@ -20,6 +20,8 @@ MOST_UNITS = 2**20
 """Units or channels of a layer."""
 MOST_WEIGHTS = 2**34
 """Of a layer, and coordinates of synthetic data: 64 GiB in float32, as much as a large GPU has."""
+MOST_VOCABULARY = 2**24
+"""Tokens that there are, and rows of an embedding: a hundred times those of today's tokenizers."""
 MOST_WORKERS = 2**14
 """Workers, processes and trials at a time: more than any cluster that Ray is known to serve has processes."""
 MOST_SAMPLES = 10_000

@@ -1,0 +1,372 @@
+"""Text as data: which files, which windows, what is kept of their tokens, and what is said of those that do not fit."""
+
+import gzip
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from lqray.experiment.errors import UnfitTrialError
+from lqray.experiment.schema import Trial, data_options
+from lqray.training import data_files
+from lqray.training.corpus import corpus_files, find_corpus
+from lqray.training.data import text as module
+from lqray.training.data.text import Text
+from lqray.training.data_files import data_digest
+from lqray.training.dataset import load_dataset
+from lqray.training.files import CorruptDataError, MissingDataError
+from lqray.training.known_data import known_data
+from lqray.training.tokenizing import Bytes
+from lqray.training.tokens import Windows, read_shard
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(data_files, "_known", {})
+    return tmp_path / "cache" / "lqray" / module._FOLDER
+
+
+def options_of(root: object = None, **options):
+    return data_options({"name": "text", "root": None if root is None else str(root), **options})
+
+
+def load(root: object = None, **options) -> Text:
+    return load_dataset(options_of(root, **options))
+
+
+def ids(windows: Windows) -> np.ndarray:
+    """All tokens of its streams."""
+    return np.concatenate(windows.streams)
+
+
+def contents(windows: Windows) -> bytes:
+    return bytes(ids(windows).astype(np.uint8))
+
+
+def is_mapped(tokens: np.ndarray | None) -> bool:
+    return tokens is not None and (isinstance(tokens, np.memmap) or is_mapped(tokens.base))
+
+
+def write(path: Path, content: str | bytes = "some words") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_tokens(path: Path, tokens, magic: int | None = None, version: int = 1, count: int | None = None) -> Path:
+    """As nanoGPT does, or with the header of llm.c."""
+    kind = "<u4" if magic == 20240801 else "<u2"
+    header = np.zeros(256 if magic else 0, "<i4")
+    if magic:
+        header[:3] = magic, version, len(tokens) if count is None else count
+    return write(path, header.tobytes() + np.asarray(tokens).astype(kind).tobytes())
+
+
+def test_examples_are_windows_and_targets_the_tokens_that_follow(tmp_path):
+    text = bytes(range(100)) + bytes(range(100, 130))
+    data = load(write(tmp_path / "a.txt", text), context=8, validation=0.2)
+    assert (data.task, data.shape, data.classes) == ("language_modelling", (8,), 256)
+    assert (data.train_examples, data.test_examples) == (12, 3)  # (104 - 1) // 8 and (26 - 1) // 8
+    inputs, targets = data.train_batch(torch.tensor([2, 0]), seed=1)
+    assert inputs.tolist() == [list(range(16, 24)), list(range(8))]
+    assert targets.tolist() == [list(range(17, 25)), list(range(1, 9))]
+    assert (inputs.dtype, targets.dtype) == (torch.int64, torch.int64)
+    ((inputs, targets),) = data.evaluation("test", 0, 1, 100)
+    assert inputs[:, 0].tolist() == [104, 112, 120]
+    assert targets[-1].tolist() == list(range(121, 129))
+    assert data.token_bytes.tolist() == [1] * 256
+
+
+def test_a_folder_is_its_texts_in_the_order_of_their_names(tmp_path):
+    for name in ("b.md", "a/z.txt", "a/b.py", "c.rst", "d.html"):
+        write(tmp_path / "set" / name, f"<{name}>")
+    for name in ("x.png", ".hidden.txt", ".git/e.txt", "Makefile"):
+        write(tmp_path / "set" / name, "not of it")
+    data = load(tmp_path / "set", context=1)
+    assert contents(data.train) + contents(data.test) == b"<a/b.py><a/z.txt><b.md><c.rst><d.html>"
+    before = data_digest(options_of(tmp_path / "set"))
+    packed = gzip.compress((tmp_path / "set" / "b.md").read_bytes())
+    write(tmp_path / "set" / "b.md.gz", packed)
+    (tmp_path / "set" / "b.md").unlink()
+    again = load(tmp_path / "set", context=1)
+    assert contents(again.train) == contents(data.train)
+    assert data_digest(options_of(tmp_path / "set")) == before
+
+
+def test_without_a_root_it_is_the_standard_library():
+    options = options_of()
+    files = corpus_files(options)
+    assert {"ast.py", "json/decoder.py", "asyncio/events.py"} < set(files)
+    assert not any(
+        set(Path(name).parts) & {"test", "tests", "idlelib", "site-packages", "__pycache__"} for name in files
+    )
+    assert not any(name.startswith(("_sysconfigdata", "config-")) for name in files)
+    assert list(files) == sorted(files)
+    data = load()
+    size = sum(path.stat().st_size for path in files.values())
+    assert size > 5_000_000
+    assert len(ids(data.train)) + len(ids(data.test)) == size
+    assert len(ids(data.test)) == pytest.approx(0.1 * size, abs=1)
+    first = next(iter(files.values())).read_bytes()[:256]
+    assert bytes(data.train_batch(torch.tensor([0]), 0)[0][0].to(torch.uint8).numpy()) == first
+    assert data_digest(options)
+    known = known_data(options)
+    assert (known.shape, known.classes, known.tokens) == (data.shape, data.classes, True)
+    assert known.examples == pytest.approx(data.train_examples, rel=0.001)
+
+
+@pytest.mark.parametrize("magic", [None, 20240520, 20240801])
+def test_files_of_tokens_are_mapped_and_val_is_the_test_set(tmp_path, cache, magic):
+    version = 7 if magic == 20240801 else 1
+    for name, start in (("fineweb_train_000001", 0), ("fineweb_train_000002", 100), ("fineweb_val_000000", 200)):
+        write_tokens(tmp_path / f"{name}.bin", range(start, start + 50), magic, version)
+    write(tmp_path / "readme.md")
+    data = load(tmp_path, tokenizer="gpt2", context=7)
+    assert not cache.exists()
+    assert is_mapped(read_shard(tmp_path / "fineweb_val_000000.bin"))
+    assert (data.train_examples, data.test_examples, data.classes) == (14, 7, 50_257)
+    inputs, targets = data.train_batch(torch.tensor([0, 7, 6, 13]), 0)
+    assert inputs[:, 0].tolist() == [0, 100, 42, 142]  # no window reaches into another file
+    assert torch.equal(targets, inputs + 1)
+    (batch,) = data.evaluation("test", 0, 1, 100)
+    assert batch[0].flatten().tolist() == list(range(200, 249))
+    assert known_data(options_of(tmp_path, tokenizer="gpt2", context=7)).classes == 50_257
+
+
+def test_one_file_of_tokens_is_split(tmp_path):
+    data = load(write_tokens(tmp_path / "all.bin", range(100)), validation=0.25, context=5)
+    assert ids(data.train).tolist() == list(range(75))
+    assert ids(data.test).tolist() == list(range(75, 100))
+    assert data.token_bytes.tolist() == [1] * 256
+
+
+def test_tokens_of_a_tokenizer_that_is_not_at_hand(tmp_path):
+    path = write_tokens(tmp_path / "all.bin", [*range(60), 64] * 3)
+    with pytest.raises(CorruptDataError, match="found the token 64 in .*allowed: below 64.*data.vocabulary"):
+        load(path, vocabulary=64, context=5)
+    data = load(path, vocabulary=65, context=5)
+    assert (data.classes, data.token_bytes) == (65, None)
+    assert known_data(options_of(path, vocabulary=65)).classes == 65
+    with pytest.raises(UnfitTrialError, match="data.vocabulary: found 65 with text"):
+        load(write(tmp_path / "a.txt"), vocabulary=65)
+
+
+def test_a_token_beyond_the_vocabulary_is_told_wherever_it_stands(tmp_path):
+    tokens = np.zeros(400_000, np.uint16)
+    tokens[300_000] = 256
+    data = load(write_tokens(tmp_path / "all.bin", tokens), context=8)
+    data.train_batch(torch.tensor([0]), 0)
+    with pytest.raises(CorruptDataError, match="found the token 256 .*below 256, the vocabulary; name the tokenizer"):
+        data.train_batch(torch.tensor([300_000 // 8]), 0)
+    with pytest.raises(CorruptDataError, match="found the token 256"):
+        list(data.evaluation("train", 0, 1, 1000))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"count": 101}, "found 1,224 bytes; its header says 101 tokens, which are 1,226 bytes"),
+        ({"count": 99}, "its header says 99 tokens"),
+        ({"count": -1}, "its header says -1 tokens"),
+        ({"version": 2}, "found version 2 of the form 20240520; allowed: version 1"),
+    ],
+)
+def test_files_of_tokens_that_are_not_whole(tmp_path, content, told):
+    path = write_tokens(tmp_path / "all.bin", range(100), 20240520, **content)
+    with pytest.raises(CorruptDataError, match=told):
+        load(path, context=4)
+    write(path, b"123")
+    with pytest.raises(CorruptDataError, match="found 3 bytes; allowed: a multiple of 2"):
+        load(path, context=4)
+    write(path, b"")
+    with pytest.raises(CorruptDataError, match="found 0 tokens for the training set .*at least 5"):
+        load(path, context=4)
+
+
+def test_what_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(MissingDataError, match=r"dataset text: not found\n  looked in: .*/nowhere \(data.root\)"):
+        load(tmp_path / "nowhere")
+    write(tmp_path / "set" / "picture.png")
+    with pytest.raises(MissingDataError, match=r"for:       files \*.txt, \*.md, .*\n  hint:"):
+        load(tmp_path / "set")
+    write_tokens(tmp_path / "set" / "train.bin", range(100))
+    with pytest.raises(MissingDataError, match=r"for:       \*val\*.bin"):
+        load(tmp_path / "set")
+    with pytest.raises(MissingDataError, match="dataset text: .*variable CORPORA is not set"):
+        load("$CORPORA/set")
+    with pytest.raises(MissingDataError, match=r"looked in: .*/none.json \(data.tokenizer\)"):
+        load(write(tmp_path / "a.txt"), tokenizer=str(tmp_path / "none.json"))
+    assert data_digest(options_of(tmp_path / "nowhere")) is None
+    assert known_data(options_of(tmp_path / "nowhere")) is None
+    monkeypatch.setenv("CORPORA", str(tmp_path))
+    assert load("$CORPORA/a.txt", context=1, validation=0.3).train_examples == 6
+
+
+def test_a_text_that_is_too_short(tmp_path):
+    path = write(tmp_path / "a.txt", "x" * 100)
+    with pytest.raises(CorruptDataError, match=r"found 10 tokens for the test set in .*a.txt; allowed: at least 11,"):
+        load(path, context=10)
+    assert load(path, context=9).test_examples == 1
+    with pytest.raises(CorruptDataError, match="found 90 tokens for the training set"):
+        load(path)
+
+
+def test_tokens_are_kept_once_for_what_is_in_the_files(tmp_path, cache, monkeypatch):
+    made = []
+    encode = Bytes.encode
+    monkeypatch.setattr(Bytes, "encode", lambda self, pieces: made.append(len(pieces)) or encode(self, pieces))
+    path = write(tmp_path / "a.txt", "one text " * 10)
+    one = load(path, context=4)
+    assert is_mapped(one.train.streams[0])
+    assert len(made) == 1
+    elsewhere = write(tmp_path / "elsewhere" / "b.md.gz", gzip.compress(path.read_bytes()))
+    assert contents(load(elsewhere, context=7).train) == contents(one.train)
+    assert len(made) == 1
+    assert [file.suffix for file in cache.iterdir() if file.name != ".lqray-lock"] == [".bin"]
+    write(path, "two text " * 10)  # of the same size, at about the same time
+    assert contents(load(path, context=4).train).startswith(b"two")
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("why", ["no home", "a file in its way"])
+def test_where_nothing_can_be_kept_tokens_are_in_memory(tmp_path, cache, monkeypatch, why):
+    path = write(tmp_path / "a.txt", "one text " * 10)
+    expected = contents(load(path, context=4).train)
+    if why == "no home":
+        monkeypatch.setattr(module, "kept", lambda name: None)
+        monkeypatch.setattr(data_files, "kept", lambda name: None)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file")))
+    data = load(path, context=4)
+    assert not is_mapped(data.train.streams[0])
+    assert contents(data.train) == expected
+
+
+def test_an_interrupted_tokenization_leaves_nothing(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "a.txt", "one text " * 10)
+
+    def broken(self, pieces):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bytes, "encode", broken)
+        with pytest.raises(KeyboardInterrupt):
+            load(path, context=4)
+    assert [file.name for file in cache.iterdir()] == [".lqray-lock"]
+    assert contents(load(path, context=4).train).startswith(b"one text")
+
+
+def load_slowly(path: str, log: str) -> None:
+    def encode(self, pieces):
+        with Path(log).open("a") as file:
+            file.write("made\n")
+        multiprocessing.Event().wait(0.2)
+        return [np.frombuffer(piece, np.uint8) for piece in pieces]
+
+    Bytes.encode = encode
+    assert load(path, context=4).train_examples == 20
+
+
+def test_one_of_several_processes_makes_the_tokens(tmp_path, cache):
+    path = write(tmp_path / "a.txt", "one text " * 10)
+    context = multiprocessing.get_context("fork")
+    log = str(tmp_path / "log")
+    processes = [context.Process(target=load_slowly, args=(str(path), log)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert Path(log).read_text() == "made\n"
+
+
+def test_long_texts_are_read_in_pieces_that_end_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PIECE_BYTES", 7)
+    seen = []
+    encode = Bytes.encode
+    monkeypatch.setattr(Bytes, "encode", lambda self, pieces: seen.extend(pieces) or encode(self, pieces))
+    text = "ein Wort\nund noch\n\neins, längs\nende"
+    data = load(write(tmp_path / "a.txt", text), context=1)
+    assert contents(data.train) + contents(data.test) == text.encode() == b"".join(seen)
+    assert len(seen) == 4
+    assert all(piece.endswith(b"\n") for piece in seen[:-1])
+
+
+def test_evaluation_of_some_windows_spread_over_all(tmp_path):
+    path = write(tmp_path / "a.txt", bytes(range(250)))
+    some, every = (load(path, context=2, validation=0.4, evaluation_examples=count) for count in (7, None))
+    assert (every.test_examples, some.test_examples, some.train_examples) == (49, 7, every.train_examples)
+    for split, step in (("test", 7), ("train", 74 / 7)):
+        (chosen,), (whole,) = (list(data.evaluation(split, 0, 1, 100)) for data in (some, every))
+        assert torch.equal(chosen[0], whole[0][[int(step * number) for number in range(7)]])
+        parts = torch.cat([inputs for part in range(3) for inputs, _ in some.evaluation(split, part, 3, 2)])
+        assert sorted(parts.tolist()) == chosen[0].tolist()
+    assert load(path, context=2, evaluation_examples=1000).test_examples == 12
+
+
+def test_batches_of_an_evaluation_leave_room_for_their_logits(tmp_path):
+    path = write_tokens(tmp_path / "all.bin", np.zeros(200_000))
+    data = load(path, tokenizer="gpt2", context=256, validation=0.5)
+    sizes = [len(inputs) for inputs, _ in data.evaluation("test", 0, 1, 1024)]
+    assert sum(sizes) == data.test_examples == 390
+    assert max(sizes) == 2**27 // (256 * 50_257) == 10
+    data = load(path, context=256, validation=0.5)
+    assert max(len(inputs) for inputs, _ in data.evaluation("test", 0, 1, 1024)) == 256
+
+
+def test_which_text_is_part_of_the_id(monkeypatch):
+    config = {
+        "model": {"name": "gpt"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 1, "batch_size": 1},
+        "quantizer": {"method": "sgd"},
+    }
+    found = {
+        Trial.model_validate({**config, "data": {"name": "text", **more}}).id
+        for more in ({}, {"root": "$CORPORA/a"}, {"root": "/b"}, {"tokenizer": "gpt2"}, {"context": 8}, {"root": None})
+    }
+    assert len(found) == 5
+    monkeypatch.setenv("CORPORA", "/elsewhere")
+    assert Trial.model_validate({**config, "data": {"name": "text", "root": "$CORPORA/a"}}).id in found
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tokenizer": "gtp2"}, "bytes, gpt2, or the path of a file tokenizer.json"),
+        ({"context": 0}, "greater than or equal to 1"),
+        ({"validation": 0.0}, "greater than 0"),
+        ({"validation": 1.0}, "less than 1"),
+        ({"vocabulary": 1}, "greater than or equal to 2"),
+        ({"evaluation_examples": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, told):
+    with pytest.raises(ValidationError, match=told):
+        options_of(**options)
+
+
+def test_a_corpus_says_where_it_is_from(tmp_path):
+    assert "standard library" in find_corpus(options_of()).place.origin
+    assert find_corpus(options_of(write(tmp_path / "a.anything"))).train == {"a.anything": tmp_path / "a.anything"}
+
+
+def test_a_damaged_archive_is_told(tmp_path):
+    path = write(tmp_path / "a.txt.gz", gzip.compress(b"some words" * 100)[:-9])
+    with pytest.raises(CorruptDataError, match=r"dataset text: its files in .*\n  found: EOFError"):
+        load(path, context=4)
+
+
+def test_no_torch_is_needed_to_find_files_and_vocabularies():
+    code = (
+        "import sys; from lqray.training import corpus, tokenizing, known_data; "
+        "from lqray.experiment.schema import data_options; "
+        "assert known_data.known_data(data_options({'name': 'text'})).classes == 256; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
