@@ -179,8 +179,8 @@ def _module(what: str, name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise PartError(_not_found(what, error.name)) from error
         raise PartError(
-            f"{what}: found a module that imports {error.name}, which is not here ({error}); allowed: modules "
-            f"whose own imports are installed where trials run, or lie beside them"
+            f"{what}: found a module that imports {error.name or 'another'}, which is not here ({error}); allowed: "
+            f"modules whose own imports are installed where trials run, or lie beside them"
         ) from error
     except Exception as error:
         raise PartError(

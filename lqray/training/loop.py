@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +65,11 @@ class Progress:
     skipped: int = 0
     in_row: int = 0
     lost: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Progress:
+        """What a checkpoint has, also one of before there were other tasks than classification."""
+        return cls(**{"best" if key == "best_accuracy" else key: value for key, value in saved.items()})
 
 
 def train(
@@ -366,10 +371,7 @@ class _Run:
             self.optimizer.zero_grad()
         self.network.load_state_dict(shared["network"])
         self.optimizer.load_state_dict(shared["optimizer"])
-        progress = dict(shared["progress"])
-        if "best_accuracy" in progress:  # of runs of before there were other tasks
-            progress["best"] = progress.pop("best_accuracy")
-        self.progress = Progress(**progress)
+        self.progress = Progress.of(shared["progress"])
         self.nmse.load_state_dict(shared["nmse"])
         self.moment_nmse.load_state_dict(shared.get("moment_nmse", RunningMean().state_dict()))
         self.seconds.load_state_dict(shared["seconds"])

@@ -19,6 +19,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from lqray.cli import main
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import CheckpointError, Checkpoints, CorruptCheckpointError, read_checkpoint
+from lqray.training.loop import Progress
 from lqray.training.reports import Report
 from lqray.training.worker import run_worker
 from tests.testing.ranks import run_ranks
@@ -56,6 +57,21 @@ METHODS = {
         "quantizer": {"method": "eden", "bits": 2, "bucket_size": 64},
         "optimizer": {"name": "adamw", "lr": 0.01},
         "exchange": {"precondition": "optimizer"},
+    },
+    "language model": {
+        "data": {"name": "text", "context": 16, "evaluation_examples": 24},
+        "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 16, "dropout": 0.1},
+        "optimizer": {"name": "muon", "lr": 0.01, "weight_decay": 0.1, "decayed": "matrices", "clip_norm": 0.5},
+        "schedule": {
+            "iterations": 14,
+            "batch_size": 8,
+            "accumulate": 2,
+            "evaluate_every": 5,
+            "decay": "wsd",
+            "warm_up_share": 0.2,
+        },
+        "quantizer": {"method": "allocated", "bits": 2},
+        "exchange": {"reduction": "scatter_reduce", "error_feedback": True},
     },
     "powersgd": {"quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 3}},
     "sgd": {"quantizer": {"method": "sgd"}},
@@ -316,3 +332,9 @@ def test_train_refuses_a_checkpoint_in_another_form_and_names_both(file, tmp_pat
     assert refused.exit_code == 2
     assert "in version 2 of the form; this lqray reads and writes version 1" in refused.output
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+
+
+def test_progress_of_before_there_were_other_tasks_is_read():
+    saved = {"best_accuracy": 0.5, "skipped": 2, "in_row": 1, "lost": ("test/f1",)}
+    assert Progress.of(saved) == Progress(0.5, 2, 1, ("test/f1",))
+    assert Progress.of(vars(Progress(-1.5))) == Progress(-1.5)
