@@ -45,9 +45,11 @@ class Baseline:
             self._hook = _CASTS[options.method]
 
     def attach(self, model: DistributedDataParallel) -> None:
-        """Make `model` exchange its gradients through torch's hook. Raises ValueError for sparse ones with PowerSGD."""
+        """Make `model` exchange its gradients through torch's hook. Raises ValueError for sparse ones with PowerSGD,
+        and over gloo for those of several dtypes."""
         if isinstance(self._state, powerSGD_hook.PowerSGDState):
             refuse_sparse(model.module)
+            _refuse_several_buckets(model.module, self._group)
         model.register_comm_hook(self, _counted)
 
     def begin_step(self) -> None:
@@ -112,6 +114,17 @@ def bucket_cap_mb(
     if isinstance(quantizer, PowerSgdOptions) and dist.get_backend(group) == "gloo":
         return 1 + sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()) / 2**20
     return exchange.bucket_cap_mb
+
+
+def _refuse_several_buckets(module: nn.Module, group: dist.ProcessGroup) -> None:
+    """Raise ValueError where DDP makes several buckets whatever their size, one for each dtype: see `bucket_cap_mb`."""
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad}
+    if len(dtypes) > 1 and dist.get_backend(group) == "gloo" and group.size() > 1:
+        raise ValueError(
+            f"powersgd over gloo, and parameters of {' and '.join(sorted(dtypes))}, whose buckets it would exchange in "
+            "another order on another rank; allowed: parameters of one dtype (model.dtype: float32, or bf16 with a "
+            "model without BatchNorm), or GPUs"
+        )
 
 
 def _counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses postponed annotations

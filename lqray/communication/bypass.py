@@ -25,7 +25,7 @@ _MOST = 2**22
 @dataclass(frozen=True)
 class Decision:
     """bypass: exchange in full precision. The rest are seconds a step, of the slowest rank: encode and decode of the
-    whole gradient, and its exchange as payloads and by a float32 all-reduce."""
+    whole gradient, and its exchange as payloads and by an all-reduce."""
 
     bypass: bool
     encode_seconds: float
@@ -45,19 +45,20 @@ def decide(
     device: torch.device,
     options: ExchangeOptions | None = None,
     workers: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Decision:
     """Measure on a random gradient of at most 4 million coordinates and scale to `coordinates`, those that would be
     quantized, or, of a compressor that has several numbers of bits, those of every parameter by its name. Collective;
     the same decision on all ranks.
 
     options: the exchange that is measured, with its reduction and its entropy coding; the default ones without.
-    workers: of each process, which encodes the gradient of each.
+    workers: of each process, which encodes the gradient of each. dtype: of gradients, as an all-reduce moves them.
     """
     options = options or ExchangeOptions()
     sizes = dict(coordinates) if isinstance(coordinates, Mapping) else {"": coordinates}
     pieces = _pieces(compressor, sizes, device)
     n = sum(piece.numel() for _, piece in pieces)
-    gradient = torch.randn(n, device=device)
+    gradient = torch.randn(n, device=device).to(dtype)
     # Nothing of it is kept from one measurement to the next.
     reduction = load_reduction(options.model_copy(update={"feedback_stages": "first"}), group, CheckWords())
     parts = 1 if compressor.layers else reduction.parts(workers)

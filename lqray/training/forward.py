@@ -14,12 +14,25 @@ from lqray.training.tasks import Task
 
 
 def prepared(network: nn.Module, options: ModelOptions) -> nn.Module:
-    """The network, changed in place, for `channels_last` and `compile`; names of parameters stay."""
+    """The network, changed in place, for `dtype`, `channels_last` and `compile`; names of parameters stay."""
+    if options.dtype == "bf16":
+        _to_bfloat16(network)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         network.compile()
     return network
+
+
+def _to_bfloat16(network: nn.Module) -> None:
+    """Parameters and buffers of floating point, but for those of layers with running statistics (BatchNorm): an average
+    in bfloat16 would stop moving, and torch wants the weights of these layers in the same type."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            continue
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.bfloat16)
 
 
 def seed_pass(seed: int, device: torch.device) -> None:
@@ -34,6 +47,8 @@ def seed_pass(seed: int, device: torch.device) -> None:
 def outputs(model: nn.Module, inputs: Tensor, options: ModelOptions) -> Tensor:
     """float32 (B, ...) for inputs (B, ...): what the model gives, or its `logits` where it gives an object of several
     things, as models of Hugging Face's transformers do."""
+    if options.dtype == "bf16" and inputs.is_floating_point():
+        inputs = inputs.to(torch.bfloat16)
     if options.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=options.amp == "bf16"):

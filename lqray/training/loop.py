@@ -20,6 +20,7 @@ from lqray.experiment.headline import headline_of
 from lqray.experiment.part_options import load_metric
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
+from lqray.training import masters
 from lqray.training.batches import Batches
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.clipping import clip, clipping_metrics
@@ -29,7 +30,7 @@ from lqray.training.extra_gradients import extra_gradient, kept_buffers
 from lqray.training.forward import Objective, prepared, seed_pass
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError, all_finite, diverged
-from lqray.training.optimizers import build_optimizer, lr_ratios, moment_decay
+from lqray.training.optimizers import lr_ratios, moment_decay
 from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.tasks import build_task
@@ -116,7 +117,7 @@ class _Run:
         self.schedule = in_iterations(trial.schedule, self.batches.steps_per_epoch)
         assert self.schedule.iterations is not None
         self.iterations = self.schedule.iterations
-        self.optimizer = build_optimizer(trial.optimizer, self.network)
+        self.optimizer = masters.build(trial, self.network)
         self.lr_ratios = lr_ratios(self.optimizer, trial.optimizer.lr)
         self.objective = Objective(build_task(trial.task, dataset), trial.model, trial.schedule.accumulate)
         self.headline = headline_of(trial.flat())

@@ -73,11 +73,11 @@ def variance_metrics(
                 rounding = derive_seed(trial.seed, "telemetry rounding", sample, worker)
                 place = exchange.place(wires.workers.index(worker), sample)
                 rounded = exchange.rounded(gradient, seed=rounding, offset=iteration, place=place)
-                errors = errors.to(own.device)
-                errors += torch.stack([(rounded - own).double().square().sum(), own.double().square().sum()])
-                pair = torch.stack([own, rounded])
+                pair = _at_least_float32(torch.stack([own, rounded]))
+                errors = errors.to(pair.device)
+                errors += torch.stack([(pair[1] - pair[0]).double().square().sum(), pair[0].double().square().sum()])
             else:
-                pair = torch.cat([part.reshape(-1) for part in gradient.values()])[None]
+                pair = _at_least_float32(torch.cat([part.reshape(-1) for part in gradient.values()])[None])
             sums = [pair if not sums else sums[0] + pair]
         total = sums[0]
         dist.all_reduce(total, group=wires.group)
@@ -102,3 +102,8 @@ def variance_metrics(
         "quantizer/quantized_snr": quantized.mean_log_snr,
         "quantizer/sampled_nmse": error / energy if energy else 0.0,
     }
+
+
+def _at_least_float32(gradients: Tensor) -> Tensor:
+    """What is added up and subtracted: in bfloat16 that would be of other gradients."""
+    return gradients.to(torch.promote_types(gradients.dtype, torch.float32))

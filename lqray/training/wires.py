@@ -140,7 +140,8 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         quantized = quantized_sizes(network, trial.exchange)
         compressor.bind_to(quantized)
-        decision = decide(compressor, quantized, group, trained[0].device, trial.exchange, len(workers))
+        like = max(trained, key=torch.Tensor.numel)
+        decision = decide(compressor, quantized, group, like.device, trial.exchange, len(workers), like.dtype)
         if decision.bypass:
             yield Wires(model, network, group, workers, decision=decision)
             return

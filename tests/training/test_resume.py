@@ -73,6 +73,19 @@ METHODS = {
         "quantizer": {"method": "allocated", "bits": 2},
         "exchange": {"reduction": "scatter_reduce", "error_feedback": True},
     },
+    "bfloat16": {
+        "model": {"name": "wide_resnet", "depth": 10, "width": 1, "dropout": 0.2, "dtype": "bf16"},
+        "quantizer": {"method": "alq", "bucket_size": 64, "update_at": [2, 9], "samples": 3},
+        "optimizer": {"name": "muon", "lr": 0.01, "weight_decay": 0.1, "decayed": "matrices", "clip_norm": 0.5},
+        "schedule": {"iterations": 14, "batch_size": 8, "evaluate_every": 5, "decay": "wsd", "warm_up_share": 0.2},
+        "exchange": {"error_feedback": True},
+    },
+    "moments in bfloat16": {
+        "model": {"name": "mlp", "layers": [32], "dtype": "bf16"},
+        "quantizer": {"method": "eden", "bits": 2, "bucket_size": 64},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "exchange": {"precondition": "optimizer"},
+    },
     "powersgd": {"quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 3}},
     "sgd": {"quantizer": {"method": "sgd"}},
 }

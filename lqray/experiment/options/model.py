@@ -21,6 +21,9 @@ class ModelOptions(Variant):
     """Compile the model with torch.compile, which takes a while at the start and needs a C++ compiler."""
     amp: Literal["none", "bf16"] = "none"
     """bf16: forward passes in bfloat16 where torch's autocast deems it safe; weights and gradients stay float32."""
+    dtype: Literal["float32", "bf16"] = "float32"
+    """bf16: parameters, activations and gradients in bfloat16, also as they are exchanged; the optimizer steps along
+    float32 copies of the parameters. BatchNorm, which needs its running statistics in float32, stays float32 whole."""
 
 
 def _weights_fit(key: str, one: int, two: int) -> None:
