@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lqray.experiment.options.data import TextOptions
-from lqray.training.files import Folder, MissingDataError, at
+from lqray.training.files import Folder, at
 
 TEXT = (".txt", ".md", ".rst", ".html", ".py")
 """Endings of files of text in a folder; each may have .gz behind it. A file named by itself may end in anything."""
@@ -114,13 +114,10 @@ def _named(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
     return dict(sorted(named.items()))
 
 
-def about_how_many(options: TextOptions) -> int | None:
-    """Training examples, as far as sizes of files tell; None where they are not here."""
-    try:
-        corpus = find_corpus(options)
-        size = sum(path.stat().st_size for path in corpus.train.values())
-    except (MissingDataError, OSError):
-        return None
+def about_how_many(options: TextOptions) -> int:
+    """Training examples, as far as sizes of files tell. Raises MissingDataError or OSError."""
+    corpus = find_corpus(options)
+    size = sum(path.stat().st_size for path in corpus.train.values())
     tokens = size // 2 if corpus.tokens else size if options.tokenizer == "bytes" else size // _BYTES_OF_A_TOKEN
     return int(tokens * (1 if corpus.test else 1 - options.validation)) // options.context
 

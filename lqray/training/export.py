@@ -90,8 +90,7 @@ def read_network(folder: Path, own_code: bool = False) -> nn.Module:
 
 
 def _built(options: ModelOptions, shape: list[int], classes: int, state: Any) -> nn.Module:
-    channels, height, width = shape
-    network = build_model(_without_download(options), (channels, height, width), classes)
+    network = build_model(_without_download(options), tuple(shape), classes)
     network.load_state_dict(state)
     return network.eval()
 

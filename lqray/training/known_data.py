@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +10,7 @@ from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.data import DataOptions, TextOptions
 from lqray.experiment.schema import Trial
 from lqray.training.corpus import about_how_many
+from lqray.training.files import CorruptDataError
 from lqray.training.tokenizing import vocabulary_of
 
 
@@ -44,18 +46,16 @@ def known_data(options: DataOptions) -> KnownData | None:
     if options.name == "linear":
         return KnownData((chosen["dimension"],), 1, chosen["train_size"])
     if isinstance(options, TextOptions):
-        return _known_text(options.model_dump_json())
+        with suppress(OSError, CorruptDataError):  # its files, or its tokenizer's, may come with the first trial
+            return _known_text(options.model_dump_json())
+        return None
     return _DATASETS.get(options.name)
 
 
 @lru_cache(maxsize=256)
-def _known_text(config: str) -> KnownData | None:
-    """As far as its files' sizes tell, and its tokenizer's file."""
+def _known_text(config: str) -> KnownData:
     options = TextOptions.model_validate_json(config)
-    vocabulary, examples = vocabulary_of(options), about_how_many(options)
-    if vocabulary is None or examples is None:
-        return None
-    return KnownData((options.context,), vocabulary, examples, exact=False, tokens=True)
+    return KnownData((options.context,), vocabulary_of(options), about_how_many(options), exact=False, tokens=True)
 
 
 def check_batches(trial: Trial) -> None:

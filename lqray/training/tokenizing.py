@@ -37,14 +37,11 @@ class Tokenizer(Protocol):
         separators: whether special tokens stand between texts, and for none of their bytes."""
 
 
-def vocabulary_of(options: TextOptions) -> int | None:
-    """Ids that the data may have, without a package; None where the tokenizer's file is not here, or not one."""
+def vocabulary_of(options: TextOptions) -> int:
+    """Ids that the data may have; takes no package. Raises MissingDataError, CorruptDataError or OSError."""
     if options.vocabulary is not None:
         return options.vocabulary
-    try:
-        return GPT2_VOCABULARY if options.tokenizer == "gpt2" else tokenizer_of(options).vocabulary
-    except (MissingDataError, CorruptDataError, OSError):
-        return None
+    return GPT2_VOCABULARY if options.tokenizer == "gpt2" else tokenizer_of(options).vocabulary
 
 
 def tokenizer_of(options: TextOptions) -> Tokenizer:

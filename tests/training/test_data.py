@@ -20,6 +20,7 @@ from lqray.training.data.fashion_mnist import DEBIAN_FOLDER
 from lqray.training.dataset import Dataset, load_dataset
 from lqray.training.files import CorruptDataError, MissingDataError, fetch, folder
 from lqray.training.images import moments
+from lqray.training.worker import run_worker
 from tests.testing.dataset_files import TEST, TRAIN, WRITERS, images, write_idx
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -269,6 +270,19 @@ def test_a_linear_regression_is_what_its_options_say():
     assert regression.optimum == 0.125
     assert float(loss) == pytest.approx(regression.optimum, rel=0.03)
     assert float((inputs @ solved - targets).square().mean() / 2) == pytest.approx(regression.optimum, rel=0.03)
+
+
+def test_a_regression_is_learned_down_to_its_optimum():
+    config = {
+        "data": {"name": "linear", "dimension": 5, "noise_scale": 0.2, "train_size": 2000, "test_size": 2000},
+        "model": {"name": "linear"},
+        "optimizer": {"name": "sgd", "lr": 0.5},
+        "schedule": {"iterations": 60, "batch_size": 500},
+        "quantizer": {"method": "full_precision"},
+    }
+    last = run_worker(Trial.model_validate(config), lambda report: None, torch.device("cpu"), 1)
+    assert last["test/excess_loss"] == pytest.approx(last["test/loss"] - 0.02)
+    assert abs(last["test/excess_loss"]) < 0.002
 
 
 def test_a_regression_without_noise_is_exact_and_of_its_seed():

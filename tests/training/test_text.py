@@ -1,6 +1,7 @@
 """Text as data: which files, which windows, what is kept of their tokens, and what is said of those that do not fit."""
 
 import gzip
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from lqray.training.data import text as module
 from lqray.training.data.text import Text
 from lqray.training.data_files import data_digest
 from lqray.training.dataset import load_dataset
+from lqray.training.estimate import check_network, estimate
 from lqray.training.files import CorruptDataError, MissingDataError
 from lqray.training.known_data import known_data
 from lqray.training.tokenizing import Bytes
 from lqray.training.tokens import Windows, read_shard
+from lqray.training.worker import run_worker
 
 
 @pytest.fixture(autouse=True)
@@ -310,14 +313,45 @@ def test_evaluation_of_some_windows_spread_over_all(tmp_path):
     assert load(path, context=2, evaluation_examples=1000).test_examples == 12
 
 
-def test_batches_of_an_evaluation_leave_room_for_their_logits(tmp_path):
-    path = write_tokens(tmp_path / "all.bin", np.zeros(200_000))
-    data = load(path, tokenizer="gpt2", context=256, validation=0.5)
-    sizes = [len(inputs) for inputs, _ in data.evaluation("test", 0, 1, 1024)]
-    assert sum(sizes) == data.test_examples == 390
-    assert max(sizes) == 2**27 // (256 * 50_257) == 10
-    data = load(path, context=256, validation=0.5)
-    assert max(len(inputs) for inputs, _ in data.evaluation("test", 0, 1, 1024)) == 256
+def trial(root: Path, **changes) -> Trial:
+    return Trial.model_validate(
+        {
+            "data": {"name": "text", "root": str(root), "context": 16},
+            "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 16},
+            "optimizer": {"name": "adamw", "lr": 0.01},
+            "schedule": {"iterations": 12, "batch_size": 4, "evaluate_every": 6},
+            "quantizer": {"method": "alq", "bucket_size": 64, "update_at": [0, 5]},
+            "workers": 2,
+            **changes,
+        }
+    )
+
+
+def test_a_small_gpt_trains_on_it(tmp_path):
+    """Every byte is a token: bits per byte are the loss in bits."""
+    path = write(tmp_path / "a.txt", "to be or not to be, " * 100)
+    reports = []
+    last = run_worker(trial(path), reports.append, torch.device("cpu"), 1)
+    first = next(report.metrics for report in reports if "test/loss" in report.metrics)
+    assert last["test/bits_per_byte"] == pytest.approx(last["test/loss"] / math.log(2), rel=1e-6)
+    assert last["test/loss"] < first["test/loss"] < math.log(256)
+    again = run_worker(trial(path), lambda report: None, torch.device("cpu"), 1)
+    assert again["test/loss"] == last["test/loss"]
+
+
+def test_what_it_will_cost_is_estimated(tmp_path):
+    """About six operations for a weight of a matrix and a token, the embedding's twice used, and some for attention."""
+    path = write(tmp_path / "a.txt", "to be or not to be, " * 100)
+    known = estimate(trial(path, schedule={"epochs": 3, "batch_size": 4}), 1)
+    assert known.parameters == 256 * 16 + 16 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
+    weights = 256 * 16 + 12 * 16 * 16
+    assert known.flops_per_step / (8 * 16) == pytest.approx(6 * weights, rel=0.25)
+    assert known.iterations == 3 * (112 // 8)
+    check_network(trial(path))
+    with pytest.raises(UnfitTrialError, match=r"model\.vocabulary: found 100; allowed: at least 256"):
+        check_network(trial(path, model={"name": "gpt", "vocabulary": 100}))
+    with pytest.raises(UnfitTrialError, match=r"gpt takes tokens"):
+        check_network(trial(path, data={"name": "digits"}))
 
 
 def test_which_text_is_part_of_the_id(monkeypatch):

@@ -148,12 +148,13 @@ class _Predictor:
         self._network = network
 
     def predict(self, inputs: Any, _params: Any = None) -> Any:
-        """Logits of a batch of inputs, (N, classes), both as numpy arrays."""
+        """Logits of a batch of inputs, (N, classes), of tokens (N, T, classes), both as numpy arrays."""
         import numpy as np
         import torch
 
+        tokens = any(isinstance(layer, torch.nn.Embedding) for layer in self._network.modules())
         with torch.no_grad():
-            return self._network(torch.from_numpy(np.asarray(inputs, dtype=np.float32))).numpy()
+            return self._network(torch.from_numpy(np.asarray(inputs, np.int64 if tokens else np.float32))).numpy()
 
 
 def _load_pyfunc(path: str) -> _Predictor:

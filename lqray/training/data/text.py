@@ -36,8 +36,8 @@ _FOLDER = "tokens-1"
 _PIECE_BYTES = 2**20
 _PIECES = 16
 """That are encoded at a time, side by side where the tokenizer has threads."""
-_MOST_TOKENS, _MOST_LOGITS = 2**16, 2**27
-"""Of a batch of an evaluation, whose logits are 512 MiB then."""
+_CHECKED_TOKENS = 2**16
+"""Of a split, that are looked at before training begins; all others are as they come."""
 
 
 def load(options: TextOptions) -> Text:
@@ -197,7 +197,7 @@ class Text:
                     f"{windows.context + 1:,}, a window of data.context and the token that follows; take a longer "
                     "text, a shorter context, or another data.validation"
                 )
-            self._batch(windows, np.arange(min(len(windows), max(1, _MOST_TOKENS // windows.context))))
+            self._batch(windows, np.arange(min(len(windows), max(1, _CHECKED_TOKENS // windows.context))))
 
     def to(self, device: torch.device) -> Text:
         """The same, giving its batches on another device."""
@@ -217,10 +217,8 @@ class Text:
         """See `lqray.training.dataset.Dataset.evaluation`."""
         windows = self.train if split == "train" else self.test
         own = self._evaluated(windows)[part::parts]
-        most = min(_MOST_TOKENS // windows.context, _MOST_LOGITS // (windows.context * self.classes))
-        size = max(1, min(batch_size, most))
-        for start in range(0, len(own), size):
-            yield self._batch(windows, own[start : start + size])
+        for start in range(0, len(own), batch_size):
+            yield self._batch(windows, own[start : start + batch_size])
 
     def _evaluated(self, windows: Windows) -> NDArray[np.int64]:
         count = min(len(windows), self.evaluated or len(windows))

@@ -51,6 +51,29 @@ def same(one, other) -> bool:
     return torch.equal(one(inputs), other(inputs))
 
 
+def test_a_network_of_tokens_is_given_away_and_predicts(tmp_path):
+    """Of data whose shape is no image's; MLflow's pyfunc is given tokens as any integers."""
+    config = CONFIG | {
+        "data": {"name": "text", "context": 8},
+        "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 8},
+        "task": {"name": "language_modelling"},
+    }
+    trial = Trial.model_validate(config)
+    network = build_model(trial.model, (8,), 256).eval()
+    shared = {"network": network.state_dict(), "inputs": {"shape": [8], "classes": 256}}
+    (tmp_path / "kept").mkdir()
+    parts = written_form({"trial": trial.id, "iteration": 3, "shared": shared, "ranks": []})
+    (tmp_path / "kept/step-00000003.pt").write_bytes(b"".join(parts))
+    (tmp_path / "network").mkdir()
+    write_network(trial, str(tmp_path / "kept"), tmp_path / "network")
+    tokens = torch.arange(16).view(2, 8)
+    again = read_network(tmp_path / "network")
+    assert torch.equal(again(tokens), network(tokens))
+    assert again.head.weight is again.embedding.weight
+    predicted = models._load_pyfunc(str(tmp_path / "network")).predict(tokens.to(torch.int32).numpy())
+    assert np.array_equal(predicted, network(tokens).detach().numpy())
+
+
 class Trap:
     """A pickle of it makes a file when it is loaded."""
 
