@@ -160,7 +160,8 @@ def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
         return 0.0
     others = processes - 1
     if quantizer.method in _FLOAT_BYTES:
-        return 2 * others / processes * _FLOAT_BYTES[quantizer.method] * n
+        most = 2 if trial.model.dtype == "bf16" else 4
+        return 2 * others / processes * min(most, _FLOAT_BYTES[quantizer.method]) * n
     if not isinstance(quantizer, CompressorOptions):
         return None
     own = trial.workers // processes * _bits(quantizer, sizes) / 8

@@ -54,6 +54,15 @@ def test_bytes_are_about_those_of_a_run(method, reduction):
 
 
 @pytest.mark.processes
+def test_gradients_in_bfloat16_take_half():
+    config = CONFIG | {"model": {"name": "cnn", "dtype": "bf16"}, "quantizer": {"method": "full_precision"}}
+    first, _ = run_ranks(metrics_of, 2, config)
+    assert estimate(Trial.model_validate(config), 2).bytes_per_step == pytest.approx(first["wire/bytes_sent"], rel=0.02)
+    plain = Trial.model_validate(config | {"model": {"name": "cnn"}})
+    assert estimate(plain, 2).bytes_per_step == pytest.approx(2 * first["wire/bytes_sent"], rel=0.02)
+
+
+@pytest.mark.processes
 def test_bits_by_parameter_are_counted_by_parameter():
     quantizer = {"method": "eden", "bits": {"7.*": 1, "0.*": 8, "default": 4}, "bucket_size": 64}
     config = CONFIG | {"quantizer": quantizer}
