@@ -10,12 +10,10 @@ import torch
 
 from lqray.experiment.schema import data_options
 from lqray.training import data_files, tokenizing
-from lqray.training.data.text import Text
-from lqray.training.dataset import load_dataset
 from lqray.training.files import CorruptDataError, MissingDataError
 from lqray.training.known_data import known_data
 from lqray.training.tokenizing import BYTE_CHARACTERS, Described, Tiktoken, read_tokenizer
-from tests.training.test_text import ids, options_of, write, write_tokens
+from tests.testing.texts import ids, load, options_of, write, write_tokens
 
 WORDS = "Grüße an alle,  die 漢字 lesen: naïve 😀 words,\n\n\tand words of words; def f(x):\n    return x + 1\n"
 LATIN = [chr(number) for number in (*range(33, 127), *range(161, 173), *range(174, 256))]
@@ -26,10 +24,6 @@ LATIN = [chr(number) for number in (*range(33, 127), *range(161, 173), *range(17
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(data_files, "_known", {})
-
-
-def load(root, **options) -> Text:
-    return load_dataset(options_of(root, **options))
 
 
 def described(**changes) -> dict:
