@@ -28,13 +28,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, UnknownTrialError, did_you_mean
-from lqray.experiment.headline import Headline, headline_of
+from lqray.experiment.headline import ACCURACY, Headline, headline_of
 from lqray.experiment.id_set import IdSet
 from lqray.experiment.layout import Block, Layout, read_layout
 from lqray.experiment.naming import Namer
 from lqray.experiment.overrides import SOURCE, overridden
 from lqray.experiment.sampling import corner, draws, rounded
-from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial, flatten
+from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
 from lqray.experiment.unused import unused_options
 from lqray.experiment.validation import explain
 from lqray.experiment.yaml import Document, Path_, load, parse
@@ -94,9 +94,10 @@ class Experiment:
 
     @cached_property
     def headline(self) -> Headline:
-        """By which metric the trials are judged: where several tasks are swept, that of the first."""
-        swept = {key: values[0] for key, values in self.axis_values.items() if key.startswith(("data.", "task."))}
-        return headline_of({**flatten(self.layout.base), **swept, **self.layout.overrides})
+        """By which metric the trials are judged: that of the first."""
+        search = self.layout.search
+        first = self.suggested(corner(search, False)) if search and self.adaptive else next(self.trials(), None)
+        return headline_of(first.trial.flat()) if first else ACCURACY
 
     def suggested(self, values: Mapping[str, Any]) -> NamedTrial:
         """The trial of one draw of an adaptive search: dotted keys to values. Raises ExperimentError."""
@@ -198,6 +199,7 @@ class Experiment:
         for setting in settings:
             groups.setdefault(setting.key.partition(".")[0], []).append(setting)
         keys = {name: repr([(one.key, one.value) for one in group]) for name, group in groups.items()}
+        keys["task"] = f"{keys.get('task', '')} {keys.get('data', '')}"  # by default it is that of the data
         set_last = [key.partition(".")[0] for key in self.layout.overrides]
         given = {**self.layout.base, **groups, **dict.fromkeys(set_last)}
         ready = {name: self._sections.get((name, keys.get(name, ""))) for name in given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, create_model, model_validator
@@ -99,12 +99,12 @@ class Trial(Section):
     @model_validator(mode="before")
     @classmethod
     def _task_is_that_of_the_data(cls, values: Any) -> Any:
-        task = values.get("task", {}) if isinstance(values, dict) else None
+        task = values.get("task") if isinstance(values, dict) else values
+        if isinstance(values, dict) and "task" not in values:
+            return {**values, "task": _plain_task(task_of_data(_name_of_data(values)))}
         if not isinstance(task, dict) or "name" in task:
             return values
-        data = values.get("data")
-        name = data.get("name") if isinstance(data, dict) else getattr(data, "name", None)
-        return {**values, "task": {"name": task_of_data(name), **task}}
+        return {**values, "task": {"name": task_of_data(_name_of_data(values)), **task}}
 
     @model_validator(mode="before")
     @classmethod
@@ -158,10 +158,12 @@ class Trial(Section):
         own = tuple(map(metric_name, self.metrics))
         known = [f"test/{name}" for name in (*self.task.METRICS, *own)]
         headline, told = self.task.headline, self.task.higher_is_better
-        problem = None
+        problem, wanted = None, task_of_data(self.data.name)
         if clash := sorted(set(own) & set(self.task.METRICS)):
             allowed = f"functions of other names than {self.task.name} has: {', '.join(self.task.METRICS)}"
             problem = "metrics", clash[0], allowed
+        elif self.task.name != wanted and not isinstance(self.data, OwnDataOptions):
+            problem = "task.name", self.task.name, f"{wanted}, which is what {self.data.name} is for; or other data"
         elif headline is not None and headline not in known:
             problem = "task.headline", headline, f"what is measured of the test set: {', '.join(known)}"
         elif headline is None and told is not None:
@@ -203,7 +205,7 @@ class Trial(Section):
         before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
         `metrics` where there are none, levels that are shared, and a task that is plain classification."""
         flat = flatten(self.config())
-        if self.task.canonical_json == "{}":
+        if self.task == _plain_task("classification"):
             flat = {key: value for key, value in flat.items() if not key.startswith("task.")}
         if flat.get("quantizer.levels") == "shared":
             del flat["quantizer.levels"], flat["quantizer.levels_from"]
@@ -212,6 +214,17 @@ class Trial(Section):
     def params(self) -> dict[str, str]:
         """`flat`, every value as text: words as they are, anything else as JSON. So MLflow keeps them."""
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.flat().items()}
+
+
+def _name_of_data(values: Mapping[str, Any]) -> Any:
+    data = values.get("data")
+    return data.get("name") if isinstance(data, dict) else getattr(data, "name", None)
+
+
+@cache
+def _plain_task(name: str) -> Any:
+    """One instance for all trials that say nothing more of it."""
+    return TypeAdapter(_Task).validate_python({"name": name})
 
 
 def model_options(config: object) -> _Model:

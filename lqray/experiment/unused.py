@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lqray.experiment.errors import Problem
+from lqray.experiment.headline import task_of_data
 from lqray.experiment.layout import Layout
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.overrides import SOURCE
@@ -58,6 +59,10 @@ def _names(layout: Layout, section: str, selector: str) -> set[Any]:
     if not always and not (layout.search and swept in layout.search.space):
         base = layout.base.get(section)
         names.append(base.get(selector) if isinstance(base, dict) else None)
+    if section == "task" and None in names:  # then it is that of the data
+        names = [name for name in names if name is not None] + [
+            task_of_data(name) for name in _names(layout, "data", "name")
+        ]
     return {_tag(section, name) for name in names}
 
 

@@ -18,6 +18,7 @@ from lqray.reporting.selection import (
     METHOD,
     SEED,
     UnknownKeyError,
+    alike,
     grouped,
     grouping_keys,
     keys_of,
@@ -156,6 +157,7 @@ def compare_groups(
     full_precision where it is among the runs. histories: False leaves out what needs them (best, last, to_target), and
     reads none. Raises UnknownKeyError.
     """
+    records = alike(records)
     headline = common_headline(one.params for one in records)
     reported = metrics_of(records) or {headline.metric}
     chosen = tuple(resolved(name, reported, "metric") for name in metrics) or (headline.metric,)

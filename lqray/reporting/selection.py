@@ -5,11 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from lqray.experiment.errors import nearest
 from lqray.experiment.identity import outside_identity
 from lqray.experiment.options.data import DATA, DataOptions
+from lqray.experiment.options.task import TaskOptions
+from lqray.experiment.recorded import filled
 from lqray.reporting.methods import in_order
 from lqray.store.runs import Run
 
@@ -59,6 +62,13 @@ def resolved(name: str, known: Collection[str], what: str) -> str:
     hint = f"did you mean {near!r}?" if near else None
     listed = ", ".join(sorted(known)) or "none: no run has recorded any"
     raise UnknownKeyError(f"found {what} {name!r}; {f'{hint} ' if hint else ''}allowed: {listed}")
+
+
+def alike(records: Iterable[Run]) -> list[Run]:
+    """The same, each with every parameter that another of them has and that was not there yet when it was recorded."""
+    runs = list(records)
+    known = params_of(runs)
+    return [replace(one, params=filled(one.params, known - one.params.keys())) for one in runs]
 
 
 def grouping_keys(records: Sequence[Run]) -> tuple[str, ...]:
@@ -141,4 +151,5 @@ def _rank(key: str) -> tuple[int, str]:
 @cache
 def _outside() -> frozenset[str]:
     classes: list[type[DataOptions]] = [*DATA.values(), DataOptions]
-    return frozenset(f"data.{name}" for one in classes for name in outside_identity(one))
+    of_data = {f"data.{name}" for one in classes for name in outside_identity(one)}
+    return frozenset(of_data | {f"task.{name}" for name in outside_identity(TaskOptions)})

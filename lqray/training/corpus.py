@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lqray.experiment.options.data import TextOptions
 from lqray.training.files import Folder, at
+from lqray.training.tokens import read_shard
 
 TEXT = (".txt", ".md", ".rst", ".html", ".py")
 """Endings of files of text in a folder; each may have .gz behind it. A file named by itself may end in anything."""
@@ -115,11 +116,23 @@ def _named(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def about_how_many(options: TextOptions) -> int:
-    """Training examples, as far as sizes of files tell. Raises MissingDataError or OSError."""
+    """Training examples, as far as sizes of files tell. Raises MissingDataError, CorruptDataError or OSError."""
     corpus = find_corpus(options)
-    size = sum(path.stat().st_size for path in corpus.train.values())
-    tokens = size // 2 if corpus.tokens else size if options.tokenizer == "bytes" else size // _BYTES_OF_A_TOKEN
+    if corpus.tokens:
+        tokens = sum(len(read_shard(path)) for path in corpus.train.values())
+    else:
+        size = sum(map(_size_of_text, corpus.train.values()))
+        tokens = size if options.tokenizer == "bytes" else size // _BYTES_OF_A_TOKEN
     return int(tokens * (1 if corpus.test else 1 - options.validation)) // options.context
+
+
+def _size_of_text(path: Path) -> int:
+    """In bytes; of a packed one its last four say so."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
 
 
 _BYTES_OF_A_TOKEN = 4

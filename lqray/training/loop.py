@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lqray.communication import check_replicas, naming_lost_ranks, naming_stalled_ranks
+from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.headline import headline_of
 from lqray.experiment.part_options import load_metric
 from lqray.experiment.schema import Trial
@@ -330,6 +331,10 @@ class _Run:
         self._report(Report(iteration, self.iterations, metrics, evaluated, examples=examples, **more))
 
     def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:
+        if self.headline.metric not in metrics:
+            measured = ", ".join(key for key in metrics if key.startswith("test/"))
+            found = f"found {self.headline.metric}, which is not measured of these data"
+            raise UnfitTrialError(f"task.headline: {found}; allowed: {measured}")
         score = self.headline.score(metrics)
         if score > self.progress.best:
             self.progress.best = score

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import profiler
 
+from lqray.experiment.headline import headline_of, name_of
 from lqray.experiment.schema import Resources, Trial
 from lqray.training.checkpoint import Checkpoints
 from lqray.training.loop import Stepped
@@ -50,6 +51,7 @@ def run_standalone(
     file for each rank. Raises what `lqray.training.loop.train` raises, OSError where a file cannot be written,
     LaunchVariablesError.
     """
+    headline = headline_of(trial.flat()).metric
     started = _started(on_gpus=resources.gpus_per_process > 0)
     rank = started.rank
     device = torch.device(f"cuda:{started.local_rank}" if resources.gpus_per_process else "cpu")
@@ -64,7 +66,7 @@ def run_standalone(
                 return
             if out:
                 out.write(json.dumps({"iteration": update.iteration, **update.metrics}) + "\n")
-            say(line(update))
+            say(line(update, headline))
 
         recorder = stack.enter_context(_recorder(profile, rank)) if profile else None
 
@@ -119,8 +121,8 @@ def _recorder(folder: Path, rank: int) -> profiler.profile:
     )
 
 
-def line(report: Report) -> str:
-    """What is worth a line of a terminal."""
+def line(report: Report, headline: str = "test/accuracy") -> str:
+    """What is worth a line of a terminal, the headline metric among it."""
     shown = {
         "loss": "train/loss",
         "lr": "train/lr",
@@ -132,5 +134,7 @@ def line(report: Report) -> str:
         "bits per coordinate": "wire/bits_per_coordinate",
         "NMSE": "quantizer/nmse",
     }
+    if headline not in shown.values():
+        shown = {name_of(headline): headline, **shown}
     found = [f"{name} {report.metrics[key]:.5g}" for name, key in shown.items() if key in report.metrics]
     return f"step {report.iteration}/{report.iterations}  " + "  ".join(found)

@@ -6,6 +6,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from lqray.experiment.errors import ExperimentError
 from lqray.experiment.grid import read_experiment
 from lqray.experiment.headline import Headline, common_headline, headline_of, higher_is_better, name_of, written
 from lqray.experiment.schema import Trial
@@ -31,9 +32,14 @@ def test_a_classifier_has_the_id_and_the_parameters_that_it_always_had():
     assert headline_of(plain.flat()) == headline_of({}) == Headline("test/accuracy", higher=True)
 
 
-@pytest.mark.parametrize("name", ["language_modelling", "regression"])
+DATA = {"language_modelling": "text", "regression": "linear"}
+
+
+@pytest.mark.parametrize("name", DATA)
 def test_losses_are_better_when_they_are_lower(name):
-    params = trial(task={"name": name}).params()
+    chosen = trial(data={"name": DATA[name]})
+    params = chosen.params()
+    assert chosen.id == trial(data={"name": DATA[name]}, task={"name": name}).id
     assert params["task.name"] == name
     headline = headline_of(params)
     assert headline == Headline("test/loss", higher=False)
@@ -54,7 +60,9 @@ def test_a_metric_of_ones_own_may_be_it():
         ({"task": {"headline": "test/f1"}}, "what is measured of the test set: test/loss, test/accuracy"),
         ({"task": {"higher_is_better": True}}, "task.headline beside it"),
         ({"metrics": ["my.m:f1"], "task": {"headline": "test/f1"}}, "true or false: what is better of test/f1"),
-        ({"metrics": ["my.m:perplexity"], "task": {"name": "language_modelling"}}, "functions of other names"),
+        ({"metrics": ["my.m:perplexity"], "data": {"name": "text"}}, "functions of other names"),
+        ({"task": {"name": "regression"}}, "classification, which is what digits is for"),
+        ({"data": {"name": "linear"}, "task": {"name": "classification"}}, "regression, which is what linear is for"),
         ({"task": {"name": "clasification"}}, "classification"),
     ],
 )
@@ -69,11 +77,53 @@ def test_a_search_takes_it_where_nothing_else_is_said(tmp_path):
         "space": {"optimizer.lr": {"uniform": [0.1, 1.0]}},
         "early_stopping": {"metric": "test/accuracy"},
     }
-    base = {**BASE, "task": {"name": "regression"}}
+    base = {**BASE, "data": {"name": "linear"}}
     file.write_text(json.dumps({"name": "some", "base": base, "search": search}))
     found = read_experiment(file).search
     assert (found.metric, found.mode) == ("test/loss", "min")
     assert (found.early_stopping.metric, found.early_stopping.mode) == ("test/accuracy", "max")
+
+
+def test_a_search_for_another_metric_goes_up_as_ever(tmp_path):
+    file = tmp_path / "some.yaml"
+    search = {"space": {"optimizer.lr": {"uniform": [0.1, 1.0]}}, "metric": "test/f1"}
+    file.write_text(json.dumps({"name": "some", "base": BASE, "search": search}))
+    assert read_experiment(file).search.mode == "max"
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [{"data.name": ["linear"], "seed": [1, 2]}, {"data": [{"name": "linear"}]}, {"data.name": ["linear", "digits"]}],
+)
+def test_a_file_has_that_of_its_first_trial(tmp_path, matrix):
+    base = {key: value for key, value in BASE.items() if key != "data"}
+    file = tmp_path / "some.yaml"
+    file.write_text(json.dumps({"name": "some", "base": base, "sweep": [{"matrix": matrix}]}))
+    assert read_experiment(file).headline == Headline("test/loss", higher=False)
+    file.write_text(json.dumps({"name": "some", "base": BASE}))
+    assert read_experiment(file, ["data={name: linear}"]).headline == Headline("test/loss", higher=False)
+
+
+def test_every_trial_has_the_task_of_its_own_data(tmp_path):
+    """Also where sections of other trials serve again, and something else is said of the task."""
+    matrix = {"seed": [1, 2], "task.higher_is_better": [True, False], "data.name": ["digits", "linear"]}
+    file = tmp_path / "some.yaml"
+    base = {**BASE, "task": {"headline": "test/loss"}}
+    file.write_text(json.dumps({"name": "some", "base": base, "sweep": [{"matrix": matrix}]}))
+    found = [(one.trial.data.name, one.trial.task.name) for one in read_experiment(file).trials()]
+    assert set(found) == {("digits", "classification"), ("linear", "regression")}
+
+
+def test_an_option_of_another_task_is_told(tmp_path):
+    file = tmp_path / "some.yaml"
+    base = {**BASE, "data": {"name": "linear"}, "task": {"label_smoothing": 0.1}}
+    file.write_text(json.dumps({"name": "some", "base": base}))
+    with pytest.raises(ExperimentError, match="label_smoothing"):
+        read_experiment(file)
+
+
+def test_which_metric_it_is_changes_no_id():
+    assert trial(task={"headline": "test/loss", "higher_is_better": False}).id == trial().id
 
 
 def test_several_tasks_are_judged_by_that_of_most():

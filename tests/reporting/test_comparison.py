@@ -25,6 +25,18 @@ def test_groups_are_told_apart_by_what_varies_beyond_the_method():
     assert grouping_keys([*widths, record("sgd", 1)]) == ("quantizer.method", "quantizer.bits")
 
 
+def test_runs_of_before_an_option_was_there_are_of_one_group_with_those_of_today():
+    """Seeds are pooled where the option has the value that it had before, and told apart where it has another."""
+    old = [record("alq", seed, optimizer__name="sgd") for seed in (1, 2)]
+    new = [record("alq", 3, optimizer__name="sgd", optimizer__decayed="all", optimizer__clip_norm="null")]
+    other = [record("alq", 4, optimizer__name="sgd", optimizer__decayed="matrices", optimizer__clip_norm="null")]
+    (group,) = compare_groups([*old, *new], "", histories=False).groups
+    assert len(group.finished) == 3
+    found = compare_groups([*old, *new, *other], "", histories=False)
+    assert found.keys == ("quantizer.method", "optimizer.decayed")
+    assert [len(one.finished) for one in found.groups] == [3, 1]
+
+
 def test_selection():
     records = [record("alq", seed, quantizer__bits=str(bits)) for seed in (1, 2) for bits in (2, 3)]
     assert len(select(records, where=["bits=3"])) == 2

@@ -100,7 +100,7 @@ def test_what_can_be_told_before_training_is(name):
     [
         (["top3"], "found 'top3'"),
         (["found_metrics:correct", "found_metrics:Group.correct"], "found 'correct', two of them"),
-        (["found_metrics:accuracy"], "found 'accuracy', one that lqray has"),
+        (["found_metrics:accuracy"], "functions of other names than classification has: loss, accuracy"),
         (["found_metrics:größe"], "not ASCII"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lqray.experiment import names
+from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.schema import Trial
 from lqray.training.reports import Report
 from lqray.training.worker import run_worker
@@ -66,3 +67,16 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(tmp_path):
     losses = {report.iteration: report.metrics["test/loss"] for report in reports if report.evaluated}
     best = read_checkpoint(tmp_path / "best.pt", torch.device("cpu"))
     assert best["shared"]["progress"]["best"] == -min(losses.values())
+
+
+def test_a_headline_that_these_data_do_not_have_is_told(tmp_path):
+    """Of tokens without a tokenizer nobody knows the bytes."""
+    (tmp_path / "some.bin").write_bytes(bytes(4000))
+    data = {"name": "text", "root": str(tmp_path / "some.bin"), "vocabulary": 500, "context": 16}
+    with pytest.raises(UnfitTrialError, match=r"found test/bits_per_byte.*allowed: test/loss, test/perplexity"):
+        run(
+            TEXT,
+            data=data,
+            quantizer={"method": "full_precision"},
+            task={"headline": "test/bits_per_byte", "higher_is_better": False},
+        )

@@ -69,6 +69,20 @@ def test_bits_per_byte_are_left_out_where_tokens_have_no_known_bytes():
     assert tuple(chosen.metrics(totals)) == ("loss", "perplexity")
 
 
+def test_what_one_rank_does_not_know_is_left_out():
+    """Of two ranks of which one has no bytes of its tokens, as where its tokenizer is not installed."""
+    outputs, targets = outputs_and_targets("language_modelling", 2)
+    other = build_task(TASK["language_modelling"](name="language_modelling"), SimpleNamespace(shape=(3,), classes=4))
+    each = [one.totals(outputs, targets) for one in (task("language_modelling"), other)]
+    assert "bits_per_byte" not in other.metrics([float(one) + float(two) for one, two in zip(*each, strict=True)])
+
+
+def test_a_loss_that_is_no_number_has_no_perplexity():
+    found = task("language_modelling").metrics([3, math.nan, 3])
+    assert math.isnan(found["perplexity"])
+    assert task("language_modelling").metrics([1, 1e6, 1])["perplexity"] == math.inf
+
+
 def test_smoothed_labels_count_in_training_alone():
     outputs, targets = outputs_and_targets("classification", 9)
     smoothed = task("classification", label_smoothing=0.25)

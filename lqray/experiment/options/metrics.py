@@ -10,8 +10,6 @@ from pydantic import AfterValidator, Field
 from lqray.experiment import parts
 from lqray.experiment.options.section import Word
 
-_LQRAYS = frozenset({"loss", "accuracy"})
-
 
 def metric_name(reference: str) -> str:
     """What a metric is recorded as, below test/: the last word of its reference."""
@@ -27,8 +25,8 @@ def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
     references = tuple(parts.reference_of("metrics", name) or name for name in names)
     counts = Counter(metric_name(reference) for reference in references)
     for name, count in counts.items():
-        if count > 1 or name in _LQRAYS or not name.isascii():
-            taken = "two of them" if count > 1 else "one that lqray has" if name in _LQRAYS else "not ASCII"
+        if count > 1 or not name.isascii():
+            taken = "two of them" if count > 1 else "not ASCII"
             raise ValueError(f"functions of names of their own, recorded as test/NAME; found {name!r}, {taken}")
     return references
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lqray.experiment.headline import Headline, higher_is_better
+from lqray.experiment.headline import Headline
 from lqray.experiment.options.budget import with_pairs
 from lqray.experiment.options.section import (
     LARGEST,
@@ -30,7 +30,7 @@ class EarlyStopping(Section):
     metric: Word = Field(default=HEADLINE, json_schema_extra={"founding": "test/accuracy"})
     """Any reported metric; headline: that by which trials are judged (`task.headline`)."""
     mode: Literal["max", "min"] | None = Field(default=None, json_schema_extra={"founding": "max"})
-    """max: more of the metric is better; null: what is better of the headline, else of an accuracy."""
+    """max: more of the metric is better; null: what is better of the headline, of other metrics max."""
     grace_period: int = Field(default=1, ge=1, le=MOST_ITERATIONS)
     """Iterations before a trial can be stopped."""
     reduction_factor: float = Field(default=4, ge=1.01, le=MOST_WORKERS)
@@ -117,4 +117,5 @@ class Search(Section):
 
 def _judged(one: Search | EarlyStopping, headline: Headline) -> dict[str, str]:
     metric = headline.metric if one.metric == HEADLINE else one.metric
-    return {"metric": metric, "mode": one.mode or ("max" if higher_is_better(metric, headline) else "min")}
+    falls = metric == headline.metric and not headline.higher
+    return {"metric": metric, "mode": one.mode or ("min" if falls else "max")}

@@ -15,10 +15,10 @@ class TaskOptions(Variant):
     METRICS: ClassVar[tuple[str, ...]] = ()
     name: str = "classification"
     """By default that of the data: language_modelling of text, regression of linear, else classification."""
-    headline: Word | None = None
+    headline: Word | None = Field(default=None, json_schema_extra={"identity": False})
     """The metric by which trials are judged: best checkpoint, early stopping, reports and figures. test/NAME of one of
     the task's metrics or of `metrics`; null: the task's own, its accuracy or its loss."""
-    higher_is_better: bool | None = None
+    higher_is_better: bool | None = Field(default=None, json_schema_extra={"identity": False})
     """Of `headline`; null: of an accuracy. A metric of your own wants to be told."""
 
 

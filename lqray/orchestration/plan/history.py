@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING
 
+from lqray.experiment.recorded import fields_of, filled
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.placement import processes_of
 from lqray.store.client import exists, patient_client
@@ -73,4 +75,12 @@ def expected(trial: Trial, resources: Resources, history: History) -> tuple[Esti
 
 
 def _shape(params: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, value) for key, value in params.items() if key in _KEYS or key.startswith(_SECTIONS)))
+    whole = filled(params, _later())
+    return tuple(sorted((key, value) for key, value in whole.items() if key in _KEYS or key.startswith(_SECTIONS)))
+
+
+@cache
+def _later() -> tuple[str, ...]:
+    """What runs of before it was there do not have."""
+    sections = (name.removesuffix(".") for name in _SECTIONS)
+    return tuple(f"{name}.{field}" for name in sections for field in fields_of(name))

@@ -12,7 +12,7 @@ from lqray.experiment.grid import Experiment, NamedTrial
 from lqray.experiment.sampling import corner
 from lqray.experiment.schema import Trial
 from lqray.experiment.store import absolute_store
-from lqray.orchestration.origins import NAMES, others
+from lqray.orchestration.origins import NAMES, DataOfNow, others
 from lqray.orchestration.plan.draws import stored_draws
 from lqray.orchestration.plan.history import History, expected
 from lqray.orchestration.worker.task import StopRule
@@ -92,7 +92,8 @@ class Plan:
         """How many of the trials that are over had other code of their parts, or other data, than is here now, in
         brackets; "" where there are none."""
         over = [(one.named.trial, self.runs[one.named.trial.id].tags) for one in self.trials if not one.due]
-        counts = Counter(word for trial, tags in over for word in others(tags, trial))
+        data = DataOfNow()
+        counts = Counter(word for trial, tags in over for word in others(tags, trial, data))
         said = [f"{counts[word]:,} finished with other {word}" for word in NAMES.values() if counts[word]]
         return f" ({', '.join(said)}: --rerun)" if said else ""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lqray.experiment.headline import is_share
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.seeds import Band, across, smoothed
 from lqray.reporting.figures.style import bounds, handle, shown_name
@@ -142,7 +143,7 @@ def limit(panel: Axes, metric: str, bands: Sequence[Band], traces: Sequence[Trac
     lowest, highest = change(whole)
     room = _WIDER * (last - first)
     low, high = float(back(max(lowest, first - room))), float(back(min(highest, last + room)))
-    if is_accuracy(metric):
+    if is_share(metric):
         low, high = max(low, -_MARGIN), min(high, 1.0 + _MARGIN)
     panel.set_ylim(low, high)
 
@@ -152,18 +153,13 @@ def is_logarithmic(metric: str) -> bool:
     return "variance" in metric
 
 
-def is_accuracy(metric: str) -> bool:
-    """Whether it is a share of examples, drawn in percent."""
-    return metric.endswith("accuracy")
-
-
 def label_metric(panel: Axes, metric: str, options: Options) -> None:
     """Name and numbers of a y axis that shows the metric; accuracies in percent."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     smoothed = f"\n(mean of {options.smooth} points)" if options.smooth > 1 else ""
     panel.set_ylabel(shown_name(metric) + smoothed)
-    if is_accuracy(metric):
+    if is_share(metric):
         panel.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
     low, high = panel.get_ylim()
     if panel.get_yscale() == "log" and low > _PLAIN_FROM and high < _PLAIN_TO:

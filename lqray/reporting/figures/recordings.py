@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lqray.experiment.headline import Headline, common_headline
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.methods import Look, look, numbered, shade
-from lqray.reporting.selection import METHOD, SEED, grouped, keys_of, metrics_of, resolved
+from lqray.reporting.selection import METHOD, SEED, alike, grouped, keys_of, metrics_of, resolved
 from lqray.store.runs import Run
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
@@ -60,7 +60,7 @@ class Recordings:
     def __init__(self, uri: str, records: Sequence[Run], left_out: Sequence[str] = ()) -> None:
         self._uri = uri
         self._histories: dict[str, dict[str, History]] = {}
-        self.records = list(records)
+        self.records = alike(records)
         self.left_out = tuple(left_out)
         self.remarks: list[str] = []
 

@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 from lqray.experiment.options.task import LanguageModellingOptions
 from lqray.training.dataset import Dataset
 
+_MOST_EXPONENT = 709.0  # of a finite double
+
 
 @dataclass(frozen=True)
 class LanguageModelling:
@@ -28,16 +30,17 @@ class LanguageModelling:
     def totals(self, outputs: Tensor, targets: Tensor) -> list[Tensor | int]:
         """See `lqray.training.tasks.Task.totals`."""
         nats = cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="sum")
-        size = 0 if self.token_bytes is None else self.token_bytes.to(targets.device)[targets].sum()
-        return [targets.numel(), nats, size]
+        if self.token_bytes is None:
+            return [targets.numel(), nats, nats.new_tensor(math.nan)]  # unknown on one rank is unknown on all
+        return [targets.numel(), nats, self.token_bytes.to(targets.device)[targets].sum()]
 
     def metrics(self, totals: list[float]) -> dict[str, float]:
         """See `lqray.training.tasks.Task.metrics`: `perplexity` is exp(loss); `bits_per_byte` the nats of all tokens in
         bits, over the bytes that they stand for, which does not depend on the tokenizer."""
         tokens, nats, size = totals
         loss = nats / tokens
-        found = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-        return found | ({"bits_per_byte": nats / math.log(2) / size} if size else {})
+        found = {"loss": loss, "perplexity": math.inf if loss > _MOST_EXPONENT else math.exp(loss)}
+        return found | ({"bits_per_byte": nats / math.log(2) / size} if size > 0 else {})
 
     def outputs_per_example(self) -> int:
         """See `lqray.training.tasks.Task.outputs_per_example`."""
