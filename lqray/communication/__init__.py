@@ -4,7 +4,7 @@ of what they send."""
 from lqray.communication.baselines import Baseline, bucket_cap_mb, is_baseline
 from lqray.communication.bypass import Decision, decide
 from lqray.communication.checks.agreement import RanksDisagreeError
-from lqray.communication.checks.lost_ranks import RankLostError, naming_lost_ranks
+from lqray.communication.checks.lost_ranks import RaisedByAllError, RankLostError, naming_lost_ranks
 from lqray.communication.checks.replicas import ReplicasDivergedError, check_replicas
 from lqray.communication.checks.stalled_ranks import RankStalledError, naming_stalled_ranks
 from lqray.communication.exchange import GradientExchange
@@ -18,6 +18,7 @@ __all__ = [
     "GradientExchange",
     "LevelsDifferError",
     "NoContractionError",
+    "RaisedByAllError",
     "RankLostError",
     "RankStalledError",
     "RanksDisagreeError",

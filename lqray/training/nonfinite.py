@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lqray.communication import RaisedByAllError
 
-class DivergedError(RuntimeError):
+
+class DivergedError(RaisedByAllError):
     """The training loss, or a gradient, is NaN or infinite."""
 
 

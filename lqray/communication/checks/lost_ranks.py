@@ -20,13 +20,18 @@ class RankLostError(RuntimeError):
     """A rank of the group has ended, or cannot be reached, while others wait for it in a collective."""
 
 
+class RaisedByAllError(RuntimeError):
+    """Something that all ranks see, each for itself, in the same step: none of them is lost to the others."""
+
+
 @contextmanager
 def naming_lost_ranks(group: dist.ProcessGroup) -> Iterator[None]:
     """Run what follows; where it raises RuntimeError, ask all ranks of `group` whether they live, and raise
     RankLostError, which names those that do not, in its place. With all alive the error is raised as it is.
 
     Every rank answers from a thread of its own, also one that waits in a collective, and one that has come to the end
-    of what follows counts as alive.
+    of what follows counts as alive, and so does one that raised RaisedByAllError: it may be gone before another, which
+    raises the same, would have asked it.
     """
     if group.size() == 1:
         yield
@@ -35,6 +40,9 @@ def naming_lost_ranks(group: dist.ProcessGroup) -> Iterator[None]:
     try:
         yield
         call.leave()
+    except RaisedByAllError:
+        call.leave()
+        raise
     except RuntimeError as error:
         if lost := call.missing():
             raise RankLostError(
