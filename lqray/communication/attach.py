@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import streams
+from lqray.communication.bucket import Bucket
 from lqray.communication.exchange import GradientExchange
 from lqray.communication.keywords import compressor_and_options
 from lqray.communication.passes import Passes, rehearse
@@ -50,7 +50,7 @@ class AttachedExchange(GradientExchange):
         self._passes = Passes(parameter for parameter in self._names if parameter.requires_grad)
         self._seen = 0
 
-    def exchange_bucket(self, bucket: GradBucket) -> Future[Tensor]:
+    def exchange_bucket(self, bucket: Bucket) -> Future[Tensor]:
         """See `GradientExchange.exchange_bucket`. Raises RuntimeError for a second backward pass before the optimizer
         has used or reset the gradients of the first."""
         if self._rehearsing:

@@ -12,17 +12,16 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from lqray.communication.bucket import refuse_sparse
+from lqray.communication.bucket import Bucket, refuse_sparse
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.options.quantizer import PowerSgdOptions, QuantizerOptions
 
-Hook = Callable[[Any, GradBucket], Future[Tensor]]
+Hook = Callable[[Any, Any], Future[Tensor]]
 
 
 class Baseline:
@@ -45,12 +44,22 @@ class Baseline:
             self._hook = _CASTS[options.method]
 
     def attach(self, model: DistributedDataParallel) -> None:
-        """Make `model` exchange its gradients through torch's hook. Raises ValueError for sparse ones with PowerSGD,
-        and over gloo for those of several dtypes."""
-        if isinstance(self._state, powerSGD_hook.PowerSGDState):
-            refuse_sparse(model.module)
-            _refuse_several_buckets(model.module, self._group)
+        """Make `model` exchange its gradients through torch's hook. Raises as `prepare`."""
+        self.prepare(model.module)
         model.register_comm_hook(self, _counted)
+
+    def prepare(self, module: nn.Module) -> None:
+        """Check a module, whose buckets `exchange` may then take without DDP. Raises ValueError for sparse gradients
+        with PowerSGD, and over gloo for those of several dtypes."""
+        if isinstance(self._state, powerSGD_hook.PowerSGDState):
+            refuse_sparse(module)
+            _refuse_several_buckets(module, self._group)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the next bucket has to wait until this one's mean is there: PowerSGD starts further collectives from
+        threads, and other ranks might start theirs in another order."""
+        return isinstance(self._state, powerSGD_hook.PowerSGDState)
 
     def begin_step(self) -> None:
         """Call before each backward pass."""
@@ -78,7 +87,7 @@ class Baseline:
         key = state["random"]["key"].cpu().numpy().astype("uint32")
         self._state.rng.set_state(("MT19937", key, *state["random"]["rest"]))
 
-    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
+    def exchange(self, bucket: Bucket) -> Future[Tensor]:
         """Start the exchange of a bucket and count its bytes."""
         n, width = bucket.buffer().numel(), bucket.buffer().element_size()
         if isinstance(self._state, powerSGD_hook.PowerSGDState):

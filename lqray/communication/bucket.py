@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 from lqray.communication import streams
@@ -26,6 +27,65 @@ _NORMS = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+
+
+class Bucket(Protocol):
+    """What is exchanged at a time, as torch's GradBucket has it."""
+
+    def index(self) -> int:
+        """Of the buckets that may be exchanged in a step, which."""
+        ...
+
+    def is_last(self) -> bool:
+        """Whether no other of the step follows."""
+        ...
+
+    def buffer(self) -> Tensor:
+        """All of it, (n,)."""
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """Views of the buffer, one for each parameter."""
+        ...
+
+    def parameters(self) -> list[Tensor]:
+        """What they are the gradients of."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlatBucket:
+    """A bucket that no DDP has made: `held`, tensors of the parameters' shapes, one after the other."""
+
+    number: int
+    last: bool
+    owners: Sequence[Tensor]
+    held: Sequence[Tensor]
+
+    def index(self) -> int:
+        """See `Bucket.index`."""
+        return self.number
+
+    def is_last(self) -> bool:
+        """See `Bucket.is_last`."""
+        return self.last
+
+    @cached_property
+    def _flat(self) -> Tensor:
+        return torch.cat([each.reshape(-1) for each in self.held])
+
+    def buffer(self) -> Tensor:
+        """See `Bucket.buffer`: a copy."""
+        return self._flat
+
+    def gradients(self) -> list[Tensor]:
+        """See `Bucket.gradients`."""
+        parts = self._flat.split([each.numel() for each in self.held])
+        return [part.view(each.shape) for part, each in zip(parts, self.held, strict=True)]
+
+    def parameters(self) -> list[Tensor]:
+        """See `Bucket.parameters`."""
+        return list(self.owners)
 
 
 @dataclass(frozen=True)
@@ -166,7 +226,7 @@ def encoded_together(names: Sequence[str], compressor: Compressor, by_layer: boo
 
 
 def cut_bucket(
-    bucket: GradBucket,
+    bucket: Bucket,
     names: Mapping[Tensor, str],
     skipped: frozenset[str],
     compressor: Compressor,
@@ -189,7 +249,7 @@ def cut_bucket(
     )
 
 
-def flat_like(bucket: GradBucket, gradients: Mapping[Tensor, Tensor | None]) -> Tensor:
+def flat_like(bucket: Bucket, gradients: Mapping[Tensor, Tensor | None]) -> Tensor:
     """Gradients of a bucket's parameters, None for zeros, laid out as in the bucket: (n,)."""
     buffer = bucket.buffer()
     flat = torch.zeros_like(buffer)

@@ -4,19 +4,20 @@ No `from __future__ import annotations` here: DDP checks the hook's annotations 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lqray.communication import streams
 from lqray.communication.bucket import (
+    Bucket,
     Cut,
     Span,
     check_parameters,
@@ -101,12 +102,18 @@ class GradientExchange(ExtraGradients, Measuring):
         self._observed = Observations(len(self._seeds))
 
     def attach(self, model: DistributedDataParallel) -> None:
-        """Make `model` exchange its gradients through this object. Collective: raises RanksDisagreeError where ranks
-        would misread each other's payloads, or round alike; ValueError for a parameter whose gradients are sparse, or
-        of a dtype that no payload holds."""
-        check_parameters(model.module)
+        """Make `model` exchange its gradients through this object. Collective. Raises as `prepare`."""
+        self.prepare(model.module)
+        model.register_comm_hook(self, _hook)
+
+    def prepare(self, module: nn.Module, exchanged: Mapping[str, Tensor] | None = None) -> None:
+        """Know a module, whose buckets `exchange_bucket` then takes without DDP. exchanged: by the names of its
+        parameters, the tensors of the buckets' `parameters()`; the parameters themselves without. Collective: raises
+        RanksDisagreeError where ranks would misread each other's payloads, or round alike; ValueError for a parameter
+        whose gradients are sparse, or of a dtype that no payload holds."""
+        check_parameters(module)
         bits = getattr(self.compressor.options, "bits", None)
-        self.compressor.bind_to(quantized_sizes(model.module, self._options, bits))
+        self.compressor.bind_to(quantized_sizes(module, self._options, bits))
         agreed = {
             "quantizer": [self.compressor.name, str(self.compressor.options)],
             "exchange": self._options.model_dump(),
@@ -116,9 +123,9 @@ class GradientExchange(ExtraGradients, Measuring):
         }
         check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
         self._load_reduction()
-        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
-        self._skipped = skipped_names(model.module, self._options)
-        model.register_comm_hook(self, _hook)
+        parameters = dict(module.named_parameters()) if exchanged is None else exchanged
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        self._skipped = skipped_names(module, self._options)
 
     def keep_moments(self, decay: float) -> None:
         """Call before the first step: keep an average of squares of the means, with this weight of the past, for
@@ -167,7 +174,7 @@ class GradientExchange(ExtraGradients, Measuring):
         for parameter in self._names:
             parameter.grad = None
 
-    def exchange_bucket(self, bucket: GradBucket) -> Future[Tensor]:
+    def exchange_bucket(self, bucket: Bucket) -> Future[Tensor]:
         """Start the exchange of a DDP bucket: (n,) to a future of the mean over all workers, (n,)."""
         if len(self._aside) + 1 != len(self._seeds):
             raise RuntimeError(
@@ -223,7 +230,7 @@ class GradientExchange(ExtraGradients, Measuring):
         return self._reduction
 
     def _start_bucket(
-        self, flats: Sequence[Tensor], cut: Cut, bucket: GradBucket
+        self, flats: Sequence[Tensor], cut: Cut, bucket: Bucket
     ) -> tuple[Future[list[Tensor]] | None, Future[Tensor] | None]:
         """Futures of what is quantized and of what is not; None where there is nothing."""
         means = skipped = None
@@ -369,7 +376,7 @@ class GradientExchange(ExtraGradients, Measuring):
 
         See `lqray.communication.level_update`. Returns whether an update was due.
         """
-        if not self._unfitted and not self.compressor.schedule.is_due(self._iteration):
+        if not self.levels_due(self._iteration):
             return False
         update_levels(self.compressor, self._group, self._device)
         self._unfitted = self._unfitted and not self.compressor.fitted

@@ -46,10 +46,14 @@ class ExtraGradients:
     _preconditioner: Preconditioner | None
     _unfitted: bool
 
+    def levels_due(self, iteration: int) -> bool:
+        """Whether `update_levels` fits after this iteration: the schedule says so, or, with error feedback, nothing was
+        fitted yet."""
+        return self._unfitted or self.compressor.schedule.is_due(iteration)
+
     def fresh_samples(self, iteration: int) -> int:
         """Extra gradients to `observe` after this iteration's backward pass, before `update_levels`."""
-        due = self._unfitted or self.compressor.schedule.is_due(iteration)
-        wanted = self.compressor.fresh_samples and due
+        wanted = self.compressor.fresh_samples and self.levels_due(iteration)
         return self.compressor.samples if wanted else 0
 
     def observe(self, gradients: Mapping[str, Tensor], worker: int = 0) -> None:

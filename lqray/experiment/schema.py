@@ -15,7 +15,7 @@ from lqray.experiment.feedback import REMEDY, collision_problem, contraction_pro
 from lqray.experiment.headline import task_of_data
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
-from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.exchange import SELDOM, ExchangeOptions
 from lqray.experiment.options.metrics import Metrics, metric_name
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
@@ -31,6 +31,8 @@ from lqray.experiment.options.telemetry import TelemetryOptions
 from lqray.experiment.options.tracking import Tracking
 
 __all__ = ["Resources", "Search", "Storage", "Tracking", "Trial"]
+
+_SELDOM = [["exchange", key] for key in ("every", *SELDOM)]
 
 
 def _variants(
@@ -191,6 +193,25 @@ class Trial(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _workers_alone_have_no_gradient_in_common(self) -> Trial:
+        if self.exchange.every is None:
+            return self
+        every = f"with exchange.every: {self.exchange.every}, where workers exchange no gradients"
+        problem = None
+        if self.exchange.precondition == "optimizer":
+            allowed = "true, for moments of the differences that the exchange keeps, or false"
+            problem = "exchange.precondition", f"optimizer {every}, and each has moments of its own", allowed
+        elif getattr(self.quantizer, "sampling", None) == "fresh":
+            problem = "quantizer.sampling", f"fresh {every}", "training: levels are fitted to the differences"
+        elif self.telemetry.samples:
+            problem = "telemetry.samples", f"{self.telemetry.samples} {every}, whose variance it is", "0"
+        if problem:
+            key, found, allowed = problem
+            context = {"key": key, "found": found, "allowed": allowed}
+            raise PydanticCustomError("combination", "{allowed}", context)
+        return self
+
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits; equal for equal trials, in any file, in any order of keys."""
@@ -203,12 +224,15 @@ class Trial(Section):
     def flat(self) -> dict[str, Any]:
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
         before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
-        `metrics` where there are none, levels that are shared, and a task that is plain classification."""
+        `metrics` where there are none, levels that are shared, a task that is plain classification, and how seldom
+        gradients are exchanged where it is at every step."""
         flat = flatten(self.config())
         if self.task == _plain_task("classification"):
             flat = {key: value for key, value in flat.items() if not key.startswith("task.")}
         if flat.get("quantizer.levels") == "shared":
             del flat["quantizer.levels"], flat["quantizer.levels_from"]
+        if self.exchange.every is None:
+            flat = {key: value for key, value in flat.items() if key.split(".")[:2] not in _SELDOM}
         return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}
 
     def params(self) -> dict[str, str]:

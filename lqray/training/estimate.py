@@ -65,6 +65,8 @@ def estimate(trial: Trial, processes: int) -> Estimate | None:
     schedule, batch = trial.schedule, trial.schedule.batch_size * trial.workers
     iterations = schedule.iterations or (schedule.epochs or 1) * max(1, data.examples // batch)
     sent = _bytes(trial, sizes, processes)
+    if sent is not None:
+        sent /= trial.exchange.every or 1
     return Estimate(iterations, parameters, sent, 3 * flops * batch)
 
 

@@ -50,7 +50,7 @@ class Masters(torch.optim.Optimizer):
         self._learn()
         for one in self._parameters:
             one.grad = None
-        self._round()
+        self.write()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,7 +66,11 @@ class Masters(torch.optim.Optimizer):
         for parameter, master in self._masters.items():
             master.copy_(state_dict["masters"][self._names[parameter]])
         self._learn()
-        self._round()
+        self.write()
+
+    def master(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What is stepped in a parameter's place: its master, or itself."""
+        return self._masters.get(parameter, parameter)
 
     def _tell(self) -> None:
         """Give the inner groups what was set here, such as a learning rate."""
@@ -80,7 +84,9 @@ class Masters(torch.optim.Optimizer):
         self.state.clear()
         self.state.update({self._parameters.get(one, one): held for one, held in self._inner.state.items()})
 
-    def _round(self) -> None:
+    @torch.no_grad()
+    def write(self) -> None:
+        """Round the masters into their parameters, as after masters were changed."""
         torch._foreach_copy_(list(self._masters), list(self._masters.values()))
 
 
@@ -97,6 +103,17 @@ def build(trial: Trial, network: nn.Module) -> torch.optim.Optimizer:
     with _standing_in(network, masters):
         inner = build_optimizer(trial.optimizer, network)
     return Masters({one: name for name, one in network.named_parameters()}, masters, inner)
+
+
+def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> nn.Parameter:
+    """What an optimizer that `build` made steps for a parameter: its master, or itself."""
+    return optimizer.master(parameter) if isinstance(optimizer, Masters) else parameter
+
+
+def write(optimizer: torch.optim.Optimizer) -> None:
+    """Call after what is `stepped` was changed otherwise."""
+    if isinstance(optimizer, Masters):
+        optimizer.write()
 
 
 @contextmanager

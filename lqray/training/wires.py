@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -27,12 +27,14 @@ from lqray.experiment.options.quantizer import CompressorOptions, resolved_for
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import compressor_of
+from lqray.training.anchors import Anchors, anchors_of
 
 
 @dataclass(frozen=True)
 class Wires:
     """How this process trains and exchanges. model: the network, or DDP around it. exchange, baseline: at most one.
-    decision: of `exchange.bypass: auto`. workers: those of the trial's that this process runs."""
+    decision: of `exchange.bypass: auto`. workers: those of the trial's that this process runs. anchors: with
+    `exchange.every` the parameters that workers share, which are then exchanged without DDP."""
 
     model: nn.Module
     network: nn.Module
@@ -41,6 +43,7 @@ class Wires:
     exchange: GradientExchange | None = None
     baseline: Baseline | None = None
     decision: Decision | None = None
+    anchors: Anchors = field(default_factory=dict)
 
     def begin_step(self, iteration: int, measure: bool, keep: bool = False) -> None:
         """Call before each step's backward passes. measure, keep: as of `GradientExchange.begin_step`."""
@@ -117,38 +120,49 @@ def connect(trial: Trial, network: nn.Module, group: dist.ProcessGroup) -> Itera
         )
     share = trial.workers // group.size()
     workers = range(group.rank() * share, (group.rank() + 1) * share)
+    anchors = {} if trial.exchange.every is None else anchors_of(network)
+    wires = Wires(network, network, group, workers, anchors=anchors)
     if trial.quantizer.method == "sgd":
-        yield Wires(network, network, group, workers)
+        yield wires
         return
-    model = DistributedDataParallel(
-        network,
-        process_group=group,
-        bucket_cap_mb=bucket_cap_mb(trial.quantizer, trial.exchange, network, group),
-        find_unused_parameters=trial.exchange.find_unused_parameters,
-    )
+    model = None
+    if not anchors:
+        model = DistributedDataParallel(
+            network,
+            process_group=group,
+            bucket_cap_mb=bucket_cap_mb(trial.quantizer, trial.exchange, network, group),
+            find_unused_parameters=trial.exchange.find_unused_parameters,
+        )
+        wires = replace(wires, model=model)
     if is_baseline(trial.quantizer):
         baseline = Baseline(trial.quantizer, group)
-        baseline.attach(model)
-        yield Wires(model, network, group, workers, baseline=baseline)
+        if model:
+            baseline.attach(model)
+        else:
+            baseline.prepare(network)
+        yield replace(wires, baseline=baseline)
         return
     if not isinstance(trial.quantizer, CompressorOptions):
-        yield Wires(model, network, group, workers)
+        yield wires
         return
     compressor = compressor_of(resolved_for(trial.quantizer, trial.optimizer.name))
-    decision = None
     if trial.exchange.bypass == "auto":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         quantized = quantized_sizes(network, trial.exchange)
         compressor.bind_to(quantized)
         like = max(trained, key=torch.Tensor.numel)
         decision = decide(compressor, quantized, group, like.device, trial.exchange, len(workers), like.dtype)
+        wires = replace(wires, decision=decision)
         if decision.bypass:
-            yield Wires(model, network, group, workers, decision=decision)
+            yield wires
             return
     seeds = [derive_seed(trial.seed, "rounding", worker) for worker in workers]
     exchange = GradientExchange(compressor, trial.exchange, group, seeds, derive_seed(trial.seed, "shared rounding"))
     try:
-        exchange.attach(model)
-        yield Wires(model, network, group, workers, exchange=exchange, decision=decision)
+        if model:
+            exchange.attach(model)
+        else:
+            exchange.prepare(network, anchors)
+        yield replace(wires, exchange=exchange)
     finally:
         exchange.close()

@@ -86,6 +86,34 @@ METHODS = {
         "optimizer": {"name": "adamw", "lr": 0.01},
         "exchange": {"precondition": "optimizer"},
     },
+    "alone": {
+        "quantizer": {"method": "alq", "bucket_size": 64, "update_at": [0, 2], "samples": 2},
+        "exchange": {"every": 3, "error_feedback": True, "outer": {"optimizer": "nesterov", "lr": 0.7}},
+    },
+    "alone in fragments": {
+        "quantizer": {"method": "eden", "bits": 2, "bucket_size": 64},
+        "optimizer": {"name": "adamw", "lr": 0.01, "clip_norm": 0.5},
+        "exchange": {
+            "every": 5,
+            "outer": {"optimizer": "adam", "lr": 0.1},
+            "fragments": 2,
+            "overlap": 3,
+            "mixing": 0.5,
+            "reduction": "scatter_reduce",
+            "precondition": True,
+            "skip": ["norm"],
+        },
+        "telemetry": {"every": 4, "moments": True},
+    },
+    "alone in bfloat16": {
+        "model": {"name": "wide_resnet", "depth": 10, "width": 1, "dropout": 0.2, "dtype": "bf16"},
+        "quantizer": {"method": "full_precision"},
+        "exchange": {"every": 4, "overlap": 3, "outer": {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0}},
+    },
+    "powersgd alone": {
+        "quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 2},
+        "exchange": {"every": 2, "fragments": 2},
+    },
     "powersgd": {"quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 3}},
     "sgd": {"quantizer": {"method": "sgd"}},
 }
@@ -151,6 +179,7 @@ def last(folder: Path) -> dict:
 
 CASES = [(kind, world, cut) for kind in METHODS for world in (1, 2) for cut in ((3, 10) if kind == "alq" else (6,))]
 CASES = [case for case in CASES if case[:2] != ("sgd", 2)] + [("alq", 2, 4), ("alq", 1, 13)]
+CASES += [("alone", 2, 10), ("alone in fragments", 2, 9)]
 
 
 @pytest.fixture(scope="module")

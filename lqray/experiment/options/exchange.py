@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lqray.experiment import names
+from lqray.experiment.options.outer import OuterOptions
 from lqray.experiment.options.own import FreeOptions
 from lqray.experiment.options.section import (
     MOST_COORDINATES,
@@ -17,6 +18,9 @@ from lqray.experiment.options.section import (
     Word,
 )
 from lqray.experiment.parts import OWN, is_own, known, reference_of
+
+SELDOM = ("outer", "fragments", "overlap", "mixing")
+"""Options of exchanges that are not at every step."""
 
 
 def _known_reduction(name: str) -> str:
@@ -82,6 +86,33 @@ class ExchangeOptions(Section):
     """full_precision: training follows the mean of the exact gradients, and quantization is only measured."""
     find_unused_parameters: bool = False
     """For models that leave some parameters out of some steps: torch DDP's option of that name."""
+    every: int | None = Field(default=None, ge=1, le=MOST_ITERATIONS)
+    """null: gradients are exchanged at every step. H: each worker takes so many steps alone, and then the difference
+    of its parameters from those that all share is exchanged (DiLoCo, Douillard et al. 2023)."""
+    outer: OuterOptions = OuterOptions()
+    """With `every`: what steps along the mean of the differences."""
+    fragments: int = Field(default=1, ge=1, le=MOST_UNITS)
+    """With `every`: groups of whole layers that are exchanged in turn, each once in H steps (Streaming DiLoCo,
+    Douillard et al. 2025)."""
+    overlap: int = Field(default=0, ge=0, le=MOST_ITERATIONS)
+    """With `every`: steps that workers go on for while an exchange is under way, before its result is applied."""
+    mixing: float = Field(default=0.0, ge=0, lt=1)
+    """With `every`: share of its own parameters that a worker keeps when the result of an exchange is applied."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seldom_only_with_every(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("every") is not None:
+            return values
+        return {key: value for key, value in values.items() if key not in SELDOM}
+
+    @model_validator(mode="after")
+    def _everything_comes_within_a_round(self) -> ExchangeOptions:
+        if self.every is not None and self.fragments > self.every:
+            raise ValueError(f"at most `every` fragments, one for each step; found {self.fragments} and {self.every}")
+        if self.every is not None and self.overlap >= self.every:
+            raise ValueError(f"an overlap below `every`; found {self.overlap} and {self.every}")
+        return self
 
     @model_validator(mode="after")
     def _second_stage_can_be_fed_back(self) -> ExchangeOptions:
