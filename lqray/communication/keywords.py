@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lqray.experiment import names
 from lqray.experiment.errors import did_you_mean
-from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.experiment.options.exchange import SELDOM, ExchangeOptions
 from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
 from lqray.quantization import Compressor, create
 from lqray.quantization.plan import CompressorPlan
@@ -18,6 +18,7 @@ from lqray.quantization.plan import CompressorPlan
 _ELSEWHERE = {
     "bucket_cap_mb": "DistributedDataParallel(..., bucket_cap_mb=...)",
     "find_unused_parameters": "DistributedDataParallel(..., find_unused_parameters=...)",
+    **dict.fromkeys(("every", *SELDOM), "it in an experiment file, below exchange: lqray trains so, a hook cannot"),
     "bypass": "not attaching: lqray.communication.decide measures whether quantizing is faster here",
 }
 _EXCHANGE = tuple(name for name in ExchangeOptions.model_fields if name not in _ELSEWHERE)

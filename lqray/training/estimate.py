@@ -26,6 +26,7 @@ from lqray.training.dataset import load_dataset
 from lqray.training.known_data import KnownData, known_data
 from lqray.training.models import build_model
 from lqray.training.optimizers import build_optimizer
+from lqray.training.steps.fragments import fragments_of
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ def _trained(model: nn.Module) -> _Sizes:
 
 def check_network(trial: Trial) -> None:
     """Build a trial's network, without memory for its numbers, with its optimizer, and find in it what `exchange.skip`
-    and `quantizer.bits` name. Nothing where too little is known of its data. Raises UnfitTrialError."""
+    and `quantizer.bits` name, and the layers of `exchange.fragments`. Nothing where too little is known of its data.
+    Raises UnfitTrialError."""
     data = known_data(trial.data)
     if data is None:
         return
@@ -148,10 +150,11 @@ def check_network(trial: Trial) -> None:
     if model is None:
         return
     build_optimizer(trial.optimizer, model)
-    if not isinstance(trial.quantizer, CompressorOptions):  # nobody else looks at what is skipped
-        return
     try:
-        quantized_sizes(model, trial.exchange, getattr(trial.quantizer, "bits", None))
+        if trial.exchange.every is not None:
+            fragments_of(model, trial.exchange.fragments)
+        if isinstance(trial.quantizer, CompressorOptions):  # nobody else looks at what is skipped
+            quantized_sizes(model, trial.exchange, getattr(trial.quantizer, "bits", None))
     except ValueError as error:
         raise UnfitTrialError(str(error)) from error
 
@@ -162,7 +165,7 @@ def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
         return 0.0
     others = processes - 1
     if quantizer.method in _FLOAT_BYTES:
-        most = 2 if trial.model.dtype == "bf16" else 4
+        most = 2 if trial.model.dtype == "bf16" and exchange.every is None else 4  # differences are those of masters
         return 2 * others / processes * min(most, _FLOAT_BYTES[quantizer.method]) * n
     if not isinstance(quantizer, CompressorOptions):
         return None

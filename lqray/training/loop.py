@@ -110,6 +110,7 @@ class _Run:
         self.wire: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
         self._report = report
+        self.stop_every = max(_STOP_EVERY, trial.exchange.every or 0)
         if wires.exchange and trial.telemetry.every and trial.telemetry.moments:
             wires.exchange.keep_moments(moment_decay(trial.optimizer))
 
@@ -133,7 +134,7 @@ class _Run:
                 self.save(done, checkpoints)
             if after_step:
                 after_step(Stepped(done, self.iterations, self.network, self.objective, self.dataset, self.batches))
-            if stop and done < self.iterations and (evaluated or done % _STOP_EVERY == 0) and self.agreed(stop):
+            if stop and done < self.iterations and (evaluated or done % self.stop_every == 0) and self.agreed(stop):
                 if checkpoints:
                     self.save(done, checkpoints)
                 raise StoppedError(done)

@@ -351,6 +351,7 @@ def test_what_attach_refuses(group):
         ({"reduction": "ring"}, "reduction='ring': Value error, one of all_gather, scatter_reduce"),
         ({"skip": ["*.nothing"]}, "no parameter is called"),
         ({"bucket_cap_mb": 1.0}, "use DistributedDataParallel"),
+        ({"every": 10}, "has no option every; use it in an experiment file"),
         ({"sampling": "fresh"}, "allowed: sampling='training'"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -130,3 +130,23 @@ def test_every_name_has_a_module_and_every_table_entry_a_name():
     assert set(model.MODEL) <= set(names.models())
     assert set(data.DATA) <= set(names.datasets())
     assert names.reductions() == ("all_gather", "scatter_reduce")
+
+
+def test_gradients_exchanged_at_every_step_are_as_before_there_was_anything_else():
+    """No parameter more, and no id for what an outer optimizer would do."""
+    before = Trial.model_validate(CONFIG)
+    seldom = {"outer": {"optimizer": "sgd", "lr": 1.0}, "fragments": 3, "overlap": 2, "mixing": 0.5}
+    without = Trial.model_validate({**CONFIG, "exchange": {"every": None, **seldom}})
+    assert without == before
+    assert without.id == before.id
+    new = ("exchange.every", "exchange.outer", "exchange.fragments", "exchange.overlap", "exchange.mixing")
+    assert not [key for key in before.flat() if key.startswith(new)]
+    apart = Trial.model_validate({**CONFIG, "exchange": {"every": 5, **seldom}})
+    assert apart.flat()["exchange.outer.optimizer"] == "sgd"
+    assert apart.flat()["exchange.overlap"] == 2
+    others = [{"every": 6}, {"fragments": 2}, {"overlap": 1}, {"mixing": 0.0}, {"outer": {"optimizer": "nesterov"}}]
+    ids = [Trial.model_validate({**CONFIG, "exchange": {"every": 5, **seldom, **other}}).id for other in others]
+    assert len({before.id, apart.id, *ids}) == 7
+    adam = [{"every": 5, "outer": {"optimizer": "adam", **more}} for more in ({}, {"momentum": 0.5})]
+    with_it, without = (Trial.model_validate({**CONFIG, "exchange": exchange}) for exchange in adam)
+    assert with_it.id == without.id

@@ -63,6 +63,17 @@ def test_gradients_in_bfloat16_take_half():
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("full_precision", "float32"), ("full_precision", "bf16"), ("eden", "bf16")]
+)
+def test_bytes_of_seldom_exchanges_are_those_of_a_step(method, dtype):
+    model = {"name": "cnn", "dtype": dtype}
+    config = CONFIG | {"model": model, "quantizer": {"method": method}, "exchange": {"every": 3}}
+    first, _ = run_ranks(metrics_of, 2, config)
+    assert estimate(Trial.model_validate(config), 2).bytes_per_step == pytest.approx(first["wire/bytes_sent"], rel=0.02)
+
+
+@pytest.mark.processes
 def test_bits_by_parameter_are_counted_by_parameter():
     quantizer = {"method": "eden", "bits": {"7.*": 1, "0.*": 8, "default": 4}, "bucket_size": 64}
     config = CONFIG | {"quantizer": quantizer}
@@ -75,6 +86,13 @@ def test_patterns_that_no_parameter_has_are_found_before_anything_runs():
     with pytest.raises(UnfitTrialError, match=r"quantizer\.bits: no parameter is called 'fc\.\*'.*here are 0\.weight"):
         check_network(Trial.model_validate(CONFIG | {"quantizer": quantizer}))
     check_network(Trial.model_validate(CONFIG | {"quantizer": quantizer | {"bits": {"7.*": 1, "default": 4}}}))
+
+
+def test_more_fragments_than_layers_are_found_before_anything_runs():
+    exchange = {"every": 20, "fragments": 20}
+    with pytest.raises(UnfitTrialError, match=r"exchange\.fragments: 20, of a network that has \d layers"):
+        check_network(Trial.model_validate(CONFIG | {"exchange": exchange}))
+    check_network(Trial.model_validate(CONFIG | {"exchange": exchange | {"fragments": 2}}))
 
 
 def test_unknown_is_unknown():

@@ -179,7 +179,7 @@ def last(folder: Path) -> dict:
 
 CASES = [(kind, world, cut) for kind in METHODS for world in (1, 2) for cut in ((3, 10) if kind == "alq" else (6,))]
 CASES = [case for case in CASES if case[:2] != ("sgd", 2)] + [("alq", 2, 4), ("alq", 1, 13)]
-CASES += [("alone", 2, 10), ("alone in fragments", 2, 9)]
+CASES += [("alone", 2, 10), ("alone", 1, 13), ("alone in fragments", 2, 9), ("alone in fragments", 2, 13)]
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +219,15 @@ def test_killed_and_continued_is_never_stopped(whole, tmp_path, kind, world, cut
     assert same(last(tmp_path), last(folder))
     best = [read_checkpoint(where / "best.pt", torch.device("cpu")) for where in (tmp_path, folder)]
     assert same(best[0]["shared"]["network"], best[1]["shared"]["network"])
+
+
+@pytest.mark.processes
+def test_exchanges_are_under_way_at_the_checkpoints_that_are_continued_from(whole):
+    """Else the cases above would not try it."""
+    _, folder = whole("alone in fragments", 1)
+    flights = read_checkpoint(folder / "step-0000000012.pt", torch.device("cpu"))["shared"]["flights"]
+    assert [flight["due"] for flight in flights] == [13]
+    assert flights[0]["means"]
 
 
 def alone(folder: Path, kind: str = "alq", **more) -> dict:

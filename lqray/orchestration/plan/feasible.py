@@ -86,7 +86,8 @@ def check_trials(trials: Iterable[NamedTrial], thorough: bool) -> None:
         parts = trial.data.canonical_json, trial.model.canonical_json, trial.schedule.batch_size, trial.workers
         own = tuple(getattr(trial, one.section).canonical_json for one in own_parts(trial))
         own += trial.metrics
-        key = (*parts, own, trial.optimizer.name, trial.exchange.skip, isinstance(trial.quantizer, CompressorOptions))
+        exchanged = trial.exchange.skip, trial.exchange.fragments, isinstance(trial.quantizer, CompressorOptions)
+        key = (*parts, own, trial.optimizer.name, *exchanged)
         if key in looked_at:
             continue
         looked_at.add(key)
@@ -108,7 +109,7 @@ def _names_what_torch_knows(trial: Trial) -> bool:
     if is_reference(trial.model.name) or is_reference(trial.optimizer.name):
         return True
     named = trial.model.name == "torchvision" or trial.optimizer.name == "muon"
-    return named or not {"bias", "norm"}.issuperset(trial.exchange.skip)
+    return named or trial.exchange.fragments > 1 or not {"bias", "norm"}.issuperset(trial.exchange.skip)
 
 
 def _memory() -> int:

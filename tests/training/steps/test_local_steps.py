@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.distributed.optim import PostLocalSGDOptimizer
 
 from lqray.communication.checks.replicas import checksum
 from lqray.experiment import names
@@ -67,17 +69,19 @@ def test_the_mean_of_parameters_after_every_step_is_data_parallel_training():
 
 
 @pytest.mark.parametrize("method", ["full_precision", "sgd"])
-@pytest.mark.parametrize("more", [{}, {"overlap": 2}, {"fragments": 3, "overlap": 2, "mixing": 0.0}])
-def test_one_worker_whose_mean_is_taken_trains_as_alone(method, more):
-    """To the bit, with momentum, BatchNorm and dropout; with overlap, steps of an exchange's flight are given up."""
-    model = {"name": "wide_resnet", "depth": 10, "width": 1, "dropout": 0.2}
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_one_worker_whose_mean_is_taken_trains_as_alone(method, dtype):
+    """To the bit, with momentum, BatchNorm and dropout; with overlap, steps beside an exchange are given up."""
+    model = {"name": "wide_resnet", "depth": 10, "width": 1, "dropout": 0.2, "dtype": dtype}
     common = {"workers": 1, "model": model, "quantizer": {"method": method}}
-    alone = run(trial(None, **common))
-    often = run(trial(4, {"outer": MEAN} | (more if not more.get("overlap") else {}), **common))
-    assert alone[0]["test/loss"] == often[0]["test/loss"]
-    assert same(alone[2], often[2])
-    if more.get("overlap"):
-        assert not same(run(trial(4, {"outer": MEAN} | more, **common))[2], alone[2])
+    alone, apart, in_turn = (
+        run(trial(every, {"outer": MEAN} | more, **common))
+        for every, more in ((None, {}), (4, {}), (4, {"fragments": 3}))
+    )
+    for other in (apart, in_turn):
+        assert other[0]["test/loss"] == alone[0]["test/loss"]
+        assert same(other[2], alone[2])
+    assert not same(run(trial(4, {"outer": MEAN, "overlap": 2}, **common))[2], alone[2])
 
 
 def in_processes(rank: int, config: dict) -> tuple[dict[str, float], list[int]]:
@@ -114,6 +118,77 @@ def test_it_does_not_matter_how_many_processes_share_the_workers(kind):
         assert metrics["test/loss"] == pytest.approx(final["test/loss"], rel=1e-6)
 
 
+EDEN = {"method": "eden", "bits": 2, "bucket_size": 64}
+ALQ = {"method": "alq", "bucket_size": 64, "update_at": [0, 1], "samples": 2}
+OPTIONS = {
+    "skipped parameters": ({"skip": ["bias", "norm"], "skip_below": 100}, EDEN),
+    "many buckets": ({"bucket_cap_mb": 0.001, "skip": ["norm"]}, EDEN),
+    "by layer": ({"buckets": "layer", "error_feedback": True, "feedback_decay": 0.5, "feedback_reset": 3}, ALQ),
+    "levels by layer": ({"error_feedback": "scaled"}, ALQ | {"levels": "layer", "levels_from": 100}),
+    "bits by parameter": ({"buckets": "layer"}, {"method": "slopes", "bits": {"*.weight": 2, "default": 4}}),
+    "correlated": ({"rounding": "correlated", "entropy": "rans"}, {"method": "qsgd_inf", "bucket_size": 64}),
+    "both stages": (
+        {"reduction": "scatter_reduce", "error_feedback": True, "feedback_stages": "both", "entropy": "rans"},
+        {"method": "topk"},
+    ),
+    "second moments": ({"precondition": True, "reduction": "scatter_reduce"}, EDEN),
+    "later": ({"quantize_from": 2}, ALQ),
+    "only measured": ({"trajectory": "full_precision"}, ALQ),
+}
+
+
+def with_options(rank: int, configs: dict[str, dict]) -> dict[str, tuple[dict[str, float], list[int]]]:
+    return {kind: in_processes(rank, config) for kind, config in configs.items()}
+
+
+@pytest.mark.processes
+def test_every_option_of_the_exchange_is_one_of_differences():
+    """Of fragments, two of which are under way at a time; in one process and in two."""
+    exchange = {"fragments": 4, "overlap": 3, "mixing": 0.25}
+    common = {"workers": 2, "model": {"name": "wide_resnet", "depth": 10, "width": 1}, "telemetry": {"every": 4}}
+    common["schedule"] = {"iterations": 9, "batch_size": 8}
+    configs = {
+        kind: trial(4, exchange | own, quantizer=quantizer, **common).config()
+        for kind, (own, quantizer) in OPTIONS.items()
+    }
+    one, two = (run_ranks(with_options, world, configs)[0] for world in (1, 2))
+    assert len({tuple(sums) for _, sums in one.values()}) == len(OPTIONS)
+    for kind, (final, sums) in one.items():
+        assert sums == two[kind][1], kind
+        assert 0 < final["quantizer/mean_nmse"] < 3, kind
+
+
+def by_torch(rank: int, config: dict) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters that torch's own averager comes to, and those of lqray."""
+    chosen = Trial.model_validate(config)
+    dataset = load_dataset(chosen.data)
+    torch.manual_seed(derive_seed(chosen.seed, "model"))
+    network = build_model(chosen.model, dataset.shape, dataset.classes)
+    batches = Batches(dataset.train_examples, chosen.schedule.batch_size, chosen.workers, chosen.seed)
+    inner = torch.optim.SGD(network.parameters(), 0.1, 0.9)
+    optimizer = PostLocalSGDOptimizer(inner, PeriodicModelAverager(period=4, warmup_steps=3))
+    for iteration in range(12):
+        inputs, labels = dataset.train_batch(batches.indices(iteration, rank), 0)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(inputs), labels).backward()
+        optimizer.step()
+    ours: list[torch.Tensor] = []
+
+    def after_step(stepped) -> None:
+        ours[:] = [one.detach().clone() for one in stepped.network.parameters()]
+
+    run_worker(chosen, lambda report: None, torch.device("cpu"), 1, after_step=after_step)
+    return [one.tolist() for one in network.parameters()], [one.tolist() for one in ours]
+
+
+@pytest.mark.processes
+def test_the_mean_of_parameters_is_what_torch_s_local_sgd_takes():
+    """PostLocalSGDOptimizer, whose every rank is a subgroup of its own, to the bit."""
+    config = trial(4, {"outer": MEAN}, workers=2, schedule={"iterations": 12, "batch_size": 8}).config()
+    for theirs, ours in run_ranks(by_torch, 2, config):
+        assert theirs == ours
+
+
 @pytest.mark.parametrize("reduction", ["all_gather", "scatter_reduce"])
 @pytest.mark.parametrize("method", names.methods())
 def test_every_method_exchanges_differences(method, reduction):
@@ -127,9 +202,19 @@ def test_every_method_exchanges_differences(method, reduction):
     assert lost
 
 
-def test_the_reference_of_the_documentation_ends_in_the_same_bits():
-    """Fragments, overlap, mixing and momentum of both optimizers."""
-    chosen = trial(5, {"fragments": 3, "overlap": 2, "mixing": 0.25, "outer": {"optimizer": "nesterov", "lr": 0.7}})
+REFERENCES = {
+    "sgd": ({"lr": 0.5, "momentum": 0.0}, torch.optim.SGD, {"lr": 0.5}),
+    "nesterov": ({"lr": 0.7}, torch.optim.SGD, {"lr": 0.7, "momentum": 0.9, "nesterov": True}),
+    "adam": ({"lr": 0.1}, torch.optim.Adam, {"lr": 0.1, "betas": (0.9, 0.95), "eps": 0.1}),
+}
+
+
+@pytest.mark.parametrize("outer", REFERENCES)
+@pytest.mark.parametrize(("fragments", "overlap", "mixing"), [(1, 0, 0.0), (3, 0, 0.0), (3, 2, 0.25), (2, 4, 0.0)])
+def test_the_reference_of_the_documentation_ends_in_the_same_bits(outer, fragments, overlap, mixing):
+    options, made, given = REFERENCES[outer]
+    exchange = {"fragments": fragments, "overlap": overlap, "mixing": mixing, "outer": {"optimizer": outer, **options}}
+    chosen = trial(5, exchange)
     found = run(chosen)[2]
     namespace: dict = {}
     text = (Path(__file__).parents[3] / "docs" / "local-steps.md").read_text()
@@ -150,10 +235,10 @@ def test_the_reference_of_the_documentation_ends_in_the_same_bits():
         iterations=14,
         every=5,
         inner=lambda parameters: torch.optim.SGD(parameters, 0.1, 0.9),
-        outer=lambda parameters: torch.optim.SGD(parameters, 0.7, 0.9, nesterov=True),
-        fragments=[fragment.names for fragment in fragments_of(network, 3)],
-        overlap=2,
-        mixing=0.25,
+        outer=lambda parameters: made(parameters, **given),
+        fragments=[fragment.names for fragment in fragments_of(network, fragments)],
+        overlap=overlap,
+        mixing=mixing,
     )
     assert same(found, network.state_dict())
 
@@ -235,6 +320,16 @@ def test_how_far_workers_came_is_told_where_a_measurement_was_due():
     assert found[8]["outer/norm"] == pytest.approx(float((shared[8] - shared[4]).norm()), rel=1e-5)
     assert found[8]["outer/cosine"] == pytest.approx(1)
     assert [one.iteration for one in reports if "train/loss" in one.metrics] == [1, 7, 13]
+
+
+def test_each_worker_s_own_gradient_is_clipped():
+    """At the first step, where all have equal parameters, one worker's norm is that of data-parallel training."""
+    clipped = {"optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": 0.5}, "workers": 1}
+    alone, apart = (run(trial(every, **clipped))[1][0].metrics for every in (None, 4))
+    assert apart["train/gradient_norm"] == alone["train/gradient_norm"] > 0.5
+    assert apart["train/clipped"] == alone["train/clipped"]
+    several = run(trial(4, **clipped | {"workers": 4}))[1]
+    assert all(one.metrics["train/clipped"] < 1 for one in several if "train/loss" in one.metrics)
 
 
 def test_losses_of_what_is_sent_are_measured_and_levels_fitted():
