@@ -22,6 +22,7 @@ from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError
 from lqray.training.reports import Report
 from lqray.training.steps.fragments import fragments_of
+from lqray.training.steps.sender import Sent
 from lqray.training.worker import run_worker
 from tests.testing.ranks import run_ranks
 
@@ -320,6 +321,25 @@ def test_how_far_workers_came_is_told_where_a_measurement_was_due():
     assert found[8]["outer/norm"] == pytest.approx(float((shared[8] - shared[4]).norm()), rel=1e-5)
     assert found[8]["outer/cosine"] == pytest.approx(1)
     assert [one.iteration for one in reports if "train/loss" in one.metrics] == [1, 7, 13]
+
+
+@pytest.mark.parametrize("method", ["full_precision", "eden"])
+def test_nobody_waits_for_an_exchange_before_its_result_is_due(method, monkeypatch):
+    """Sent after steps 5, 10 and 14 of 14, asked for within steps 7, 12 and 14; a checkpoint or a measurement would."""
+    asked: list[int] = []
+    means, done = Sent.means, [0]
+
+    def noted(self):
+        asked.append(done[0] + 1)
+        return means(self)
+
+    def after_step(stepped) -> None:
+        done[0] = stepped.done
+
+    monkeypatch.setattr(Sent, "means", noted)
+    chosen = trial(5, {"overlap": 2}, quantizer={"method": method}, telemetry={"every": 0})
+    run_worker(chosen, lambda report: None, torch.device("cpu"), 1, after_step=after_step)
+    assert asked == [7, 12, 14]
 
 
 def test_each_worker_s_own_gradient_is_clipped():
