@@ -18,7 +18,7 @@ if sys.argv[2] == "waiting":
 
 class Slow(torch.Tensor):
     def __del__(self):
-        end = time.monotonic() + 0.3
+        end = time.monotonic() + float(sys.argv[3])
         while time.monotonic() < end:
             pass
         print("let go", flush=True)
@@ -34,9 +34,10 @@ ended.wait()
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("manner", ["waiting", "leaving"])
-def test_python_outlives_the_last_collective(tmp_path, manner):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "rendezvous"), manner]
+@pytest.mark.parametrize(("manner", "seconds"), [("waiting", 0.3), ("leaving", 60)])
+def test_python_outlives_the_last_collective(tmp_path, manner, seconds):
+    """seconds: that the tensor takes; one that nobody waits for takes longer than Python's end."""
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "rendezvous"), manner, str(seconds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if manner == "waiting":
         assert (done.returncode, done.stdout) == (0, "let go\n"), done.stderr
