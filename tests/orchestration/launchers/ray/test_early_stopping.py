@@ -11,7 +11,7 @@ from lqray.orchestration.launchers.ray.early_stopping import RememberingHalving
 from lqray.store.evaluations import Evaluation, stored_evaluations
 from tests.testing.small import empty_store
 
-STOPPING = EarlyStopping(metric="test/accuracy", grace_period=40, reduction_factor=2)
+STOPPING = EarlyStopping(metric="test/accuracy", mode="max", grace_period=40, reduction_factor=2)
 
 
 def started(trial_id, start=0):
