@@ -34,7 +34,7 @@ def trial(quantizer: dict[str, Any]) -> Trial:
     """As experiments/gpt_small.yaml, a little wider."""
     return Trial.model_validate(
         {
-            "data": {"name": "text", "context": 128},
+            "data": {"name": "text", "context": 128, "evaluation_examples": 16},
             "model": {"name": "gpt", "layers": 4, "heads": 4, "width": 256},
             "optimizer": {
                 "name": "adamw",
