@@ -12,6 +12,7 @@ from typing import Any
 from lqray.experiment.errors import Problem
 from lqray.experiment.headline import task_of_data
 from lqray.experiment.layout import Layout
+from lqray.experiment.options.exchange import SELDOM
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.overrides import SOURCE
 from lqray.experiment.parts import OWN, is_own
@@ -37,7 +38,23 @@ def unused_options(layout: Layout, document: Document) -> list[Problem]:
             now = names if chosen is None else {_tag(section, chosen)} | (set() if file == SOURCE else names)
             if problem := _problem(section, key, now, file, line):
                 problems.setdefault((file, key), problem)
+    for problem in _without_every(layout, document):
+        problems.setdefault((problem.file, problem.key), problem)
     return list(problems.values())
+
+
+def _without_every(layout: Layout, document: Document) -> Iterator[Problem]:
+    """Options of exchanges that are not at every step, where no trial has such."""
+    given = [(key, value, path) for key, value, path in _given(layout, "exchange")]
+    seldom = any(key == "every" and (value is not None or path[0] == "search") for key, value, path in given)
+    if seldom or layout.overrides.get("exchange.every") is not None:
+        return
+    places = [(key, document.file, document.line_of(path)) for key, _, path in given]
+    places += [(key, SOURCE, None) for full in layout.overrides for key, _, _ in _within("exchange", full, None, ())]
+    for key, file, line in places:
+        if key.partition(".")[0] in SELDOM:
+            found = f"{key!r}, which belongs to exchange.every: here gradients are exchanged at every step"
+            yield Problem(file, line, f"exchange.{key}", found, "with exchange.every: H, steps", "leave it out")
 
 
 def _problem(section: str, key: str, names: set[Any], file: str, line: int | None) -> Problem | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lqray.experiment.schema import Trial
+from lqray.training.closure import loss_of
 from lqray.training.optimizers import build_optimizer
 
 
@@ -39,10 +40,7 @@ class Masters(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """As of torch.optim.Optimizer."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for parameter, master in self._masters.items():
             master.grad = None if parameter.grad is None else parameter.grad.to(torch.float32)
         self._tell()

@@ -120,6 +120,7 @@ def _end_with_no_thread_of_a_group() -> None:
 
     One that asks for the GIL while the interpreter ends, to let go of the tensors of its last collective, is unwound
     through C++ code that allows no unwinding, and aborts the process ("terminate called without an active exception").
+    Threads of groups that are a script's own cannot be ended: `lqray.communication.wire.leaving` waits for these.
     """
     until = time.monotonic() + _PATIENCE_AT_THE_END
     release_ended_groups()

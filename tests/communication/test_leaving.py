@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lqray.communication import exchange, sharded
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.quantization import create
+from lqray.quantization.place import Place
+
 ROOT = Path(__file__).resolve().parents[2]
 # A tensor that takes its time when gloo's thread, which needs Python for that, lets go of it after the collective. Both
 # ranks are here, so that the collective cannot end before nobody else holds the tensor.
@@ -53,3 +58,14 @@ def test_python_outlives_the_last_collective(manner, seconds):
         assert (done.returncode, done.stdout) == (0, "let go\n"), done.stderr
     else:
         assert (done.returncode < 0, done.stdout) == (True, "")  # else the wait is not needed any more
+
+
+def test_every_exchange_has_python_wait(monkeypatch):
+    """At the end of whatever script made it; the wait itself is shown above."""
+    asked = []
+    for module in (exchange, sharded):
+        monkeypatch.setattr(module, "wait_for_gloo_at_exit", lambda: asked.append(1))
+    compressor = create("qsgd")
+    exchange.GradientExchange(compressor, ExchangeOptions(), None, [1])
+    sharded.ShardedExchange(compressor, 1, 1, Place())
+    assert len(asked) == 2

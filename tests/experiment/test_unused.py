@@ -17,6 +17,8 @@ from tests.testing.experiments import BASE
         ("", "", "sweep: [{matrix: {seed: [1]}, include: [{data.root: x}]}]", (), "data.root"),
         ("", "", "search: {space: {optimizer.beta2: {uniform: [0.8, 0.9]}}}", (), "optimizer.beta2"),
         ("", "", "", ("model.layers=[3]",), "model.layers"),
+        ("", "", "sweep: [{matrix: {exchange.fragments: [1, 2]}}]", (), "exchange.fragments"),
+        ("", "", "sweep: [{matrix: {exchange.every: [null]}}]", ("exchange.outer.lr=0.5",), "exchange.outer.lr"),
         ("", "", "", ("model.name=mlp", "model.hidden=3"), "model.hidden"),
     ],
 )

@@ -98,3 +98,15 @@ def test_more_fragments_than_layers_are_found_before_anything_runs():
 def test_unknown_is_unknown():
     assert estimate(Trial.model_validate(CONFIG | {"quantizer": {"method": "powersgd"}}), 2).bytes_per_step is None
     assert estimate(Trial.model_validate(CONFIG | {"quantizer": {"method": "sgd"}}), 1).bytes_per_step == 0
+
+
+def test_data_of_ones_own_are_asked_for_their_shapes(tmp_path, monkeypatch):
+    """Steps, bytes and operations, where the model's parameters follow from what the data say of themselves."""
+    (tmp_path / "own_shapes.py").write_text(
+        "from lqray.training.data import digits\n\n\ndef load(options):\n    return digits.load(options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = CONFIG | {"schedule": {"epochs": 2, "batch_size": 8}}
+    known = estimate(Trial.model_validate(own), 2)
+    assert estimate(Trial.model_validate(own | {"data": {"name": "own_shapes:load"}}), 2) == known
+    assert estimate(Trial.model_validate(own | {"data": {"name": "not_there:load"}}), 2) is None

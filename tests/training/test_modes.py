@@ -16,6 +16,7 @@ from lqray.training.reports import Report
 from lqray.training.schedule import in_iterations
 from lqray.training.variance import Moments
 from lqray.training.worker import run_worker
+from tests.testing.poisoned import Poisoned
 from tests.testing.ranks import run_ranks
 
 
@@ -115,23 +116,6 @@ def test_a_gradient_that_is_not_finite_stops_the_trial_and_is_named(method):
     quantizer = {"method": method} if method != "alq" else trial().quantizer.model_dump()
     with pytest.raises(DivergedError, match=r"gradient of .* is not finite at iteration \d+ \(loss of the workers"):
         run(optimizer={"name": "sgd", "lr": 1e25}, quantizer=quantizer, model={"name": "mlp"}, telemetry={"every": 0})
-
-
-class Poisoned:
-    """A dataset whose examples are NaN in the batch of one worker and step."""
-
-    def __init__(self, dataset, step: int) -> None:
-        self._dataset, self._step = dataset, step
-
-    def __getattr__(self, name):
-        return getattr(self._dataset, name)
-
-    def to(self, device):
-        return self
-
-    def feed(self, draws):
-        for number, (inputs, labels) in enumerate(self._dataset.feed(draws)):
-            yield (inputs * float("nan") if number == self._step else inputs), labels
 
 
 def skipping(rank: int, method: str, world: int) -> tuple[dict[str, float], list[float]]:

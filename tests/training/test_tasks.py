@@ -9,7 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.names import tasks
+from lqray.experiment.options.model import MlpOptions
 from lqray.experiment.options.task import TASK
+from lqray.training.forward import outputs
 from lqray.training.tasks import build_task
 
 TOKEN_BYTES = torch.tensor([1, 1, 2, 5])
@@ -96,3 +98,11 @@ def test_data_of_another_task_are_refused():
     data = SimpleNamespace(shape=(3,), classes=4, task="regression")
     with pytest.raises(UnfitTrialError, match=r"task\.name: found classification, and data for regression"):
         build_task(TASK["classification"](), data)
+
+
+def test_a_model_may_give_an_object_that_has_logits():
+    """As those of Hugging Face's transformers do."""
+    model = torch.nn.Linear(3, 2).to(torch.float32)
+    wrapped = lambda inputs: SimpleNamespace(logits=model(inputs), loss=None)  # noqa: E731
+    options, inputs = MlpOptions(name="mlp"), torch.ones(4, 3)
+    assert torch.equal(outputs(wrapped, inputs, options), outputs(model, inputs, options))

@@ -1,4 +1,4 @@
-"""Metrics of a user's own, measured on the test set beside loss and accuracy: a list of references."""
+"""Metrics of a user's own, measured on the test set beside those of the task: a list of references."""
 
 from __future__ import annotations
 

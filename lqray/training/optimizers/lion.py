@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lqray.experiment.options.optimizer import LionOptions
+from lqray.training.closure import loss_of
 from lqray.training.decayed import parameter_groups
 
 
@@ -27,10 +28,7 @@ class Lion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """As of torch.optim.Optimizer."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

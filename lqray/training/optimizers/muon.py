@@ -11,6 +11,7 @@ from torch import nn
 
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.optimizer import MuonOptions
+from lqray.training.closure import loss_of
 from lqray.training.decayed import parameter_groups
 
 
@@ -29,10 +30,7 @@ class Together(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """As of torch.optim.Optimizer."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for one in self.optimizers:
             one.step()
         return loss

@@ -20,6 +20,9 @@ def test_stop_rules(tmp_path):
     assert reporter.broken_rule == "test/accuracy<0.5@20"
     assert parse_stop_rule("nan").broken(1, {"train/loss": math.nan})
     assert parse_stop_rule("loss > 1e3").broken(1, {"train/loss": 2e3})
+    assert parse_stop_rule("perplexity>100").broken(1, {"test/perplexity": 200.0})
+    assert not parse_stop_rule("loss>4@1000").broken(999, {"train/loss": 5.0})
+    assert parse_stop_rule("loss>4@1000").broken(1000, {"train/loss": 5.0})
     for bad in ("accuracy", "accuracy<x", "accuracy<=1", ""):
         with pytest.raises(StopRuleError, match="allowed: NaN"):
             parse_stop_rule(bad)

@@ -24,6 +24,7 @@ from lqray.training.reports import Report
 from lqray.training.steps.fragments import fragments_of
 from lqray.training.steps.sender import Sent
 from lqray.training.worker import run_worker
+from tests.testing.poisoned import Poisoned
 from tests.testing.ranks import run_ranks
 
 MEAN = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0}
@@ -242,23 +243,6 @@ def test_the_reference_of_the_documentation_ends_in_the_same_bits(outer, fragmen
         mixing=mixing,
     )
     assert same(found, network.state_dict())
-
-
-class Poisoned:
-    """A dataset whose examples are NaN in one batch of the feed of all workers."""
-
-    def __init__(self, dataset, number: int) -> None:
-        self._dataset, self._number = dataset, number
-
-    def __getattr__(self, name):
-        return getattr(self._dataset, name)
-
-    def to(self, device):
-        return self
-
-    def feed(self, draws):
-        for number, (inputs, labels) in enumerate(self._dataset.feed(draws)):
-            yield (inputs * float("nan") if number == self._number else inputs), labels
 
 
 def poisoned(rank: int, config: dict, number: int) -> str | dict[str, float]:
