@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_RUNS = ("optuna", "postgresql", "s3", "server")
+OF_RUNS = ("optuna", "postgresql", "s3", "server", "text")
 """Extras of lqray that its machines have: what an experiment may ask for."""
 OF_BUILDS = ("setuptools",)
 _LEFT_OUT = re.compile(r"(triton|nvidia-.*|cuda-.*|pip|lqray)$")
