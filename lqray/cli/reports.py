@@ -168,7 +168,8 @@ def plot(
 ) -> None:
     """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
 
-    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, throughput, variance; all.
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, loss_to_bytes, throughput,
+    variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options
     from lqray.reporting.planned import SeveralStoresError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lqray.experiment.foreign import rich_text
 from lqray.experiment.headline import OF_TASKS, name_of
 from lqray.orchestration.recording.overview import STANDING, progress_of
-from lqray.store.runs import Run, latest_runs
+from lqray.store.runs import Run, latest_runs, param_values
 from lqray.store.tags import EARLY, FAILURE, PROGRESS, STOPPED
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def status_table(uri: str, experiments: Sequence[str]) -> Table:
     for title in ("trial", "state", "step", "steps/s", "ETA", "last metric", "host"):
         table.add_column(title, no_wrap=True, justify="right" if title in ("step", "steps/s", "ETA") else "left")
     for experiment in experiments:
-        runs = latest_runs(uri, experiment, STANDING, _SHOWN)
+        own = sorted(param_values(uri, experiment, "task.headline") - {"null"})
+        runs = latest_runs(uri, experiment, STANDING, (*own, *_SHOWN))
         counts: dict[str, int] = {}
         for run in runs.values():
             word = _word(run, now)
@@ -39,7 +40,7 @@ def status_table(uri: str, experiments: Sequence[str]) -> Table:
         table.add_row(Text.assemble(rich_text(experiment, "bold"), ": ", rich_text(summary)))
         for run in sorted(runs.values(), key=lambda one: one.started):
             if run.status != "FINISHED":
-                table.add_row(*map(rich_text, _row(run, now)), style=_STYLES.get(_word(run, now)))
+                table.add_row(*map(rich_text, _row(run, now, own)), style=_STYLES.get(_word(run, now)))
     return table
 
 
@@ -56,15 +57,13 @@ def _word(run: Run, now: float) -> str:
     return "stopped" if STOPPED in run.tags else run.status.lower()
 
 
-def _row(run: Run, now: float) -> list[str]:
+def _row(run: Run, now: float, own: Sequence[str]) -> list[str]:
+    """Its cells. own: metrics that `task.headline` of trials of the experiment names."""
     said = progress_of(run, now)
     word = _word(run, now)
     last = ""
     if word in ("running", "silent"):
-        known = {key: run.metrics[key] for key in _SHOWN if key in run.metrics}
-        if "test/accuracy" in known:
-            known.pop("test/loss", None)
-        last = "  ".join(f"{_WORDS.get(key, name_of(key))} {value:.4g}" for key, value in known.items())
+        last = _metrics(run, own)
     elif word == "failed":
         last = f"{run.tags.get(FAILURE, '')}: {run.error or ''}"[:90]
     else:
@@ -82,6 +81,14 @@ def _row(run: Run, now: float) -> list[str]:
         last,
         said.host,
     ]
+
+
+def _metrics(run: Run, own: Sequence[str]) -> str:
+    """The headline, and the loss of training."""
+    judged = [key for key in (*own, *_SHOWN) if key in run.metrics and key != "train/loss"]
+    shown = [key for key in judged if key in own] or judged[:1]
+    shown += [key for key in ("train/loss",) if key in run.metrics and key not in shown]
+    return "  ".join(f"{_WORDS.get(key, name_of(key))} {run.metrics[key]:.4g}" for key in shown)
 
 
 def _duration(seconds: float) -> str:

@@ -118,6 +118,20 @@ def latest_runs(
     return {one.trial_id: one for one in latest_attempts(read_runs(uri, experiment, tags, metrics, params))}
 
 
+def param_values(uri: str, experiment: str, key: str) -> set[str]:
+    """What a param is in the runs of an experiment; nothing without any. Raises as `read_runs`."""
+    try:
+        return tables.read(
+            uri,
+            lambda connection: {value for (value,) in tables.param_values_of(connection, experiment, key)},
+            lambda client: {
+                run.params[key] for run in _from_search(client, experiment, (TRIAL_ID,), (), True) if key in run.params
+            },
+        )
+    except NoStoreError:
+        return set()
+
+
 def latest_attempts(runs: Iterable[Run]) -> list[Run]:
     """Of the runs of each trial the last attempt, in the order of the first ones. runs: of one experiment."""
     latest: dict[str, Run] = {}

@@ -140,6 +140,12 @@ def params_of(connection: Any, experiment: str) -> Iterator[tuple[str, str, str]
     return _rows(connection, f"SELECT run_uuid, key, value FROM params WHERE {_of_experiment()}", name=experiment)
 
 
+def param_values_of(connection: Any, experiment: str, key: str) -> Iterator[tuple[str]]:
+    """(value,) of each that a param has in some active run, once."""
+    query = f"SELECT DISTINCT value FROM params WHERE key = :key AND {_of_experiment()}"
+    return _rows(connection, query, name=experiment, key=key)
+
+
 def tags_of(connection: Any, experiment: str, keys: Collection[str] | None = None) -> Iterator[tuple[str, str, str]]:
     """(run id, key, value) of tags of active runs: of these keys, or all of lqray's."""
     condition = "key LIKE 'lqray.%'" if keys is None else "key IN :keys"

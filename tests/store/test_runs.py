@@ -5,7 +5,7 @@ import time
 from mlflow import MlflowClient
 
 from lqray.store.client import reading_client
-from lqray.store.runs import _from_search, _from_tables, latest_runs
+from lqray.store.runs import _from_search, _from_tables, latest_runs, param_values
 from lqray.store.tables import connected
 
 
@@ -20,6 +20,7 @@ def both_ways(uri, *wanted):
 def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
     uri = f"sqlite:///{tmp_path}/runs.db"
     assert latest_runs(uri, "e") == {}
+    assert param_values(uri, "e", "p") == set()
     assert not (tmp_path / "runs.db").exists()
     client = MlflowClient(uri)
     experiment = client.create_experiment("e")
@@ -45,3 +46,19 @@ def test_states_from_the_tables_are_those_of_mlflows_search(tmp_path):
         tables, search = both_ways(uri, *wanted)
         assert list(map(repr, tables)) == list(map(repr, search))  # in which NaN is equal to NaN
     assert latest_runs(uri, "e", [], ["m"])["2"].metrics == {"m": 0.5}
+
+
+def test_what_a_param_is_in_the_runs_of_an_experiment(tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path}/runs.db"
+    client = MlflowClient(uri)
+    of_each = {"e": ["a", "b", "a"], "other": ["c"]}
+    for name, values in of_each.items():
+        experiment = client.create_experiment(name)
+        for value in values:
+            run = client.create_run(experiment, tags={"lqray.trial_id": "1"})
+            client.log_param(run.info.run_id, "p", value)
+    assert param_values(uri, "e", "p") == {"a", "b"}
+    assert param_values(uri, "e", "q") == set()
+    monkeypatch.setattr("lqray.store.tables.read", lambda uri, tables, search: search(reading_client(uri)))
+    assert param_values(uri, "e", "p") == {"a", "b"}
+    assert param_values(uri, "e", "q") == set()

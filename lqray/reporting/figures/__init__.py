@@ -17,7 +17,7 @@ from lqray.experiment.names import names_in
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHARED = {"against", "drops", "lines", "recordings", "seeds", "style"}
+_SHARED = {"against", "drops", "lines", "recordings", "seeds", "sent", "style"}
 
 
 @dataclass(frozen=True)

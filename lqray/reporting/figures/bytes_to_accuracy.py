@@ -11,7 +11,8 @@ from lqray.experiment.headline import higher_is_better
 from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band
-from lqray.reporting.figures.style import bounds, legend, panels
+from lqray.reporting.figures.sent import NOTHING_SENT, bytes_axis, bytes_sent, readable
+from lqray.reporting.figures.style import legend, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TAKES = frozenset({"metrics", "group_by", "smooth", "target"})
-_TOTAL, _STEP = "wire/total_bytes_sent", "wire/bytes_sent"
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
@@ -42,10 +42,10 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         if silent:
             recordings.remark(f"left out, for they send nothing, or have not recorded it: {', '.join(silent)}")
         if not curves:
-            raise NothingToDrawError(f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}")
+            raise NothingToDrawError(NOTHING_SENT)
         draw_curves(panel, key, curves)
         label_metric(panel, key, options)
-        _bytes_axis(panel, curves)
+        bytes_axis(panel, [part for one in curves for part in (one.band.x, *(trace.x for trace in one.running))])
         if options.target is not None:
             notes |= _mark(panel, curves, options.target, higher=higher_is_better(key, recordings.headline))
         drawn += curves
@@ -59,15 +59,6 @@ def reached(band: Band, target: float, higher: bool) -> int | None:
     return int(there.argmax()) if there.any() else None
 
 
-def readable(count: float) -> str:
-    """Bytes with a unit, to three digits."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB"
-
-
 def _by_bytes(recordings: Recordings, curve: Curve) -> Curve | None:
     x = _bytes(recordings, curve.group, curve.band.x)
     if x is None:
@@ -75,40 +66,18 @@ def _by_bytes(recordings: Recordings, curve: Curve) -> Curve | None:
     running = [
         Trace(one.run_id, own, one.values)
         for one in curve.running
-        if (own := _bytes_of(recordings, one.run_id, one.x)) is not None
+        if (own := bytes_sent(recordings, one.run_id, one.x)) is not None
     ]
     return Curve(curve.group, curve.band.at(x), tuple(running)) if len(x) or running else None
 
 
 def _bytes(recordings: Recordings, group: Group, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Mean over the runs at the steps; None where nothing is sent or known."""
-    found = [_bytes_of(recordings, one.run_id, steps) for one in group.finished]
+    found = [bytes_sent(recordings, one.run_id, steps) for one in group.finished]
     known = [one for one in found if one is not None]
     if known:
         return np.asarray(np.mean(known, axis=0))
     return None if len(steps) else steps  # without a finished run there is no band to place
-
-
-def _bytes_of(recordings: Recordings, run_id: str, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    total = recordings.histories(_TOTAL).get(run_id)
-    if total is not None and total.values[-1] > 0:
-        return np.asarray(np.interp(steps, np.append(0, total.steps), np.append(0.0, total.values)))
-    each = recordings.histories(_STEP).get(run_id)
-    if total is None and each is not None and (mean := float(np.nanmean(each.values))) > 0:
-        return steps * mean
-    return None
-
-
-def _bytes_axis(panel: Axes, curves: Sequence[Curve]) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    panel.set_xscale("log")
-    places = np.concatenate([part for one in curves for part in (one.band.x, *(trace.x for trace in one.running))])
-    edges = bounds(places.tolist(), logarithmic=True)
-    if edges:
-        panel.set_xlim(*edges)
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable(count)))
-    panel.set_xlabel("sent by one process")
 
 
 def _mark(panel: Axes, curves: Sequence[Curve], target: float, higher: bool) -> dict[str, str]:

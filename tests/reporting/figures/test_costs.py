@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lqray.reporting.figures.bytes_to_accuracy import readable
+from lqray.reporting.figures.sent import readable
 from tests.testing.drawn_figures import at_steps, drawn, legend_of, lines, marked
 from tests.testing.figure_stores import FigureStore
 

@@ -1,0 +1,60 @@
+"""Bytes that a process has sent, and an axis of them: what bytes_to_accuracy and loss_to_bytes share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lqray.reporting.figures.recordings import Recordings
+from lqray.reporting.figures.style import bounds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+_TOTAL, _STEP = "wire/total_bytes_sent", "wire/bytes_sent"
+NOTHING_SENT = f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}"
+
+
+def bytes_sent(recordings: Recordings, run_id: str, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """By a run until each of these steps, (n,); None where nothing is sent or known. Of wire/total_bytes_sent, or, of
+    older runs that have not recorded it, the mean of wire/bytes_sent times the step."""
+    total = recordings.histories(_TOTAL).get(run_id)
+    if total is not None and total.values[-1] > 0:
+        return np.asarray(np.interp(steps, np.append(0, total.steps), np.append(0.0, total.values)))
+    each = recordings.histories(_STEP).get(run_id)
+    if total is None and each is not None and (mean := float(np.nanmean(each.values))) > 0:
+        return steps * mean
+    return None
+
+
+def bytes_a_step(recordings: Recordings, run_id: str) -> float | None:
+    """The mean over a run's steps of what `bytes_sent` counts; None where nothing is sent or known."""
+    known = recordings.histories(_TOTAL).get(run_id) or recordings.histories(_STEP).get(run_id)
+    last = float(known.steps[-1]) if known is not None else math.nan
+    found = bytes_sent(recordings, run_id, np.asarray([last])) if last > 0 else None
+    return None if found is None else float(found[0]) / last
+
+
+def bytes_axis(panel: Axes, places: Sequence[NDArray[np.float64]], each: str = "") -> None:
+    """The x axis, logarithmic, with room for all of `places`. each: of what they are a mean, such as `step`."""
+    from matplotlib.ticker import FuncFormatter
+
+    panel.set_xscale("log")
+    edges = bounds(np.concatenate(places).tolist(), logarithmic=True)
+    if edges:
+        panel.set_xlim(*edges)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable(count)))
+    panel.set_xlabel(f"sent by one process{f' per {each}' if each else ''}")
+
+
+def readable(count: float) -> str:
+    """Bytes with a unit, to three digits."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"

@@ -1,0 +1,32 @@
+"""The table of `lqray status`: by which metric trials are judged is theirs to say."""
+
+import json
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from lqray.cli import main
+from tests.testing.stores import Store
+
+HEARD = {"host": "here:1", "iteration": 5, "iterations": 9, "rate": None}
+
+
+@pytest.mark.parametrize(
+    ("params", "metrics", "said"),
+    [
+        ({}, {"test/accuracy": 0.9, "test/loss": 2.0, "train/loss": 1.5}, "accuracy 0.9  loss 1.5"),
+        ({"task.headline": "null"}, {"test/loss": 2.0, "train/loss": 1.5}, "test loss 2  loss 1.5"),
+        ({"task.headline": "test/f1"}, {"test/accuracy": 0.9, "test/f1": 0.75, "train/loss": 1.5}, "f1 0.75  loss 1.5"),
+        ({"task.headline": "test/f1"}, {"test/accuracy": 0.9, "train/loss": 1.5}, "accuracy 0.9  loss 1.5"),
+    ],
+)
+def test_a_trial_that_runs_shows_its_headline(tmp_path, monkeypatch, params, metrics, said):
+    monkeypatch.setenv("COLUMNS", "160")
+    store = Store(tmp_path)
+    tags = {"lqray.progress": json.dumps(HEARD | {"time": time.time()})}
+    store.run("alq", 1, status="RUNNING", params=params, metrics=metrics, tags=tags)
+    done = CliRunner().invoke(main, ["status", store.experiment, "--uri", store.uri, "--once"])
+    assert done.exit_code == 0, done.output
+    (row,) = [line for line in done.output.splitlines() if "alq-seed1" in line]
+    assert row.split("5/9")[1].strip().removesuffix("here").strip() == said
