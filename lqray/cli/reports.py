@@ -200,7 +200,7 @@ def plot(
 ) -> None:
     """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
 
-    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, loss_to_bytes, throughput,
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, links, loss_to_bytes, throughput,
     variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options

@@ -150,13 +150,13 @@ def split_payload(
 ) -> tuple[int, float, float] | None:
     """(workers of a process, bytes of one worker's payload, bytes of everything's encoded mean) from what a process
     counted: bytes handed over and sent by the processes that share `workers`. mean: bytes expected of an encoded mean.
-    None for a reduction that is not of this model, and where nothing is handed over.
+    None for a reduction that is not of this model, where nothing is handed over, and for more than a million workers.
 
     Of P processes with k workers each, an all_gather hands over k p and sends (P - 1) k p, an all_reduce p and
     2 (P - 1) / P p, a scatter_reduce k p + m / P and (P - 1) / P (k p + m): P is the divisor of the workers that comes
     nearest.
     """
-    if reduction not in REDUCTIONS or payload <= 0 or workers < 1:
+    if reduction not in REDUCTIONS or payload <= 0 or not 1 <= workers <= _MOST_WORKERS:
         return None
 
     def error(processes: int) -> float:
@@ -180,4 +180,5 @@ def split_payload(
 
 
 def _divisors(number: int) -> Sequence[int]:
-    return [one for one in range(1, number + 1) if number % one == 0]
+    small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return sorted({*small, *(number // one for one in small)})

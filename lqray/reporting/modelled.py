@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
 
 from lqray.experiment.foreign import whole_number
-from lqray.reporting.comparison import Comparison, Group
+from lqray.reporting.comparison import Comparison
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.links import (
     REDUCTIONS,
@@ -28,10 +28,11 @@ _EACH = ("data", "forward", "backward")
 _PHASES = (*_EACH, "optimizer", "encode", "decode")
 _RINGS = {"full_precision": 1, "fp16": 1, "bf16": 1, "powersgd": 3}
 """Methods of all-reduces, and how many they take for a bucket."""
-_CAP = 25.0
+_CAP, _LEAST_CAP = 25.0, 2**-20
 _FIRST_BUCKET = 2**20
 """Bytes, of DDP."""
 _Phases = Mapping[str, float]
+_Network = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -75,60 +76,76 @@ class Predictions:
 
 
 def predictions(uri: str, comparison: Comparison, links: Sequence[Link], workers: Sequence[int]) -> Predictions:
-    """For each link and number of workers. `break_even` is with the latency of the first link.
+    """For each link and number of workers. `break_even` is with the latency of the first link."""
 
-    Computing is the same whatever the method: of the finished runs of equal data, network, batch and optimizer, that
-    which took the shortest counts for all, since the backward phase of each includes what its own exchange made it
-    wait. Of a run the medians over its measured steps count, without the first.
+    def read(key: str) -> Mapping[str, History]:
+        found: dict[str, History] = {}
+        runs = [one for group in comparison.groups for one in group.finished]
+        for experiment in dict.fromkeys(one.experiment for one in runs):
+            ids = [one.run_id for one in runs if one.experiment == experiment]
+            found |= read_histories(uri, experiment, ids, key)
+        return found
+
+    steps = modelled_steps([group.finished for group in comparison.groups], read)
+    groups = tuple(None if one is None else _modelled(*one, links, workers) for one in steps)
+    return Predictions(tuple(links), tuple(workers), groups)
+
+
+def modelled_steps(
+    groups: Sequence[Sequence[Run]], read: Callable[[str], Mapping[str, History]]
+) -> list[tuple[Step, Step] | None]:
+    """(a step, one of bf16 on the same network) of each group of finished runs, means over them; None where no run
+    recorded what the model takes, or the reduction is not in it. read: histories of a metric, by run id.
+
+    Computing is the same whatever the method: of all runs of equal data, network, batch and optimizer, that which took
+    the shortest counts, since the backward phase of each includes what its own exchange made it wait. Of a run the
+    medians over its measured steps count, without the first.
     """
-    runs = [one for group in comparison.groups for one in group.finished]
-    phases = _phases(uri, runs)
+    phases = _phases(read)
+    runs = [one for group in groups for one in group]
     counted = {one.run_id: _counted(one, phases.get(one.run_id, {})) for one in runs}
-    compute: dict[tuple[tuple[str, str], ...], float] = {}
+    compute: dict[_Network, float] = {}
     for one in runs:
         own = _compute(one, phases.get(one.run_id, {}), counted[one.run_id])
-        compute[_like(one)] = min(own, compute.get(_like(one), math.inf))
-    groups = (_of_group(group, counted, compute, links, workers) for group in comparison.groups)
-    return Predictions(tuple(links), tuple(workers), tuple(groups))
+        compute[_network(one)] = min(own, compute.get(_network(one), math.inf))
+    return [_mean_step(group, counted, compute) for group in groups]
 
 
-def _of_group(
-    group: Group,
-    counted: Mapping[str, _Counted | None],
-    compute: Mapping[tuple[tuple[str, str], ...], float],
-    links: Sequence[Link],
-    workers: Sequence[int],
-) -> Modelled | None:
-    known = [(found, compute[_like(one)]) for one in group.finished if (found := counted[one.run_id])]
-    known = [(found, seconds) for found, seconds in known if math.isfinite(seconds)]
+def _mean_step(
+    runs: Sequence[Run], counted: Mapping[str, _Counted | None], compute: Mapping[_Network, float]
+) -> tuple[Step, Step] | None:
+    known = [(one, found, compute[_network(one)]) for one in runs if (found := counted[one.run_id])]
+    known = [each for each in known if math.isfinite(each[2])]
     if not known:
         return None
-    steps, alone = [found.step for found, _ in known], statistics.fmean(seconds for _, seconds in known)
+    steps, alone = [found.step for _, found, _ in known], statistics.fmean(seconds for _, _, seconds in known)
     means = {
         name: statistics.fmean(getattr(one, name) for one in steps)
         for name in ("payload", "mean", "encode", "decode", "messages")
     }
-    step = Step(steps[0].reduction, alone, **means)
-    coordinates = statistics.fmean(found.coordinates for found, _ in known)
-    plain = sixteen_bits(coordinates, alone, _buckets(group.finished[0], coordinates))
+    coordinates = statistics.fmean(found.coordinates for _, found, _ in known)
+    plain = sixteen_bits(coordinates, alone, _buckets(coordinates, _megabytes(known[0][0])))
+    return Step(steps[0].reduction, alone, **means), plain
+
+
+def _modelled(step: Step, plain: Step, links: Sequence[Link], workers: Sequence[int]) -> Modelled:
     predicted = []
     for link in links:
         for count in workers:
             seconds = step.seconds(count, link)
-            predicted.append(Prediction(link, count, seconds, plain.seconds(count, link) / seconds))
+            ratio = plain.seconds(count, link) / seconds if seconds > 0 else math.nan
+            predicted.append(Prediction(link, count, seconds, ratio))
     limits = {count: break_even(step, plain, count, links[0].latency) for count in workers}
     return Modelled(step, tuple(predicted), limits)
 
 
-def _phases(uri: str, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+def _phases(read: Callable[[str], Mapping[str, History]]) -> dict[str, dict[str, float]]:
     """By run id and phase, seconds."""
     found: dict[str, dict[str, float]] = {}
-    for experiment in dict.fromkeys(one.experiment for one in runs):
-        ids = [one.run_id for one in runs if one.experiment == experiment]
-        for phase in _PHASES:
-            for run_id, points in read_histories(uri, experiment, ids, f"time/{phase}_seconds").items():
-                if (seconds := _median(points)) is not None:
-                    found.setdefault(run_id, {})[phase] = seconds
+    for phase in _PHASES:
+        for run_id, points in read(f"time/{phase}_seconds").items():
+            if (seconds := _median(points)) is not None:
+                found.setdefault(run_id, {})[phase] = seconds
     return found
 
 
@@ -143,9 +160,9 @@ def _counted(run: Run, phases: _Phases) -> _Counted | None:
     reduction = "all_reduce" if run.method in _RINGS else run.params.get("exchange.reduction", "all_gather")
     handed, sent = run.metrics.get("wire/payload_bytes", 0.0), run.metrics.get("wire/bytes_sent", 0.0)
     bits, workers = run.metrics.get("wire/bits_per_coordinate", math.nan), _whole(run, "workers", 1)
-    if not all(map(math.isfinite, (handed, sent, bits))) or bits <= 0 or reduction not in REDUCTIONS:
+    held = 8 * handed / bits if bits > 0 else math.nan  # all coordinates of a process; an all-reduce takes their mean
+    if not math.isfinite(held) or not math.isfinite(sent) or reduction not in REDUCTIONS:
         return None
-    held = 8 * handed / bits  # coordinates of all workers of a process; an all-reduce takes their mean
     expected = handed / 2 if run.method == "random_k" else _encoded_mean(run, held)
     split = split_payload(reduction, workers, handed, sent, expected)
     if split is None or (reduction != "all_reduce" and not {"encode", "decode"} <= phases.keys()):
@@ -156,7 +173,7 @@ def _counted(run: Run, phases: _Phases) -> _Counted | None:
     if reduction != "all_reduce":
         decoded = workers if reduction == "all_gather" else share + 1
         encode, decode = (_rate(run) * one for one in (phases["encode"] / share, phases["decode"] / decoded))
-    messages = _buckets(run, coordinates) * _RINGS.get(run.method, 1)
+    messages = _messages(run, coordinates)
     kind = cast(Literal["all_gather", "scatter_reduce", "all_reduce"], reduction)
     return _Counted(Step(kind, 0.0, payload, mean, encode, decode, messages), coordinates, share)
 
@@ -171,19 +188,24 @@ def _compute(run: Run, phases: _Phases, counted: _Counted | None) -> float:
 
 def _encoded_mean(run: Run, coordinates: float) -> float:
     """Bytes of scatter_reduce's second encoding, about."""
-    size = _whole(run, "quantizer.bucket_size", 8192)
+    size = max(1, _whole(run, "quantizer.bucket_size", 8192))
     return coordinates * _whole(run, "exchange.gather_bits", 8) / 8 + 4 * math.ceil(coordinates / size)
 
 
-def _buckets(run: Run, coordinates: float) -> float:
-    """Collectives a step, about: DDP's buckets; with `exchange.every` those of all fragments, over H steps."""
-    cap, held = _megabytes(run) * 2**20, 4 * coordinates
-    every = _whole(run, "exchange.every", 0)
+def _messages(run: Run, coordinates: float) -> float:
+    """Collectives a step, about: of DDP's buckets; with `exchange.every` those of all fragments, over H steps."""
+    cap, every, each = _megabytes(run), _whole(run, "exchange.every", 0), _RINGS.get(run.method, 1)
     if every:
-        return max(_whole(run, "exchange.fragments", 1), math.ceil(held / cap)) / every
-    if run.method == "powersgd" or held <= min(cap, _FIRST_BUCKET):
-        return 1
-    return 1 + math.ceil((held - min(cap, _FIRST_BUCKET)) / cap)
+        buckets = math.ceil(4 * coordinates / (cap * 2**20))
+        return each * max(_whole(run, "exchange.fragments", 1), buckets) / every
+    return each if run.method == "powersgd" else _buckets(coordinates, cap)
+
+
+def _buckets(coordinates: float, cap: float) -> int:
+    """Of DDP, whose first one is smaller. cap: MiB."""
+    most = cap * 2**20
+    first = min(most, _FIRST_BUCKET)
+    return 1 + max(0, math.ceil((4 * coordinates - first) / most))
 
 
 def _megabytes(run: Run) -> float:
@@ -191,7 +213,7 @@ def _megabytes(run: Run) -> float:
         found = float(run.params.get("exchange.bucket_cap_mb", _CAP))
     except ValueError:  # of a run that is not lqray's own
         return _CAP
-    return found if found > 0 else _CAP
+    return found if found >= _LEAST_CAP else _CAP
 
 
 def _rate(run: Run) -> float:
@@ -204,7 +226,7 @@ def _whole(run: Run, key: str, otherwise: int) -> int:
     return whole_number(run.params.get(key, str(otherwise)), otherwise)
 
 
-def _like(run: Run) -> tuple[tuple[str, str], ...]:
+def _network(run: Run) -> _Network:
     """What decides how long computing takes."""
     chosen = ("schedule.batch_size", "schedule.accumulate", "optimizer.name")
     items = sorted(run.params.items())

@@ -112,6 +112,7 @@ def test_what_a_process_counted_is_split_among_its_workers():
     assert split_payload("scatter_reduce", 2, 440, 0, 240) == (2, 100, 240)
     assert split_payload("a.b:c", 8, 200, 600, 0) is None
     assert split_payload("all_gather", 8, 0, 0, 0) is None
+    assert split_payload("all_gather", 10**15, 1, 1, 0) is None
 
 
 SHARED = {"workers": 2, "data.name": "digits", "model.name": "mlp", "schedule.batch_size": 8}
@@ -174,6 +175,29 @@ def test_recorded_steps_on_other_links(store):
     assert eden.break_even[2] == pytest.approx((1_600_000 - 200_000) / 0.006)
     assert seldom.predictions[1].seconds == pytest.approx(0.02 + 5e-4 + 4 * 5e-4 + 0.15)
     assert found["alq", "null"] is None
+
+
+@pytest.mark.parametrize(
+    ("params", "metrics"),
+    [
+        ({"workers": "9" * 18}, {}),
+        ({"workers": "x", "quantizer.bucket_size": "0", "exchange.reduction": "scatter_reduce"}, {}),
+        ({"exchange.bucket_cap_mb": "1e-300", "exchange.every": "0"}, {}),
+        ({"exchange.bucket_cap_mb": "what"}, phases(forward=-1.0, backward=1.0, encode=0.0, decode=0.0)),
+        ({}, {"wire/bits_per_coordinate": 1e-308}),
+        ({}, {"wire/bytes_sent": -1e308}),
+        ({}, {"wire/payload_bytes": 1e308}),
+    ],
+)
+def test_what_others_recorded_is_modelled_or_left_out(tmp_path, params, metrics):
+    """Folders of others say anything; nothing hangs, and nothing raises."""
+    counts = {"wire/payload_bytes": 25e3, "wire/bytes_sent": 25e3, "wire/bits_per_coordinate": 2.0}
+    made = Store(tmp_path)
+    seconds = phases(forward=0.01, backward=0.02, encode=0.001, decode=0.001)
+    made.run("eden", 1, [0.9], params=SHARED | params, metrics=counts | seconds | metrics)
+    found = report(made, links=[Link("1mbit", 1e6)], workers=[2])
+    for shape in ("markdown", "csv", "json", "latex"):
+        written(found, shape)
 
 
 def test_they_are_marked_as_modelled_in_every_format(store):
