@@ -11,6 +11,7 @@ from lqray.reporting.figures.recordings import Group, NothingToDrawError, Option
 from lqray.reporting.figures.style import bounds, handle, legend, panels
 from lqray.reporting.links import Link, Step, shown_bandwidth
 from lqray.reporting.modelled import modelled_steps
+from lqray.store.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ _MARK_EVERY = 10
 
 def draw(recordings: Recordings, options: Options) -> Figure:
     """A panel for each of 2, 8 and 64 workers, both axes logarithmic; see `lqray.reporting.modelled` for what a line is
-    made of. A dotted line is bf16, modelled of the first network, where no group is of that method.
+    made of. A dotted line is bf16 at every step, modelled of the first network, where no group is that.
 
     Raises NothingToDrawError, UnknownKeyError.
     """
@@ -41,7 +42,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         recordings.remark(f"left out, for they have no such exchange, or have not recorded it: {', '.join(silent)}")
     figure, axes = panels(options.width, len(_WORKERS), columns=1 if options.width == "single" else 3)
     own = [(group, step) for group, step, _ in known]
-    plain = None if any(one.method == "bf16" for group, _ in own for one in group.finished) else known[0][2]
+    plain = None if any(_is_plain(one) for group, _ in own for one in group.finished) else known[0][2]
     for panel, workers in zip(axes, _WORKERS, strict=True):
         _draw(panel, own, plain, workers)
     entries = [(handle(group.look), group.label) for group, _ in own]
@@ -76,6 +77,10 @@ def _draw(panel: Axes, steps: Sequence[tuple[Group, Step]], plain: Step | None, 
     panel.set_xlabel("bandwidth of each link")
     panel.set_ylabel("seconds per step")
     panel.set_title(f"{workers} workers")
+
+
+def _is_plain(run: Run) -> bool:
+    return run.method == "bf16" and run.params.get("exchange.every", "null") == "null"
 
 
 def _seconds(step: Step, workers: int) -> list[float]:
