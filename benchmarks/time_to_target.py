@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import time
@@ -373,6 +374,7 @@ def main(arguments: Sequence[str]) -> None:
     if reason := why_not():
         print(f"benchmarks/time_to_target.py is left out: {reason}", file=sys.stderr)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the ends of hosts and their processes
     try:
         Benchmark(choice).run()
     except TimeoutError as error:

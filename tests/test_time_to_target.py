@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,13 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """The two modules, as the script sees them."""
+    """The two modules, as the script sees them. A call of `main` sets what SIGTERM does."""
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield importlib.import_module("time_to_target"), importlib.import_module("timed_trial")
     for name in ("time_to_target", "timed_trial", "record"):
         sys.modules.pop(name)
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_run_is_extrapolated_from_its_first_steps_and_typical_ones(benchmark):
@@ -137,3 +142,24 @@ def test_runs_over_shaped_links(benchmark, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(table.Benchmark, "_on_hosts", lambda *_: pytest.fail("ran again"))
     table.main([*common, "--methods", "bf16", "--iterations", "60"])
     assert json.loads(out.read_text())["figures"] == figures
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_one_that_is_ended_leaves_no_hosts(tmp_path):
+    script, out = ROOT / "benchmarks/time_to_target.py", tmp_path / "results.json"
+    command = [sys.executable, str(script), "--workload", "digits", "--links", "100", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+        own = f"lq{running.pid % 100_000}-"
+        deadline = time.monotonic() + 120
+        while f"{own}1" not in _namespaces():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        running.terminate()
+        assert running.wait(60) == 143
+    assert own not in _namespaces()
+
+
+def _namespaces():
+    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
