@@ -46,6 +46,11 @@ def cpu() -> str:
 
 def record(name: str, figures: Mapping[str, Any], targets: Mapping[str, bool]) -> None:
     """Write benchmarks/results/<name>.json and print it. targets: statement -> whether it was met."""
+    print(write(RESULTS / f"{name}.json", figures, targets))
+
+
+def write(path: Path, figures: Mapping[str, Any], targets: Mapping[str, bool]) -> str:
+    """Write a file as `record` does, as a whole or not at all; its text."""
     document = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.system()},
@@ -58,10 +63,12 @@ def record(name: str, figures: Mapping[str, Any], targets: Mapping[str, bool]) -
         "targets": dict(targets),
         "figures": dict(figures),
     }
-    RESULTS.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     text = json.dumps(document, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
+    return text
 
 
 def _lines(path: str) -> list[str]:

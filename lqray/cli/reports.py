@@ -11,6 +11,7 @@ from lqray.cli import shared
 
 if TYPE_CHECKING:
     from lqray.reporting.export import Raw
+    from lqray.reporting.links import Link
     from lqray.reporting.report import Format
 
 
@@ -34,6 +35,24 @@ def _known_formats(_context: click.Context, _parameter: click.Parameter, text: s
     return found
 
 
+def _links(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[Link, ...]:
+    from lqray.reporting.links import LinkError, parsed_links
+
+    try:
+        return parsed_links(text) if text is not None else ()
+    except LinkError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _workers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    from lqray.reporting.links import LinkError, parsed_workers
+
+    try:
+        return parsed_workers(text) if text is not None else None
+    except LinkError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command()
 @shared.experiments
 @click.option(
@@ -51,6 +70,14 @@ def _known_formats(_context: click.Context, _parameter: click.Parameter, text: s
 @click.option(
     "--last", type=click.IntRange(1), default=5, show_default=True, help="Evaluations in the mean at the end."
 )
+@click.option(
+    "--link",
+    "links",
+    callback=_links,
+    metavar="RATE,...",
+    help="Model steps on such links: 10mbit,1gbit, or with a latency 10mbit:20ms.",
+)
+@click.option("--workers", callback=_workers, metavar="N,...", help="With --link: of so many hosts [default: 2,8,64].")
 @shared.only
 @shared.where
 @shared.everything
@@ -63,6 +90,8 @@ def report(
     baseline: str | None,
     target: float | None,
     last: int,
+    links: tuple[Link, ...],
+    workers: tuple[int, ...] | None,
     only: tuple[str, ...],
     where: tuple[str, ...],
     everything: bool,
@@ -77,7 +106,10 @@ def report(
     from lqray.reporting.report import ReportOptions, make_report, show, written
     from lqray.reporting.selection import UnknownKeyError
 
-    options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything)
+    if workers and not links:
+        raise click.UsageError("found --workers without --link; allowed: both, such as --link 100mbit --workers 2,8")
+    hosts = workers or (2, 8, 64)
+    options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything, links, hosts)
     with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError):
         made = make_report(shared.recorded(experiments, uri), options)
     if shape == "terminal":
@@ -168,7 +200,7 @@ def plot(
 ) -> None:
     """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
 
-    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, loss_to_bytes, throughput,
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, links, loss_to_bytes, throughput,
     variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options

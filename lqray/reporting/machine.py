@@ -6,17 +6,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lqray.experiment.foreign import in_csv
 from lqray.reporting.comparison import Comparison, Group, Measured, Spread
 
 
-def csv_table(comparison: Comparison) -> str:
+def csv_table(comparison: Comparison, more: Sequence[Mapping[str, float | None]] = ()) -> str:
     """Numbers unrounded, empty where there is none; nan or inf where no run ended with another. States of trials as
-    columns; run ids of finished runs last."""
+    columns; run ids of finished runs last. more: further columns, of each group, before those."""
     found = rows(comparison)
+    for row, further in zip(found, more, strict=False):
+        ids = row.pop("run_ids")
+        row |= {**further, "run_ids": ids}
     stream = io.StringIO()
     titles = list(found[0]) if found else [*comparison.keys, "finished", "runs"]
     writer = csv.writer(stream, lineterminator="\n")
@@ -36,9 +39,9 @@ def _cell(value: object) -> object:
     return "" if value is None else repr(value) if isinstance(value, float) else value
 
 
-def json_document(comparison: Comparison, stores: Mapping[str, str]) -> str:
-    """stores: tracking URI by experiment. NaN and infinity are null."""
-    document = {
+def json_document(comparison: Comparison, stores: Mapping[str, str], more: Sequence[Mapping[str, Any]] = ()) -> str:
+    """stores: tracking URI by experiment. NaN and infinity are null. more: further keys, of each group."""
+    document: dict[str, Any] = {
         "experiments": dict(stores),
         "group_by": list(comparison.keys),
         "metrics": list(comparison.metrics),
@@ -61,6 +64,8 @@ def json_document(comparison: Comparison, stores: Mapping[str, str]) -> str:
             for group in comparison.groups
         ],
     }
+    for group, further in zip(document["groups"], more, strict=False):
+        group |= further
     return json.dumps(document, indent=1) + "\n"
 
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from lqray.experiment.foreign import in_line, in_markdown, rich_text
 from lqray.experiment.secrets import masked
 from lqray.reporting.comparison import Comparison, compare_groups
+from lqray.reporting.links import Link
 from lqray.reporting.machine import csv_table, json_document
+from lqray.reporting.modelled import Predictions, predictions
+from lqray.reporting.modelled_table import modelled_columns, modelled_json, modelled_notes, modelled_rows
 from lqray.reporting.planned import Recorded, planned_records
 from lqray.reporting.selection import UnknownKeyError, select
 from lqray.reporting.tables import latex_table, markdown_table, notes
@@ -25,7 +28,8 @@ Format = Literal["terminal", "markdown", "csv", "json", "latex"]
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The options of `lqray report`; see its help. everything: also runs that the plan does not have."""
+    """The options of `lqray report`; see its help. everything: also runs that the plan does not have. links, workers:
+    of modelled steps; no links, no model."""
 
     metrics: Sequence[str] = ()
     group_by: Sequence[str] = ()
@@ -35,16 +39,20 @@ class ReportOptions:
     only: Sequence[str] = ()
     where: Sequence[str] = ()
     everything: bool = False
+    links: Sequence[Link] = ()
+    workers: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """comparison: of all experiments. records: what it compares. remarks: what a reader should know of it."""
+    """comparison: of all experiments. records: what it compares. remarks: what a reader should know of it. modelled:
+    steps on links, where they are wanted."""
 
     comparison: Comparison
     records: list[Run]
     remarks: list[str] = field(default_factory=list)
     stores: dict[str, str] = field(default_factory=dict)
+    modelled: Predictions | None = None
 
 
 def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Report:
@@ -64,7 +72,8 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     if set(counts) - {"finished"}:
         remarks.insert(0, ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + ".")
     remarks += _diverged(chosen, comparison.metrics)
-    return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments})
+    found = predictions(experiments[0].uri, comparison, options.links, options.workers) if options.links else None
+    return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments}, found)
 
 
 def _diverged(records: Sequence[Run], shown: Sequence[str]) -> list[str]:
@@ -84,14 +93,24 @@ def _diverged(records: Sequence[Run], shown: Sequence[str]) -> list[str]:
 
 def written(report: Report, shape: Format) -> str:
     """As text; not for the terminal. See `show`."""
+    comparison, found = report.comparison, report.modelled
     if shape == "csv":
-        return csv_table(report.comparison)
+        return csv_table(comparison, modelled_rows(found) if found else ())
     if shape == "json":
-        return json_document(report.comparison, report.stores)
+        return json_document(comparison, report.stores, modelled_json(found) if found else ())
     if shape == "latex":
-        return latex_table(report.comparison)
-    said = [in_markdown(line, sentence=True) for line in (*notes(report.comparison), *report.remarks)]
-    return markdown_table(report.comparison) + "\n\n" + "\n".join(f"* {line}" for line in said) + "\n"
+        more = latex_table(comparison, modelled_columns(comparison, found), modelled_notes(found)) if found else ""
+        return latex_table(comparison) + more
+    said = [*notes(comparison), *report.remarks]
+    text = markdown_table(comparison) + "\n\n" + _listed(said)
+    if found:
+        columns = modelled_columns(comparison, found)
+        text += "\n" + markdown_table(comparison, columns) + "\n\n" + _listed(modelled_notes(found))
+    return text
+
+
+def _listed(said: Sequence[str]) -> str:
+    return "\n".join(f"* {in_markdown(line, sentence=True)}" for line in said) + "\n"
 
 
 def show(console: Console, report: Report) -> None:
@@ -101,3 +120,7 @@ def show(console: Console, report: Report) -> None:
     console.print(terminal_table(report.comparison))
     for line in map(rich_text, [*notes(report.comparison), *report.remarks]):
         console.print(line, style="dim", highlight=False, markup=False)
+    if report.modelled:
+        console.print(terminal_table(report.comparison, modelled_columns(report.comparison, report.modelled)))
+        for line in map(rich_text, modelled_notes(report.modelled)):
+            console.print(line, style="dim", highlight=False, markup=False)

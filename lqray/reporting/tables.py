@@ -18,7 +18,7 @@ from lqray.store.tags import DATA, PARTS
 if TYPE_CHECKING:
     from rich.table import Table
 
-_NOTHING = "-"
+NOTHING = "-"
 _ORIGINS = {
     PARTS: ("Other code", "whose parts differ in code"),
     DATA: ("Other data", "whose data were of files that differ"),
@@ -38,7 +38,6 @@ class Column:
 
 def columns_of(comparison: Comparison) -> list[Column]:
     """All columns that say something of at least one group."""
-    keys = [_key_column(key, comparison.keys) for key in comparison.keys]
     runs = Column("runs", lambda group: group.runs)
     found = [column for name in comparison.metrics for column in _metric_columns(name, comparison)]
     found += [
@@ -46,16 +45,25 @@ def columns_of(comparison: Comparison) -> list[Column]:
         Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}")),
         Column("seconds per step", _of_cost("seconds_per_step", lambda value: f"{value:.4f}")),
     ]
-    return [*keys, runs, *(one for one in found if any(one.cell(group) != _NOTHING for group in comparison.groups))]
+    return [
+        *key_columns(comparison),
+        runs,
+        *(one for one in found if any(one.cell(group) != NOTHING for group in comparison.groups)),
+    ]
 
 
-def terminal_table(comparison: Comparison) -> Table:
-    """A rich table with a row for each group."""
+def key_columns(comparison: Comparison) -> list[Column]:
+    """Those that say which group a row is."""
+    return [_key_column(key, comparison.keys) for key in comparison.keys]
+
+
+def terminal_table(comparison: Comparison, columns: Sequence[Column] = ()) -> Table:
+    """A rich table with a row for each group. columns: all of `columns_of` without any."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
-    columns = columns_of(comparison)
+    columns = columns or columns_of(comparison)
     for column in columns:
         table.add_column(rich_text(column.title), justify="right" if column.numeric else "left", vertical="bottom")
     for group in comparison.groups:
@@ -64,20 +72,21 @@ def terminal_table(comparison: Comparison) -> Table:
     return table
 
 
-def markdown_table(comparison: Comparison) -> str:
+def markdown_table(comparison: Comparison, columns: Sequence[Column] = ()) -> str:
     """The same in Markdown."""
-    columns = columns_of(comparison)
+    columns = columns or columns_of(comparison)
     head = "| " + " | ".join(in_markdown(column.title) for column in columns) + " |"
     rule = "| " + " | ".join("---:" if column.numeric else "---" for column in columns) + " |"
     rows = ["| " + " | ".join(in_markdown(one.cell(group)) for one in columns) + " |" for group in comparison.groups]
     return "\n".join([head, rule, *rows])
 
 
-def latex_table(comparison: Comparison) -> str:
-    """The same for LaTeX with the package booktabs; the best mean of each metric is bold. Comments name the runs."""
-    columns = columns_of(comparison)
+def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Sequence[str] = ()) -> str:
+    """The same for LaTeX with the package booktabs; the best mean of each metric is bold. Comments name the runs, and
+    begin with what is `said`, or else what the columns of the comparison mean."""
+    columns = columns or columns_of(comparison)
     shape = "".join("r" if column.numeric else "l" for column in columns)
-    lines = [f"% {in_line(line)}" for line in notes(comparison)]
+    lines = [f"% {in_line(line)}" for line in said or notes(comparison)]
     lines += [f"\\begin{{tabular}}{{{shape}}}", "\\toprule"]
     lines += [" & ".join(in_latex(column.title) for column in columns) + " \\\\", "\\midrule"]
     for group in comparison.groups:
@@ -109,7 +118,7 @@ def _key_column(key: str, keys: Sequence[str]) -> Column:
 
     def cell(group: Group) -> str:
         value = group.keys[key]
-        return _NOTHING if value is None else value
+        return NOTHING if value is None else value
 
     if key == METHOD:
         return Column(title, cell, numeric=False, latex=lambda group: in_latex(look(cell(group)).label))
@@ -137,7 +146,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
     def difference(group: Group) -> str:
         found = group.metrics[name].difference
         if found is None:
-            return _NOTHING
+            return NOTHING
         p = "" if math.isnan(found.p_value) else f" (p {found.p_value:.2g})"
         return _signed(found.spread.mean, show) + p
 
@@ -145,7 +154,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
         def cell(group: Group) -> str:
             measured = group.metrics[name]
             if not measured.reached:
-                return _NOTHING
+                return NOTHING
             some = f" ({measured.reached} of {len(group.finished)})" if measured.reached < len(group.finished) else ""
             return shape(measured.to_target[what].mean) + some
 
@@ -187,7 +196,7 @@ def _number(metric: str) -> Callable[[float], str]:
 
 def _mean(values: Spread, show: Callable[[float], str]) -> str:
     if math.isnan(values.mean):
-        return str(values.representative) if values.not_finite else _NOTHING
+        return str(values.representative) if values.not_finite else NOTHING
     return show(values.mean)
 
 
@@ -199,7 +208,7 @@ def _plus_minus(values: Spread, show: Callable[[float], str]) -> str:
 
 def _interval(values: Spread, show: Callable[[float], str]) -> str:
     if math.isnan(values.low):
-        return _NOTHING
+        return NOTHING
     return f"[{show(values.low).rstrip('%')}, {show(values.high).rstrip('%')}]"
 
 

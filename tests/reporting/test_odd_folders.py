@@ -256,7 +256,7 @@ def test_any_parameters_are_drawn_or_left_out(folder):
         (folder / "runs.json").write_text(json.dumps(mutant))
         with suppress(ExportedFolderError, NothingToDrawError, PlotError, UnknownExperimentError, UnknownKeyError):
             found = recordings_of([Recorded("digits", str(folder))], Request("all"))
-            kind = load_kind(draw.choice(("curves", "bits", "levels", "density", "throughput")))
+            kind = load_kind(draw.choice(("curves", "bits", "levels", "links", "density", "throughput")))
             with styled():
                 kind.draw(found, Options()).canvas.draw()
 

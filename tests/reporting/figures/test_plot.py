@@ -22,6 +22,7 @@ def test_every_kind_is_a_file_with_what_the_command_needs():
         "curves",
         "density",
         "levels",
+        "links",
         "loss_to_bytes",
         "throughput",
         "variance",

@@ -1,0 +1,165 @@
+"""benchmarks/time_to_target.py: what it extrapolates, what it compares, and a small run over shaped links."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.testing.shaped_hosts import why_not
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The two modules, as the script sees them. A call of `main` sets what SIGTERM does."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("time_to_target"), importlib.import_module("timed_trial")
+    for name in ("time_to_target", "timed_trial", "record"):
+        sys.modules.pop(name)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_is_extrapolated_from_its_first_steps_and_typical_ones(benchmark):
+    _, timed = benchmark
+    assert timed.warm_up(None) == 12
+    assert [timed.warm_up(every) for every in (1, 8, 12, 32)] == [12, 16, 12, 32]
+    seconds = [5.0] * 12 + [1.0, 3.0]
+    assert timed.typical(seconds, None) == 2.0
+    assert timed.totalled(seconds, None, 112) == 60.0 + 100 * 2.0
+    assert timed.totalled(seconds, None, 7) == 35.0
+    # A round of eight, whose last step exchanges; the beginning of another one is no round.
+    rounds = [*([1.0] * 7 + [9.0]) * 3, 1.0, 1.0, 1.0]
+    assert timed.typical(rounds, 8) == 2.0
+    assert timed.totalled(rounds, 8, 80) == pytest.approx(160.0)
+
+
+def row(method, seconds, link=10, seed=1, reached=True, measured=True, **more):
+    return {
+        "workload": "digits",
+        "link_megabits": link,
+        "method": method,
+        "seed": seed,
+        "trial_id": f"{method}{seed}",
+        "iterations": 100,
+        "target": 0.9,
+        "reached": reached,
+        "seconds_to_target": 10 * seconds if reached else None,
+        "seconds_per_step": seconds,
+        "bytes_per_step": 2_500_000 if method == "bf16" else 1000,
+        "measured": measured,
+        "extrapolated_from_steps": None if measured else 8,
+    } | more
+
+
+def test_methods_are_compared_with_bf16_of_their_seed(benchmark):
+    table, _ = benchmark
+    rows = [row("bf16", 2.0), row("eden_2_bits", 0.5), row("bf16", 6.0, seed=2), row("eden_2_bits", 1.0, seed=2)]
+    rows += [row("allocated_2_bits", 4.0, reached=False), row("eden_2_bits", 1.0, link=0)]
+    found = table.summary(rows, {"digits, 10 Mbit/s": 0.5})["digits, 0.9 within 100 steps"]
+    at = found["10 Mbit/s"]
+    assert at["eden_2_bits"]["speed_up_over_bf16"] == 5.0  # of 4 and 6
+    assert at["eden_2_bits"]["seconds_to_target"] == 7.5
+    assert (at["allocated_2_bits"]["reached"], at["allocated_2_bits"]["speed_up_over_bf16"]) == (0, None)
+    assert at["allocated_2_bits"]["step_by_bf16"] == 0.5
+    # 2.5 MB at 10 Mbit/s are 2 seconds.
+    assert at["possible"] == {"step_by_bf16": (0.5 + 2.0) / 0.5, "bf16_wire_seconds": 2.0}
+    assert "possible" not in found["unlimited"]
+    said = "digits, 0.9 within 100 steps, 10 Mbit/s: eden_2_bits reaches the target before bf16"
+    assert table.targets_of({"digits, 0.9 within 100 steps": found}) == {said: True}
+
+
+def test_rows_are_kept_and_measured_ones_take_the_place_of_extrapolated_ones(benchmark, tmp_path):
+    table, _ = benchmark
+    file = tmp_path / "results.json"
+    results = table.Results(file)
+    trial = table.Choice().trial("digits", "bf16", 1)
+    results.add(row("bf16", 2.0, measured=False, trial_id=trial.id))
+    results = table.Results(file)
+    assert results.has(trial, 10, 0.9, 8)
+    assert not results.has(trial, 10, 0.9, 4)
+    assert not results.has(trial, 10, 0.9, None)
+    assert not results.has(trial, 100, 0.9, 8)
+    assert results.trajectory(trial, 0.9) is None
+    results.add(row("bf16", 3.0, trial_id=trial.id))
+    assert [one["seconds_per_step"] for one in table.Results(file).rows] == [3.0]
+    assert results.has(trial, 10, 0.9, 8)
+    assert results.trajectory(trial, 0.9)["seconds_per_step"] == 3.0
+
+
+def test_every_method_makes_a_trial_of_every_workload(benchmark):
+    table, _ = benchmark
+    choice = table.Choice(outer={"lr": 0.5, "momentum": 0.8})
+    for workload in table.WORKLOADS:
+        trials = {method: choice.trial(workload, method, 2) for method in choice.methods}
+        assert len({one.id for one in trials.values()}) == len(trials)
+        local = trials["eden_2_bits_every_32"]
+        assert (local.exchange.every, local.exchange.outer.lr, local.exchange.outer.momentum) == (32, 0.5, 0.8)
+        alone, plain = choice.trial(workload, "sgd", 2), trials["bf16"]
+        assert alone.workers == 1
+        # One process computes the batches of half of the workers, one after the other.
+        assert alone.schedule.batch_size == plain.schedule.batch_size * plain.workers // 2
+        assert alone.schedule.accumulate == plain.workers // 2
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_runs_over_shaped_links(benchmark, tmp_path, monkeypatch, capsys):
+    """bf16 runs until it is there, two bits in local steps are extrapolated; the same call again runs nothing."""
+    table, _ = benchmark
+    out = tmp_path / "results.json"
+    common = ["--workload", "digits", "--links", "100", "--evaluate-every", "8", "--target", "0.4", "--out", str(out)]
+    table.main([*common, "--methods", "bf16", "--iterations", "60"])
+    table.main(
+        [*common, "--methods", "eden_2_bits_every_8", "--iterations", "24", "--target", "2", "--measured-steps", "8"]
+    )
+    figures = json.loads(out.read_text())["figures"]
+    plain, whole, local = figures["rows"]
+    assert plain["reached"]
+    assert plain["measured"]
+    assert 8 <= plain["steps_to_target"] < 60
+    assert plain["steps_to_target"] % 8 == 0
+    assert plain["final_metric"] >= 0.4
+    # Two of two ranks all-reduce 16 bits: as many bytes as there are, all on the wire.
+    assert plain["bytes_per_step"] == 150_004
+    assert plain["interface_bytes"] > plain["steps"] * plain["bytes_per_step"]
+    assert plain["seconds_to_target"] > plain["steps"] * 8e-8 * plain["bytes_per_step"]
+    assert (whole["link_megabits"], whole["measured"], whole["steps"]) == (0, True, 24)
+    assert (local["link_megabits"], local["measured"], local["extrapolated_from_steps"]) == (100, False, 8)
+    assert (local["reached"], local["steps"], local["seconds_to_target"]) == (False, 24, None)
+    assert local["final_metric"] == whole["final_metric"]
+    # Two workers a process, two bits each, at one step of eight.
+    assert local["bytes_per_step"] == pytest.approx(2 * 75_002 / 4 / 8, rel=0.06)
+    assert all(local["phase_seconds"][phase] > 0 for phase in ("compute", "encode", "exchange", "decode"))
+    assert "not reached~" in capsys.readouterr().out
+
+    monkeypatch.setattr(table.Benchmark, "_on_hosts", lambda *_: pytest.fail("ran again"))
+    table.main([*common, "--methods", "bf16", "--iterations", "60"])
+    assert json.loads(out.read_text())["figures"] == figures
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_one_that_is_ended_leaves_no_hosts(tmp_path):
+    script, out = ROOT / "benchmarks/time_to_target.py", tmp_path / "results.json"
+    command = [sys.executable, str(script), "--workload", "digits", "--links", "100", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+        own = f"lq{running.pid % 100_000}-"
+        deadline = time.monotonic() + 120
+        while f"{own}1" not in _namespaces():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        running.terminate()
+        assert running.wait(60) == 143
+    assert own not in _namespaces()
+
+
+def _namespaces():
+    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
