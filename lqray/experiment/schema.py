@@ -20,7 +20,13 @@ from lqray.experiment.options.metrics import Metrics, metric_name
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
 from lqray.experiment.options.own import OwnPart
-from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions, OwnMethodOptions
+from lqray.experiment.options.quantizer import (
+    QUANTIZER,
+    CompressorOptions,
+    FixedLevelsOptions,
+    OwnMethodOptions,
+    PostLocalSgdOptions,
+)
 from lqray.experiment.options.resources import Resources
 from lqray.experiment.options.schedule import ScheduleOptions
 from lqray.experiment.options.search import Search
@@ -212,6 +218,30 @@ class Trial(Section):
             raise PydanticCustomError("combination", "{allowed}", context)
         return self
 
+    @model_validator(mode="after")
+    def _torchs_averager_averages_parameters_alone(self) -> Trial:
+        if not isinstance(self.quantizer, PostLocalSgdOptions):
+            return self
+        with_it = "with quantizer.method: post_local_sgd, where torch averages parameters themselves"
+        exchange, plain = self.exchange, ExchangeOptions()
+        unused = [key for key in SELDOM if getattr(exchange, key) != getattr(plain, key)]
+        problem = None
+        if exchange.every is None:
+            problem = "exchange.every", f"null {with_it}", "a number of steps from one average to the next"
+        elif unused:
+            problem = f"exchange.{unused[0]}", f"it {with_it}", "full_precision, or any other method, with this option"
+        elif exchange.find_unused_parameters:
+            allowed = "false: its averager would leave out, on some ranks, what is without a gradient there"
+            problem = "exchange.find_unused_parameters", f"true {with_it}", allowed
+        elif self.model.dtype != "float32":
+            allowed = "float32: its averager would average numbers of 16 bits, and not the optimizer's masters"
+            problem = "model.dtype", f"{self.model.dtype} {with_it}", allowed
+        if problem:
+            key, found, allowed = problem
+            context = {"key": key, "found": found, "allowed": allowed}
+            raise PydanticCustomError("combination", "{allowed}", context)
+        return self
+
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits; equal for equal trials, in any file, in any order of keys."""
@@ -225,7 +255,7 @@ class Trial(Section):
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
         before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
         `metrics` where there are none, levels that are shared, a task that is plain classification, and how seldom
-        gradients are exchanged where it is at every step."""
+        gradients are exchanged where it is at every step; so is what torch's averager has no use for."""
         flat = flatten(self.config())
         if self.task == _plain_task("classification"):
             flat = {key: value for key, value in flat.items() if not key.startswith("task.")}
@@ -233,6 +263,8 @@ class Trial(Section):
             del flat["quantizer.levels"], flat["quantizer.levels_from"]
         if self.exchange.every is None:
             flat = {key: value for key, value in flat.items() if key.split(".")[:2] not in _SELDOM}
+        elif isinstance(self.quantizer, PostLocalSgdOptions):
+            flat = {key: value for key, value in flat.items() if key.split(".")[:2] not in _SELDOM[1:]}
         return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}
 
     def params(self) -> dict[str, str]:

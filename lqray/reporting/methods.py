@@ -24,6 +24,7 @@ _LOOKS = {
     "fp16": Look("fp16", "#666666", "--", "P"),
     "bf16": Look("bf16", "#666666", "-.", "X"),
     "powersgd": Look("PowerSGD", "#8B5A2B", "-", "h"),
+    "post_local_sgd": Look("post-local SGD", "#8B5A2B", "--", "h"),
     "topk": Look("Top-k", "#6A3D9A", "-", "H"),
     "random_k": Look("Random-k", "#6A3D9A", "--", "H"),
     "signsgd": Look("signSGD", "#6A3D9A", "-.", "H"),

@@ -17,7 +17,7 @@ from lqray.communication.bucket import quantized_sizes
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.budget import bits_of
 from lqray.experiment.options.model import TorchvisionOptions
-from lqray.experiment.options.quantizer import CompressorOptions, RandomKOptions, by_bits
+from lqray.experiment.options.quantizer import CompressorOptions, PostLocalSgdOptions, RandomKOptions, by_bits
 from lqray.experiment.parts import is_reference
 from lqray.experiment.schema import Trial
 from lqray.quantization import compressor_of
@@ -34,7 +34,7 @@ _FLOPS_PER_SECOND = 2e10
 _STEP_SECONDS = 3e-3
 _PROBE = 2**16
 _Sizes = tuple[tuple[str, int], ...]
-_FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2}
+_FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2, "post_local_sgd": 4}
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ def estimate(trial: Trial, processes: int) -> Estimate | None:
     sent = _bytes(trial, sizes, processes)
     if sent is not None:
         sent /= trial.exchange.every or 1
+    if sent is not None and isinstance(trial.quantizer, PostLocalSgdOptions) and trial.exchange.every:
+        warm = min(iterations, trial.quantizer.start_iteration) / iterations
+        sent *= warm * trial.exchange.every + 1 - warm
     return Estimate(iterations, parameters, sent, 3 * flops * batch)
 
 

@@ -37,6 +37,8 @@ def run(config: dict, **changes) -> tuple[dict[str, float], list[Report]]:
 @pytest.mark.parametrize("method", names.methods())
 @pytest.mark.parametrize("reduction", names.reductions())
 def test_every_method_trains_a_language_model(method, reduction):
+    if method == "post_local_sgd":
+        pytest.skip("wants exchange.every, and a process for each worker")
     final, reports = run(TEXT, quantizer={"method": method}, exchange={"reduction": reduction})
     first = reports[0].metrics
     assert first["train/loss"] == pytest.approx(math.log(256), rel=0.02)

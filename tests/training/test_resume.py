@@ -115,6 +115,12 @@ METHODS = {
         "exchange": {"every": 2, "fragments": 2},
     },
     "powersgd": {"quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 3}},
+    "post-local": {
+        "quantizer": {"method": "post_local_sgd", "start_iteration": 5},
+        "exchange": {"every": 3},
+        "optimizer": {"name": "adamw", "lr": 0.01, "clip_norm": 0.5},
+        "schedule": {"iterations": 14, "batch_size": 8, "accumulate": 2, "evaluate_every": 5, "on_nonfinite": "skip"},
+    },
     "sgd": {"quantizer": {"method": "sgd"}},
 }
 
@@ -178,7 +184,8 @@ def last(folder: Path) -> dict:
 
 
 CASES = [(kind, world, cut) for kind in METHODS for world in (1, 2) for cut in ((3, 10) if kind == "alq" else (6,))]
-CASES = [case for case in CASES if case[:2] != ("sgd", 2)] + [("alq", 2, 4), ("alq", 1, 13)]
+CASES = [case for case in CASES if case[:2] not in (("sgd", 2), ("post-local", 1))] + [("alq", 2, 4), ("alq", 1, 13)]
+CASES += [("post-local", 2, 10)]
 CASES += [("alone", 2, 10), ("alone", 1, 13), ("alone in fragments", 2, 9), ("alone in fragments", 2, 13)]
 
 

@@ -42,6 +42,13 @@ class PowerSgdOptions(QuantizerOptions):
     """Iterations in full precision first."""
 
 
+class PostLocalSgdOptions(QuantizerOptions):
+    """torch's post-local SGD, with `exchange.every` (Lin et al. 2020): its hook, its averager and its optimizer."""
+
+    start_iteration: int = Field(default=0, ge=0, le=MOST_ITERATIONS)
+    """Iterations whose gradients are all-reduced first; parameters are averaged every `every` after them."""
+
+
 class CompressorOptions(QuantizerOptions):
     """A method whose payloads lqray exchanges."""
 
@@ -322,6 +329,7 @@ QUANTIZER: dict[str, type[QuantizerOptions]] = {
     "fp16": QuantizerOptions,
     "bf16": QuantizerOptions,
     "powersgd": PowerSgdOptions,
+    "post_local_sgd": PostLocalSgdOptions,
     "topk": TopKOptions,
     "random_k": RandomKOptions,
     "signsgd": SignOptions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from lqray.experiment.options.quantizer import PostLocalSgdOptions
 from lqray.experiment.schema import Resources, Trial
 
 
@@ -13,13 +14,19 @@ class PlacementError(ValueError):
 
 def processes_of(trial: Trial, resources: Resources) -> int:
     """Processes that a trial's workers share: `resources.processes`, by default one for each; one for a trial of one
-    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly."""
+    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly, or not at all."""
     chosen = resources.processes if resources.processes and trial.workers > 1 else trial.workers
     if trial.workers % chosen:
         divisors = [str(count) for count in range(1, trial.workers + 1) if trial.workers % count == 0]
         raise PlacementError(
             f"resources.processes is {resources.processes}; allowed: {', '.join(divisors)}, a divisor of the trial's "
             f"{trial.workers} workers (or leave it out: one for each worker)"
+        )
+    if chosen != trial.workers and isinstance(trial.quantizer, PostLocalSgdOptions):
+        raise PlacementError(
+            f"resources.processes is {resources.processes}, and a trial of {trial.workers} workers has post_local_sgd, "
+            f"by which torch averages what processes hold; allowed: {trial.workers}, one for each worker (or leave it "
+            "out)"
         )
     return chosen
 

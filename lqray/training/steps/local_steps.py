@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lqray.communication import Volume, check_replicas
-from lqray.communication.wire.collectives import gather_now
+from lqray.communication import check_replicas
 from lqray.training.anchors import write_anchors
-from lqray.training.clipping import clipping_metrics
 from lqray.training.dataset import Batch
-from lqray.training.nonfinite import DivergedError
+from lqray.training.steps.apart import StepsApart
 from lqray.training.steps.fragments import Timetable, fragments_of
 from lqray.training.steps.outer import build_outer
 from lqray.training.steps.sender import Sender, Sent, Tensors
-from lqray.training.steps.setting import MOST_SKIPPED, Progress, Setting
+from lqray.training.steps.setting import Progress, Setting
 from lqray.training.steps.statistics import average_buffers
 from lqray.training.steps.traffic import Traffic
 from lqray.training.steps.worker import LocalWorker
@@ -36,7 +33,7 @@ class _Flight:
     sent: Sent
 
 
-class LocalSteps:
+class LocalSteps(StepsApart):
     """See the module; `lqray.training.steps.setting.Steps` says what its methods do. Exchanges are numbered from 0:
     what options of exchanges and quantizers say of iterations is of these numbers."""
 
@@ -44,10 +41,9 @@ class LocalSteps:
         wires, options = setting.wires, setting.trial.exchange
         assert options.every is not None
         check_replicas(wires.network, wires.group, setting.device)
-        self._setting, self._progress, self._options = setting, progress, options
-        self._wires, self._anchors = wires, wires.anchors
+        super().__init__(setting, progress, [LocalWorker(setting, number) for number in wires.workers])
+        self._options, self._anchors = options, wires.anchors
         self._outer = build_outer(options.outer, self._anchors)
-        self._workers = [LocalWorker(setting, number) for number in wires.workers]
         self._fragments = fragments_of(wires.network, options.fragments)
         self._timetable = Timetable(options.every, options.fragments, setting.iterations)
         names = [fragment.names for fragment in self._fragments]
@@ -55,40 +51,16 @@ class LocalSteps:
         exact = wires.exchange is None and wires.baseline is None
         self._takes_the_mean = exact and options.outer.takes_the_mean
         self._flights: list[_Flight] = []
-        self._traffic = Traffic(sum(one.numel() for one in self._anchors.values()))
-        self._norms: list[Tensor] = []
         self._travelled: Tensor | None = None
 
     def take(self, iteration: int, feed: Iterator[Batch], lr: float, measured: bool) -> Tensor:
         """See `Steps.take`."""
-        losses = []
-        self._norms, self._travelled = [], None
-        self._traffic.begin_step()
-        for worker in self._workers:
-            with self._setting.timer.timed("data"):
-                batch = next(feed)
-            loss, norm = worker.step(iteration, batch, lr)
-            losses.append(loss)
-            if norm is not None:
-                self._norms.append(norm)
-        self._exchange(iteration + 1)
-        return torch.stack(losses)
-
-    def volume(self) -> Volume:
-        """See `Steps.volume`."""
-        return self._traffic.volume
-
-    def wire(self) -> dict[str, float]:
-        """See `Steps.wire`: means over all steps so far."""
-        return self._traffic.metrics()
+        self._travelled = None
+        return super().take(iteration, feed, lr, measured)
 
     def telemetry(self, measured: bool) -> dict[str, float]:
         """See `Steps.telemetry`. An exchange is measured where a measurement was due since the one before."""
-        metrics = self.wire() if measured else {}
-        most, exchange = self._setting.trial.optimizer.clip_norm, self._wires.exchange
-        if measured and most is not None:
-            norm, count = self._sum_of([sum(map(float, self._norms)), len(self._norms)])
-            metrics |= clipping_metrics(torch.tensor(norm / count), most) if count else {}
+        metrics, exchange = super().telemetry(measured), self._wires.exchange
         if self._travelled is not None:
             norms, cosines = self._sum_of(self._travelled.tolist())
             workers = self._setting.trial.workers
@@ -99,10 +71,6 @@ class LocalSteps:
 
     def settle(self) -> None:
         """See `Steps.settle`: buffers are alike from the last exchange on."""
-
-    def finish(self) -> None:
-        """See `Steps.finish`."""
-        self._wires.finish()
 
     def rehearse(self) -> None:
         """See `Steps.rehearse`: nothing."""
@@ -181,7 +149,7 @@ class LocalSteps:
         self._flights.remove(flight)
         means = flight.sent.means()
         names = [name for fragment in flight.fragments for name in self._fragments[fragment].names]
-        self._check_finite(means, done)
+        self._check_finite("the exchanged difference", means, done)
         if self._takes_the_mean:
             with torch.no_grad():
                 for name, mean in means.items():
@@ -200,39 +168,6 @@ class LocalSteps:
         average_buffers(buffers, networks, self._wires.network, self._wires.group)
         exchanged = sum(mean.numel() for mean in means.values())
         self._traffic.add(flight.sent.volume, exchanged, silent=self._setting.trial.quantizer.method == "sgd")
-
-    def _check_finite(self, means: Tensors, done: int) -> None:
-        """Means are equal on all ranks, and so is what comes of it."""
-        finite = torch.stack([mean.isfinite().all() for mean in means.values()])
-        if bool(finite.all()):
-            return
-        found = [name for name, good in zip(means, finite.tolist(), strict=True) if not good]
-        shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-        raise DivergedError(
-            f"the exchanged difference of {shown} is not finite at iteration {done - 1}; try a smaller lr, a smaller "
-            "exchange.every, or schedule.on_nonfinite: skip, which leaves out a worker's own steps"
-        )
-
-    def _count_skipped(self) -> None:
-        """Steps that workers left out, all ranks'. Raises DivergedError on all where one has left out too many."""
-        if self._setting.schedule.on_nonfinite != "skip":
-            return
-        own = torch.tensor([[one.skipped, one.in_row] for one in self._workers], device=self._setting.device)
-        found = gather_now(own, self._wires.group)
-        self._progress.skipped, self._progress.in_row = int(found[:, 0].sum()), int(found[:, 1].max())
-        if self._progress.in_row >= MOST_SKIPPED:
-            worker = int(found[:, 1].argmax())
-            raise DivergedError(
-                f"worker {worker} skipped its last {self._progress.in_row} steps, whose gradients were not finite; "
-                f"allowed: fewer than {MOST_SKIPPED} in a row; try a smaller lr"
-            )
-
-    def _sum_of(self, values: list[float]) -> list[float]:
-        """Over all ranks."""
-        total = torch.tensor(values, dtype=torch.float64, device=self._setting.device)
-        dist.all_reduce(total, group=self._wires.group)
-        sums: list[float] = total.tolist()
-        return sums
 
 
 def _travelled(moved: list[Tensors], mean: Tensors) -> Tensor:

@@ -47,7 +47,7 @@ class LocalWorker:
         before = {name: buffer.clone() for name, buffer in self.network.named_buffers()} if skips else {}
         set_rates(self._optimizer, self._lr_ratios, lr)
         self._optimizer.zero_grad()
-        loss = setting.backward(self.network, batch, iteration, self._number)
+        loss = self._backward(iteration, batch)
         with setting.timer.timed("optimizer"):
             if skips and not all_finite(self.network):
                 self._skip(before)
@@ -56,6 +56,9 @@ class LocalWorker:
             self._optimizer.step()
             self.in_row = 0
         return loss, norm
+
+    def _backward(self, iteration: int, batch: Batch) -> Tensor:
+        return self._setting.backward(self.network, batch, iteration, self._number)
 
     @torch.no_grad()
     def parameters(self, names: Iterable[str]) -> dict[str, Tensor]:
