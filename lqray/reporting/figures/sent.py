@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TOTAL, _STEP = "wire/total_bytes_sent", "wire/bytes_sent"
+_NARROW = 100
+"""An axis that ends before so many times its beginning has ticks at 2 and 5, too."""
 NOTHING_SENT = f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}"
 
 
@@ -41,12 +43,15 @@ def bytes_a_step(recordings: Recordings, run_id: str) -> float | None:
 
 def bytes_axis(panel: Axes, places: Sequence[NDArray[np.float64]], each: str = "") -> None:
     """The x axis, logarithmic, with room for all of `places`. each: of what they are a mean, such as `step`."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     panel.set_xscale("log")
     edges = bounds(np.concatenate(places).tolist(), logarithmic=True)
     if edges:
         panel.set_xlim(*edges)
+        if edges[1] < _NARROW * edges[0]:
+            panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable(count)))
     panel.set_xlabel(f"sent by one process{f' per {each}' if each else ''}")
 

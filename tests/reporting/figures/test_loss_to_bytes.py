@@ -88,6 +88,9 @@ def test_trials_without_every_are_points_of_their_headline(tmp_path):
     figure, remarks = drawn(store.save(), "loss_to_bytes")
     (axes,) = figure.axes
     assert axes.get_ylabel() == "test accuracy"
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in axes.get_xticklabels() if 80 < text.get_position()[0] < 120] == ["100 B"]
+    assert not any(text.get_text() for text in axes.get_xticklabels(minor=True))
     assert not axes.texts
     assert not marked(axes, "full precision")
     found = bars(axes)
