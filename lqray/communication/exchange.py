@@ -28,18 +28,15 @@ from lqray.communication.bucket import (
     skipped_names,
 )
 from lqray.communication.checks.agreement import check_agreement
-from lqray.communication.extra import ExtraGradients
+from lqray.communication.encoding import Encoding
 from lqray.communication.level_update import update_levels
-from lqray.communication.measurement import Measuring, Observations
-from lqray.communication.memory import Key
+from lqray.communication.measurement import Observations
 from lqray.communication.moments import DecodedMoments, OptimizerMoments, kept
 from lqray.communication.numbering import (
     check_index,
     check_iteration,
     check_layers,
     kept_seed,
-    layer_offset,
-    offset_of,
     seed_to_keep,
 )
 from lqray.communication.preconditioner import Preconditioner, divided, finished_means, scales_of
@@ -47,15 +44,15 @@ from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
 from lqray.communication.wire.leaving import wait_for_gloo_at_exit
-from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts
+from lqray.communication.wire.parcel import CheckWords, Parcel, check_of
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Compressor, Payload, Quantizer
+from lqray.quantization import Compressor, Quantizer
 from lqray.quantization.density import Density, density_of
 from lqray.quantization.place import SHARED_SEED, Place
 
 
-class GradientExchange(ExtraGradients, Measuring):
+class GradientExchange(Encoding):
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
     compressor: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
@@ -265,61 +262,6 @@ class GradientExchange(ExtraGradients, Measuring):
             partial(finished_means, cut, before, scales, tensors[0][0].dtype)
         )
 
-    def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
-        """What a quantized exchange would observe and measure, where one in full precision takes its place."""
-        scales = scales_of(self._preconditioner, tensors[0], [keys_of(spans) for spans in cut.tensors])
-        for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            each = zip(own, cut.tensors, self._offsets(cut, index)[1], scales, strict=True)
-            for gradient, spans, offset, scale in each:
-                shaped = self._shaped(divided(gradient, scale), spans)
-                compressor = self.compressor.of_parameter(spans[0].name)
-                place, numbers = self.place(worker), {"seed": seed, "offset": offset}
-                payloads = [compressor.encode_at(shaped, place, **numbers)] if self._observed.measure else []
-                self._observed.note(worker, shaped, payloads, compressor, self._keys(spans), scale)
-
-    def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
-        """(offset of a DDP bucket, of each of its tensors)."""
-        first = offset_of(self._iteration, index)
-        return first, [layer_offset(first, number) for number in range(len(cut.tensors))]
-
-    def place(self, worker: int, part: int = 0) -> Place:
-        """Among all workers, of the one with this number here, for a part of a tensor."""
-        here, ranks = len(self._seeds), self._group.size()
-        return replace(self._together, worker=self._group.rank() * here + worker, workers=ranks * here, part=part)
-
-    def _encode(
-        self,
-        worker: int,
-        seed: int,
-        parts: int,
-        gradient: Tensor,
-        spans: Sequence[Span],
-        offset: int,
-        scale: Tensor | None,
-    ) -> Sequence[Payload]:
-        """Of a worker's tensor (n,), which was divided by `scale`, in so many parts."""
-        dtype = gradient.dtype
-        with self.volume.timed("encode", gradient.device):
-            if self._residuals:
-                gradient = self._residuals.added_to(gradient, spans, worker)
-            shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
-            at = compressor, self.place(worker)
-            payloads: Sequence[Payload] = encoded_parts(shaped, parts, *at, seed=seed, offset=offset)
-            unfitted = self._unfitted or (compressor is not self.compressor and _to_be_fitted(compressor))
-            if self._residuals and not unfitted:
-                payloads = self._residuals.keep(gradient, payloads, spans, worker)
-        self.volume.coordinates += gradient.numel()
-        self._observed.note(worker, shaped, payloads, compressor, self._keys(spans), scale)
-        return [replace(payload, dtype=dtype) for payload in payloads]
-
-    def _shaped(self, gradient: Tensor, spans: Sequence[Span]) -> Tensor:
-        """A tensor (n,) of these spans as the compressor wants it."""
-        return gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
-
-    def _keys(self, spans: Sequence[Span]) -> Sequence[Key]:
-        """What a tensor of these spans holds, where its error is to be held beside second moments."""
-        return keys_of(spans) if self._moments else ()
-
     def finish(self) -> None:
         """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
         it yet."""
@@ -386,11 +328,6 @@ class GradientExchange(ExtraGradients, Measuring):
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return streams.device_of(self._group)
-
-
-def _to_be_fitted(compressor: Compressor) -> bool:
-    """Of a plan: the others may have been, while its own parameters had no gradients."""
-    return compressor.adapts and not compressor.fitted
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:
