@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch.distributed as dist
 from torch import Tensor
 
 from lqray.communication.bucket import Cut, Span, keys_of
 from lqray.communication.extra import ExtraGradients
+from lqray.communication.hosts import Senders
 from lqray.communication.measurement import Measuring
 from lqray.communication.memory import Key
 from lqray.communication.numbering import layer_offset, offset_of
@@ -25,21 +25,36 @@ class Encoding(ExtraGradients, Measuring):
     """What an exchange makes of its workers' tensors before it sends them."""
 
     volume: Volume
-    _group: dist.ProcessGroup
-    _seeds: Sequence[int]
+    _senders: Senders
     _together: Place
     _iteration: int
     _residuals: Residuals | None
 
     def place(self, worker: int, part: int = 0) -> Place:
-        """Among all workers, of the one with this number here, for a part of a tensor."""
-        here, ranks = len(self._seeds), self._group.size()
-        return replace(self._together, worker=self._group.rank() * here + worker, workers=ranks * here, part=part)
+        """Among all senders, of the one with this number here, for a part of a tensor."""
+        here, group = len(self._senders.seeds), self._senders.group
+        return replace(self._together, worker=group.rank() * here + worker, workers=group.size() * here, part=part)
+
+    def _encoded(
+        self,
+        tensors: Sequence[Sequence[Tensor]],
+        cut: Cut,
+        offsets: Sequence[int],
+        scales: Sequence[Tensor | None],
+        parts: int,
+    ) -> list[list[Payload]]:
+        """Payloads of each sender's tensors, each in so many parts, one after the other."""
+        payloads = []
+        for worker, (own, seed) in enumerate(zip(tensors, self._senders.seeds, strict=True)):
+            each = zip(map(divided, own, scales), cut.tensors, offsets, scales, strict=True)
+            payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
+        return payloads
 
     def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
         """What a quantized exchange would observe and measure, where one in full precision takes its place."""
+        tensors = self._senders.take(tensors, self.volume)
         scales = scales_of(self._preconditioner, tensors[0], [keys_of(spans) for spans in cut.tensors])
-        for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
+        for worker, (own, seed) in enumerate(zip(tensors, self._senders.seeds, strict=True)):
             each = zip(own, cut.tensors, self._offsets(cut, index)[1], scales, strict=True)
             for gradient, spans, offset, scale in each:
                 shaped = self._shaped(divided(gradient, scale), spans)

@@ -15,7 +15,7 @@ from lqray.experiment.feedback import REMEDY, collision_problem, contraction_pro
 from lqray.experiment.headline import task_of_data
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
-from lqray.experiment.options.exchange import SELDOM, ExchangeOptions
+from lqray.experiment.options.exchange import ExchangeOptions, without_effect
 from lqray.experiment.options.metrics import Metrics, metric_name
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
@@ -31,8 +31,6 @@ from lqray.experiment.options.telemetry import TelemetryOptions
 from lqray.experiment.options.tracking import Tracking
 
 __all__ = ["Resources", "Search", "Storage", "Tracking", "Trial"]
-
-_SELDOM = [["exchange", key] for key in ("every", *SELDOM)]
 
 
 def _variants(
@@ -212,6 +210,27 @@ class Trial(Section):
             raise PydanticCustomError("combination", "{allowed}", context)
         return self
 
+    @model_validator(mode="after")
+    def _hosts_send_for_their_workers(self) -> Trial:
+        if self.exchange.reduction != "hierarchical" or not isinstance(self.quantizer, CompressorOptions):
+            return self
+        hosts, with_hosts = self.exchange.hosts, "with exchange.reduction: hierarchical, where hosts send their means"
+        problem = None
+        if self.workers % (hosts or 1) or self.workers < 2:
+            found = f"{hosts} for {self.workers} workers" if hosts else f"hierarchical with {self.workers} worker"
+            allowed = "a divisor of the workers, from 2 to as many as there are, or null for those they are placed on"
+            key = "exchange.hosts" if hosts else "exchange.reduction"
+            problem = key, found, allowed if hosts else "with 2 workers or more; of one, all_gather sends nothing"
+        elif getattr(self.quantizer, "sampling", None) == "fresh":
+            problem = "quantizer.sampling", f"fresh {with_hosts}", "training: levels are fitted to the means of hosts"
+        elif self.telemetry.samples:
+            problem = "telemetry.samples", f"{self.telemetry.samples} {with_hosts}, and no worker rounds", "0"
+        if problem:
+            key, found, allowed = problem
+            context = {"key": key, "found": found, "allowed": allowed}
+            raise PydanticCustomError("combination", "{allowed}", context)
+        return self
+
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits; equal for equal trials, in any file, in any order of keys."""
@@ -224,15 +243,18 @@ class Trial(Section):
     def flat(self) -> dict[str, Any]:
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
         before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
-        `metrics` where there are none, levels that are shared, a task that is plain classification, and how seldom
-        gradients are exchanged where it is at every step."""
+        `metrics` where there are none, levels that are shared, a task that is plain classification, how seldom
+        gradients are exchanged where it is at every step, and of what hosts where none sends for its workers."""
         flat = flatten(self.config())
         if self.task == _plain_task("classification"):
             flat = {key: value for key, value in flat.items() if not key.startswith("task.")}
         if flat.get("quantizer.levels") == "shared":
             del flat["quantizer.levels"], flat["quantizer.levels_from"]
-        if self.exchange.every is None:
-            flat = {key: value for key, value in flat.items() if key.split(".")[:2] not in _SELDOM}
+        idle = without_effect(self.exchange.every, self.exchange.reduction)
+        idle = idle if self.exchange.every is not None else ("every", *idle)
+        flat = {
+            key: value for key, value in flat.items() if key.split(".")[:2] not in [["exchange", one] for one in idle]
+        }
         return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}
 
     def params(self) -> dict[str, str]:

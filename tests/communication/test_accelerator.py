@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 def echo(monkeypatch):
     """Groups whose other ranks do what this one does; so they round with its seeds, which nobody compares here."""
     monkeypatch.setattr(exchange, "check_agreement", lambda *_: None)
-    monkeypatch.setattr(stage, "_twin_of", lambda group: group.twin())
+    monkeypatch.setattr(stage, "twin_of", lambda group: group.twin())
     monkeypatch.setattr(dist, "destroy_process_group", lambda group: group.destroy())
     yield
     for group in list(EchoGroup.living):
@@ -327,7 +327,7 @@ def test_a_group_is_not_destroyed_while_the_device_is_at_its_collectives(acceler
 
 
 def test_an_exchange_that_cannot_be_made_leaves_no_group(accelerator, monkeypatch):
-    made, twin = [], stage._twin_of
+    made, twin = [], stage.twin_of
 
     def second_fails(group):
         if made:
@@ -335,7 +335,7 @@ def test_an_exchange_that_cannot_be_made_leaves_no_group(accelerator, monkeypatc
         made.append(twin(group))
         return made[-1]
 
-    monkeypatch.setattr(stage, "_twin_of", second_fails)
+    monkeypatch.setattr(stage, "twin_of", second_fails)
     group = EchoGroup(2, accelerator, "nccl")
     with pytest.raises(RuntimeError, match="no descriptor left"):
         scatter_reduce.ScatterReduce(ExchangeOptions(**SCATTERED), group, parcel.CheckWords())

@@ -117,7 +117,7 @@ class LocalSteps:
         local = {
             "workers": [worker.state_dict() for worker in self._workers],
             "traffic": self._traffic.state_dict(),
-            "volumes": [Traffic.numbers(flight.sent.volume) for flight in self._flights],
+            "volumes": [flight.sent.volume.numbers() for flight in self._flights],
         }
         return shared, {**self._wires.state_dict(), "local": local}
 
@@ -132,7 +132,7 @@ class LocalSteps:
         self._traffic.load_state_dict(own["local"]["traffic"])
         self._wires.load_state_dict({key: value for key, value in own.items() if key != "local"})
         self._flights = [
-            _Flight(flight["due"], list(flight["fragments"]), Sent.arrived(flight["means"], Traffic.volume_of(numbers)))
+            _Flight(flight["due"], list(flight["fragments"]), Sent.arrived(flight["means"], Volume.of(numbers)))
             for flight, numbers in zip(shared["flights"], own["local"]["volumes"], strict=True)
         ]
 
