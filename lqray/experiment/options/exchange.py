@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from lqray.experiment import names
 from lqray.experiment.options.outer import OuterOptions
@@ -134,10 +135,10 @@ class ExchangeOptions(Section):
     @model_validator(mode="after")
     def _hosts_send_slices(self) -> ExchangeOptions:
         if self.reduction == "hierarchical" and self.entropy != "none":
-            raise ValueError(
-                "reduction: hierarchical needs entropy: none: the processes of a host send a slice of its payload "
-                "each, and coded streams have no slices"
-            )
+            allowed = "none: each process of a host sends a slice of its payload, and coded streams have no slices"
+            found = f"{self.entropy} with reduction: hierarchical"
+            context = {"key": "exchange.entropy", "found": found, "allowed": allowed}
+            raise PydanticCustomError("combination", "entropy: {allowed}", context)
         return self
 
     @model_validator(mode="after")

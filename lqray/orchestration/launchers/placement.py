@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from lqray.experiment.options.quantizer import CompressorOptions
 from lqray.experiment.schema import Resources, Trial
 
 
@@ -13,13 +14,19 @@ class PlacementError(ValueError):
 
 def processes_of(trial: Trial, resources: Resources) -> int:
     """Processes that a trial's workers share: `resources.processes`, by default one for each; one for a trial of one
-    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly."""
+    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly, or not with hosts."""
     chosen = resources.processes if resources.processes and trial.workers > 1 else trial.workers
     if trial.workers % chosen:
         divisors = [str(count) for count in range(1, trial.workers + 1) if trial.workers % count == 0]
         raise PlacementError(
             f"resources.processes is {resources.processes}; allowed: {', '.join(divisors)}, a divisor of the trial's "
             f"{trial.workers} workers (or leave it out: one for each worker)"
+        )
+    hosts = trial.exchange.hosts if isinstance(trial.quantizer, CompressorOptions) else None
+    if hosts and chosen % hosts and hosts % chosen:
+        raise PlacementError(
+            f"resources.processes is {chosen} and exchange.hosts {hosts}; allowed: a multiple or a divisor of it, so "
+            "that a process holds whole hosts, or a host whole processes"
         )
     return chosen
 
