@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -90,7 +91,7 @@ def decide(
         encoding, reducing, all_reducing = (_median_seconds(step, device, group) for step in steps)
     finally:
         reduction.close()
-        senders.close()
+        senders.close(partial(streams.synchronize, device))
     # What a reduction encodes and decodes itself, without the first time, when much is made ready.
     phases: tuple[Phase, Phase] = ("encode", "decode")
     again, decoding = (statistics.median(each.seconds(phase) for each in inside[1:]) for phase in phases)

@@ -289,7 +289,7 @@ class GradientExchange(Encoding):
         """Let go of the reduction's threads and process groups, also after an error. Checks nothing: see `finish`."""
         if self._reduction:
             self._reduction.close()
-        self._senders.close()
+        self._senders.close(self._side.synchronize)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that decides this process's next exchange: of the quantizer, equal on all ranks but for its statistics,

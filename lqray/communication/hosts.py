@@ -6,7 +6,8 @@ gather the slices. So it is the same bytes in each of them, and the same bits ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.ops.checks import signed
 
 Tensors = Sequence[Sequence[Tensor]]
+
+_PATIENCE = 5.0  # seconds that `close` waits for the groups to end; they then end by themselves
 
 
 class Senders:
@@ -49,8 +52,9 @@ class Senders:
         """What a checkpoint has of it."""
         return None
 
-    def close(self) -> None:
-        """Let go of process groups."""
+    def close(self, settle: Callable[[], None]) -> None:
+        """Let go of process groups. settle: waits for what a GPU is at; where it does not come to an end, because
+        another rank is gone, this goes on without."""
 
 
 class Hosts(Senders):
@@ -120,12 +124,21 @@ class Hosts(Senders):
         """See `Senders.state`: the number of hosts."""
         return torch.tensor(self.count)
 
-    def close(self) -> None:
+    def close(self, settle: Callable[[], None]) -> None:
         """See `Senders.close`."""
-        if self.inside is not None:
-            for each in (self.group, self.inside):
-                end(each)
-            self.group, self.inside = self._whole, None
+        if self.inside is None:
+            return
+        made = [self.group, self.inside]
+        self.group, self.inside = self._whole, None
+
+        def leave() -> None:
+            settle()
+            while made:
+                end(made.pop())
+
+        thread = threading.Thread(target=leave, name="lqray-hosts", daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
 
     def _mean_of_all(self, rows: Tensor, inside: dist.ProcessGroup, volume: Volume) -> Tensor:
         """rows: of the workers here (workers, n). The host's mean (n,)."""
@@ -134,7 +147,9 @@ class Hosts(Senders):
         padded = torch.nn.functional.pad(rows, (0, size * self.beside - n))
         to = padded.view(workers, self.beside, size).transpose(0, 1).contiguous()
         arrived = torch.empty_like(to)
-        dist.all_to_all_single(arrived.view(torch.uint8).view(-1), to.view(torch.uint8).view(-1), group=inside)
+        each = [workers * size * rows.element_size()] * self.beside
+        received, sent = arrived.view(torch.uint8).view(-1), to.view(torch.uint8).view(-1)
+        dist.all_to_all_single(received, sent, each, each, group=inside)
         own = _mean(arrived.view(self.beside * workers, size))
         mean = gather_now(own.view(torch.uint8), inside).view(rows.dtype)[:n]
         moved = (self.beside - 1) * size * rows.element_size() * (workers + 1)
