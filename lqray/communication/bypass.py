@@ -6,11 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from lqray.communication import streams
+from lqray.communication.hosts import senders_of
 from lqray.communication.reduction import load_reduction
 from lqray.communication.wire.parcel import CheckWords, Parcel, decoded_parts, encoded_parts
 from lqray.communication.wire.volume import Phase, Volume
@@ -52,7 +54,8 @@ def decide(
     the same decision on all ranks.
 
     options: the exchange that is measured, with its reduction and its entropy coding; the default ones without.
-    workers: of each process, which encodes the gradient of each. dtype: of gradients, as an all-reduce moves them.
+    workers: of each process, which encodes the gradient of each, or, with
+    `reduction: hierarchical`, of each host. dtype: of gradients, as an all-reduce moves them.
     """
     options = options or ExchangeOptions()
     sizes = dict(coordinates) if isinstance(coordinates, Mapping) else {"": coordinates}
@@ -60,23 +63,27 @@ def decide(
     n = sum(piece.numel() for _, piece in pieces)
     gradient = torch.randn(n, device=device).to(dtype)
     # Nothing of it is kept from one measurement to the next.
-    reduction = load_reduction(options.model_copy(update={"feedback_stages": "first"}), group, CheckWords())
-    parts = 1 if compressor.layers else reduction.parts(workers)
+    senders = senders_of(options, group, range(workers))
+    once = options.model_copy(update={"feedback_stages": "first"})
+    reduction = load_reduction(once, senders.group, CheckWords(), senders.inside)
+    sending = len(senders.seeds)
+    parts = 1 if compressor.layers else reduction.parts(sending)
 
     def payloads() -> list[Payload]:
         return [payload for own, x in pieces for payload in encoded_parts(x, parts, own, seed=0, offset=0)]
 
-    parcel = Parcel([payloads() for _ in range(workers)], [0] * workers, check=0, parts=parts)
+    parcel = Parcel([payloads() for _ in range(sending)], [0] * sending, check=0, parts=parts)
     inside: list[Volume] = []
 
     def encode() -> None:
-        for _ in range(workers):
+        for _ in range(sending):
             encoded = payloads()
             if options.error_feedback:
                 decoded_parts(encoded, compressor)
 
     def reduce() -> None:
         inside.append(Volume())
+        senders.take([[gradient]] * workers, inside[-1])
         reduction.reduce(parcel, compressor, inside[-1]).wait()
 
     steps: list[Callable[[], object]] = [encode, reduce, lambda: dist.all_reduce(gradient, group=group)]
@@ -84,6 +91,7 @@ def decide(
         encoding, reducing, all_reducing = (_median_seconds(step, device, group) for step in steps)
     finally:
         reduction.close()
+        senders.close(partial(streams.synchronize, device))
     # What a reduction encodes and decodes itself, without the first time, when much is made ready.
     phases: tuple[Phase, Phase] = ("encode", "decode")
     again, decoding = (statistics.median(each.seconds(phase) for each in inside[1:]) for phase in phases)

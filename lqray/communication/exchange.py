@@ -28,34 +28,32 @@ from lqray.communication.bucket import (
     skipped_names,
 )
 from lqray.communication.checks.agreement import check_agreement
-from lqray.communication.extra import ExtraGradients
+from lqray.communication.encoding import Encoding
+from lqray.communication.hosts import Senders, senders_of
 from lqray.communication.level_update import update_levels
-from lqray.communication.measurement import Measuring, Observations
-from lqray.communication.memory import Key
+from lqray.communication.measurement import Observations
 from lqray.communication.moments import DecodedMoments, OptimizerMoments, kept
 from lqray.communication.numbering import (
     check_index,
     check_iteration,
     check_layers,
     kept_seed,
-    layer_offset,
-    offset_of,
     seed_to_keep,
 )
-from lqray.communication.preconditioner import Preconditioner, divided, finished_means, scales_of
+from lqray.communication.preconditioner import Preconditioner, finished_means, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
 from lqray.communication.wire.leaving import wait_for_gloo_at_exit
-from lqray.communication.wire.parcel import CheckWords, Parcel, check_of, encoded_parts
+from lqray.communication.wire.parcel import CheckWords, Parcel, check_of
 from lqray.communication.wire.volume import Volume
 from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Compressor, Payload, Quantizer
+from lqray.quantization import Compressor, Quantizer
 from lqray.quantization.density import Density, density_of
 from lqray.quantization.place import SHARED_SEED, Place
 
 
-class GradientExchange(ExtraGradients, Measuring):
+class GradientExchange(Encoding):
     """Exchanges a DDP model's gradients quantized. All ranks of `group` make one with equal arguments but `seeds`.
 
     compressor: encodes, and adapts its levels by `update_levels`. options: which reduction, what is skipped, where
@@ -81,6 +79,9 @@ class GradientExchange(ExtraGradients, Measuring):
         self._options = options
         self._group = group
         self._seeds = list(seeds)
+        self._senders = Senders(group, seeds)
+        self._found = options.reduction != "hierarchical"
+        self._kept_hosts: Tensor | None = None
         self._together = Place(correlated=options.rounding == "correlated", seed=shared_seed)
         self._checks = CheckWords()
         self._reduction: Reduction | None = None
@@ -122,6 +123,7 @@ class GradientExchange(ExtraGradients, Measuring):
             "shared seed": self._together.seed,
         }
         check_agreement(json.dumps(agreed), self._seeds, self._group, self._device)
+        self._find_senders()
         self._load_reduction()
         parameters = dict(module.named_parameters()) if exchanged is None else exchanged
         self._names = {parameter: name for name, parameter in parameters.items()}
@@ -152,7 +154,8 @@ class GradientExchange(ExtraGradients, Measuring):
             self._residuals.begin_step(iteration)
         if self._preconditioner and isinstance(self._preconditioner.moments, OptimizerMoments):
             self._preconditioner.moments.check()
-        self.volume = Volume()
+        self._find_senders()
+        self.volume = self._senders.volume()
         self._iteration = iteration
         self._exchanged = set()
         wanted = self.compressor.schedule.wants_sample(iteration, self.compressor.samples)
@@ -160,7 +163,7 @@ class GradientExchange(ExtraGradients, Measuring):
         self._observed.begin_step(sample, measure, keep)
         self._plain = iteration < self._options.quantize_from or self._options.trajectory == "full_precision"
         self._aside = []
-        self._bundle = Bundle(self._group, len(self._seeds))
+        self._bundle = Bundle(self._group, len(self._seeds), self._senders.beside)
 
     def set_aside(self) -> None:
         """Call after the backward pass, within DDP's `no_sync`, of each but the last of this process's workers: takes
@@ -221,10 +224,24 @@ class GradientExchange(ExtraGradients, Measuring):
         self._exchanged.add(index)
         self._last = self._iteration
 
+    def _find_senders(self) -> None:
+        """Collective the first time, with `reduction: hierarchical`: only ranks that agree may call it. Raises as
+        `lqray.communication.hosts.Hosts`."""
+        if self._found:
+            return
+        if self.compressor.fresh_samples:
+            raise ValueError(
+                "sampling='fresh' with reduction='hierarchical', where levels are fitted to the means of hosts; "
+                "allowed: sampling='training'"
+            )
+        self._senders, self._found = senders_of(self._options, self._group, self._seeds), True
+        self._senders.check(self._kept_hosts)
+        self._observed = Observations(len(self._senders.seeds))
+
     def _load_reduction(self) -> Reduction:
         """Collective the first time: only ranks that agree may call it."""
         if self._reduction is None:
-            self._reduction = load_reduction(self._options, self._group, self._checks)
+            self._reduction = load_reduction(self._options, self._senders.group, self._checks, self._senders.inside)
             if self._reductions_state:
                 self._reduction.load_state_dict(self._reductions_state)
         return self._reduction
@@ -249,76 +266,19 @@ class GradientExchange(ExtraGradients, Measuring):
         streams.used_here(*self.compressor.tensors_on(tensors[0][0].device))
         reduction = self._load_reduction()
         first, offsets = self._offsets(cut, index)
-        parts = 1 if self.compressor.layers else reduction.parts(len(self._seeds))
+        tensors = self._senders.take(tensors, self.volume)
+        parts = 1 if self.compressor.layers else reduction.parts(len(self._senders.seeds))
         before, keys = self._preconditioner, [keys_of(spans) for spans in cut.tensors]
         scales = scales_of(before, tensors[0], keys)
-        payloads = []
-        for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            each = zip(map(divided, own, scales), cut.tensors, offsets, scales, strict=True)
-            payloads.append([payload for one in each for payload in self._encode(worker, seed, parts, *one)])
+        payloads = self._encoded(tensors, cut, offsets, scales, parts)
         names = [f"{'+'.join(span.name for span in spans)}#{part}" for spans in cut.tensors for part in range(parts)]
         meaning = self.compressor.fingerprint() + bytes(scale is not None for scale in scales)
         check = check_of(meaning, first, self._together.seed)
-        parcel = Parcel(payloads, self._seeds, check, parts, names, self._iteration)
+        parcel = Parcel(payloads, self._senders.seeds, check, parts, names, self._iteration)
         # It must not hold the group, by this exchange: see AllGather.reduce.
         return reduction.reduce(parcel, self.compressor, self.volume).then(
             partial(finished_means, cut, before, scales, tensors[0][0].dtype)
         )
-
-    def _look_at(self, tensors: Sequence[Sequence[Tensor]], cut: Cut, index: int) -> None:
-        """What a quantized exchange would observe and measure, where one in full precision takes its place."""
-        scales = scales_of(self._preconditioner, tensors[0], [keys_of(spans) for spans in cut.tensors])
-        for worker, (own, seed) in enumerate(zip(tensors, self._seeds, strict=True)):
-            each = zip(own, cut.tensors, self._offsets(cut, index)[1], scales, strict=True)
-            for gradient, spans, offset, scale in each:
-                shaped = self._shaped(divided(gradient, scale), spans)
-                compressor = self.compressor.of_parameter(spans[0].name)
-                place, numbers = self.place(worker), {"seed": seed, "offset": offset}
-                payloads = [compressor.encode_at(shaped, place, **numbers)] if self._observed.measure else []
-                self._observed.note(worker, shaped, payloads, compressor, self._keys(spans), scale)
-
-    def _offsets(self, cut: Cut, index: int) -> tuple[int, list[int]]:
-        """(offset of a DDP bucket, of each of its tensors)."""
-        first = offset_of(self._iteration, index)
-        return first, [layer_offset(first, number) for number in range(len(cut.tensors))]
-
-    def place(self, worker: int, part: int = 0) -> Place:
-        """Among all workers, of the one with this number here, for a part of a tensor."""
-        here, ranks = len(self._seeds), self._group.size()
-        return replace(self._together, worker=self._group.rank() * here + worker, workers=ranks * here, part=part)
-
-    def _encode(
-        self,
-        worker: int,
-        seed: int,
-        parts: int,
-        gradient: Tensor,
-        spans: Sequence[Span],
-        offset: int,
-        scale: Tensor | None,
-    ) -> Sequence[Payload]:
-        """Of a worker's tensor (n,), which was divided by `scale`, in so many parts."""
-        dtype = gradient.dtype
-        with self.volume.timed("encode", gradient.device):
-            if self._residuals:
-                gradient = self._residuals.added_to(gradient, spans, worker)
-            shaped, compressor = self._shaped(gradient, spans), self.compressor.of_parameter(spans[0].name)
-            at = compressor, self.place(worker)
-            payloads: Sequence[Payload] = encoded_parts(shaped, parts, *at, seed=seed, offset=offset)
-            unfitted = self._unfitted or (compressor is not self.compressor and _to_be_fitted(compressor))
-            if self._residuals and not unfitted:
-                payloads = self._residuals.keep(gradient, payloads, spans, worker)
-        self.volume.coordinates += gradient.numel()
-        self._observed.note(worker, shaped, payloads, compressor, self._keys(spans), scale)
-        return [replace(payload, dtype=dtype) for payload in payloads]
-
-    def _shaped(self, gradient: Tensor, spans: Sequence[Span]) -> Tensor:
-        """A tensor (n,) of these spans as the compressor wants it."""
-        return gradient.view(spans[0].shape or -1) if self.compressor.layers else gradient
-
-    def _keys(self, spans: Sequence[Span]) -> Sequence[Key]:
-        """What a tensor of these spans holds, where its error is to be held beside second moments."""
-        return keys_of(spans) if self._moments else ()
 
     def finish(self) -> None:
         """Call after the last step. Raises LevelsDifferError for an earlier step on a GPU, where nothing has waited for
@@ -329,6 +289,7 @@ class GradientExchange(ExtraGradients, Measuring):
         """Let go of the reduction's threads and process groups, also after an error. Checks nothing: see `finish`."""
         if self._reduction:
             self._reduction.close()
+        self._senders.close(self._side.synchronize)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that decides this process's next exchange: of the quantizer, equal on all ranks but for its statistics,
@@ -341,6 +302,8 @@ class GradientExchange(ExtraGradients, Measuring):
             state["residuals"] = self._residuals.state_dict()
             state["feedback"] = {"fitted": torch.tensor(not self._unfitted)}
             state["reduction"] = self._reduction.state_dict() if self._reduction else {}
+        if (hosts := self._senders.state()) is not None:
+            state["hosts"] = {"count": hosts}
         if self._moments:
             state["moments"] = self._moments.state_dict()
         if self._preconditioner:
@@ -348,7 +311,10 @@ class GradientExchange(ExtraGradients, Measuring):
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Restore what `state_dict` returned. The next step may then be any."""
+        """Restore what `state_dict` returned. The next step may then be any. Raises ValueError for the state of an
+        exchange between another number of hosts."""
+        self._kept_hosts = state.get("hosts", {}).get("count")
+        self._senders.check(self._kept_hosts)
         self.compressor.load_state_dict(state["quantizer"])
         self._iteration, self._last, self._exchanged = 0, -1, set()
         self._together = replace(self._together, seed=kept_seed(state.get("noise", {}).get("seed")))
@@ -378,7 +344,7 @@ class GradientExchange(ExtraGradients, Measuring):
         """
         if not self.levels_due(self._iteration):
             return False
-        update_levels(self.compressor, self._group, self._device)
+        update_levels(self.compressor, self._group, self._device, self._senders.group)
         self._unfitted = self._unfitted and not self.compressor.fitted
         return True
 
@@ -386,11 +352,6 @@ class GradientExchange(ExtraGradients, Measuring):
     def _device(self) -> torch.device:
         """Where collectives of this group want their tensors."""
         return streams.device_of(self._group)
-
-
-def _to_be_fitted(compressor: Compressor) -> bool:
-    """Of a plan: the others may have been, while its own parameters had no gradients."""
-    return compressor.adapts and not compressor.fitted
 
 
 def _hook(state: GradientExchange, bucket: GradBucket) -> Future[Tensor]:

@@ -77,6 +77,12 @@ def quantized_all_reduce(
     flat = _flattened(tensor, "quantized_all_reduce")
     chosen, factor = _group_of(group), _factor(op, group)
     compressor, exchanged = _quantizer(method, options, "quantized_all_reduce")
+    if exchanged.reduction == "hierarchical":
+        raise ValueError(
+            "quantized_all_reduce: reduction='hierarchical' needs process groups that every call would make anew; "
+            "allowed: all_gather, scatter_reduce, or one call after the other: torch's all_reduce over the ranks of a "
+            "host, then quantized_all_reduce over a group of one rank, or of the ranks of one place, of every host"
+        )
     if not flat.numel():
         return PendingResult(lambda: None, Volume()) if async_op else None
     call, own_seed, place = _numbered(chosen, seed, exchanged)

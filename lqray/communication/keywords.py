@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lqray.experiment import names
 from lqray.experiment.errors import did_you_mean
-from lqray.experiment.options.exchange import SELDOM, ExchangeOptions
+from lqray.experiment.options.exchange import BETWEEN_HOSTS, SELDOM, ExchangeOptions
 from lqray.experiment.options.quantizer import QUANTIZER, CompressorOptions, FixedLevelsOptions
 from lqray.quantization import Compressor, create
 from lqray.quantization.plan import CompressorPlan
@@ -51,6 +51,9 @@ def compressor_and_options(
 
 def exchange_options(options: Mapping[str, Any], caller: str) -> ExchangeOptions:
     """Those that keywords of these names say. Raises ValueError."""
+    idle = [name for name in BETWEEN_HOSTS if name in options]
+    if idle and options.get("reduction") != "hierarchical":
+        raise ValueError(f"{caller}: {', '.join(idle)} without reduction='hierarchical'; allowed: with it, or left out")
     try:
         return ExchangeOptions.model_validate(options)
     except ValidationError as error:

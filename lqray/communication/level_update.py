@@ -13,9 +13,12 @@ from lqray.communication.wire.collectives import gather_now
 from lqray.quantization import Compressor
 
 
-def update_levels(compressor: Compressor, group: dist.ProcessGroup, device: torch.device) -> None:
-    """Fit a compressor's parameters to all ranks' statistics. Collective. device: of the group's collectives."""
-    rows = _gather(compressor.statistics_table(), group, device)
+def update_levels(
+    compressor: Compressor, group: dist.ProcessGroup, device: torch.device, seen_by: dist.ProcessGroup | None = None
+) -> None:
+    """Fit a compressor's parameters to all ranks' statistics. Collective. device: of the group's collectives. seen_by:
+    those of the ranks whose statistics count, by default all."""
+    rows = _gather(compressor.statistics_table(), seen_by or group, device)
     if group.rank() == 0:
         compressor.update_to(rows)
     fitted = torch.from_numpy(compressor.parameters()).to(device)

@@ -47,9 +47,12 @@ class Reduction(Protocol):
         ...
 
 
-def load_reduction(options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords) -> Reduction:
+def load_reduction(
+    options: ExchangeOptions, group: dist.ProcessGroup, checks: CheckWords, inside: dist.ProcessGroup | None = None
+) -> Reduction:
     """What the REDUCTION of `lqray.communication.reductions.<options.reduction>` makes of its options, or what one of a
-    user's own does, which is given `exchange.options`. Collective. Raises PartError."""
+    user's own does, which is given `exchange.options`. inside: the processes of this one's host, where several send
+    together (`lqray.communication.hosts`). Collective. Raises PartError."""
     if chosen := chosen_part("exchange", options):
         part, given = chosen.load()
         own: Reduction = checked(
@@ -57,5 +60,6 @@ def load_reduction(options: ExchangeOptions, group: dist.ProcessGroup, checks: C
         )
         return own
     module = importlib.import_module(f"lqray.communication.reductions.{options.reduction}")
-    reduction: Reduction = module.REDUCTION(options, group, checks)
+    groups = (group, checks) if inside is None else (group, checks, inside)
+    reduction: Reduction = module.REDUCTION(options, *groups)
     return reduction

@@ -19,9 +19,11 @@ class Bundle:
     """The skipped coordinates of all DDP buckets of a step, averaged by one all-reduce. All of it is called with the
     same current stream."""
 
-    def __init__(self, group: dist.ProcessGroup, workers: int) -> None:
+    def __init__(self, group: dist.ProcessGroup, workers: int, beside: int = 1) -> None:
+        """workers: of each rank. beside: how many neighbouring ranks are on a host, where that is counted."""
         self._group = group
         self._workers = workers
+        self._beside = beside
         self._sums: list[Tensor] = []
         self._done: list[Future[Tensor]] = []
 
@@ -46,7 +48,7 @@ class Bundle:
         bundle = torch.cat(sums).div_(self._group.size() * self._workers)
         work = dist.all_reduce(bundle, group=self._group, async_op=True)
         assert work is not None
-        volume.all_reduced(bundle.numel() * bundle.element_size(), self._group.size())
+        volume.all_reduced(bundle.numel() * bundle.element_size(), self._group.size(), self._beside)
         parts = bundle.split([total.numel() for total in sums])
 
         def hand_out(reduced: Future[Any]) -> None:

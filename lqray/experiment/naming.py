@@ -44,8 +44,10 @@ class Namer:
         return {key: tuple({repr(value): value for value in seen[key]}.values()) for key in self.axes}
 
     def name(self, trial: Trial) -> str:
-        """Name of one trial of this experiment; axes that mean nothing to it (bits of full_precision) are left out."""
-        parts = [part for key in self.axes if (part := self._part(key, _value(trial, key)))]
+        """Name of one trial of this experiment; axes that mean nothing to it (bits of full_precision,
+        `exchange.outer` without `every`) are left out."""
+        axes = [key for key in self.axes if not trial.leaves_out(key)]
+        parts = [part for key in axes if (part := self._part(key, _value(trial, key)))]
         name = "-".join(parts) or trial.quantizer.method
         if len(name) > _MAX_LENGTH:
             name = f"{name[: _MAX_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

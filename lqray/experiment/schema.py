@@ -15,7 +15,7 @@ from lqray.experiment.feedback import REMEDY, collision_problem, contraction_pro
 from lqray.experiment.headline import task_of_data
 from lqray.experiment.identity import trial_id
 from lqray.experiment.options.data import DATA, DataOptions, OwnDataOptions
-from lqray.experiment.options.exchange import SELDOM, ExchangeOptions
+from lqray.experiment.options.exchange import SELDOM, ExchangeOptions, without_effect
 from lqray.experiment.options.metrics import Metrics, metric_name
 from lqray.experiment.options.model import MODEL, ModelOptions, OwnModelOptions
 from lqray.experiment.options.optimizer import OPTIMIZER, AdamOptions, DecayOptions, OwnOptimizerOptions
@@ -37,8 +37,6 @@ from lqray.experiment.options.telemetry import TelemetryOptions
 from lqray.experiment.options.tracking import Tracking
 
 __all__ = ["Resources", "Search", "Storage", "Tracking", "Trial"]
-
-_SELDOM = [["exchange", key] for key in ("every", *SELDOM)]
 
 
 def _variants(
@@ -178,11 +176,7 @@ class Trial(Section):
             problem = "task.higher_is_better", json.dumps(told), "null, or task.headline beside it"
         elif headline in known[len(self.task.METRICS) :] and told is None:
             problem = "task.higher_is_better", "null", f"true or false: what is better of {headline}, which is your own"
-        if problem:
-            key, found, allowed = problem
-            context = {"key": key, "found": found, "allowed": allowed}
-            raise PydanticCustomError("combination", "{allowed}", context)
-        return self
+        return self._without(problem)
 
     @model_validator(mode="after")
     def _preconditioning_by_the_optimizer_needs_its_moments(self) -> Trial:
@@ -212,11 +206,7 @@ class Trial(Section):
             problem = "quantizer.sampling", f"fresh {every}", "training: levels are fitted to the differences"
         elif self.telemetry.samples:
             problem = "telemetry.samples", f"{self.telemetry.samples} {every}, whose variance it is", "0"
-        if problem:
-            key, found, allowed = problem
-            context = {"key": key, "found": found, "allowed": allowed}
-            raise PydanticCustomError("combination", "{allowed}", context)
-        return self
+        return self._without(problem)
 
     @model_validator(mode="after")
     def _torchs_averager_averages_parameters_alone(self) -> Trial:
@@ -236,9 +226,30 @@ class Trial(Section):
         elif self.model.dtype != "float32":
             allowed = "float32: its averager would average numbers of 16 bits, and not the optimizer's masters"
             problem = "model.dtype", f"{self.model.dtype} {with_it}", allowed
+        return self._without(problem)
+
+    @model_validator(mode="after")
+    def _hosts_send_for_their_workers(self) -> Trial:
+        if self.exchange.reduction != "hierarchical" or not isinstance(self.quantizer, CompressorOptions):
+            return self
+        hosts, with_hosts = self.exchange.hosts, "with exchange.reduction: hierarchical, where hosts send their means"
+        problem = None
+        if self.workers % (hosts or 1) or self.workers < 2:
+            found = f"{hosts} for {self.workers} workers" if hosts else f"hierarchical with {self.workers} worker"
+            allowed = "a divisor of the workers, from 2 to as many as there are, or null for those they are placed on"
+            key = "exchange.hosts" if hosts else "exchange.reduction"
+            problem = key, found, allowed if hosts else "with 2 workers or more; of one, all_gather sends nothing"
+        elif getattr(self.quantizer, "sampling", None) == "fresh":
+            problem = "quantizer.sampling", f"fresh {with_hosts}", "training: levels are fitted to the means of hosts"
+        elif self.telemetry.samples:
+            problem = "telemetry.samples", f"{self.telemetry.samples} {with_hosts}, and no worker rounds", "0"
+        return self._without(problem)
+
+    def _without(self, problem: tuple[str, str, str] | None) -> Trial:
+        """The trial itself. problem: (key, found, allowed) of two options that do not go together. Raises
+        PydanticCustomError."""
         if problem:
-            key, found, allowed = problem
-            context = {"key": key, "found": found, "allowed": allowed}
+            context = dict(zip(("key", "found", "allowed"), problem, strict=True))
             raise PydanticCustomError("combination", "{allowed}", context)
         return self
 
@@ -254,18 +265,26 @@ class Trial(Section):
     def flat(self) -> dict[str, Any]:
         """The trial as one level of dotted keys, in schema order: {"data.name": "digits", ...}. What runs of
         before it was there do not have is left out: empty mappings, such as options of a reduction that has none,
-        `metrics` where there are none, levels that are shared, a task that is plain classification, and how seldom
-        gradients are exchanged where it is at every step; so is what torch's averager has no use for."""
+        `metrics` where there are none, levels that are shared, a task that is plain classification, how seldom
+        gradients are exchanged where it is at every step, what torch's averager has no use for, and of what hosts where
+        none sends for its workers."""
         flat = flatten(self.config())
         if self.task == _plain_task("classification"):
             flat = {key: value for key, value in flat.items() if not key.startswith("task.")}
         if flat.get("quantizer.levels") == "shared":
             del flat["quantizer.levels"], flat["quantizer.levels_from"]
-        if self.exchange.every is None:
-            flat = {key: value for key, value in flat.items() if key.split(".")[:2] not in _SELDOM}
-        elif isinstance(self.quantizer, PostLocalSgdOptions):
-            flat = {key: value for key, value in flat.items() if key.split(".")[:2] not in _SELDOM[1:]}
+        flat = {key: value for key, value in flat.items() if not self.leaves_out(key)}
         return {key: value for key, value in flat.items() if value != {} and (value or key != "metrics")}
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether a dotted key is of `exchange` and has no effect beside this trial's other options."""
+        section, _, rest = key.partition(".")
+        idle = without_effect(self.exchange.every, self.exchange.reduction)
+        if self.exchange.every is None:
+            idle = ("every", *idle)
+        elif isinstance(self.quantizer, PostLocalSgdOptions):
+            idle = (*SELDOM, *idle)
+        return section == "exchange" and rest.partition(".")[0] in idle
 
     def params(self) -> dict[str, str]:
         """`flat`, every value as text: words as they are, anything else as JSON. So MLflow keeps them."""

@@ -7,12 +7,13 @@ Where no trial has a name that the key belongs to, somebody expects an effect th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lqray.experiment.errors import Problem
 from lqray.experiment.headline import task_of_data
 from lqray.experiment.layout import Layout
-from lqray.experiment.options.exchange import SELDOM
+from lqray.experiment.options.exchange import BETWEEN_HOSTS, SELDOM
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.overrides import SOURCE
 from lqray.experiment.parts import OWN, is_own
@@ -38,23 +39,57 @@ def unused_options(layout: Layout, document: Document) -> list[Problem]:
             now = names if chosen is None else {_tag(section, chosen)} | (set() if file == SOURCE else names)
             if problem := _problem(section, key, now, file, line):
                 problems.setdefault((file, key), problem)
-    for problem in _without_every(layout, document):
+    for problem in _of_no_exchange(layout, document):
         problems.setdefault((problem.file, problem.key), problem)
     return list(problems.values())
 
 
-def _without_every(layout: Layout, document: Document) -> Iterator[Problem]:
-    """Options of exchanges that are not at every step, where no trial has such."""
+def _of_no_exchange(layout: Layout, document: Document) -> Iterator[Problem]:
+    """Options of exchanges that are not at every step, or by way of hosts, where no trial has such."""
     given = [(key, value, path) for key, value, path in _given(layout, "exchange")]
-    seldom = any(key == "every" and (value is not None or path[0] == "search") for key, value, path in given)
-    if seldom or layout.overrides.get("exchange.every") is not None:
-        return
     places = [(key, document.file, document.line_of(path)) for key, _, path in given]
     places += [(key, SOURCE, None) for full in layout.overrides for key, _, _ in _within("exchange", full, None, ())]
-    for key, file, line in places:
-        if key.partition(".")[0] in SELDOM:
-            found = f"{key!r}, which belongs to exchange.every: here gradients are exchanged at every step"
-            yield Problem(file, line, f"exchange.{key}", found, "with exchange.every: H, steps", "leave it out")
+    for owner in _OWNERS:
+        chosen = layout.overrides.get(f"exchange.{owner.key}")
+        if owner.wanted(chosen) or any(owner.has(*one) for one in given):
+            continue
+        for key, file, line in places:
+            if key.partition(".")[0] in owner.options:
+                found = f"{key!r}, which belongs to exchange.{owner.key}: {owner.instead}"
+                yield Problem(file, line, f"exchange.{key}", found, f"with exchange.{owner.example}", "leave it out")
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """An option of exchanges whose values others belong to. value: the one, None for any that is given. instead: what
+    is without. example: what is allowed."""
+
+    key: str
+    value: str | None
+    options: tuple[str, ...]
+    instead: str
+    example: str
+
+    def wanted(self, value: Any) -> bool:
+        """Whether a value of it is one that they belong to."""
+        return value is not None and self.value in (None, value)
+
+    def has(self, key: str, value: Any, path: Path_) -> bool:
+        """Whether what a file sets is, or may come to be, such a value."""
+        searched = self.value is None and path[0] == "search"
+        return key == self.key and (searched or self.wanted(value))
+
+
+_OWNERS = (
+    _Owner("every", None, SELDOM, "here gradients are exchanged at every step", "every: H, steps"),
+    _Owner(
+        "reduction",
+        "hierarchical",
+        BETWEEN_HOSTS,
+        "here no reduction is hierarchical",
+        "reduction: hierarchical",
+    ),
+)
 
 
 def _problem(section: str, key: str, names: set[Any], file: str, line: int | None) -> Problem | None:

@@ -40,8 +40,8 @@ _FLOAT_BYTES = {"full_precision": 4, "fp16": 2, "bf16": 2, "post_local_sgd": 4}
 @dataclass(frozen=True)
 class Estimate:
     """iterations: optimizer steps. parameters: trained coordinates. bytes_per_step: that a process sends, about; None
-    for methods whose bytes depend on more than a count (PowerSGD), and for reductions of a user's own.
-    flops_per_step: of all workers, both passes."""
+    for methods whose bytes depend on more than a count (PowerSGD), for reductions of a user's own, and for hosts that
+    are known only once processes are placed. flops_per_step: of all workers, both passes."""
 
     iterations: int
     parameters: int
@@ -172,7 +172,10 @@ def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
         return 2 * others / processes * min(most, _FLOAT_BYTES[quantizer.method]) * n
     if not isinstance(quantizer, CompressorOptions):
         return None
-    own = trial.workers // processes * _bits(quantizer, sizes) / 8
+    payload = _bits(quantizer, sizes) / 8
+    if exchange.reduction == "hierarchical":
+        return _bytes_by_hosts(trial, n, payload, processes)
+    own = trial.workers // processes * payload
     if exchange.reduction == "all_gather":
         return others * own
     if exchange.reduction != "scatter_reduce":
@@ -182,6 +185,18 @@ def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
     size: int = getattr(quantizer, "bucket_size", 8192)
     norms = 4 * math.ceil(n / size)
     return others / processes * (own + norms + exchange.gather_bits * n / 8)
+
+
+def _bytes_by_hosts(trial: Trial, n: int, payload: float, processes: int) -> float | None:
+    """payload: bytes of n coordinates. Where hosts are found by placement, nothing is known."""
+    hosts = trial.exchange.hosts
+    if hosts is None:
+        return None
+    beside = max(1, processes // hosts)
+    between = (hosts - max(1, hosts // processes)) * payload / beside
+    sixteen_bits = trial.exchange.within == "bf16" or (trial.model.dtype == "bf16" and trial.exchange.every is None)
+    gradients = (2 if sixteen_bits else 4) * n * (trial.workers // processes + 1) if beside > 1 else 0
+    return between + (beside - 1) * (gradients / beside + hosts * payload / beside)
 
 
 def _bits(quantizer: CompressorOptions, sizes: _Sizes) -> float:

@@ -17,9 +17,13 @@ from lqray.quantization import Quantizer
 
 
 def wire_metrics(volume: Volume) -> dict[str, float]:
-    """Bytes of one step and process; no ratio where nothing is sent."""
-    ratio = {"wire/ratio_to_float32": volume.ratio_to_float32} if volume.payload_bytes else {}
-    return ratio | {
+    """Bytes of one step and process; no ratio where nothing is sent. What is sent within hosts and between them, where
+    hosts send for their workers."""
+    found: dict[str, float] = {"wire/ratio_to_float32": volume.ratio_to_float32} if volume.payload_bytes else {}
+    if volume.bytes_between_hosts is not None:
+        found["wire/bytes_within_hosts"] = volume.bytes_sent - volume.bytes_between_hosts
+        found["wire/bytes_between_hosts"] = volume.bytes_between_hosts
+    return found | {
         "wire/bits_per_coordinate": volume.bits_per_coordinate,
         "wire/payload_bytes": volume.payload_bytes,
         "wire/bytes_sent": volume.bytes_sent,

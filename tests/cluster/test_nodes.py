@@ -141,6 +141,20 @@ def test_two_nodes_give_the_bits_of_one_and_send_what_was_counted(cluster, tmp_p
         print(f"{name}: {seconds:.4f} s a step, {carried / 1e6:.2f} MB carried, {counted / 1e6:.2f} MB counted")
 
 
+def test_hosts_are_the_nodes_that_a_trial_is_placed_on(cluster, tmp_path):
+    cluster.start(0, 1)
+    path = prepare(cluster.folder / "hosts", "[64]", "[alq]", 60)
+    by_hosts = "workers: 4\n  exchange: {reduction: hierarchical}"
+    text = path.read_text().replace("workers: 2", by_hosts).replace("seconds: 60", "seconds: 60, processes: 2")
+    path.write_text(text)
+    launch = lqray(cluster, path, "run", path.name, "--launcher", "warm")
+    assert launch.wait(600) == 0, output(path)
+    found = histories(f"sqlite:///{path.parent}/lqray.db")
+    path.write_text(text.replace("hierarchical", "hierarchical, hosts: 2"))
+    assert found == undisturbed(tmp_path / "one", path)
+    assert found["alq"]["wire/bytes_between_hosts"] == found["alq"]["wire/bytes_sent"]
+
+
 @pytest.mark.slow
 def test_doctor_looks_at_every_node(cluster, tmp_path):
     """The third node has another version of lqray, and a folder of its own where the others share theirs."""

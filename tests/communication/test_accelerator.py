@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import lqray.communication
-from lqray.communication import LevelsDifferError, decide, exchange, streams
+from lqray.communication import LevelsDifferError, decide, exchange, hosts, streams
 from lqray.communication.reductions import scatter_reduce
 from lqray.communication.skipped import Bundle
 from lqray.communication.wire import parcel, stage
@@ -36,6 +36,7 @@ SKIPPING, CODED, SCATTERED, FEEDING_BACK = (
     {"reduction": "scatter_reduce"},
     {"error_feedback": True, "resume": True},
 )
+BY_HOSTS = {"reduction": "hierarchical", "hosts": 2, "world": 4}
 BUDGET = {"bits": {"*.bias": 8, "default": 2}}
 CPU = torch.device("cpu")
 
@@ -44,7 +45,8 @@ CPU = torch.device("cpu")
 def echo(monkeypatch):
     """Groups whose other ranks do what this one does; so they round with its seeds, which nobody compares here."""
     monkeypatch.setattr(exchange, "check_agreement", lambda *_: None)
-    monkeypatch.setattr(stage, "_twin_of", lambda group: group.twin())
+    monkeypatch.setattr(stage, "twin_of", lambda group: group.twin())
+    monkeypatch.setattr(hosts, "part_of", lambda group, parts: group.twin(len(parts[0])))
     monkeypatch.setattr(dist, "destroy_process_group", lambda group: group.destroy())
     yield
     for group in list(EchoGroup.living):
@@ -86,6 +88,9 @@ def wrong(run=train, fault=None, backend="nccl", world=2, **options):
         SKIPPING | {"workers": 2},
         SKIPPING | SCATTERED | {"workers": 2},
         {"quantize_from": 2},
+        BY_HOSTS | SKIPPING,
+        BY_HOSTS | {"workers": 2, "method": "alq", "within": "bf16"},
+        BY_HOSTS | {"quantize_from": 2, "world": 1, "workers": 4},
         {"method": "alq"},
         SCATTERED | {"method": "alq"},
         FEEDING_BACK,
@@ -153,6 +158,13 @@ FAULTS = {
     "a stream that does not wait for the gradients": (streams.Side, "prepare", without_waiting, {}),
     "gradients of others that are not recorded": (streams.Side, "prepare", without_recording, {"workers": 2}),
     "payloads that are not recorded": (streams.Side, "prepare", without_recording, SCATTERED),
+    "gradients of hosts that are not recorded": (
+        streams.Side,
+        "prepare",
+        without_recording,
+        BY_HOSTS | {"workers": 2},
+    ),
+    "slices that nobody waits for": (streams, "arrival", of_the_collective_alone, BY_HOSTS | {"backend": "gloo"}),
     "rows that are not recorded": (streams, "used_here", nothing_recorded, {"backend": "gloo"}),
     "residuals that are not recorded": (streams, "used_here", nothing_recorded, FEEDING_BACK),
     "a future of gloo's": (streams, "arrival", of_the_collective_alone, {"backend": "gloo"}),
@@ -239,9 +251,9 @@ def test_a_checkpoint_is_not_taken_of_an_exchange_that_went_wrong(accelerator):
         exchange.state_dict()
 
 
-def waits_in_hooks(accelerator, steps=3, **options):
+def waits_in_hooks(accelerator, steps=3, world=2, **options):
     """How often the thread of the backward pass waits for the device, from the second step on."""
-    exchange, model = exchange_of(EchoGroup(2, accelerator, "nccl"), **options), DataParallel(DEVICE)
+    exchange, model = exchange_of(EchoGroup(world, accelerator, "nccl"), **options), DataParallel(DEVICE)
     exchange.attach(model)
     hook, waits = model._hook, []
 
@@ -262,7 +274,7 @@ def waits_in_hooks(accelerator, steps=3, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, SCATTERED, SKIPPING, CODED, {"quantize_from": 2}, {"error_feedback": True}],
+    [{}, SCATTERED, SKIPPING, CODED, {"quantize_from": 2}, {"error_feedback": True}, BY_HOSTS],
     ids=str,
 )
 def test_the_backward_pass_does_not_wait_for_the_device(accelerator, options):
@@ -297,7 +309,7 @@ def test_skipped_parameters_wait_for_the_last_bucket(accelerator):
     assert early(accelerator, skip=["*"]) == [False]
 
 
-@pytest.mark.parametrize("options", [SCATTERED, CODED, SCATTERED | CODED | {"world": 1}], ids=str)
+@pytest.mark.parametrize("options", [SCATTERED, CODED, SCATTERED | CODED | {"world": 1}, BY_HOSTS], ids=str)
 def test_a_closed_exchange_leaves_no_group_and_no_thread(accelerator, options):
     group = EchoGroup(options.get("world", 2), accelerator, "nccl")
     threads = threading.active_count()
@@ -327,7 +339,7 @@ def test_a_group_is_not_destroyed_while_the_device_is_at_its_collectives(acceler
 
 
 def test_an_exchange_that_cannot_be_made_leaves_no_group(accelerator, monkeypatch):
-    made, twin = [], stage._twin_of
+    made, twin = [], stage.twin_of
 
     def second_fails(group):
         if made:
@@ -335,7 +347,7 @@ def test_an_exchange_that_cannot_be_made_leaves_no_group(accelerator, monkeypatc
         made.append(twin(group))
         return made[-1]
 
-    monkeypatch.setattr(stage, "_twin_of", second_fails)
+    monkeypatch.setattr(stage, "twin_of", second_fails)
     group = EchoGroup(2, accelerator, "nccl")
     with pytest.raises(RuntimeError, match="no descriptor left"):
         scatter_reduce.ScatterReduce(ExchangeOptions(**SCATTERED), group, parcel.CheckWords())

@@ -348,7 +348,7 @@ def test_what_attach_refuses(group):
         ({"bit": 3}, "unknown option 'bit'; allowed with alq: .*bits, .*reduction.*did you mean 'bits'"),
         ({"bits": 9}, "bits=9: Input should be less than or equal to 8"),
         ({"bits": "3"}, "bits='3': Input should be a valid integer"),
-        ({"reduction": "ring"}, "reduction='ring': Value error, one of all_gather, scatter_reduce"),
+        ({"reduction": "ring"}, "reduction='ring': Value error, one of all_gather, hierarchical, scatter_reduce"),
         ({"skip": ["*.nothing"]}, "no parameter is called"),
         ({"bucket_cap_mb": 1.0}, "use DistributedDataParallel"),
         ({"every": 10}, "has no option every; use it in an experiment file"),

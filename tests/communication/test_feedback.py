@@ -9,7 +9,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lqray
 from lqray.communication import GradientExchange, NoContractionError
-from lqray.experiment import names
 from lqray.experiment.feedback import contraction_problem, why_no_contraction
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.schema import Trial
@@ -185,7 +184,7 @@ def both_ranks(rank: int) -> dict:
     """Of accepted configurations, the largest ratio, and a checksum of what arrived last."""
     torch.set_num_threads(1)
     found = {}
-    for reduction, mode, method in itertools.product(names.reductions(), (True, "scaled"), METHODS):
+    for reduction, mode, method in itertools.product(("all_gather", "scatter_reduce"), (True, "scaled"), METHODS):
         quantizer = quantizer_of(method)
         # Gradient descent from alq's first levels does not come far enough in one fit: it loses 2.6 times the energy.
         if mode is True and (contraction_problem(quantizer.options) or method in ("alqg", "alqg_n")):

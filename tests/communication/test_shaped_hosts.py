@@ -45,3 +45,63 @@ def test_the_interface_carries_what_was_counted():
         # Ethernet, IP and TCP headers take 66 bytes of 1514, acknowledgements of the other direction some more.
         assert counted < carried < 1.10 * counted, reduction
         assert total == found[1][reduction][2]
+
+
+BY_HOSTS = """
+import json, os, subprocess, sys, torch, torch.distributed as dist
+from lqray.communication import GradientExchange
+from lqray.experiment.options.exchange import ExchangeOptions
+from lqray.quantization import Quantizer
+if "OF_TWO" not in os.environ:  # two processes on each host
+    host = int(os.environ["RANK"])
+    both = [os.environ | {"OF_TWO": "", "RANK": str(2 * host + local), "WORLD_SIZE": "4"} for local in (0, 1)]
+    started = [subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[1]], env=own) for own in both]
+    sys.exit(max(one.wait() for one in started))
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+def sent():
+    return int(next(line for line in open("/proc/net/dev") if "eth0" in line).split(":")[1].split()[8])
+rank = dist.get_rank()
+found = {}
+for name, options in {"quantized": {}, "bf16 within": {"within": "bf16"}, "exact": {"skip": ["*"]}}.items():
+    options = ExchangeOptions(reduction="hierarchical", **options)
+    exchange = GradientExchange(Quantizer.create("alq"), options, dist.group.WORLD, [rank])
+    module = torch.nn.Linear(2**10, 2**10, bias=False)
+    model = torch.nn.parallel.DistributedDataParallel(module)
+    exchange.attach(model)
+    x = torch.randn(4, 2**10, generator=torch.Generator().manual_seed(rank))
+    counted = 0
+    for step in range(4):
+        if step == 1:  # DDP has settled, and has a thread for each connection
+            dist.barrier()
+            before = sent()
+        exchange.begin_step(step)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        counted += exchange.volume.bytes_between_hosts if step else 0
+    dist.barrier()
+    carried = sent() - before
+    both = torch.tensor([counted, exchange.volume.bytes_sent])
+    dist.all_reduce(both)
+    found[name] = [carried, int(both[0]) // 2, int(both[1]) // 4, float(module.weight.grad.double().sum())]
+    exchange.close()
+print("FOUND", json.dumps(found), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.cluster
+def test_what_leaves_a_host_of_two_processes_is_what_was_counted():
+    """Hosts are found, by their networks; what travels inside one does not pass its interface."""
+    with shaped_hosts(2, "100mbit") as hosts:
+        said = hosts.run([sys.executable, "-c", BY_HOSTS, BY_HOSTS], timeout=180)
+    found = [json.loads(line.removeprefix("FOUND ")) for text in said for line in text.splitlines() if "FOUND" in line]
+    assert len(found) == 4
+    n = 2**20
+    for name, (carried, counted, sent, total) in found[0].items():
+        print(f"{name}: carried {carried}, counted {counted} between hosts, {sent} sent by a process and step")
+        exact = 3 * (2 * 3 * 4 * n // 4)  # of a ring of four processes, one edge from each host to the other
+        payload = 3 * (2 * -(-(4 * (n // 8192) + 3 * n // 8) // 2) + 8)
+        assert counted == (exact if name == "exact" else payload), name
+        assert counted < carried < 1.10 * counted, name
+        assert all(total == other[name][3] for other in found)

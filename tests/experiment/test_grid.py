@@ -99,6 +99,13 @@ def test_names_over_blocks_with_different_axes():
     assert names == ["bits2-seed1", "bits3-seed1", "bits3-seed5"]
 
 
+def test_names_leave_out_how_seldom_gradients_are_exchanged_where_they_are_at_every_step():
+    seldom = "exchange.every: [4], exchange.outer: [{optimizer: sgd, lr: 1.0, momentum: 0.0}, {optimizer: nesterov}]"
+    sweep = f"sweep: [{{matrix: {{quantizer.method: [bf16]}}}}, {{matrix: {{quantizer.method: [bf16], {seldom}}}}}]"
+    names = [named.name for named in experiment(sweep).trials()]
+    assert names == ["bf16", "every4-sgd-lr1-momentum0", "every4-nesterov-lr0.7-momentum0.9"]
+
+
 def test_names_are_unique_where_endings_collide():
     sweep = "sweep: [{matrix: {data.name: [digits], schedule.decay_at: [[1], [2]], quantizer.bits: [2, 3]}}]"
     names = [named.name for named in experiment(sweep).trials()]

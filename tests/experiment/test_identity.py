@@ -129,7 +129,7 @@ def test_every_name_has_a_module_and_every_table_entry_a_name():
     assert set(quantizer.QUANTIZER) <= set(names.methods())
     assert set(model.MODEL) <= set(names.models())
     assert set(data.DATA) <= set(names.datasets())
-    assert names.reductions() == ("all_gather", "scatter_reduce")
+    assert names.reductions() == ("all_gather", "hierarchical", "scatter_reduce")
 
 
 def test_gradients_exchanged_at_every_step_are_as_before_there_was_anything_else():
@@ -150,3 +150,23 @@ def test_gradients_exchanged_at_every_step_are_as_before_there_was_anything_else
     adam = [{"every": 5, "outer": {"optimizer": "adam", **more}} for more in ({}, {"momentum": 0.5})]
     with_it, without = (Trial.model_validate({**CONFIG, "exchange": exchange}) for exchange in adam)
     assert with_it.id == without.id
+
+
+def test_how_hosts_send_belongs_to_trials_in_which_they_do():
+    given = {"hosts": 2, "within": "bf16"}
+    config = {**CONFIG, "workers": 4}
+    plain = Trial.model_validate(config)
+    without = Trial.model_validate({**config, "exchange": {"reduction": "all_gather", **given}})
+    assert without.id == plain.id
+    assert without.flat() == plain.flat()
+    assert not {"exchange.hosts", "exchange.within"}.intersection(plain.flat())
+    by_hosts = Trial.model_validate({**config, "exchange": {"reduction": "hierarchical", **given}})
+    assert by_hosts.flat()["exchange.hosts"] == 2
+    assert by_hosts.flat()["exchange.within"] == "bf16"
+    assert Trial.model_validate(by_hosts.config()).id == by_hosts.id
+    others = [{"hosts": 4}, {"hosts": None}, {"within": "float32"}]
+    ids = [
+        Trial.model_validate({**config, "exchange": {"reduction": "hierarchical", **given, **other}}).id
+        for other in others
+    ]
+    assert len({plain.id, by_hosts.id, *ids}) == 5

@@ -158,7 +158,7 @@ def test_options_are_left_out_with_names_of_lqrays_own():
     [
         (("absent.nets:build", "cnnn"), ["unknown name 'cnnn'", "'cnn'?", "one of your own, written module:attribute"]),
         (("absent.nets:build", "my.nets.build"), ["after a colon: my.nets:build"]),
-        (("absent.reductions:Ring", "ring"), ["all_gather, scatter_reduce, or one of your own"]),
+        (("absent.reductions:Ring", "ring"), ["all_gather, hierarchical, scatter_reduce, or one of your own"]),
         (("{size: 8}", "{size: .nan}"), ["data.options", "finite numbers"]),
         (("{size: 8}", "[3]"), ["data.options", "a mapping"]),
         (("{size: 8}", '{"a.b": 3}'), ["data.options", "'a.b'"]),

@@ -20,6 +20,9 @@ from tests.testing.experiments import BASE
         ("", "", "sweep: [{matrix: {exchange.fragments: [1, 2]}}]", (), "exchange.fragments"),
         ("", "", "sweep: [{matrix: {exchange.every: [null]}}]", ("exchange.outer.lr=0.5",), "exchange.outer.lr"),
         ("", "", "", ("model.name=mlp", "model.hidden=3"), "model.hidden"),
+        ("workers: 2", "workers: 2\n  exchange: {hosts: 2}", "", (), "exchange.hosts"),
+        ("", "", "sweep: [{matrix: {exchange.reduction: [all_gather]}}]", ("exchange.within=bf16",), "exchange.within"),
+        ("", "", "", ("exchange.reduction=scatter_reduce", "exchange.hosts=2"), "exchange.hosts"),
     ],
 )
 def test_an_option_that_no_trial_uses_is_refused(tmp_path, old, new, sweep, overrides, key):
@@ -40,6 +43,13 @@ def test_an_option_that_no_trial_uses_is_refused(tmp_path, old, new, sweep, over
         ("name: cnn, hidden: 3", "sweep: [{matrix: {seed: [1]}, include: [{model.name: mlp}]}]", ()),
         ("name: cnn, hidden: 3", "", ("model.name=mlp",)),  # it is the file's own cnn that uses it
         ("name: mlp, hidden: 3", "", ("model.name=cnn",)),
+        ("name: cnn", "sweep: [{matrix: {exchange.hosts: [2], exchange.reduction: [all_gather, hierarchical]}}]", ()),
+        (
+            "name: cnn",
+            "search: {sampler: grid, space: {exchange.reduction: {choice: [hierarchical]}}}",
+            ("exchange.hosts=2",),
+        ),
+        ("name: cnn", "", ("exchange.reduction=hierarchical", "exchange.within=bf16")),
         ("hidden: 3", "search: {sampler: grid, space: {model.name: {choice: [mlp, cnn]}}}", ()),
     ],
 )

@@ -143,6 +143,32 @@ def test_moments_of_an_optimizer_are_those_of_one_that_has_them():
     assert "adamw" in problem.allowed
 
 
+@pytest.mark.parametrize(
+    ("more", "key", "found"),
+    [
+        ("exchange.hosts: [3]", "exchange.hosts", "3 for 2 workers"),
+        ("exchange.hosts: [1]", "exchange.hosts", "1"),
+        ("workers: [1]", "exchange.reduction", "hierarchical with 1 worker"),
+        ("exchange.entropy: [rans]", "exchange.entropy", "rans with reduction: hierarchical"),
+        ("quantizer.method: [alq], quantizer.sampling: [fresh]", "quantizer.sampling", "fresh with exchange.reduction"),
+        ("telemetry.samples: [2]", "telemetry.samples", "2 with exchange.reduction: hierarchical"),
+    ],
+)
+def test_hosts_that_send_for_their_workers(more, key, found):
+    with pytest.raises(ExperimentError) as error:
+        list(experiment(f"sweep: [{{matrix: {{exchange.reduction: [hierarchical], {more}}}}}]").trials())
+    (problem,) = error.value.problems
+    assert problem.key == key
+    assert found in problem.found
+
+
+def test_methods_that_no_host_sends_ask_nothing_of_hosts():
+    of_all = (
+        "exchange.reduction: [hierarchical], exchange.hosts: [2], quantizer.method: [sgd, full_precision, powersgd]"
+    )
+    assert len(list(experiment(f"sweep: [{{matrix: {{{of_all}, telemetry.samples: [2]}}}}]").trials())) == 3
+
+
 def test_more_combinations_than_can_be_planned_are_refused_at_once():
     numbers = ",".join(map(str, range(1, 101)))
     keys = ("seed", "workers", "schedule.batch_size", "quantizer.bucket_size", "schedule.iterations")

@@ -54,6 +54,20 @@ def test_bytes_are_about_those_of_a_run(method, reduction):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(("processes", "hosts", "within"), [(4, 2, "float32"), (4, 2, "bf16"), (2, 4, "float32")])
+def test_bytes_by_way_of_hosts_are_about_those_of_a_run(processes, hosts, within):
+    exchange = {"reduction": "hierarchical", "hosts": hosts, "within": within}
+    config = CONFIG | {"workers": 4, "exchange": exchange}
+    found = run_ranks(metrics_of, processes, config)[0]
+    known = estimate(Trial.model_validate(config), processes)
+    assert known.bytes_per_step == pytest.approx(found["wire/bytes_sent"], rel=0.02)
+    assert found["wire/bytes_sent"] == found["wire/bytes_within_hosts"] + found["wire/bytes_between_hosts"]
+    assert found["wire/bytes_between_hosts"] > 0
+    somewhere = Trial.model_validate(config | {"exchange": {"reduction": "hierarchical"}})
+    assert estimate(somewhere, processes).bytes_per_step is None
+
+
+@pytest.mark.processes
 def test_gradients_in_bfloat16_take_half():
     config = CONFIG | {"model": {"name": "cnn", "dtype": "bf16"}, "quantizer": {"method": "full_precision"}}
     first, _ = run_ranks(metrics_of, 2, config)

@@ -35,7 +35,7 @@ def run(config: dict, **changes) -> tuple[dict[str, float], list[Report]]:
 
 
 @pytest.mark.parametrize("method", names.methods())
-@pytest.mark.parametrize("reduction", names.reductions())
+@pytest.mark.parametrize("reduction", ["all_gather", "scatter_reduce"])
 def test_every_method_trains_a_language_model(method, reduction):
     if method == "post_local_sgd":
         pytest.skip("wants exchange.every, and a process for each worker")

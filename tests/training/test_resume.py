@@ -110,6 +110,22 @@ METHODS = {
         "quantizer": {"method": "full_precision"},
         "exchange": {"every": 4, "overlap": 3, "outer": {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0}},
     },
+    "hosts": {
+        "quantizer": {"method": "alq", "bucket_size": 64, "update_at": [2, 9], "samples": 3},
+        "exchange": {
+            "reduction": "hierarchical",
+            "hosts": 2,
+            "within": "bf16",
+            "error_feedback": True,
+            "skip": ["norm"],
+        },
+        "workers": 4,
+    },
+    "hosts alone": {
+        "quantizer": {"method": "eden", "bits": 2, "bucket_size": 64},
+        "exchange": {"reduction": "hierarchical", "hosts": 2, "every": 3, "overlap": 2},
+        "workers": 4,
+    },
     "powersgd alone": {
         "quantizer": {"method": "powersgd", "rank": 2, "start_iteration": 2},
         "exchange": {"every": 2, "fragments": 2},
@@ -184,8 +200,9 @@ def last(folder: Path) -> dict:
 
 
 CASES = [(kind, world, cut) for kind in METHODS for world in (1, 2) for cut in ((3, 10) if kind == "alq" else (6,))]
-CASES = [case for case in CASES if case[:2] not in (("sgd", 2), ("post-local", 1))] + [("alq", 2, 4), ("alq", 1, 13)]
-CASES += [("post-local", 2, 10)]
+CASES = [case for case in CASES if case[:2] not in (("sgd", 2), ("post-local", 1)) and not case[0].startswith("hosts")]
+CASES += [("hosts", 4, 6), ("hosts alone", 4, 6), ("hosts alone", 4, 13)]
+CASES += [("alq", 2, 4), ("alq", 1, 13), ("post-local", 2, 10)]
 CASES += [("alone", 2, 10), ("alone", 1, 13), ("alone in fragments", 2, 9), ("alone in fragments", 2, 13)]
 
 

@@ -89,8 +89,13 @@ def _means(rows: Tensor, parcel: Parcel, compressor: Compressor, volume: Volume,
     if rows.shape[1] != expected:
         raise ValueError(f"rows of {rows.shape[1]} bytes arrived; allowed: {expected}, as they were sent")
     checks.compare(rows[:, -CHECK_BYTES:], len(parcel.payloads))
+    return decoded_means(rows[:, :-CHECK_BYTES], parcel, compressor, volume)
+
+
+def decoded_means(rows: Tensor, parcel: Parcel, compressor: Compressor, volume: Volume) -> list[Tensor]:
+    """The means of all payloads, of rows of nothing else (K, bytes)."""
     with volume.timed("decode", rows.device):
-        parts = rows[:, :-CHECK_BYTES].split([payload.nbytes for payload in parcel.likes], dim=1)
+        parts = rows.split([payload.nbytes for payload in parcel.likes], dim=1)
         return [compressor.decode_mean(part, like) for part, like in zip(parts, parcel.likes, strict=True)]
 
 

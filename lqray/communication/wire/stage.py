@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.constants import default_pg_timeout
-from torch.distributed.distributed_c10d import (
-    _get_default_store,
-    _new_process_group_helper,
-    _world,
-)
 from torch.futures import Future
 
 from lqray.communication import streams
+from lqray.communication.wire.groups import end, twin_of
 
 T = TypeVar("T")
 
@@ -37,7 +30,7 @@ class Stage:
 
     def __init__(self, group: dist.ProcessGroup, host_waits: bool = False) -> None:
         """Collective over the ranks of `group`."""
-        self._group: dist.ProcessGroup | None = _twin_of(group)
+        self._group: dist.ProcessGroup | None = twin_of(group)
         self._thread = ThreadPoolExecutor(1, "lqray-exchange")
         self._host_waits = host_waits
         self._side = streams.Side()
@@ -87,38 +80,5 @@ class Stage:
         would then wait for itself."""
         self._side.synchronize()  # a group is not asked to end while a GPU is at its collectives
         group, self._group = self._group, None
-        if group in _world.pg_map:  # else all groups have been destroyed before
-            dist.destroy_process_group(group)
-
-
-def _twin_of(group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """Another process group of the same ranks, backend and time-out. Collective.
-
-    Its name is one that rank 0 draws. Those of `dist.new_group` follow from how many groups a process has: ranks that
-    are in different groups would wait for each other under different names, and after a group was destroyed the next
-    one would find its addresses in the store.
-    """
-    backend = dist.get_backend(group)
-    device = streams.device_of(group)
-    drawn = torch.tensor([secrets.randbits(63)], dtype=torch.int64, device=device)
-    dist.broadcast(drawn, group=group, group_src=0)
-    ranks = dist.get_process_group_ranks(group)
-    name: Any = f"lqray-{int(drawn):016x}"  # newer torch has a type of its own for it
-    made = _new_process_group_helper(
-        len(ranks),
-        group.rank(),
-        ranks,
-        dist.Backend(backend),
-        _get_default_store(),
-        name,
-        timeout=_timeout_of(group, device),
-    )
-    twin: dist.ProcessGroup = made[0]
-    _world.pg_group_ranks[twin] = {rank: index for index, rank in enumerate(ranks)}
-    return twin
-
-
-def _timeout_of(group: dist.ProcessGroup, device: torch.device) -> timedelta:
-    options = getattr(group._get_backend(device), "options", None)
-    timeout: timedelta = getattr(options, "_timeout", default_pg_timeout)
-    return timeout
+        if group is not None:
+            end(group)

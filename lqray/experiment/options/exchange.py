@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from lqray.experiment import names
 from lqray.experiment.options.outer import OuterOptions
@@ -14,6 +15,7 @@ from lqray.experiment.options.section import (
     MOST_ITERATIONS,
     MOST_OF_A_LIST,
     MOST_UNITS,
+    MOST_WORKERS,
     Section,
     Word,
 )
@@ -21,6 +23,14 @@ from lqray.experiment.parts import OWN, is_own, known, reference_of
 
 SELDOM = ("outer", "fragments", "overlap", "mixing")
 """Options of exchanges that are not at every step."""
+BETWEEN_HOSTS = ("hosts", "within")
+"""Options of exchanges that are exact inside a host."""
+
+
+def without_effect(every: object, reduction: object) -> tuple[str, ...]:
+    """Options that do nothing beside these values of the ones that they belong to: trials leave them out."""
+    seldom = SELDOM if every is None else ()
+    return seldom if reduction == "hierarchical" else (*seldom, *BETWEEN_HOSTS)
 
 
 def _known_reduction(name: str) -> str:
@@ -36,12 +46,19 @@ class ExchangeOptions(Section):
 
     reduction: Annotated[str, AfterValidator(_known_reduction)] = "all_gather"
     """A module of communication/reductions/: all_gather is the paper's algorithm; scatter_reduce sends as many bytes
-    however many workers there are, and rounds a second time. Or one of a user's own, module:attribute."""
+    however many workers there are, and rounds a second time; hierarchical averages exactly inside each host, and sends
+    the hosts' means compressed. Or one of a user's own, module:attribute."""
     options: FreeOptions = Field(default={})
     """Whatever a reduction of a user's own takes; left out with those of lqray's."""
     rounding: Literal["independent", "correlated"] = "independent"
     """Of methods that round at random, to levels or to numbers of a format. correlated: workers draw their roundings
     together, so that errors cancel where gradients agree (Suresh et al. 2022); what travels stays the same."""
+    hosts: int | None = Field(default=None, ge=2, le=MOST_WORKERS)
+    """hierarchical: groups of neighbouring workers whose mean is exact; null: as many as the machines, or containers
+    with a network of their own, that the processes are on. Then where they are placed has a say in the result."""
+    within: Literal["float32", "bf16"] = "float32"
+    """hierarchical: in what gradients, and the host's mean of them, travel inside a host. float32: as they are. bf16:
+    rounded to the nearest before they are averaged, and so is the mean."""
     gather_bits: int = Field(default=8, ge=1, le=8)
     """scatter_reduce: bits of the codes in which the mean is sent back, which no averaging makes better."""
     buckets: Literal["network", "layer"] = "network"
@@ -101,10 +118,11 @@ class ExchangeOptions(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _seldom_only_with_every(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("every") is not None:
+    def _nothing_without_effect(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
             return values
-        return {key: value for key, value in values.items() if key not in SELDOM}
+        left_out = without_effect(values.get("every"), values.get("reduction"))
+        return {key: value for key, value in values.items() if key not in left_out}
 
     @model_validator(mode="after")
     def _everything_comes_within_a_round(self) -> ExchangeOptions:
@@ -112,6 +130,15 @@ class ExchangeOptions(Section):
             raise ValueError(f"at most `every` fragments, one for each step; found {self.fragments} and {self.every}")
         if self.every is not None and self.overlap >= self.every:
             raise ValueError(f"an overlap below `every`; found {self.overlap} and {self.every}")
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_send_slices(self) -> ExchangeOptions:
+        if self.reduction == "hierarchical" and self.entropy != "none":
+            allowed = "none: each process of a host sends a slice of its payload, and coded streams have no slices"
+            found = f"{self.entropy} with reduction: hierarchical"
+            context = {"key": "exchange.entropy", "found": found, "allowed": allowed}
+            raise PydanticCustomError("combination", "entropy: {allowed}", context)
         return self
 
     @model_validator(mode="after")

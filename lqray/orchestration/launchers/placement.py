@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lqray.experiment.options.quantizer import PostLocalSgdOptions
+from lqray.experiment.options.quantizer import CompressorOptions, PostLocalSgdOptions
 from lqray.experiment.schema import Resources, Trial
 
 
@@ -14,7 +14,8 @@ class PlacementError(ValueError):
 
 def processes_of(trial: Trial, resources: Resources) -> int:
     """Processes that a trial's workers share: `resources.processes`, by default one for each; one for a trial of one
-    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly, or not at all."""
+    worker (`sgd`) whatever the file says. Raises PlacementError where they do not share evenly, or the method or
+    hosts want it otherwise."""
     chosen = resources.processes if resources.processes and trial.workers > 1 else trial.workers
     if trial.workers % chosen:
         divisors = [str(count) for count in range(1, trial.workers + 1) if trial.workers % count == 0]
@@ -27,6 +28,12 @@ def processes_of(trial: Trial, resources: Resources) -> int:
             f"resources.processes is {resources.processes}, and a trial of {trial.workers} workers has post_local_sgd, "
             f"by which torch averages what processes hold; allowed: {trial.workers}, one for each worker (or leave it "
             "out)"
+        )
+    hosts = trial.exchange.hosts if isinstance(trial.quantizer, CompressorOptions) else None
+    if hosts and chosen % hosts and hosts % chosen:
+        raise PlacementError(
+            f"resources.processes is {chosen} and exchange.hosts {hosts}; allowed: a multiple or a divisor of it, so "
+            "that a process holds whole hosts, or a host whole processes"
         )
     return chosen
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lqray.communication import check_replicas
+from lqray.communication import Volume, check_replicas
 from lqray.training.anchors import write_anchors
 from lqray.training.dataset import Batch
 from lqray.training.steps.apart import StepsApart
@@ -19,7 +19,6 @@ from lqray.training.steps.outer import build_outer
 from lqray.training.steps.sender import Sender, Sent, Tensors
 from lqray.training.steps.setting import Progress, Setting
 from lqray.training.steps.statistics import average_buffers
-from lqray.training.steps.traffic import Traffic
 from lqray.training.steps.worker import LocalWorker
 from lqray.training.telemetry import quantizer_metrics
 
@@ -85,7 +84,7 @@ class LocalSteps(StepsApart):
         local = {
             "workers": [worker.state_dict() for worker in self._workers],
             "traffic": self._traffic.state_dict(),
-            "volumes": [Traffic.numbers(flight.sent.volume) for flight in self._flights],
+            "volumes": [flight.sent.volume.numbers() for flight in self._flights],
         }
         return shared, {**self._wires.state_dict(), "local": local}
 
@@ -100,7 +99,7 @@ class LocalSteps(StepsApart):
         self._traffic.load_state_dict(own["local"]["traffic"])
         self._wires.load_state_dict({key: value for key, value in own.items() if key != "local"})
         self._flights = [
-            _Flight(flight["due"], list(flight["fragments"]), Sent.arrived(flight["means"], Traffic.volume_of(numbers)))
+            _Flight(flight["due"], list(flight["fragments"]), Sent.arrived(flight["means"], Volume.of(numbers)))
             for flight, numbers in zip(shared["flights"], own["local"]["volumes"], strict=True)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lqray.communication import Volume
@@ -27,8 +27,8 @@ class Traffic:
         other process had a part in."""
         if silent:
             moved = Volume(moved.coordinates)
-        self.volume = _sum(self.volume, moved)
-        self._total = _sum(self._total, moved)
+        self.volume = self.volume + moved
+        self._total = self._total + moved
         self._exchanged += coordinates
 
     def metrics(self) -> dict[str, float]:
@@ -37,30 +37,14 @@ class Traffic:
         if not self._exchanged:
             return wire_metrics(Volume(self._coordinates))
         plain = round(self._total.coordinates * self._steps * self._coordinates / self._exchanged)
-        metrics = wire_metrics(_sum(self._total, Volume(plain - self._total.coordinates)))
+        metrics = wire_metrics(self._total + Volume(plain - self._total.coordinates))
         return {key: value / self._steps if "bytes" in key else value for key, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"steps": self._steps, "exchanged": self._exchanged, "total": self.numbers(self._total)}
+        return {"steps": self._steps, "exchanged": self._exchanged, "total": self._total.numbers()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._steps, self._exchanged = state["steps"], state["exchanged"]
-        self._total, self.volume = self.volume_of(state["total"]), Volume()
-
-    @staticmethod
-    def numbers(volume: Volume) -> list[int]:
-        """What a volume has counted."""
-        return [volume.coordinates, volume.payload_bytes, volume.bytes_sent, volume.bytes_received]
-
-    @staticmethod
-    def volume_of(numbers: Sequence[int]) -> Volume:
-        """The inverse of `numbers`."""
-        coordinates, payload_bytes, sent, received = numbers
-        return Volume(coordinates, payload_bytes, sent, received)
-
-
-def _sum(one: Volume, other: Volume) -> Volume:
-    pairs = zip(Traffic.numbers(one), Traffic.numbers(other), strict=True)
-    return Traffic.volume_of([sum(pair) for pair in pairs])
+        self._total, self.volume = Volume.of(state["total"]), Volume()

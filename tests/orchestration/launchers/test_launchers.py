@@ -211,17 +211,18 @@ def marked(mark: Path) -> list[str]:
     return found
 
 
+CONFIG = {
+    "data": {"name": "digits"},
+    "model": {"name": "cnn"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "schedule": {"iterations": 1, "batch_size": 1},
+    "workers": 4,
+    "quantizer": {"method": "qsgd"},
+}
+
+
 def test_placement():
-    trial = Trial.model_validate(
-        {
-            "data": {"name": "digits"},
-            "model": {"name": "cnn"},
-            "optimizer": {"name": "sgd", "lr": 0.1},
-            "schedule": {"iterations": 1, "batch_size": 1},
-            "workers": 4,
-            "quantizer": {"method": "qsgd"},
-        }
-    )
+    trial = Trial.model_validate(CONFIG)
     need = needed([trial], Resources(cpus_per_process=2))
     assert need == {"CPU": 8.0}
     assert concurrent_trials(need, {"CPU": 20.0}, Resources()) == 2
@@ -245,3 +246,17 @@ def test_placement():
         Resources(gpus_per_process=1.5)
     with pytest.raises(PlacementError, match="allowed: 1, 2, 4,"):
         processes_of(trial, Resources(processes=3))
+
+
+@pytest.mark.parametrize(
+    ("workers", "hosts", "fit", "other"), [(12, 4, (1, 2, 4, 12), (3, 6)), (12, 6, (2, 3, 12), (4,))]
+)
+def test_a_process_holds_whole_hosts_or_a_host_whole_processes(workers, hosts, fit, other):
+    exchange = {"reduction": "hierarchical", "hosts": hosts}
+    trial = Trial.model_validate({**CONFIG, "workers": workers, "exchange": exchange})
+    assert [processes_of(trial, Resources(processes=p)) for p in fit] == list(fit)
+    for processes in other:
+        with pytest.raises(PlacementError, match=f"processes is {processes} and exchange.hosts {hosts}; allowed"):
+            processes_of(trial, Resources(processes=processes))
+    plain = Trial.model_validate({**CONFIG, "workers": workers, "exchange": exchange, "quantizer": {"method": "bf16"}})
+    assert processes_of(plain, Resources(processes=other[0])) == other[0]

@@ -32,9 +32,9 @@ class EchoGroup(dist.ProcessGroup):
         _world.pg_map[self] = (backend, None)
         EchoGroup.living.append(self)
 
-    def twin(self) -> EchoGroup:
-        """Another group of these ranks."""
-        made = EchoGroup(self.size(), self._accelerator, self._backend)
+    def twin(self, world: int | None = None) -> EchoGroup:
+        """Another group of these ranks, or of so many of them."""
+        made = EchoGroup(world or self.size(), self._accelerator, self._backend)
         made.spoil = self.spoil
         return made
 

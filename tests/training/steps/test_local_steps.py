@@ -103,6 +103,17 @@ SEVERAL = {
         "exchange": {"error_feedback": True, "fragments": 3, "overlap": 2, "mixing": 0.5, "buckets": "layer"},
         "model": {"name": "wide_resnet", "depth": 10, "width": 1, "dropout": 0.2},
     },
+    "hosts": {
+        "quantizer": {"method": "alq", "bucket_size": 64, "update_at": [0, 2], "samples": 2},
+        "exchange": {
+            "reduction": "hierarchical",
+            "hosts": 2,
+            "within": "bf16",
+            "error_feedback": True,
+            "fragments": 2,
+            "overlap": 1,
+        },
+    },
 }
 
 
@@ -330,6 +341,21 @@ def test_bytes_are_those_of_all_exchanges_over_all_steps():
         assert final["wire/bytes_sent"] == pytest.approx(4 * 4 * n / 14)
         assert final["wire/bits_per_coordinate"] == pytest.approx(32 * 4 / 14, rel=1e-4)
         assert final["wire/ratio_to_float32"] == pytest.approx(14 / 4, rel=1e-4)
+
+
+@pytest.mark.processes
+def test_bytes_within_and_between_hosts_are_those_of_all_exchanges_over_all_steps():
+    """Of n coordinates each of two processes of a host sends half of the signs and norms to the other host."""
+    exchange = {"reduction": "hierarchical", "hosts": 2, "every": 4}
+    config = trial(exchange=exchange, quantizer={"method": "signsgd", "bucket_size": 64}).config()
+    n = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
+    half = -(-(4 * -(-n // 64) + 4 * -(-n // 32)) // 2) + 4  # and four bytes of a check
+    inside = 2 * 4 * n // 2 + 2 * half
+    for final in run_ranks(traffic, 4, config):
+        assert final["wire/total_bytes_sent"] == 4 * (half + inside)
+        assert final["wire/bytes_between_hosts"] == pytest.approx(4 * half / 14)
+        assert final["wire/bytes_within_hosts"] == pytest.approx(4 * inside / 14)
+        assert final["wire/payload_bytes"] == pytest.approx(4 * 2 * half / 14)
 
 
 @pytest.mark.parametrize(
