@@ -338,6 +338,15 @@ def test_a_group_is_not_destroyed_while_the_device_is_at_its_collectives(acceler
         closed_at_work(accelerator)
 
 
+def test_groups_of_hosts_end_once_the_device_is_done_with_them(accelerator):
+    group = EchoGroup(4, accelerator, "nccl")
+    exchange = exchange_of(group, reduction="hierarchical", hosts=2)
+    exchange.begin_step(0)
+    exchange.exchange([torch.ones(64, device=DEVICE)], 0)
+    exchange.close()
+    assert EchoGroup.living == [group]
+
+
 def test_an_exchange_that_cannot_be_made_leaves_no_group(accelerator, monkeypatch):
     made, twin = [], stage.twin_of
 

@@ -316,7 +316,8 @@ def test_levels_that_differ_are_noticed_in_the_step(reduction):
 
 def killed(rank: int, reduction: str, victim: int) -> str:
     """A rank ends without a word in the middle of a step."""
-    exchange = make("qsgd_inf", range(rank, rank + 1), reduction=reduction)
+    by_hosts = {"hosts": 2} if reduction == "hierarchical" else {}
+    exchange = make("qsgd_inf", range(rank, rank + 1), reduction=reduction, **by_hosts)
     model = DistributedDataParallel(network())
     exchange.attach(model)
     try:
@@ -366,7 +367,9 @@ def survivor(rank, world, port, queue, reduction, victim):
     os._exit(0)
 
 
-@pytest.mark.parametrize(("reduction", "victim"), [("all_gather", 2), ("scatter_reduce", 1), ("all_gather", 0)])
+@pytest.mark.parametrize(
+    ("reduction", "victim"), [("all_gather", 2), ("scatter_reduce", 1), ("all_gather", 0), ("hierarchical", 1)]
+)
 def test_a_killed_rank_is_named(reduction, victim):
     found, took = survivors(reduction, 4, victim)
     assert set(found) == set(range(4)) - {victim}

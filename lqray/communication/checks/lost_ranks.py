@@ -70,6 +70,7 @@ class _RollCall:
         self._asking, self._answering = store.clone(), store.clone()  # type: ignore[attr-defined]
         self._port = _port_of(store)
         self._holder: int | None = None
+        self._heard = ""
         self._before = self._asking.add(self._key("questions"), 0)
         self._came = self._asking.add(self._key("comings and goings"), 1)
         self._asking.set(self._key("came", self._me), str(self._came))
@@ -91,9 +92,8 @@ class _RollCall:
                 time.sleep(0.05)
                 absent = [rank for rank in absent if not self._accounts_for_itself(rank, number)]
             # The first to find out says it for all: those that leave because of it are not lost on their own account.
-            for earlier in range(self._before + 1, number):
-                if store.check([self._key("lost", earlier)]):
-                    return str(store.get(self._key("lost", earlier)), "utf-8")
+            if said := self._said_of_lost(store, number):
+                return said
             if not absent:
                 return ""
             # A rank that has not come so far yet, as it reads its data, waits for the lost one as well.
@@ -101,8 +101,8 @@ class _RollCall:
             found = f"rank {', '.join(map(str, begun or absent))} of {len(self._ranks)}"
             store.set(self._key("lost", number), found)
             return found
-        except RuntimeError:
-            return self._holder_of_the_store()
+        except RuntimeError:  # somebody who waited for the lost one may have left, and taken the store along
+            return self._heard or self._holder_of_the_store()
 
     def leave(self) -> None:
         """Say that this rank came to the end of it, so that nobody takes it for lost."""
@@ -118,6 +118,13 @@ class _RollCall:
 
     def _key(self, what: str, number: int | None = None) -> str:
         return f"{self._name}/{what}" if number is None else f"{self._name}/{what}/{number}"
+
+    def _said_of_lost(self, store: Store, number: int) -> str:
+        """Who is lost, as was found when somebody asked before that question; "" where nobody has found out."""
+        for earlier in range(self._before + 1, number):
+            if store.check([self._key("lost", earlier)]):
+                return str(store.get(self._key("lost", earlier)), "utf-8")
+        return ""
 
     def _number(self, what: str, rank: int) -> int:
         """What a rank has said last; -1 before."""
@@ -136,6 +143,7 @@ class _RollCall:
                 while store.check([self._key("question", next_question)]):
                     store.set(self._key("here", self._me), str(next_question))
                     next_question += 1
+                self._heard = self._heard or self._said_of_lost(store, next_question)
         except RuntimeError:
             return  # the store is gone, and with it the run
 
