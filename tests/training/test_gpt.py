@@ -236,10 +236,9 @@ def muon_of(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_muon_takes_the_matrices_of_blocks_and_neither_embedding_nor_head(style, tied):
-    """Queries, keys and values are matrices of their own."""
-    model = built(style=style, tied=tied)
+def test_muon_takes_the_matrices_of_blocks_and_no_embedding(style):
+    """A head that is tied counts as the embedding that it is; queries, keys and values are matrices of their own."""
+    model = built(style=style)
     expected = {f"blocks.{name}" for name, weight in model.blocks.named_parameters() if weight.ndim == 2}
     assert muon_of(model) == expected
     assert {f"blocks.0.attention.{one}.weight" for one in ("query", "key", "value", "output")} < expected

@@ -67,8 +67,7 @@ class LionOptions(DecayOptions):
 
 
 class MuonOptions(DecayOptions):
-    """Muon for weights of two dimensions (Jordan et al. 2024), AdamW for all others, for embeddings and for the head of a
-    language model."""
+    """Muon for weights of two dimensions (Jordan et al. 2024), AdamW for all others and for embeddings."""
 
     momentum: float = Field(default=0.95, ge=0, lt=1)
     nesterov: bool = True

@@ -1,6 +1,5 @@
 """Muon (Jordan et al. 2024): momentum, orthogonalized by Newton-Schulz iterations, for weights of two dimensions; AdamW
-for all others, for embeddings, whose rows are looked up and not multiplied, and for what turns their width back into
-their rows, the head of a language model."""
+for all others, and for embeddings, whose rows are looked up and not multiplied."""
 
 from __future__ import annotations
 
@@ -49,8 +48,8 @@ class Together(torch.optim.Optimizer):
 
 def build(options: MuonOptions, network: nn.Module) -> Together:
     """Raises UnfitTrialError for a network without any weight for Muon."""
-    of_words = _embeddings_and_head(network)
-    matrices = [one for one in network.parameters() if one.ndim == 2 and id(one) not in of_words]
+    looked_up = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag)}
+    matrices = [one for one in network.parameters() if one.ndim == 2 and id(one) not in looked_up]
     chosen = set(map(id, matrices))
     others = [one for one in network.parameters() if id(one) not in chosen]
     if not matrices:
@@ -76,13 +75,3 @@ def build(options: MuonOptions, network: nn.Module) -> Together:
         weight_decay=options.weight_decay,
     )
     return Together(muon, adamw)
-
-
-def _embeddings_and_head(network: nn.Module) -> set[int]:
-    """The ids of their weights. A head is the last linear layer, where it has the shape of an embedding."""
-    embeddings = [layer.weight for layer in network.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
-    found = set(map(id, embeddings))
-    linear = [layer.weight for layer in network.modules() if isinstance(layer, nn.Linear)]
-    if linear and linear[-1].shape in {weight.shape for weight in embeddings}:
-        found.add(id(linear[-1]))
-    return found
