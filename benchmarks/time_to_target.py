@@ -27,7 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,21 @@ _RESNET = {
     "schedule.evaluate_every": 32,
     "workers": 4,
 }
+_MUON = {
+    "optimizer": {
+        "name": "muon",
+        "lr": 0.02,
+        "adamw_lr": 0.002,
+        "momentum": 0.8,
+        "weight_decay": 0.1,
+        "decayed": "matrices",
+        "clip_norm": 1.0,
+    }
+}
 _FEW = {"data": {"name": "digits"}, "schedule.iterations": 200, "schedule.evaluate_every": 8}
 WORKLOADS = {
     "gpt_small": Workload("gpt_small.yaml", 2.4, {"schedule.evaluate_every": 8}),
+    "gpt_small_muon": Workload("gpt_small.yaml", 2.4, {"schedule.evaluate_every": 8, **_MUON}),
     "fashion_mnist": Workload("fashion_mnist.yaml", 0.86, _RESNET),
     "digits": Workload("fashion_mnist.yaml", 0.97, {**_RESNET, **_FEW}),
 }
@@ -76,11 +88,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "powersgd_rank_4": {"method": "powersgd", "rank": 4},
     "qsgd_inf_3_bits": {"method": "qsgd_inf", "bits": 3, "bucket_size": 8192},
     "alq_3_bits": {"method": "alq", "bits": 3, "bucket_size": 8192},
+    "eden_1_bit": {"method": "eden", "bits": 1, "bucket_size": 512},
     "eden_2_bits": {"method": "eden", "bits": 2, "bucket_size": 512},
     "allocated_2_bits": {"method": "allocated", "bits": 2, "bucket_size": 64},
     "allocated_3_bits": {"method": "allocated", "bits": 3, "bucket_size": 64},
 }
-EVERY = {f"{name}_every_{every}": (name, every) for name in ("eden_2_bits", "allocated_2_bits") for every in (8, 32)}
+EVERY = {f"{name}_every_{every}": (name, every) for name in ("eden_1_bit", "eden_2_bits") for every in (8, 32)}
+OUTER = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0}
+"""The mean of parameters, as in experiments/diloco.yaml."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,6 @@ class Choice:
     target: float | None = None
     iterations: int | None = None
     evaluate_every: int | None = None
-    outer: Mapping[str, Any] = field(default_factory=dict)
     out: Path = RESULTS / "time_to_target.json"
 
     def target_of(self, workload: str) -> float:
@@ -112,7 +126,7 @@ class Choice:
             settings["schedule.evaluate_every"] = self.evaluate_every
         settings |= {f"quantizer.{key}": value for key, value in METHODS.get(quantizer, {"method": quantizer}).items()}
         if every is not None:
-            settings |= {"exchange.every": every, "exchange.outer": {"optimizer": "nesterov", **self.outer}}
+            settings |= {"exchange.every": every, "exchange.outer": OUTER, "exchange.error_feedback": True}
         config = read_experiment(ROOT / "experiments" / WORKLOADS[workload].file).layout.base
         if method == "sgd":
             share = settings.get("workers", config["workers"]) // 2
@@ -359,12 +373,9 @@ def chosen(arguments: Sequence[str]) -> Choice:
     parser.add_argument("--target", type=float, help="of the test metric; default: the workload's")
     parser.add_argument("--iterations", type=int, help="of the schedule; default: the workload's")
     parser.add_argument("--evaluate-every", type=int, help="steps; default: the workload's")
-    parser.add_argument("--outer-lr", type=float, default=0.7)
-    parser.add_argument("--outer-momentum", type=float, default=0.9)
     parser.add_argument("--out", type=Path, default=default.out)
     given = vars(parser.parse_args(arguments))
-    outer = {"lr": given.pop("outer_lr"), "momentum": given.pop("outer_momentum")}
-    return Choice(workloads=given.pop("workload"), outer=outer, **given)
+    return Choice(workloads=given.pop("workload"), **given)
 
 
 def main(arguments: Sequence[str]) -> None:

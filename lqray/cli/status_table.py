@@ -85,7 +85,7 @@ def _row(run: Run, now: float, own: Sequence[str]) -> list[str]:
 
 def _metrics(run: Run, own: Sequence[str]) -> str:
     """The headline, and the loss of training."""
-    judged = [key for key in (*own, *_SHOWN) if key in run.metrics and key != "train/loss"]
+    judged = [key for key in dict.fromkeys((*own, *_SHOWN)) if key in run.metrics and key != "train/loss"]
     shown = [key for key in judged if key in own] or judged[:1]
     shown += [key for key in ("train/loss",) if key in run.metrics and key not in shown]
     return "  ".join(f"{_WORDS.get(key, name_of(key))} {run.metrics[key]:.4g}" for key in shown)

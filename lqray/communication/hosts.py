@@ -117,7 +117,7 @@ class Hosts(Senders):
             raise ValueError(
                 f"exchange.reduction: hierarchical: found {self.count} hosts, and the state of an exchange of "
                 f"{int(state)}: other gradients would be averaged before they are rounded. Allowed: as many hosts as "
-                f"before: exchange.hosts: {int(state)}, or the same placement"
+                f"before: the same placement; in a script of one's own hosts={int(state)}, too"
             )
 
     def state(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,11 +146,12 @@ def shown_bandwidth(bits: float) -> str:
 
 
 def split_payload(
-    reduction: str, workers: int, payload: float, sent: float, mean: float
+    reduction: str, workers: int, payload: float, sent: float, mean: Callable[[int, int], float]
 ) -> tuple[int, float, float] | None:
     """(workers of a process, bytes of one worker's payload, bytes of everything's encoded mean) from what a process
-    counted: bytes handed over and sent by the processes that share `workers`. mean: bytes expected of an encoded mean.
-    None for a reduction that is not of this model, where nothing is handed over, and for more than a million workers.
+    counted: bytes handed over and sent by the processes that share `workers`. mean: of (workers of a process,
+    processes), bytes expected of an encoded mean. None for a reduction that is not of this model, where nothing is
+    handed over, and for more than a million workers.
 
     Of P processes with k workers each, an all_gather hands over k p and sends (P - 1) k p, an all_reduce p and
     2 (P - 1) / P p, a scatter_reduce k p + m / P and (P - 1) / P (k p + m): P is the divisor of the workers that comes
@@ -165,8 +166,9 @@ def split_payload(
             return abs(sent - others * payload)
         if reduction == "all_reduce":
             return abs(sent - 2 * others / processes * payload)
-        own = max(payload - mean / processes, 0.0)
-        return abs(sent - others / processes * (own + mean))
+        second = mean(workers // processes, processes)
+        own = max(payload - second / processes, 0.0)
+        return abs(sent - others / processes * (own + second))
 
     processes = min(_divisors(workers), key=error)
     share = workers // processes
@@ -174,9 +176,10 @@ def split_payload(
         return share, payload, 0.0
     if reduction == "all_gather":
         return share, payload / share, 0.0
+    second = mean(share, processes)
     if processes > 1:  # k p + m is known by itself
-        mean = max(0.0, (sent * processes / (processes - 1) - payload) / (1 - 1 / processes))
-    return share, max(0.0, payload - mean / processes) / share, mean
+        second = max(0.0, (sent * processes / (processes - 1) - payload) / (1 - 1 / processes))
+    return share, max(0.0, payload - second / processes) / share, second
 
 
 def _divisors(number: int) -> Sequence[int]:

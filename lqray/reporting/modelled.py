@@ -24,9 +24,9 @@ from lqray.reporting.links import (
 from lqray.store.runs import Run
 
 _EACH = ("data", "forward", "backward")
-"""Phases of every worker; a process has one optimizer."""
+"""Phases of every worker; a process has one optimizer, but with `exchange.every` one for each."""
 _PHASES = (*_EACH, "optimizer", "encode", "decode")
-_RINGS = {"full_precision": 1, "fp16": 1, "bf16": 1, "powersgd": 3}
+_RINGS = {"full_precision": 1, "fp16": 1, "bf16": 1, "powersgd": 3, "post_local_sgd": 1}
 """Methods of all-reduces, and how many they take for a bucket."""
 _CAP, _LEAST_CAP = 25.0, 2**-20
 _FIRST_BUCKET = 2**20
@@ -163,7 +163,12 @@ def _counted(run: Run, phases: _Phases) -> _Counted | None:
     held = 8 * handed / bits if bits > 0 else math.nan  # all coordinates of a process; an all-reduce takes their mean
     if not math.isfinite(held) or not math.isfinite(sent) or reduction not in REDUCTIONS:
         return None
-    expected = handed / 2 if run.method == "random_k" else _encoded_mean(run, held)
+
+    def expected(share: int, processes: int) -> float:
+        if run.method == "random_k":  # travels as a payload itself
+            return handed / (share + 1 / processes)
+        return _encoded_mean(run, held / share) / max(1, _whole(run, "exchange.every", 1))
+
     split = split_payload(reduction, workers, handed, sent, expected)
     if split is None or (reduction != "all_reduce" and not {"encode", "decode"} <= phases.keys()):
         return None
@@ -183,7 +188,8 @@ def _compute(run: Run, phases: _Phases, counted: _Counted | None) -> float:
     share = counted.share if counted else 1 if _whole(run, "workers", 1) == 1 else 0
     if not share or not {"forward", "backward"} <= phases.keys():
         return math.inf
-    return sum(phases.get(phase, 0.0) for phase in _EACH) / share + phases.get("optimizer", 0.0)
+    optimizers = share if _whole(run, "exchange.every", 0) else 1
+    return sum(phases.get(phase, 0.0) for phase in _EACH) / share + phases.get("optimizer", 0.0) / optimizers
 
 
 def _encoded_mean(run: Run, coordinates: float) -> float:

@@ -58,8 +58,12 @@ def modelled_notes(found: Predictions) -> list[str]:
 
 
 def modelled_json(found: Predictions) -> list[dict[str, Any]]:
-    """Of each group, as plain data: seconds, bytes, bits a second (null: any)."""
+    """Of each group, as plain data: seconds, bytes, bits a second (null: any; elsewhere: not finite)."""
     return [{"modelled": None if one is None else _document(vars(one))} for one in found.groups]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def modelled_rows(found: Predictions) -> list[dict[str, float | None]]:
@@ -78,21 +82,19 @@ def modelled_rows(found: Predictions) -> list[dict[str, float | None]]:
 
 def _document(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "step": vars(one["step"]),
+        "step": {key: _finite(value) for key, value in vars(one["step"]).items()},
         "predictions": [
             {
                 "link": each.link.name,
                 "bits_per_second": each.link.bandwidth,
                 "latency_seconds": each.link.latency,
                 "workers": each.workers,
-                "seconds_per_step": each.seconds,
-                "step_by_bf16": each.by_bf16,
+                "seconds_per_step": _finite(each.seconds),
+                "step_by_bf16": _finite(each.by_bf16),
             }
             for each in one["predictions"]
         ],
-        "faster_than_bf16_below": {
-            str(count): bits if math.isfinite(bits) else None for count, bits in one["break_even"].items()
-        },
+        "faster_than_bf16_below": {str(count): _finite(bits) for count, bits in one["break_even"].items()},
     }
 
 

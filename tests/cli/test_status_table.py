@@ -17,6 +17,7 @@ HEARD = {"host": "here:1", "iteration": 5, "iterations": 9, "rate": None}
     [
         ({}, {"test/accuracy": 0.9, "test/loss": 2.0, "train/loss": 1.5}, "accuracy 0.9  loss 1.5"),
         ({"task.headline": "null"}, {"test/loss": 2.0, "train/loss": 1.5}, "test loss 2  loss 1.5"),
+        ({"task.headline": "test/loss"}, {"test/loss": 1.5, "train/loss": 2.0}, "test loss 1.5  loss 2"),
         ({"task.headline": "test/f1"}, {"test/accuracy": 0.9, "test/f1": 0.75, "train/loss": 1.5}, "f1 0.75  loss 1.5"),
         ({"task.headline": "test/f1"}, {"test/accuracy": 0.9, "train/loss": 1.5}, "accuracy 0.9  loss 1.5"),
     ],

@@ -12,7 +12,7 @@ from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import create
 from tests.communication.test_rounding import N, gradient
-from tests.testing.methods import payload_bytes
+from tests.testing.methods import REDUCTIONS, payload_bytes
 from tests.testing.ranks import run_ranks
 
 pytestmark = pytest.mark.processes
@@ -48,14 +48,14 @@ def everything(rank: int) -> dict:
     found = {
         (inner, reduction, rounding): exchanged(inner, here, reduction=reduction, rounding=rounding)
         for inner in INNER
-        for reduction in ("all_gather", "scatter_reduce")
+        for reduction in REDUCTIONS
         for rounding in ("independent", "correlated")
     }
     found["bytes"] = {inner: exchanged(inner, here, 2)["bytes"] for inner in INNER}
     found["fed back"] = {
         inner: exchanged(inner, here, error_feedback=True, reduction=reduction)["means"]
         for inner in INNER
-        for reduction in ("all_gather", "scatter_reduce")
+        for reduction in REDUCTIONS
     }
     return found
 
@@ -80,7 +80,7 @@ def test_workers_that_agree_round_together():
     error = {key: value["error"] for key, value in found.items() if isinstance(key, tuple)}
     (alone,) = run_ranks(of_one_worker, 1)
     assert error["dither", "all_gather", "independent"] == pytest.approx(alone / 16, rel=0.05)
-    for reduction in ("all_gather", "scatter_reduce"):
+    for reduction in REDUCTIONS:
         for inner in ("dither", "slopes", "eden"):  # which do not ask how to round
             assert error[inner, reduction, "correlated"] == error[inner, reduction, "independent"]
     assert error["rounding", "all_gather", "correlated"] < 0.5 * error["rounding", "all_gather", "independent"]

@@ -17,11 +17,10 @@ from lqray.communication.checks.replicas import checksum
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, Quantizer
-from tests.testing.methods import ADAPTIVE, EXCHANGED, SPARSE, payload_bytes
+from tests.testing.methods import ADAPTIVE, EXCHANGED, REDUCTIONS, SPARSE, payload_bytes
 from tests.testing.ranks import CONTEXT, run_ranks
 
 METHODS = EXCHANGED
-REDUCTIONS = ("all_gather", "scatter_reduce")  # hierarchical wants hosts: see test_hierarchical.py
 STEPS = 30
 pytestmark = pytest.mark.processes
 

@@ -13,7 +13,7 @@ from lqray.experiment.feedback import contraction_problem, why_no_contraction
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.schema import Trial
 from lqray.quantization import Compressor, Payload, Quantizer
-from tests.testing.methods import ADAPTIVE, EXCHANGED, LEVELS, SPARSE
+from tests.testing.methods import ADAPTIVE, EXCHANGED, LEVELS, REDUCTIONS, SPARSE
 from tests.testing.ranks import run_ranks
 
 METHODS = EXCHANGED
@@ -184,7 +184,7 @@ def both_ranks(rank: int) -> dict:
     """Of accepted configurations, the largest ratio, and a checksum of what arrived last."""
     torch.set_num_threads(1)
     found = {}
-    for reduction, mode, method in itertools.product(("all_gather", "scatter_reduce"), (True, "scaled"), METHODS):
+    for reduction, mode, method in itertools.product(REDUCTIONS, (True, "scaled"), METHODS):
         quantizer = quantizer_of(method)
         # Gradient descent from alq's first levels does not come far enough in one fit: it loses 2.6 times the energy.
         if mode is True and (contraction_problem(quantizer.options) or method in ("alqg", "alqg_n")):

@@ -100,19 +100,23 @@ def test_bandwidths_are_shown():
     assert [*map(shown_bandwidth, numbers)] == ["any", "none", "500 bit/s", "2 kbit/s", "22.5 Mbit/s", "1e+03 Gbit/s"]
 
 
+def none(share, processes):
+    return 0.0
+
+
 def test_what_a_process_counted_is_split_among_its_workers():
     # Eight workers of 100 bytes on four processes of two.
-    assert split_payload("all_gather", 8, 200, 3 * 200, 0) == (2, 100, 0)
-    assert split_payload("all_gather", 8, 800, 0, 0) == (8, 100, 0)
+    assert split_payload("all_gather", 8, 200, 3 * 200, none) == (2, 100, 0)
+    assert split_payload("all_gather", 8, 800, 0, none) == (8, 100, 0)
     # An all-reduce takes the mean of a process's workers.
-    assert split_payload("all_reduce", 8, 100, 150, 0) == (2, 100, 0)
+    assert split_payload("all_reduce", 8, 100, 150, none) == (2, 100, 0)
     # 2 * 100 to all, and a fourth of a mean of 240 bytes, of which 248 were expected.
-    share, payload, mean = split_payload("scatter_reduce", 8, 260, 0.75 * 440, 248)
+    share, payload, mean = split_payload("scatter_reduce", 8, 260, 0.75 * 440, lambda share, processes: 248)
     assert (share, payload, mean) == (2, pytest.approx(100), pytest.approx(240))
-    assert split_payload("scatter_reduce", 2, 440, 0, 240) == (2, 100, 240)
-    assert split_payload("a.b:c", 8, 200, 600, 0) is None
-    assert split_payload("all_gather", 8, 0, 0, 0) is None
-    assert split_payload("all_gather", 10**15, 1, 1, 0) is None
+    assert split_payload("scatter_reduce", 2, 440, 0, lambda share, processes: 240) == (2, 100, 240)
+    assert split_payload("a.b:c", 8, 200, 600, none) is None
+    assert split_payload("all_gather", 8, 0, 0, none) is None
+    assert split_payload("all_gather", 10**15, 1, 1, none) is None
 
 
 SHARED = {"workers": 2, "data.name": "digits", "model.name": "mlp", "schedule.batch_size": 8}
@@ -177,6 +181,36 @@ def test_recorded_steps_on_other_links(store):
     assert found["alq", "null"] is None
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("every", [None, 8])
+@pytest.mark.parametrize("method", ["eden", "random_k"])
+def test_a_scatter_reduce_that_was_recorded_is_split(tmp_path, processes, every, method):
+    """Four workers of a million coordinates each in 3 bits; the mean comes back in 8, or, of random_k, as a payload."""
+    share, exchanges = 4 // processes, 1 / (every or 1)
+    payload = 375_000 * exchanges
+    mean = payload if method == "random_k" else (1_000_000 + 4 * 123) * exchanges
+    handed = share * payload + mean / processes
+    sent = (processes - 1) / processes * (share * payload + mean)
+    counts = {"wire/payload_bytes": handed, "wire/bytes_sent": sent, "wire/bits_per_coordinate": 8e-6 * handed / share}
+    seconds = phases(forward=0.01, backward=0.02, optimizer=0.004, encode=0.001, decode=0.001)
+    params = {"workers": 4, "exchange.reduction": "scatter_reduce", "exchange.every": str(every or "null")}
+    made = Store(tmp_path)
+    made.run(method, 1, [0.9], params=SHARED | params, metrics=counts | seconds)
+    (found,) = report(made, links=[Link("1mbit", 1e6)], workers=[2]).modelled.groups
+    assert (found.step.payload, found.step.mean) == (pytest.approx(payload), pytest.approx(mean))
+    # With local steps each worker of a process has an optimizer of its own.
+    assert found.step.compute == pytest.approx(0.03 / share + 0.004 / (share if every else 1))
+
+
+def test_torchs_averages_are_those_of_a_ring(tmp_path):
+    made = Store(tmp_path)
+    counts = {"wire/payload_bytes": 1e5, "wire/bytes_sent": 1e5, "wire/bits_per_coordinate": 8.0}
+    seconds = phases(forward=0.01, backward=0.02)
+    made.run("post_local_sgd", 1, [0.9], params=SHARED | {"exchange.every": "4"}, metrics=counts | seconds)
+    (found,) = report(made, links=[Link("1mbit", 1e6)], workers=[4]).modelled.groups
+    assert found.predictions[0].seconds == pytest.approx(0.03 + 1.5 * 0.8)
+
+
 @pytest.mark.parametrize(
     ("params", "metrics"),
     [
@@ -196,8 +230,9 @@ def test_what_others_recorded_is_modelled_or_left_out(tmp_path, params, metrics)
     seconds = phases(forward=0.01, backward=0.02, encode=0.001, decode=0.001)
     made.run("eden", 1, [0.9], params=SHARED | params, metrics=counts | seconds | metrics)
     found = report(made, links=[Link("1mbit", 1e6)], workers=[2])
-    for shape in ("markdown", "csv", "json", "latex"):
+    for shape in ("markdown", "csv", "latex"):
         written(found, shape)
+    json.loads(written(found, "json"), parse_constant=pytest.fail)
 
 
 def test_they_are_marked_as_modelled_in_every_format(store):

@@ -22,6 +22,8 @@ SLOPED = ["dither", "slopes"]
 """What sends a phase."""
 SPARSE = [name for name in EXCHANGED if "density" in QUANTIZER.get(name, FixedLevelsOptions).model_fields]
 """What sends few coordinates."""
+REDUCTIONS = [name for name in names.reductions() if name != "hierarchical"]
+"""What takes any number of processes; the other one, by hosts, has tests of its own, test_hierarchical.py."""
 
 
 def payload_bytes(method: str, n: int, inner: str = "eden") -> int:

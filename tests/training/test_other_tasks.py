@@ -10,6 +10,7 @@ from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.schema import Trial
 from lqray.training.reports import Report
 from lqray.training.worker import run_worker
+from tests.testing.methods import REDUCTIONS
 
 TEXT = {
     "data": {"name": "text", "context": 16, "evaluation_examples": 32},
@@ -35,7 +36,7 @@ def run(config: dict, **changes) -> tuple[dict[str, float], list[Report]]:
 
 
 @pytest.mark.parametrize("method", names.methods())
-@pytest.mark.parametrize("reduction", ["all_gather", "scatter_reduce"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_every_method_trains_a_language_model(method, reduction):
     if method == "post_local_sgd":
         pytest.skip("wants exchange.every, and a process for each worker")

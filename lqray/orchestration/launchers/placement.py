@@ -29,7 +29,14 @@ def processes_of(trial: Trial, resources: Resources) -> int:
             f"by which torch averages what processes hold; allowed: {trial.workers}, one for each worker (or leave it "
             "out)"
         )
-    hosts = trial.exchange.hosts if isinstance(trial.quantizer, CompressorOptions) else None
+    by_hosts = trial.exchange.reduction == "hierarchical" and isinstance(trial.quantizer, CompressorOptions)
+    hosts = trial.exchange.hosts if by_hosts else None
+    if by_hosts and hosts is None and chosen == 1:
+        raise PlacementError(
+            f"exchange.hosts is null, for as many hosts as processes are placed on, and one process has all "
+            f"{trial.workers} workers; allowed: exchange.hosts: a divisor of the workers from 2, or more "
+            "resources.processes on several hosts"
+        )
     if hosts and chosen % hosts and hosts % chosen:
         raise PlacementError(
             f"resources.processes is {chosen} and exchange.hosts {hosts}; allowed: a multiple or a divisor of it, so "

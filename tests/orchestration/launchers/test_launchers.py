@@ -258,5 +258,9 @@ def test_a_process_holds_whole_hosts_or_a_host_whole_processes(workers, hosts, f
     for processes in other:
         with pytest.raises(PlacementError, match=f"processes is {processes} and exchange.hosts {hosts}; allowed"):
             processes_of(trial, Resources(processes=processes))
+    placed = Trial.model_validate({**CONFIG, "workers": workers, "exchange": exchange | {"hosts": None}})
+    assert processes_of(placed, Resources(processes=2)) == 2
+    with pytest.raises(PlacementError, match="exchange.hosts is null, for as many hosts .*, and one process has all"):
+        processes_of(placed, Resources(processes=1))
     plain = Trial.model_validate({**CONFIG, "workers": workers, "exchange": exchange, "quantizer": {"method": "bf16"}})
     assert processes_of(plain, Resources(processes=other[0])) == other[0]
