@@ -142,10 +142,11 @@ def _parted(groups: Iterable[list[Run]], key: str) -> list[list[Run]]:
     return parts
 
 
-def _rank(key: str) -> tuple[int, str]:
+def _rank(key: str) -> tuple[int, bool, str]:
+    """What a part is, such as `optimizer.name`, before its options, which follow from it."""
     sections = ("quantizer.", "exchange.", "workers", "optimizer.", "schedule.", "model.", "data.")
     rank = next((index for index, section in enumerate(sections) if key.startswith(section)), len(sections))
-    return (rank, key)
+    return (rank, not key.endswith(".name"), key)
 
 
 @cache

@@ -22,6 +22,11 @@ def test_groups_are_told_apart_by_what_varies_beyond_the_method():
     widths = [
         record("alq", seed, quantizer__bits=str(bits), data__root=f"/{seed}") for seed in (1, 2) for bits in (2, 3)
     ]
+    optimizers = [
+        record("bf16", 1, optimizer__name="muon", optimizer__adamw_lr="0.002"),
+        record("bf16", 1, optimizer__name="adamw", optimizer__beta1="0.9"),
+    ]
+    assert grouping_keys(optimizers) == ("quantizer.method", "optimizer.name")
     assert grouping_keys([*widths, record("sgd", 1)]) == ("quantizer.method", "quantizer.bits")
 
 
