@@ -87,5 +87,7 @@ class Payload:
 
 
 def floats(numbers: Tensor) -> Tensor:
-    """Bytes (4 n,) of any strides as float32 (n,), which share no memory with them."""
+    """Bytes (..., 4 n) of any strides as float32 (..., n), which share no memory with them."""
+    if not numbers.numel():  # torch views rows of no bytes as nothing else
+        return numbers.new_empty((*numbers.shape[:-1], numbers.shape[-1] // 4), dtype=torch.float32)
     return numbers.clone(memory_format=torch.contiguous_format).view(torch.float32)

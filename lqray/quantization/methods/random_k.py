@@ -12,7 +12,7 @@ from lqray.experiment.options.quantizer import RandomKOptions
 from lqray.ops.reference import philox
 from lqray.quantization.codec import cast, flattened
 from lqray.quantization.compressor import Compressor
-from lqray.quantization.payload import Payload
+from lqray.quantization.payload import Payload, floats
 from lqray.quantization.sparse import SparsePayload, kept
 
 # Every rank draws the same coordinates: no rank's seed enters.
@@ -53,7 +53,7 @@ class RandomK(Compressor):
     def mean_payload(self, payloads: Tensor, like: Payload) -> Payload:
         """See `Compressor.mean_payload`."""
         like.check(payloads)
-        values = payloads.clone(memory_format=torch.contiguous_format).view(torch.float32)
+        values = floats(payloads)
         total = torch.zeros_like(values[0])
         for row in values:
             total += row

@@ -22,6 +22,7 @@ from lqray.training.reports import Report
 from lqray.training.steps.fragments import fragments_of
 from lqray.training.steps.sender import Sent
 from lqray.training.worker import run_worker
+from tests.testing.methods import EXCHANGED, REDUCTIONS
 from tests.testing.poisoned import Poisoned
 from tests.testing.ranks import run_ranks
 
@@ -169,7 +170,7 @@ def test_every_option_of_the_exchange_is_one_of_differences():
         assert 0 < final["quantizer/mean_nmse"] < 3, kind
 
 
-@pytest.mark.parametrize("reduction", ["all_gather", "scatter_reduce"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("method", [name for name in names.methods() if name != "post_local_sgd"])
 def test_every_method_exchanges_differences(method, reduction):
     workers = {"workers": 1} if method == "sgd" else {"workers": 2}
@@ -180,6 +181,24 @@ def test_every_method_exchanges_differences(method, reduction):
     lost = [one.metrics for one in reports if "outer/norm" in one.metrics]
     assert all(0 < one["outer/norm"] < 10 and -1 <= one["outer/cosine"] <= 1 + 1e-9 for one in lost)
     assert lost
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_every_method_ends_in_the_same_bits_in_one_to_four_processes(reduction):
+    """Twelve workers. Of what stays in full precision, and of torch's casts, to the order of sums."""
+    plain = ["full_precision", "bf16"]
+    common = {"schedule": {"iterations": 4, "batch_size": 2, "evaluate_every": 100}, "workers": 12}
+    common["model"] = {"name": "mlp", "layers": [8]}
+    exchange = {"reduction": reduction, "fragments": 2, "overlap": 1}
+    configs = {name: trial(2, exchange, quantizer={"method": name}, **common).config() for name in EXCHANGED + plain}
+    expected, *others = (run_ranks(with_options, world, configs) for world in (1, 2, 3, 4))
+    for rank, method in itertools.product(itertools.chain(*others), configs):
+        loss, sums = rank[method][0]["test/loss"], rank[method][1]
+        assert loss == pytest.approx(expected[0][method][0]["test/loss"], rel=1e-3 if method == "bf16" else 1e-5), (
+            method
+        )
+        assert method in plain or sums == expected[0][method][1], method
 
 
 REFERENCES = {
