@@ -6,6 +6,7 @@ os.environ["RAY_ADDRESS"] = "local"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  by default 15: beside others, workers starve
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # its client asks again and again for what no test wants to fetch
 
 import pytest
 from hypothesis import settings
