@@ -54,8 +54,8 @@ def decide(
     the same decision on all ranks.
 
     options: the exchange that is measured, with its reduction and its entropy coding; the default ones without.
-    workers: of each process, which encodes the gradient of each, or, with
-    `reduction: hierarchical`, of each host. dtype: of gradients, as an all-reduce moves them.
+    workers: of each process, which encodes the gradient of each, or, with `reduction: hierarchical`, of each host.
+    dtype: of gradients, as an all-reduce moves them.
     """
     options = options or ExchangeOptions()
     sizes = dict(coordinates) if isinstance(coordinates, Mapping) else {"": coordinates}
@@ -65,7 +65,11 @@ def decide(
     # Nothing of it is kept from one measurement to the next.
     senders = senders_of(options, group, range(workers))
     once = options.model_copy(update={"feedback_stages": "first"})
-    reduction = load_reduction(once, senders.group, CheckWords(), senders.inside)
+    try:
+        reduction = load_reduction(once, senders.group, CheckWords(), senders.inside)
+    except BaseException:
+        senders.close(partial(streams.synchronize, device))
+        raise
     sending = len(senders.seeds)
     parts = 1 if compressor.layers else reduction.parts(sending)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lqray.reporting.figures.lines import is_logarithmic, label_metric, limit
+from lqray.reporting.figures.lines import draw_points, is_logarithmic, label_metric, limit
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band, interval
 from lqray.reporting.figures.style import bounds, handle, legend, panels
@@ -94,19 +94,7 @@ def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None
         own, level = group.look, np.isnan(band.x)
         at = ~level
         if at.any():
-            errors = np.nan_to_num(np.stack([band.mean - band.low, band.high - band.mean])[:, at])
-            panel.errorbar(
-                *(band.x[at] * shift, band.mean[at]),
-                yerr=errors,
-                color=own.colour,
-                linestyle=own.dashes,
-                marker=own.marker,
-                capsize=1.5,
-                elinewidth=0.6,
-                capthick=0.6,
-                label=group.label,
-                zorder=3,
-            )
+            draw_points(panel, group, band.x[at] * shift, band, at)
         for place in np.flatnonzero(level):
             label = "_" if at.any() else group.label
             panel.axhline(band.mean[place], color=own.colour, linestyle=own.dashes, label=label, zorder=2)

@@ -47,6 +47,22 @@ class Curve:
     last_steps: Mapping[str, int] = field(default_factory=dict)
 
 
+def draw_points(panel: Axes, group: Group, x: NDArray[np.float64], band: Band, at: Any = slice(None)) -> None:
+    """A group's means at x (n,), joined, with its intervals as error bars. at: which points of the band they are."""
+    panel.errorbar(
+        *(x, band.mean[at]),
+        yerr=np.nan_to_num(np.stack([band.mean - band.low, band.high - band.mean])[:, at]),
+        color=group.look.colour,
+        linestyle=group.look.dashes,
+        marker=group.look.marker,
+        capsize=1.5,
+        elinewidth=0.6,
+        capthick=0.6,
+        label=group.label,
+        zorder=3,
+    )
+
+
 def curves_of(
     recordings: Recordings, groups: Sequence[Group], metrics: Mapping[str, str], options: Options
 ) -> list[Curve]:

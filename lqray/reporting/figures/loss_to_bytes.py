@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.experiment.headline import higher_is_better
-from lqray.reporting.figures.lines import is_logarithmic, label_metric, limit
+from lqray.reporting.figures.lines import draw_points, is_logarithmic, label_metric, limit
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
 from lqray.reporting.figures.seeds import Band, interval
 from lqray.reporting.figures.sent import NOTHING_SENT, bytes_a_step, bytes_axis, readable
@@ -102,19 +102,8 @@ def _draw(panel: Axes, lines: Sequence[_Line], metric: str) -> None:
         panel.set_yscale("log")
     seldom = any(every is not None for one in lines for every in one.every)
     for one in lines:
-        own, band = one.group.look, one.band
-        panel.errorbar(
-            *(band.x, band.mean),
-            yerr=np.nan_to_num(np.stack([band.mean - band.low, band.high - band.mean])),
-            color=own.colour,
-            linestyle=own.dashes,
-            marker=own.marker,
-            capsize=1.5,
-            elinewidth=0.6,
-            capthick=0.6,
-            label=one.group.label,
-            zorder=3,
-        )
+        band = one.band
+        draw_points(panel, one.group, band.x, band)
         for every, x, y in zip(one.every, band.x, band.mean, strict=True) if seldom else ():
             text = "DDP" if every is None else f"H={every}"
             panel.annotate(text, (x, y), (3, 3), textcoords="offset points", fontsize=5.5, color="0.3", zorder=4)

@@ -69,6 +69,21 @@ def test_the_mean_of_parameters_after_every_step_is_data_parallel_training():
     assert not all(torch.allclose(other[name], value, rtol=1e-5, atol=1e-6) for name, value in together.items())
 
 
+@pytest.mark.parametrize("method", ["topk", "signsgd", "bf16"])
+def test_a_compressor_after_every_step_is_that_of_data_parallel_training(method):
+    """What rounds at random has other noise, as buckets are numbered otherwise. A rate that is a power of two scales
+    without rounding; differences of parameters have rounding of their own."""
+    common = {"optimizer": {"name": "sgd", "lr": 0.125}, "quantizer": {"method": method}}
+    by_layer = {"buckets": "layer"} if method != "bf16" else {}
+    apart, together = run(trial(1, {"outer": MEAN} | by_layer, **common))[2], run(trial(None, by_layer, **common))[2]
+    exact = run(trial(None, optimizer=common["optimizer"]))[2]
+
+    def apart_by(one: dict, other: dict) -> float:
+        return math.sqrt(sum(float((one[name] - value).square().sum()) for name, value in other.items()))
+
+    assert apart_by(apart, together) < 0.05 * apart_by(exact, together)
+
+
 @pytest.mark.parametrize("method", ["full_precision", "sgd"])
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])
 def test_one_worker_whose_mean_is_taken_trains_as_alone(method, dtype):
