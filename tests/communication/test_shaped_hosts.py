@@ -9,7 +9,7 @@ from tests.testing.shaped_hosts import shaped_hosts, why_not
 
 pytestmark = [pytest.mark.processes, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
-PROGRAM = """
+BEGINNING = """
 import json, os, torch, torch.distributed as dist
 from lqray.communication import GradientExchange
 from lqray.experiment.options.exchange import ExchangeOptions
@@ -20,7 +20,10 @@ def sent():
     return int(next(line for line in open("/proc/net/dev") if "eth0" in line).split(":")[1].split()[8])
 rank = dist.get_rank()
 found = {}
-for reduction in ("all_gather", "scatter_reduce"):
+"""
+PROGRAM = (
+    BEGINNING
+    + """for reduction in ("all_gather", "scatter_reduce"):
     exchange = GradientExchange(Quantizer.create("alq"), ExchangeOptions(reduction=reduction), dist.group.WORLD, [rank])
     gradient = torch.randn(2**20, generator=torch.Generator().manual_seed(rank))
     exchange.begin_step(0)
@@ -35,6 +38,7 @@ for reduction in ("all_gather", "scatter_reduce"):
 print("FOUND", json.dumps(found), flush=True)
 os._exit(0)
 """
+)
 
 
 def test_the_interface_carries_what_was_counted():
@@ -47,23 +51,17 @@ def test_the_interface_carries_what_was_counted():
         assert total == found[1][reduction][2]
 
 
-BY_HOSTS = """
-import json, os, subprocess, sys, torch, torch.distributed as dist
-from lqray.communication import GradientExchange
-from lqray.experiment.options.exchange import ExchangeOptions
-from lqray.quantization import Quantizer
+BY_HOSTS = (
+    """
+import os, subprocess, sys
 if "OF_TWO" not in os.environ:  # two processes on each host
     host = int(os.environ["RANK"])
     both = [os.environ | {"OF_TWO": "", "RANK": str(2 * host + local), "WORLD_SIZE": "4"} for local in (0, 1)]
     started = [subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[1]], env=own) for own in both]
     sys.exit(max(one.wait() for one in started))
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-def sent():
-    return int(next(line for line in open("/proc/net/dev") if "eth0" in line).split(":")[1].split()[8])
-rank = dist.get_rank()
-found = {}
-for name, options in {"quantized": {}, "bf16 within": {"within": "bf16"}, "exact": {"skip": ["*"]}}.items():
+"""
+    + BEGINNING
+    + """for name, options in {"quantized": {}, "bf16 within": {"within": "bf16"}, "exact": {"skip": ["*"]}}.items():
     options = ExchangeOptions(reduction="hierarchical", **options)
     exchange = GradientExchange(Quantizer.create("alq"), options, dist.group.WORLD, [rank])
     module = torch.nn.Linear(2**10, 2**10, bias=False)
@@ -88,6 +86,7 @@ for name, options in {"quantized": {}, "bf16 within": {"within": "bf16"}, "exact
 print("FOUND", json.dumps(found), flush=True)
 os._exit(0)
 """
+)
 
 
 @pytest.mark.cluster
