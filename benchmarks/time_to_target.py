@@ -5,10 +5,11 @@ Two network namespaces are two hosts, one process and one core each, whose links
 each way (`--links`). Each run is a trial of an experiment's file, trained by lqray's own loop from its first step until
 a test metric reaches the target, or its schedule ends. Seconds are wall time of training on rank 0, without
 evaluations. `measured` rows are such runs. With `--measured-steps N` the others are extrapolated: what a step changes
-does not depend on the link, so the steps to the target are those of one run, with links that are not limited where none
-was measured, and the seconds those of the first steps on the link (12, or a round of `exchange.every`), and for each
-further one the mean over N after them. What comes seldom, such as a later fit of levels, is then counted as often as it
-came within N.
+does not depend on the link, so the steps to the target are those of one run, with links that are not limited, which
+goes on to the end of its schedule, and the seconds those of the first steps on the link (12, or a round of
+`exchange.every`), and for each further one the mean over N after them. What comes seldom, such as a later fit of
+levels, is then counted as often as it came within N. Nor do seconds depend on the seed: with `--steps-of-seed S` the
+steps of that seed are measured on each link, and count for all seeds.
 
 `compute` is a step of one process that exchanges nothing, both hosts at the same time. `possible` is how much faster
 than bf16's a step could be if bytes and coding cost nothing and bf16 hid none of its own: (compute + bf16's bytes over
@@ -23,18 +24,18 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from record import RESULTS, write
-from timed_trial import PHASES, Order, Steps, on_host, totalled, typical, warm_up
+from target_summary import place, summary, targets_of
+from timed_trial import PHASES, Order, Steps, on_host, on_hosts, totalled, typical, warm_up
 
 from lqray.experiment.grid import read_experiment, with_value
 from lqray.experiment.headline import headline_of
@@ -43,6 +44,7 @@ from lqray.experiment.schema import Trial
 ROOT = Path(__file__).resolve().parents[1]
 COMPUTE_STEPS = 30
 SHORTEST = 20.0
+HOSTS = 2
 UNLIMITED = 0
 
 
@@ -93,7 +95,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "allocated_2_bits": {"method": "allocated", "bits": 2, "bucket_size": 64},
     "allocated_3_bits": {"method": "allocated", "bits": 3, "bucket_size": 64},
 }
-EVERY = {f"{name}_every_{every}": (name, every) for name in ("eden_1_bit", "eden_2_bits") for every in (8, 32)}
+EVERY = {f"{name}_every_{every}": (name, every) for name in ("eden_1_bit", "eden_2_bits") for every in (4, 8, 32)}
 OUTER = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0}
 """The mean of parameters, as in experiments/diloco.yaml."""
 
@@ -108,6 +110,7 @@ class Choice:
     seeds: Sequence[int] = (1,)
     minutes: float = 60.0
     measured_steps: int | None = None
+    steps_of_seed: int | None = None
     target: float | None = None
     iterations: int | None = None
     evaluate_every: int | None = None
@@ -154,7 +157,7 @@ class Results:
     def write(self) -> None:
         """The file anew."""
         figures = {
-            "hosts": 2,
+            "hosts": HOSTS,
             "compute_seconds": self.compute,
             "summary": summary(self.rows, self.compute),
             "rows": self.rows,
@@ -174,68 +177,12 @@ class Results:
         found = [row for row in self.rows if row["measured"] and (row["trial_id"], row["target"]) == (trial.id, target)]
         return found[0] if found else None
 
-
-def place(workload: str, link: int) -> str:
-    """How results call a workload on a link of so many Mbit/s, or the link alone."""
-    return f"{workload}, " * bool(workload) + (f"{link} Mbit/s" if link else "unlimited")
-
-
-def wire_seconds(sent: float, link: int) -> float:
-    """Of so many bytes at the rate of a link, in Mbit/s; 0 where it has none."""
-    return 8e-6 * sent / link if link else 0.0
-
-
-def summary(rows: Sequence[Mapping[str, Any]], compute: Mapping[str, float]) -> dict[str, Any]:
-    """By workload, link and method: medians over the seeds that reached the target, and what they are beside bf16.
-    compute: seconds, by `place`."""
-    found: dict[str, Any] = {}
-    for row in rows:
-        goal = f"{row['workload']}, {row['target']:g} within {row['iterations']} steps"
-        at = found.setdefault(goal, {}).setdefault(place("", row["link_megabits"]), {})
-        at.setdefault(row["method"], []).append(row)
-    for links in found.values():
-        for name, methods in links.items():
-            plain = methods.get("bf16")
-            each = {method: _of_method(own, plain) for method, own in methods.items()}
-            if plain and (alone := compute.get(place(plain[0]["workload"], plain[0]["link_megabits"]))):
-                wire = wire_seconds(plain[0]["bytes_per_step"], plain[0]["link_megabits"])
-                each["possible"] = {"step_by_bf16": (alone + wire) / alone, "bf16_wire_seconds": wire}
-            links[name] = each
-    return found
-
-
-def _of_method(rows: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    reached = [row for row in rows if row["reached"]]
-    result: dict[str, Any] = {
-        "seeds": len(rows),
-        "reached": len(reached),
-        "measured": sum(row["measured"] for row in rows),
-        "seconds_to_target": statistics.median(row["seconds_to_target"] for row in reached) if reached else None,
-        "seconds_per_step": statistics.median(row["seconds_per_step"] for row in rows),
-    }
-    base = {row["seed"]: row for row in plain or ()}
-    pairs = [(base[row["seed"]], row) for row in rows if row["seed"] in base]
-    if pairs:
-        steps = [before["seconds_per_step"] / row["seconds_per_step"] for before, row in pairs]
-        result["step_by_bf16"] = statistics.median(steps)
-    ends = [
-        before["seconds_to_target"] / row["seconds_to_target"]
-        for before, row in pairs
-        if before["reached"] and row["reached"]
-    ]
-    result["speed_up_over_bf16"] = statistics.median(ends) if ends else None
-    return result
-
-
-def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
-    """Few-bit methods beside bf16, where both were run."""
-    return {
-        f"{workload}, {link}: {method} reaches the target before bf16": methods[method]["speed_up_over_bf16"] > 1
-        for workload, links in found.items()
-        for link, methods in links.items()
-        for method in ("eden_2_bits", "allocated_2_bits")
-        if methods.get(method, {}).get("speed_up_over_bf16") is not None
-    }
+    def extrapolated(self, like: Mapping[str, Any], steps: int | None) -> dict[str, Any] | None:
+        """A row of the same workload, link, method, schedule and seed whose seconds were extrapolated from so many
+        steps."""
+        same = ("workload", "link_megabits", "method", "iterations", "seed", "target")
+        found = [row for row in self.rows if all(row[key] == like[key] for key in same) and not row["measured"]]
+        return next((row for row in found if row["extrapolated_from_steps"] == steps), None)
 
 
 class Benchmark:
@@ -279,22 +226,46 @@ class Benchmark:
             return
         whole = self.results.trajectory(trial, target)
         if whole is None:
-            whole = about | self._measured(order, workload, UNLIMITED, every) | {"link_megabits": UNLIMITED}
+            whole = about | self._measured(replace(order, to_the_end=True), workload, UNLIMITED, every)
+            whole["link_megabits"] = UNLIMITED
             yield whole
         if link != UNLIMITED:
-            count = warm_up(every) + (every or 1) * -(-self.choice.measured_steps // (every or 1))
-            steps = replace(order, steps=min(count, whole["steps"]))
-            found, sent = self._on_hosts(steps, link)
-            at = {"reached": whole["reached"], "steps": whole["steps"], "final_metric": whole["final_metric"]}
-            extrapolated = {"measured": False, "extrapolated_from_steps": self.choice.measured_steps}
-            yield about | self._figures(found, sent, at, workload, link, every) | extrapolated
+            yield about | self._extrapolated(about, order, whole, every)
+
+    def _extrapolated(
+        self, about: Mapping[str, Any], order: Order, whole: Mapping[str, Any], every: int | None
+    ) -> dict[str, Any]:
+        """From the steps of the run that went all the way, and seconds of the first ones on the link."""
+        assert self.choice.measured_steps is not None
+        workload, link = about["workload"], about["link_megabits"]
+        at = {key: whole[key] for key in ("reached", "steps", "final_metric", "curve")}
+        like = {**about, "target": whole["target"], "seed": self.choice.steps_of_seed}
+        known = self.results.extrapolated(like, self.choice.measured_steps)
+        if known:
+            first = known["first_seconds"][: at["steps"]]
+            seconds = sum(first) + (at["steps"] - len(first)) * known["seconds_per_step"]
+            ends = {
+                "steps_to_target": at["steps"] if at["reached"] else None,
+                "seconds_to_target": seconds if at["reached"] else None,
+            }
+            return {**known, **about, **at, **ends, "seconds": seconds}
+        count = warm_up(every) + (every or 1) * -(-self.choice.measured_steps // (every or 1))
+        found, sent = self._on_hosts(replace(order, steps=min(count, whole["steps"])), link)
+        return {
+            **self._figures(found, sent, at, workload, link, every),
+            "measured": False,
+            "extrapolated_from_steps": self.choice.measured_steps,
+            "steps_of_seed": about["seed"],
+            "first_seconds": found.seconds[: warm_up(every)],
+        }
 
     def _measured(self, order: Order, workload: str, link: int, every: int | None) -> dict[str, Any]:
         found, sent = self._on_hosts(order, link)
         at = {
             "reached": found.reached is not None,
-            "steps": len(found.seconds),
+            "steps": found.reached or len(found.seconds),
             "final_metric": found.curve[-1][1] if found.curve else None,
+            "curve": found.curve,
         }
         return self._figures(found, sent, at, workload, link, every) | {
             "measured": True,
@@ -306,8 +277,8 @@ class Benchmark:
     ) -> dict[str, Any]:
         """A row's numbers. sent: bytes of the first host's interface, evaluations and headers included. at: how the
         whole run ended."""
-        whole = at["steps"] == len(found.seconds)
-        seconds = sum(found.seconds) if whole else totalled(found.seconds, every, at["steps"])
+        whole = at["steps"] <= len(found.seconds)
+        seconds = sum(found.seconds[: at["steps"]]) if whole else totalled(found.seconds, every, at["steps"])
         phases = {phase: typical([step[phase] for step in found.phases], every) for phase in PHASES}
         return {
             "target": self.choice.target_of(workload),
@@ -328,20 +299,11 @@ class Benchmark:
 
     def _on_hosts(self, order: Order, link: int) -> tuple[Steps, int]:
         """What rank 0 found, and the bytes of its interface. Raises TimeoutError where too little time is left."""
-        from tests.testing.shaped_hosts import shaped_hosts
-
         left = self.until - time.monotonic()
         if left < SHORTEST:
             raise TimeoutError("out of time")
-        if order.steps is not None:
-            never = order.trial["schedule"] | {"evaluate_every": 10**6}
-            order = replace(order, trial=order.trial | {"schedule": never})
-        text = json.dumps(asdict(replace(order, seconds=left)))
-        with shaped_hosts(2, f"{link}mbit" if link else None) as hosts:
-            said = hosts.run([sys.executable, __file__, "--host", text], timeout=left + 1800)
-            sent = hosts.sent_bytes(0)
-        line = next(line for line in said[0].splitlines() if line.startswith("RESULT "))
-        found = Steps(**json.loads(line.removeprefix("RESULT ")))
+        rate = f"{link}mbit" if link else None
+        found, sent = on_hosts(__file__, replace(order, seconds=left), HOSTS, rate, left + 1800)
         if found.cut:
             raise TimeoutError(f"cut off after {len(found.seconds)} steps, {sum(found.seconds):.0f} s of training")
         return found, sent
@@ -370,6 +332,7 @@ def chosen(arguments: Sequence[str]) -> Choice:
     parser.add_argument("--seeds", nargs="+", type=int, default=default.seeds)
     parser.add_argument("--minutes", type=float, default=default.minutes, help="begin and go on for no longer")
     parser.add_argument("--measured-steps", type=int, help="extrapolate from so many steps on each link")
+    parser.add_argument("--steps-of-seed", type=int, help="whose extrapolated steps count for all seeds")
     parser.add_argument("--target", type=float, help="of the test metric; default: the workload's")
     parser.add_argument("--iterations", type=int, help="of the schedule; default: the workload's")
     parser.add_argument("--evaluate-every", type=int, help="steps; default: the workload's")

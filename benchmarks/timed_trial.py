@@ -1,14 +1,15 @@
-"""One rank of a trial on a host of benchmarks/time_to_target.py, by lqray's own loop, with the seconds of each step."""
+"""One rank of a trial on a host, by lqray's own loop, with the seconds of each step; and several of them on hosts."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -29,7 +30,8 @@ WARM_UP = 12
 @dataclass(frozen=True)
 class Order:
     """What a host is to run. metric, higher, target: where the run ends. seconds: of training, after which it is cut
-    off. steps: run no more than so many, and evaluate nothing; None: the trial's. alone: each host trains by itself."""
+    off. steps: run no more than so many, and evaluate nothing; None: the trial's. alone: each host trains by itself.
+    to_the_end: of the schedule, also where the target is reached before."""
 
     trial: dict[str, Any]
     metric: str
@@ -38,12 +40,14 @@ class Order:
     seconds: float
     steps: int | None = None
     alone: bool = False
+    to_the_end: bool = False
 
 
 @dataclass
 class Steps:
     """Of rank 0. seconds, bytes: of each step. phases: seconds of an exchange's phases, by the step it began in.
-    curve: (steps, metric) of the evaluations. reached: steps until the target. cut: whether time ran out."""
+    curve: (steps, metric) of the evaluations. reached: steps until the target. cut: whether time ran out. measured: by
+    step, what telemetry says of its phases and bytes."""
 
     seconds: list[float] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
@@ -51,6 +55,7 @@ class Steps:
     curve: list[tuple[int, float]] = field(default_factory=list)
     reached: int | None = None
     cut: bool = False
+    measured: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 def warm_up(every: int | None) -> int:
@@ -83,11 +88,28 @@ def on_host(text: str) -> None:
         print("RESULT " + json.dumps(vars(found)), flush=True)
 
 
+def on_hosts(script: str, order: Order, hosts: int, rate: str | None, timeout: float) -> tuple[Steps, int]:
+    """Run an order on so many hosts, by `script --host ORDER`: what rank 0 found, and bytes that its interface sent.
+    rate: of the links, as `shaped_hosts` takes it."""
+    from tests.testing.shaped_hosts import shaped_hosts
+
+    if order.steps is not None:
+        never = order.trial["schedule"] | {"evaluate_every": 10**6}
+        order = replace(order, trial=order.trial | {"schedule": never})
+    with shaped_hosts(hosts, rate) as made:
+        said = made.run([sys.executable, script, "--host", json.dumps(asdict(order))], timeout=timeout)
+        sent = made.sent_bytes(0)
+    line = next(line for line in said[0].splitlines() if line.startswith("RESULT "))
+    return Steps(**json.loads(line.removeprefix("RESULT "))), sent
+
+
 def run(order: Order) -> Steps:
     """Train on this rank until the target is reached, the schedule ends, or the order's steps or seconds are over."""
     trial, found, began = Trial.model_validate(order.trial), Steps(), time.monotonic()
 
     def report(update: Report) -> None:
+        own = {key: value for key, value in update.metrics.items() if key.startswith(("time/", "wire/"))}
+        found.measured.setdefault(update.iteration, {}).update(own)
         value = update.metrics.get(order.metric) if update.evaluated else None
         if value is None:
             return
@@ -96,8 +118,9 @@ def run(order: Order) -> Steps:
             found.reached = update.iteration
 
     def stop() -> bool:
-        found.cut = found.reached is None and time.monotonic() - began > order.seconds
-        return found.cut or found.reached is not None
+        there = found.reached is not None and not order.to_the_end
+        found.cut = not there and time.monotonic() - began > order.seconds
+        return found.cut or there
 
     def after_step(at: loop.Stepped) -> None:
         if at.done == order.steps:

@@ -93,6 +93,42 @@ def test_rows_are_kept_and_measured_ones_take_the_place_of_extrapolated_ones(ben
     assert results.trajectory(trial, 0.9)["seconds_per_step"] == 3.0
 
 
+def test_steps_of_one_seed_count_for_the_others(benchmark, tmp_path, monkeypatch):
+    """A run without limits says how many steps each seed takes; how long they take is measured once on a link."""
+    table, timed = benchmark
+    asked = []
+
+    def on_hosts(script, order, hosts, rate, timeout):
+        trial = table.Trial.model_validate(order.trial)
+        asked.append((trial.seed, rate, order.steps, order.to_the_end, order.alone))
+        if order.steps is None:
+            reached = {1: 40, 2: 56}[trial.seed]
+            return timed.Steps(
+                [0.01] * 200, [100] * 200, [dict.fromkeys(timed.PHASES, 0.0)] * 200, [[200, 0.99]], reached
+            ), 0
+        count = order.steps
+        seconds = [9.0] * min(12, count) + [2.0] * (count - 12)
+        return timed.Steps(seconds, [100] * count, [dict.fromkeys(timed.PHASES, 0.0)] * count), 0
+
+    monkeypatch.setattr(table, "on_hosts", on_hosts)
+    choice = table.Choice(
+        ("digits",), (10,), ("bf16",), (1, 2), measured_steps=4, steps_of_seed=1, out=tmp_path / "results.json"
+    )
+    table.Benchmark(choice).run()
+    assert asked == [
+        (1, "10mbit", 30, False, True),
+        (1, None, None, True, False),
+        (1, "10mbit", 16, False, False),
+        (2, None, None, True, False),
+    ]
+    rows = {(one["seed"], one["link_megabits"]): one for one in table.Results(choice.out).rows}
+    assert [rows[seed, 0]["steps"] for seed in (1, 2)] == [40, 56]
+    assert rows[1, 0]["seconds_to_target"] == pytest.approx(0.4)
+    assert rows[1, 10]["seconds_to_target"] == 12 * 9.0 + 28 * 2.0
+    assert rows[2, 10]["seconds_to_target"] == 12 * 9.0 + 44 * 2.0
+    assert (rows[2, 10]["steps_of_seed"], rows[2, 10]["measured"], rows[2, 10]["final_metric"]) == (1, False, 0.99)
+
+
 def test_every_method_makes_a_trial_of_every_workload(benchmark):
     table, _ = benchmark
     choice = table.Choice()

@@ -1,0 +1,70 @@
+"""What runs of benchmarks/time_to_target.py say of methods, beside bf16."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def place(workload: str, link: int) -> str:
+    """How results call a workload on a link of so many Mbit/s, or the link alone."""
+    return f"{workload}, " * bool(workload) + (f"{link} Mbit/s" if link else "unlimited")
+
+
+def wire_seconds(sent: float, link: int) -> float:
+    """Of so many bytes at the rate of a link, in Mbit/s; 0 where it has none."""
+    return 8e-6 * sent / link if link else 0.0
+
+
+def summary(rows: Sequence[Mapping[str, Any]], compute: Mapping[str, float]) -> dict[str, Any]:
+    """By workload, link and method: medians over the seeds that reached the target, and what they are beside bf16.
+    compute: seconds, by `place`."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        goal = f"{row['workload']}, {row['target']:g} within {row['iterations']} steps"
+        at = found.setdefault(goal, {}).setdefault(place("", row["link_megabits"]), {})
+        at.setdefault(row["method"], []).append(row)
+    for links in found.values():
+        for name, methods in links.items():
+            plain = methods.get("bf16")
+            each = {method: _of_method(own, plain) for method, own in methods.items()}
+            if plain and (alone := compute.get(place(plain[0]["workload"], plain[0]["link_megabits"]))):
+                wire = wire_seconds(plain[0]["bytes_per_step"], plain[0]["link_megabits"])
+                each["possible"] = {"step_by_bf16": (alone + wire) / alone, "bf16_wire_seconds": wire}
+            links[name] = each
+    return found
+
+
+def _of_method(rows: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    reached = [row for row in rows if row["reached"]]
+    result: dict[str, Any] = {
+        "seeds": len(rows),
+        "reached": len(reached),
+        "measured": sum(row["measured"] for row in rows),
+        "seconds_to_target": statistics.median(row["seconds_to_target"] for row in reached) if reached else None,
+        "seconds_per_step": statistics.median(row["seconds_per_step"] for row in rows),
+    }
+    base = {row["seed"]: row for row in plain or ()}
+    pairs = [(base[row["seed"]], row) for row in rows if row["seed"] in base]
+    if pairs:
+        steps = [before["seconds_per_step"] / row["seconds_per_step"] for before, row in pairs]
+        result["step_by_bf16"] = statistics.median(steps)
+    ends = [
+        before["seconds_to_target"] / row["seconds_to_target"]
+        for before, row in pairs
+        if before["reached"] and row["reached"]
+    ]
+    result["speed_up_over_bf16"] = statistics.median(ends) if ends else None
+    return result
+
+
+def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
+    """Few-bit methods beside bf16, where both were run."""
+    return {
+        f"{workload}, {link}: {method} reaches the target before bf16": methods[method]["speed_up_over_bf16"] > 1
+        for workload, links in found.items()
+        for link, methods in links.items()
+        for method in ("eden_2_bits", "allocated_2_bits")
+        if methods.get(method, {}).get("speed_up_over_bf16") is not None
+    }
