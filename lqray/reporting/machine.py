@@ -48,6 +48,7 @@ def json_document(comparison: Comparison, stores: Mapping[str, str], more: Seque
         "baseline": comparison.baseline,
         "target": comparison.target,
         "last": comparison.last,
+        "smooth": comparison.smooth,
         "groups": [
             {
                 "keys": dict(group.keys),

@@ -13,6 +13,7 @@ from lqray.experiment.headline import higher_is_better, written
 from lqray.reporting.comparison import Comparison, Group, Spread
 from lqray.reporting.methods import look
 from lqray.reporting.selection import METHOD
+from lqray.reporting.targets import some_of, target_note
 from lqray.store.tags import DATA, PARTS
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def notes(comparison: Comparison) -> list[str]:
             shown = "; ".join(" and ".join(f"{runs} of {one}" for one, runs in each.items()) for each in several[:4])
             said.append(f"{what[0]}: {len(several)} rows have runs {what[1]} ({shown}): lqray compare.")
     if comparison.target is not None:
-        said.append(f"To {_number(comparison.metrics[0])(comparison.target)}: of the runs that reached it.")
+        said.append(target_note(comparison.metrics[0], comparison.target, comparison.smooth))
     return said
 
 
@@ -155,8 +156,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
             measured = group.metrics[name]
             if not measured.reached:
                 return NOTHING
-            some = f" ({measured.reached} of {len(group.finished)})" if measured.reached < len(group.finished) else ""
-            return shape(measured.to_target[what].mean) + some
+            return shape(measured.to_target[what].mean) + some_of(measured.reached, len(group.finished))
 
         return cell
 

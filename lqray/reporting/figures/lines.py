@@ -11,9 +11,9 @@ import numpy as np
 
 from lqray.experiment.headline import is_share
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
-from lqray.reporting.figures.seeds import Band, across, smoothed
+from lqray.reporting.figures.seeds import Band, across
 from lqray.reporting.figures.style import bounds, handle, shown_name
-from lqray.reporting.histories import History
+from lqray.reporting.histories import History, smoothed
 from lqray.store.runs import Run
 
 if TYPE_CHECKING:

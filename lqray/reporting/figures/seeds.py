@@ -79,16 +79,3 @@ def interval(rows: Array, logarithmic: bool = False) -> tuple[Array, Array, Arra
 
     half = float(stdtrit(count - 1, 0.975)) * clean.std(axis=0, ddof=1) / math.sqrt(count)
     return mean, mean - half, mean + half
-
-
-def smoothed(history: History, points: int) -> History:
-    """Each value the mean of the `points` around it that are finite, fewer at the ends; what is not finite stays."""
-    if points < 2:
-        return history
-    finite = np.isfinite(history.values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, history.values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(history))
-    first, last = np.maximum(index - (points - 1) // 2, 0), np.minimum(index + points // 2 + 1, len(history))
-    means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
-    return History(history.steps, np.where(finite, means, history.values), history.times)

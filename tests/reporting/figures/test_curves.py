@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.colors import same_color
 from scipy import stats
 
-from lqray.reporting.figures.seeds import across, smoothed
+from lqray.reporting.figures.seeds import across
 from lqray.reporting.figures.style import MOST_IN_LEGEND
-from lqray.reporting.histories import history
+from lqray.reporting.histories import history, smoothed
 from lqray.reporting.methods import look
 from lqray.reporting.planned import Recorded
 from lqray.reporting.plot import Request, plot
