@@ -14,6 +14,7 @@ from lqray.experiment.errors import did_you_mean
 from lqray.experiment.foreign import whole_number
 from lqray.experiment.headline import ACCURACY, Headline, common_headline, higher_is_better
 from lqray.reporting.histories import History, of_runs
+from lqray.reporting.intervals import Spread, kind_of, spread
 from lqray.reporting.methods import in_order
 from lqray.reporting.selection import (
     METHOD,
@@ -30,40 +31,6 @@ from lqray.reporting.targets import BYTES, BYTES_A_STEP, COSTS, SECONDS_A_STEP, 
 from lqray.store.runs import Run
 
 _LAST = 5
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number of each run of a group. values: by run id; runs that have none are left out, what is not finite is
-    kept.
-
-    mean, std (ddof = 1), low and high (95% interval of the mean by Student's t) are of those that are finite; NaN where
-    there are too few.
-    """
-
-    values: Mapping[str, float]
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    @property
-    def count(self) -> int:
-        """Runs that entered."""
-        return sum(math.isfinite(value) for value in self.values.values())
-
-    @property
-    def not_finite(self) -> int:
-        """Runs whose number is NaN or infinite."""
-        return len(self.values) - self.count
-
-    @property
-    def representative(self) -> float:
-        """The mean; where no run's number is finite, what they are: an infinity if they agree in it, or NaN."""
-        if self.count or not self.values:
-            return self.mean
-        first = next(iter(self.values.values()))
-        return first if all(value == first for value in self.values.values()) else math.nan
 
 
 @dataclass(frozen=True)
@@ -204,19 +171,6 @@ def compare_groups(
     return Comparison(keys, chosen, baseline, target, last, tuple(groups), headline, smooth)
 
 
-def spread(values: Mapping[str, float]) -> Spread:
-    """Statistics of one number a run."""
-    usable = np.array([value for value in values.values() if math.isfinite(value)], np.float64)
-    mean = float(usable.mean()) if len(usable) else math.nan
-    if len(usable) < 2:
-        return Spread(values, mean, math.nan, math.nan, math.nan)
-    from scipy.stats import t
-
-    std = float(usable.std(ddof=1))
-    half = float(t.ppf(0.975, len(usable) - 1)) * std / math.sqrt(len(usable))
-    return Spread(values, mean, std, mean - half, mean + half)
-
-
 def _measured(
     name: str,
     higher: bool,
@@ -243,10 +197,11 @@ def _measured(
     difference = against.difference(name, finished) if against else None
     reached = {} if target is None else to_target(finished, read, name, target, higher, smooth)
     until = {
-        what: spread({run_id: getattr(values, what) for run_id, values in reached.items()})
+        what: spread({run_id: getattr(values, what) for run_id, values in reached.items()}, "nonnegative")
         for what in (() if target is None else COSTS)
     }
-    return Measured(spread(final), spread(best), spread(tail), difference, until, len(reached))
+    kind = kind_of(name)
+    return Measured(spread(final, kind), spread(best, kind), spread(tail, kind), difference, until, len(reached))
 
 
 class _Baseline:
@@ -299,7 +254,7 @@ def _costs(members: Sequence[Run]) -> dict[str, Spread]:
         "seconds_per_step": {one.run_id: one.metrics.get(SECONDS_A_STEP) for one in finished},
     }
     return {
-        name: spread({run_id: value for run_id, value in values.items() if value is not None})
+        name: spread({run_id: value for run_id, value in values.items() if value is not None}, "nonnegative")
         for name, values in found.items()
     }
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lqray.experiment.foreign import in_csv
-from lqray.reporting.comparison import Comparison, Group, Measured, Spread
+from lqray.reporting.comparison import Comparison, Group, Measured
+from lqray.reporting.intervals import Spread
 
 
 def csv_table(comparison: Comparison, more: Sequence[Mapping[str, float | None]] = ()) -> str:

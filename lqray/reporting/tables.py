@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from lqray.experiment.digests import differ
 from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
 from lqray.experiment.headline import higher_is_better, written
-from lqray.reporting.comparison import Comparison, Group, Spread
+from lqray.reporting.comparison import Comparison, Group
+from lqray.reporting.intervals import Spread
 from lqray.reporting.methods import look
 from lqray.reporting.selection import METHOD
 from lqray.reporting.targets import some_of, target_note
@@ -99,7 +100,7 @@ def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Se
 
 def notes(comparison: Comparison) -> list[str]:
     """What the columns mean, in sentences."""
-    said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t)."]
+    said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."]
     if any(one.difference for group in comparison.groups for one in group.metrics.values()):
         said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
     if any(group.not_finite for group in comparison.groups):
