@@ -105,6 +105,7 @@ def report(
     where: str | Sequence[str] | Mapping[str, Any] = (),
     everything: bool = False,
     uri: str | None = None,
+    smooth: int = 0,
 ) -> pd.DataFrame:
     """Compare the runs of experiments, as `lqray report` does: a row for each group, with means, standard deviations,
     95% intervals and paired tests over seeds, and costs; `.attrs["notes"]` says what the columns mean.
@@ -119,9 +120,18 @@ def report(
 
     _check("experiments", "none", bool(experiments), "one or more, names or files")
     _check("last", last, last >= 1, "at least 1")
+    _check("smooth", smooth, smooth >= 0, "0 for no running mean, or more")
     conditions = [f"{key}={value}" for key, value in where.items()] if isinstance(where, Mapping) else _several(where)
     options = ReportOptions(
-        _several(metrics), _several(group_by), baseline, target, last, _several(only), conditions, everything
+        _several(metrics),
+        _several(group_by),
+        baseline,
+        target,
+        last,
+        _several(only),
+        conditions,
+        everything,
+        smooth=smooth,
     )
     with _words_of_the_store():
         return report_frame(make_report(recorded([str(one) for one in experiments], uri), options))

@@ -68,6 +68,9 @@ def _workers(_context: click.Context, _parameter: click.Parameter, text: str | N
 @click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
 @click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
 @click.option(
+    "--smooth", type=click.IntRange(2), metavar="N", help="With --target: its running mean over N evaluations."
+)
+@click.option(
     "--last", type=click.IntRange(1), default=5, show_default=True, help="Evaluations in the mean at the end."
 )
 @click.option(
@@ -89,6 +92,7 @@ def report(
     group_by: tuple[str, ...],
     baseline: str | None,
     target: float | None,
+    smooth: int | None,
     last: int,
     links: tuple[Link, ...],
     workers: tuple[int, ...] | None,
@@ -105,12 +109,17 @@ def report(
     from lqray.reporting.records import UnknownExperimentError
     from lqray.reporting.report import ReportOptions, make_report, show, written
     from lqray.reporting.selection import UnknownKeyError
+    from lqray.reporting.targets import TargetError
 
+    if smooth and target is None:
+        raise click.UsageError("found --smooth without --target; allowed: both, such as --smooth 5 --target 0.9")
     if workers and not links:
         raise click.UsageError("found --workers without --link; allowed: both, such as --link 100mbit --workers 2,8")
     hosts = workers or (2, 8, 64)
-    options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything, links, hosts)
-    with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError):
+    options = ReportOptions(
+        metrics, group_by, baseline, target, last, only, where, everything, links, hosts, smooth or 0
+    )
+    with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError, TargetError):
         made = make_report(shared.recorded(experiments, uri), options)
     if shape == "terminal":
         show(shared.console(), made)
@@ -209,9 +218,10 @@ def plot(
     from lqray.reporting.plot import plot as draw
     from lqray.reporting.records import UnknownExperimentError
     from lqray.reporting.selection import UnknownKeyError
+    from lqray.reporting.targets import TargetError
 
     with shared.clear_errors(
-        UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError
+        UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError, TargetError
     ):
         options = Options(metrics, group_by, target, smooth or 0, width)
         request = Request(kind, options, only, where, running, everything, formats, out)

@@ -77,6 +77,13 @@ def is_share(metric: str) -> bool:
     return metric.endswith(("accuracy", "error"))
 
 
+def is_nonnegative(metric: str) -> bool:
+    """Whether it cannot be negative, as far as its name says: losses, perplexities, variances, seconds, bytes."""
+    return metric.startswith(("wire/", "time/")) or metric.endswith(
+        ("loss", "perplexity", "bits_per_byte", "variance", "nmse", "norm")
+    )
+
+
 def written(metric: str, value: float, digits: int = 4) -> str:
     """A value of a metric: shares of examples in percent, else so many significant digits."""
     return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.{digits}g}"

@@ -6,13 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from lqray.experiment.errors import did_you_mean
 from lqray.experiment.foreign import whole_number
 from lqray.experiment.headline import ACCURACY, Headline, common_headline, higher_is_better
-from lqray.reporting.histories import History, read_histories
+from lqray.reporting.histories import History, of_runs
+from lqray.reporting.intervals import Spread, kind_of, spread
 from lqray.reporting.methods import in_order
 from lqray.reporting.selection import (
     METHOD,
@@ -25,45 +27,10 @@ from lqray.reporting.selection import (
     metrics_of,
     resolved,
 )
+from lqray.reporting.targets import BYTES, BYTES_A_STEP, COSTS, SECONDS_A_STEP, Read, check_target, to_target
 from lqray.store.runs import Run
 
-BYTES, SECONDS = "wire/total_bytes_sent", "time/training_seconds"
-_BYTES_A_STEP = "wire/bytes_sent"
 _LAST = 5
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number of each run of a group. values: by run id; runs that have none are left out, what is not finite is
-    kept.
-
-    mean, std (ddof = 1), low and high (95% interval of the mean by Student's t) are of those that are finite; NaN where
-    there are too few.
-    """
-
-    values: Mapping[str, float]
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    @property
-    def count(self) -> int:
-        """Runs that entered."""
-        return sum(math.isfinite(value) for value in self.values.values())
-
-    @property
-    def not_finite(self) -> int:
-        """Runs whose number is NaN or infinite."""
-        return len(self.values) - self.count
-
-    @property
-    def representative(self) -> float:
-        """The mean; where no run's number is finite, what they are: an infinity if they agree in it, or NaN."""
-        if self.count or not self.values:
-            return self.mean
-        first = next(iter(self.values.values()))
-        return first if all(value == first for value in self.values.values()) else math.nan
 
 
 @dataclass(frozen=True)
@@ -128,8 +95,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups in the order of methods. keys: those that tell them apart. target: of the first metric. headline: by which
-    the trials are judged."""
+    """Groups in the order of methods. keys: those that tell them apart. target: of the first metric; of its running
+    mean of `smooth` evaluations, where that is not 0. headline: by which the trials are judged."""
 
     keys: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -138,6 +105,7 @@ class Comparison:
     last: int
     groups: tuple[Group, ...]
     headline: Headline = ACCURACY
+    smooth: int = 0
 
 
 def compare_groups(
@@ -149,13 +117,14 @@ def compare_groups(
     target: float | None = None,
     last: int = _LAST,
     histories: bool = True,
+    smooth: int = 0,
 ) -> Comparison:
     """Compare the latest attempts of trials. records: at most one a trial; of MISSING ones only their params count.
 
     metrics: final values to compare, by default that by which the trials are judged. group_by: parameters, or their
     endings, by default those that vary; `trial` for each trial on its own. baseline: a method, by default
     full_precision where it is among the runs. histories: False leaves out what needs them (best, last, to_target), and
-    reads none. Raises UnknownKeyError.
+    reads none. target, smooth: see `targets`. Raises UnknownKeyError, TargetError.
     """
     records = alike(records)
     headline = common_headline(one.params for one in records)
@@ -168,9 +137,15 @@ def compare_groups(
     elif baseline not in methods:
         hint = did_you_mean(baseline, methods)
         raise UnknownKeyError(f"found baseline {baseline!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(methods)}")
-    read = {name: _histories(uri, records, name) for name in chosen} if histories else {}
+    if target is not None:
+        check_target(target, chosen[0], (one.metrics[chosen[0]] for one in records if chosen[0] in one.metrics))
+    finished = [one for one in records if one.status == "FINISHED"]
+
+    @cache
+    def read(key: str) -> Mapping[str, History]:
+        return of_runs(uri, finished, key) if histories else {}
+
     against = _Baseline(records, grouping_keys(records), baseline) if baseline else None
-    costs = _Progress(uri, records) if target is not None and histories else None
     groups = [
         Group(
             dict(zip(keys, values, strict=True)),
@@ -181,11 +156,11 @@ def compare_groups(
                     name,
                     higher_is_better(name, headline),
                     members,
-                    read.get(name, {}),
+                    read,
                     against,
-                    target if not index else None,
-                    costs,
+                    None if index else target,
                     last,
+                    smooth,
                 )
                 for index, name in enumerate(chosen)
             },
@@ -193,47 +168,24 @@ def compare_groups(
         )
         for values, members in grouped(records, keys)
     ]
-    return Comparison(keys, chosen, baseline, target, last, tuple(groups), headline)
-
-
-def spread(values: Mapping[str, float]) -> Spread:
-    """Statistics of one number a run."""
-    usable = np.array([value for value in values.values() if math.isfinite(value)], np.float64)
-    mean = float(usable.mean()) if len(usable) else math.nan
-    if len(usable) < 2:
-        return Spread(values, mean, math.nan, math.nan, math.nan)
-    from scipy.stats import t
-
-    std = float(usable.std(ddof=1))
-    half = float(t.ppf(0.975, len(usable) - 1)) * std / math.sqrt(len(usable))
-    return Spread(values, mean, std, mean - half, mean + half)
-
-
-def _histories(uri: str, records: Sequence[Run], key: str) -> dict[str, History]:
-    """Of the finished runs, by experiment one query."""
-    found: dict[str, History] = {}
-    for experiment in dict.fromkeys(one.experiment for one in records):
-        ids = [one.run_id for one in records if one.experiment == experiment and one.status == "FINISHED"]
-        if ids:
-            found |= read_histories(uri, experiment, ids, key)
-    return found
+    return Comparison(keys, chosen, baseline, target, last, tuple(groups), headline, smooth)
 
 
 def _measured(
     name: str,
     higher: bool,
     members: Sequence[Run],
-    read: Mapping[str, History],
+    read: Read,
     against: _Baseline | None,
     target: float | None,
-    progress: _Progress | None,
     last: int,
+    smooth: int,
 ) -> Measured:
     finished = [one for one in members if one.status == "FINISHED"]
     final = {one.run_id: one.metrics[name] for one in finished if name in one.metrics}
-    best, tail = {}, {}
+    best, tail, histories = {}, {}, read(name)
     for one in finished:
-        points, ended = read.get(one.run_id), final.get(one.run_id, 0.0)
+        points, ended = histories.get(one.run_id), final.get(one.run_id, 0.0)
         if points is not None:
             usable = points.values[np.isfinite(points.values)]
             extreme = np.max if higher else np.min
@@ -243,47 +195,13 @@ def _measured(
             best.setdefault(one.run_id, math.nan)
             tail[one.run_id] = ended
     difference = against.difference(name, finished) if against else None
-    reached: dict[str, dict[str, float]] = {}
-    if target is not None and progress:
-        for one in finished:
-            at = _first_at(read.get(one.run_id), target, higher)
-            if at is not None:
-                reached[one.run_id] = progress.until(one, at)
+    reached = {} if target is None else to_target(finished, read, name, target, higher, smooth)
     until = {
-        what: spread({run_id: values[what] for run_id, values in reached.items()})
-        for what in (("steps", "seconds", "bytes") if target is not None else ())
+        what: spread({run_id: getattr(values, what) for run_id, values in reached.items()}, "nonnegative")
+        for what in (() if target is None else COSTS)
     }
-    return Measured(spread(final), spread(best), spread(tail), difference, until, len(reached))
-
-
-def _first_at(points: History | None, target: float, higher: bool) -> int | None:
-    if points is None:
-        return None
-    there = np.isfinite(points.values) & (points.values >= target if higher else points.values <= target)
-    return int(points.steps[there.argmax()]) if there.any() else None
-
-
-class _Progress:
-    """Seconds of training and bytes that a process has sent after a step of a run; where a run did not record them,
-    from its seconds and bytes per step."""
-
-    def __init__(self, uri: str, records: Sequence[Run]) -> None:
-        self._seconds = _histories(uri, records, SECONDS)
-        self._bytes = _histories(uri, records, BYTES)
-
-    def until(self, record: Run, step: int) -> dict[str, float]:
-        return {
-            "steps": float(step),
-            "seconds": self._at(self._seconds, record, step, "time/seconds_per_step"),
-            "bytes": self._at(self._bytes, record, step, "wire/bytes_sent"),
-        }
-
-    @staticmethod
-    def _at(histories: Mapping[str, History], record: Run, step: int, per_step: str) -> float:
-        points = histories.get(record.run_id)
-        if points is not None and step in points.steps:
-            return float(points.values[np.searchsorted(points.steps, step)])
-        return record.metrics.get(per_step, math.nan) * step
+    kind = kind_of(name)
+    return Measured(spread(final, kind), spread(best, kind), spread(tail, kind), difference, until, len(reached))
 
 
 class _Baseline:
@@ -333,10 +251,10 @@ def _costs(members: Sequence[Run]) -> dict[str, Spread]:
     found = {
         "bits_per_coordinate": {one.run_id: one.metrics.get("wire/bits_per_coordinate") for one in finished},
         "bytes_sent": {one.run_id: bytes_sent(one) for one in finished},
-        "seconds_per_step": {one.run_id: one.metrics.get("time/seconds_per_step") for one in finished},
+        "seconds_per_step": {one.run_id: one.metrics.get(SECONDS_A_STEP) for one in finished},
     }
     return {
-        name: spread({run_id: value for run_id, value in values.items() if value is not None})
+        name: spread({run_id: value for run_id, value in values.items() if value is not None}, "nonnegative")
         for name, values in found.items()
     }
 
@@ -346,5 +264,5 @@ def bytes_sent(record: Run) -> float | None:
     where it says nothing of either, or its steps are not known."""
     if BYTES in record.metrics:
         return record.metrics[BYTES]
-    iterations, each = whole_number(record.params.get("schedule.iterations", ""), 0), record.metrics.get(_BYTES_A_STEP)
+    iterations, each = whole_number(record.params.get("schedule.iterations", ""), 0), record.metrics.get(BYTES_A_STEP)
     return each * iterations if iterations and each is not None else None

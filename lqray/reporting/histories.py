@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from lqray.reporting.exported import export_folder, points_in
 from lqray.store import tables
-from lqray.store.runs import number
+from lqray.store.runs import Run, number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +46,31 @@ def read_histories(uri: str, experiment: str, run_ids: Collection[str], key: str
         lambda connection: _from_tables(connection, experiment, wanted, key),
         lambda client: _from_client(client, sorted(wanted), key),
     )
+
+
+def of_runs(uri: str, records: Iterable[Run], key: str) -> dict[str, History]:
+    """By run id, the whole history of a metric of runs of any experiments of a store; see `read_histories`."""
+    ids: dict[str, list[str]] = {}
+    for one in records:
+        ids.setdefault(one.experiment, []).append(one.run_id)
+    return {
+        run_id: points
+        for experiment, wanted in ids.items()
+        for run_id, points in read_histories(uri, experiment, wanted, key).items()
+    }
+
+
+def smoothed(history: History, points: int) -> History:
+    """Each value the mean of the `points` around it that are finite, fewer at the ends; what is not finite stays."""
+    if points < 2:
+        return history
+    finite = np.isfinite(history.values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, history.values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    index = np.arange(len(history))
+    first, last = np.maximum(index - (points - 1) // 2, 0), np.minimum(index + points // 2 + 1, len(history))
+    means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
+    return History(history.steps, np.where(finite, means, history.values), history.times)
 
 
 def history(steps: Any, values: Any, milliseconds: Any) -> History:

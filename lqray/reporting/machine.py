@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lqray.experiment.foreign import in_csv
-from lqray.reporting.comparison import Comparison, Group, Measured, Spread
+from lqray.reporting.comparison import Comparison, Group, Measured
+from lqray.reporting.intervals import Spread
 
 
 def csv_table(comparison: Comparison, more: Sequence[Mapping[str, float | None]] = ()) -> str:
@@ -48,6 +49,7 @@ def json_document(comparison: Comparison, stores: Mapping[str, str], more: Seque
         "baseline": comparison.baseline,
         "target": comparison.target,
         "last": comparison.last,
+        "smooth": comparison.smooth,
         "groups": [
             {
                 "keys": dict(group.keys),

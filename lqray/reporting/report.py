@@ -29,7 +29,7 @@ Format = Literal["terminal", "markdown", "csv", "json", "latex"]
 @dataclass(frozen=True)
 class ReportOptions:
     """The options of `lqray report`; see its help. everything: also runs that the plan does not have. links, workers:
-    of modelled steps; no links, no model."""
+    of modelled steps; no links, no model. smooth: evaluations of a running mean that is to be at the target."""
 
     metrics: Sequence[str] = ()
     group_by: Sequence[str] = ()
@@ -41,6 +41,7 @@ class ReportOptions:
     everything: bool = False
     links: Sequence[Link] = ()
     workers: Sequence[int] = ()
+    smooth: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Report:
 
 
 def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Report:
-    """Read and compare. Raises UnknownExperimentError, SeveralStoresError, UnknownKeyError."""
+    """Read and compare. Raises UnknownExperimentError, SeveralStoresError, UnknownKeyError, TargetError."""
     records, remarks = planned_records(experiments, options.everything)
     chosen = select(records, options.only, options.where)
     if records and not chosen:
@@ -66,7 +67,14 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
         remarks.append("There are no trials of lqray.")
     group_by = options.group_by
     comparison = compare_groups(
-        chosen, experiments[0].uri, options.metrics, group_by, options.baseline, options.target, options.last
+        chosen,
+        experiments[0].uri,
+        options.metrics,
+        group_by,
+        options.baseline,
+        options.target,
+        options.last,
+        smooth=options.smooth,
     )
     counts = Counter(one.state for one in chosen)
     if set(counts) - {"finished"}:

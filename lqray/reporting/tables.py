@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from lqray.experiment.digests import differ
 from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
 from lqray.experiment.headline import higher_is_better, written
-from lqray.reporting.comparison import Comparison, Group, Spread
+from lqray.reporting.comparison import Comparison, Group
+from lqray.reporting.intervals import Spread
 from lqray.reporting.methods import look
 from lqray.reporting.selection import METHOD
+from lqray.reporting.targets import some_of, target_note
 from lqray.store.tags import DATA, PARTS
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Se
 
 def notes(comparison: Comparison) -> list[str]:
     """What the columns mean, in sentences."""
-    said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t)."]
+    said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."]
     if any(one.difference for group in comparison.groups for one in group.metrics.values()):
         said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
     if any(group.not_finite for group in comparison.groups):
@@ -108,7 +110,7 @@ def notes(comparison: Comparison) -> list[str]:
             shown = "; ".join(" and ".join(f"{runs} of {one}" for one, runs in each.items()) for each in several[:4])
             said.append(f"{what[0]}: {len(several)} rows have runs {what[1]} ({shown}): lqray compare.")
     if comparison.target is not None:
-        said.append(f"To {_number(comparison.metrics[0])(comparison.target)}: of the runs that reached it.")
+        said.append(target_note(comparison.metrics[0], comparison.target, comparison.smooth))
     return said
 
 
@@ -155,8 +157,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
             measured = group.metrics[name]
             if not measured.reached:
                 return NOTHING
-            some = f" ({measured.reached} of {len(group.finished)})" if measured.reached < len(group.finished) else ""
-            return shape(measured.to_target[what].mean) + some
+            return shape(measured.to_target[what].mean) + some_of(measured.reached, len(group.finished))
 
         return cell
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from lqray.reporting.figures.lines import draw_points, is_logarithmic, label_metric, limit
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
-from lqray.reporting.figures.seeds import Band, interval
+from lqray.reporting.figures.seeds import Band
 from lqray.reporting.figures.style import bounds, handle, legend, panels
+from lqray.reporting.intervals import interval, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def _band(recordings: Recordings, group: Group, key: str, metric: str) -> Band:
     if left_out:
         recordings.remark(f"{group.label}: {left_out} runs are left out, whose {metric} is missing or not finite")
     places = sorted(by_value, key=lambda at: (math.isnan(at), at))
-    columns = [interval(np.asarray(by_value[at])[:, None], is_logarithmic(metric)) for at in places]
+    columns = [interval(np.asarray(by_value[at])[:, None], kind_of(metric), is_logarithmic(metric)) for at in places]
     mean, low, high = (np.asarray([column[part][0] for column in columns]) for part in range(3))
     return Band(np.asarray(places), mean, low, high, len(group.finished))
 

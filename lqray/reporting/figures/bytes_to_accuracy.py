@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lqray.experiment.headline import higher_is_better
 from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
-from lqray.reporting.figures.seeds import Band
 from lqray.reporting.figures.sent import NOTHING_SENT, bytes_axis, bytes_sent, readable
 from lqray.reporting.figures.style import legend, panels
+from lqray.reporting.targets import check_target, some_of, to_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,9 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     """A panel for each metric, by default the headline. Bytes are the mean over the runs of a group of
     wire/total_bytes_sent; of runs that have not recorded it (older ones) the mean of wire/bytes_sent times the step.
 
-    target: a line there, and in the legend the bytes at which a group's mean first is there: from below where more is
-    better (accuracies), else from above. Raises NothingToDrawError, UnknownKeyError.
+    target: a line there; a mark on it, and in the legend, at the mean over a group's runs of what each had sent when it
+    was first there, the number that `lqray report --target` has (see `targets`). Raises NothingToDrawError,
+    UnknownKeyError, TargetError.
     """
     metrics = recordings.shown(options.metrics)
     groups = recordings.groups(options.group_by)
@@ -47,16 +48,10 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         label_metric(panel, key, options)
         bytes_axis(panel, [part for one in curves for part in (one.band.x, *(trace.x for trace in one.running))])
         if options.target is not None:
-            notes |= _mark(panel, curves, options.target, higher=higher_is_better(key, recordings.headline))
+            notes |= _mark(panel, recordings, key, [one.group for one in curves], options)
         drawn += curves
     legend(figure, entries(drawn, notes), band_note((one.group for one in drawn), map(is_logarithmic, metrics)))
     return figure
-
-
-def reached(band: Band, target: float, higher: bool) -> int | None:
-    """Index of the first point of the mean that is at the target or better; None where none is."""
-    there = band.mean >= target if higher else band.mean <= target
-    return int(there.argmax()) if there.any() else None
 
 
 def _by_bytes(recordings: Recordings, curve: Curve) -> Curve | None:
@@ -80,16 +75,26 @@ def _bytes(recordings: Recordings, group: Group, steps: NDArray[np.float64]) -> 
     return None if len(steps) else steps  # without a finished run there is no band to place
 
 
-def _mark(panel: Axes, curves: Sequence[Curve], target: float, higher: bool) -> dict[str, str]:
+def _mark(
+    panel: Axes, recordings: Recordings, metric: str, groups: Sequence[Group], options: Options
+) -> dict[str, str]:
+    """By label of a group, what the legend says of it."""
+    target, higher = options.target, higher_is_better(metric, recordings.headline)
+    assert target is not None
+    check_target(target, metric, (one.metrics[metric] for one in recordings.records if metric in one.metrics))
     panel.axhline(target, color="0.4", linewidth=0.7, linestyle="--", zorder=1, gid="target")
     notes = {}
-    for one in curves:
-        index = reached(one.band, target, higher)
-        if index is None:
-            notes[one.group.label] = " (not reached)"
+    for one in groups:
+        runs = one.finished
+        found = to_target(runs, recordings.histories, metric, target, higher, options.smooth)
+        sent = [each.bytes for each in found.values() if np.isfinite(each.bytes)]
+        if 0 < len(found) < len(runs):
+            recordings.remark(f"{one.label}: {len(found)} of {len(runs)} runs reached the target; the mark is of these")
+        if not sent:
+            notes[one.label] = " (not reached)"
             continue
-        x, y = one.band.x[index], one.band.mean[index]
-        notes[one.group.label] = f" ({readable(x)})"
-        colour = one.group.look.colour
-        panel.plot([x], [y], marker="o", markersize=7, markerfacecolor="none", color=colour, zorder=4, gid="reached")
+        x = float(np.mean(sent))
+        notes[one.label] = f" ({readable(x)}){some_of(len(found), len(runs))}"
+        mark: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "gid": "reached"}
+        panel.plot([x], [target], color=one.look.colour, zorder=4, **mark)
     return notes

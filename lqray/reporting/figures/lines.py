@@ -11,9 +11,10 @@ import numpy as np
 
 from lqray.experiment.headline import is_share
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
-from lqray.reporting.figures.seeds import Band, across, smoothed
+from lqray.reporting.figures.seeds import Band, across
 from lqray.reporting.figures.style import bounds, handle, shown_name
-from lqray.reporting.histories import History
+from lqray.reporting.histories import History, smoothed
+from lqray.reporting.intervals import kind_of
 from lqray.store.runs import Run
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def curves_of(
             for one in group.running
             if one.run_id in found
         )
-        band = across(runs, is_logarithmic(key))
+        band = across(runs, kind_of(key), is_logarithmic(key))
         if not len(band) and not running:
             without.append(group.label)
             continue

@@ -12,9 +12,10 @@ import numpy as np
 from lqray.experiment.headline import higher_is_better
 from lqray.reporting.figures.lines import draw_points, is_logarithmic, label_metric, limit
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
-from lqray.reporting.figures.seeds import Band, interval
+from lqray.reporting.figures.seeds import Band
 from lqray.reporting.figures.sent import NOTHING_SENT, bytes_a_step, bytes_axis, readable
 from lqray.reporting.figures.style import handle, legend, panels
+from lqray.reporting.intervals import interval, kind_of
 from lqray.reporting.selection import natural
 from lqray.store.runs import Run
 
@@ -87,7 +88,7 @@ def _line(recordings: Recordings, group: Group, metric: str) -> _Line | None:
     every = sorted(by_every, key=natural)
     columns = [np.asarray(by_every[one]) for one in every]
     x = np.asarray([column[:, 0].mean() for column in columns])
-    each = [interval(column[:, 1:], is_logarithmic(metric)) for column in columns]
+    each = [interval(column[:, 1:], kind_of(metric), is_logarithmic(metric)) for column in columns]
     mean, low, high = (np.asarray([one[part][0] for one in each]) for part in range(3))
     return _Line(group, tuple(every), Band(x, mean, low, high, len(group.finished)))
 

@@ -3,14 +3,13 @@
 Runs are compared at the steps that they share. Where these are less than half of what the shortest of them has (runs
 that were measured at different intervals), at the steps of all of them, linearly between a run's own points, and only
 where every run has been: nothing is drawn beyond the end of the first that ends. A step at which a run is not finite is
-a gap. The interval is Student's t, of the mean over the runs; one run has none. For logarithmic axes both are of the
-logarithms: the geometric mean, whose interval does not reach below zero.
+a gap. The interval is that of `intervals`; one run has none. For logarithmic axes both are of the logarithms: the
+geometric mean, whose interval does not reach below zero.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lqray.reporting.histories import History
+from lqray.reporting.intervals import Kind, interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,8 +44,8 @@ class Band:
         return Band(x, self.mean, self.low, self.high, self.runs, self.cut)
 
 
-def across(histories: Sequence[History], logarithmic: bool = False) -> Band:
-    """Over the runs of a group; empty where they have no step in common."""
+def across(histories: Sequence[History], kind: Kind = "any", logarithmic: bool = False) -> Band:
+    """Over the runs of a group; empty where they have no step in common. kind: of the metric."""
     used = [one for one in histories if len(one)]
     if not used:
         nothing = np.zeros(0)
@@ -59,36 +59,6 @@ def across(histories: Sequence[History], logarithmic: bool = False) -> Band:
         union = np.unique(np.concatenate([one.steps for one in used]))
         grid = union[(union >= first) & (union <= last)]
         rows = np.stack([np.interp(grid, one.steps, one.values) for one in used])
-    mean, low, high = interval(rows, logarithmic)
+    mean, low, high = interval(rows, kind, logarithmic)
     cut = len(grid) > 0 and any(one.steps[-1] > grid[-1] for one in used)
     return Band(grid.astype(np.float64), mean, low, high, len(used), cut)
-
-
-def interval(rows: Array, logarithmic: bool = False) -> tuple[Array, Array, Array]:
-    """Mean, and the ends of its 95% interval, of rows (runs, n): (n,) each; NaN where a run is not finite (logarithmic:
-    or not positive), and the ends also with one run."""
-    if logarithmic:
-        mean, low, high = interval(np.log(np.where(rows > 0, rows, np.nan)))
-        return np.exp(mean), np.exp(low), np.exp(high)
-    clean = np.where(np.isfinite(rows), rows, np.nan)
-    mean = clean.mean(axis=0)
-    count = len(rows)
-    if count < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(count - 1, 0.975)) * clean.std(axis=0, ddof=1) / math.sqrt(count)
-    return mean, mean - half, mean + half
-
-
-def smoothed(history: History, points: int) -> History:
-    """Each value the mean of the `points` around it that are finite, fewer at the ends; what is not finite stays."""
-    if points < 2:
-        return history
-    finite = np.isfinite(history.values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, history.values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(history))
-    first, last = np.maximum(index - (points - 1) // 2, 0), np.minimum(index + points // 2 + 1, len(history))
-    means = (sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1)
-    return History(history.steps, np.where(finite, means, history.values), history.times)

@@ -10,32 +10,29 @@ import numpy as np
 
 from lqray.reporting.figures.recordings import Recordings
 from lqray.reporting.figures.style import bounds
+from lqray.reporting.targets import BYTES, BYTES_A_STEP, until
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-_TOTAL, _STEP = "wire/total_bytes_sent", "wire/bytes_sent"
 _NARROW = 100
 """An axis that ends before so many times its beginning has ticks at 2 and 5, too."""
-NOTHING_SENT = f"no trial that has sent anything has recorded {_TOTAL} or {_STEP}"
+NOTHING_SENT = f"no trial that has sent anything has recorded {BYTES} or {BYTES_A_STEP}"
 
 
 def bytes_sent(recordings: Recordings, run_id: str, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """By a run until each of these steps, (n,); None where nothing is sent or known. Of wire/total_bytes_sent, or, of
-    older runs that have not recorded it, the mean of wire/bytes_sent times the step."""
-    total = recordings.histories(_TOTAL).get(run_id)
-    if total is not None and total.values[-1] > 0:
-        return np.asarray(np.interp(steps, np.append(0, total.steps), np.append(0.0, total.values)))
-    each = recordings.histories(_STEP).get(run_id)
-    if total is None and each is not None and (mean := float(np.nanmean(each.values))) > 0:
-        return steps * mean
-    return None
+    """By a run until each of these steps, (n,), as `targets.until` has it; None where nothing is sent or known."""
+    known = recordings.histories(BYTES).get(run_id) or recordings.histories(BYTES_A_STEP).get(run_id)
+    if known is None or not known.values[-1] > 0:
+        return None
+    found = until(recordings.histories, run_id, steps, BYTES)
+    return found if np.isfinite(found).all() else None
 
 
 def bytes_a_step(recordings: Recordings, run_id: str) -> float | None:
     """The mean over a run's steps of what `bytes_sent` counts; None where nothing is sent or known."""
-    known = recordings.histories(_TOTAL).get(run_id) or recordings.histories(_STEP).get(run_id)
+    known = recordings.histories(BYTES).get(run_id) or recordings.histories(BYTES_A_STEP).get(run_id)
     last = float(known.steps[-1]) if known is not None else math.nan
     found = bytes_sent(recordings, run_id, np.asarray([last])) if last > 0 else None
     return None if found is None else float(found[0]) / last

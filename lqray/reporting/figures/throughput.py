@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
-from lqray.reporting.figures.seeds import interval
 from lqray.reporting.figures.style import MOST_IN_LEGEND, WIDTHS, legend, panels, wrapped
+from lqray.reporting.intervals import interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def _bars(recordings: Recordings, group: Group) -> _Bars | None:
     phases = [phase for phase in (*_PHASES, *_WITHIN) if any(phase in one for one in runs)]
     seconds = {phase: float(np.mean([one.get(phase, 0.0) for one in runs])) for phase in phases}
     sums = np.array([[sum(one.get(phase, 0.0) for phase in _PHASES)] for one in runs])
-    mean, low, high = (float(part[0]) for part in interval(sums))
+    mean, low, high = (float(part[0]) for part in interval(sums, "nonnegative"))
     steps = [one.metrics[_STEP] for one in group.records if np.isfinite(one.metrics.get(_STEP, np.nan))]
     return _Bars(group, seconds, (mean, low, high), float(np.mean(steps)) if steps else None)
 

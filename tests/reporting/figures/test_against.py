@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from lqray.reporting.figures.recordings import NothingToDrawError
 from tests.testing.drawn_figures import at_steps, drawn, legend_of, lines, plotted
 from tests.testing.figure_stores import FigureStore
+from tests.testing.reports import share_interval
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,7 @@ def test_final_accuracy_against_an_axis(tmp_path, kind, key, values, texts):
     np.testing.assert_allclose(bars[0].get_ydata(), [np.mean(finals[value]) for value in values])
     segments = bars[2][0].get_segments()
     for value, segment in zip(values, segments, strict=True):
-        ends = stats.t.interval(0.95, 2, np.mean(finals[value]), stats.sem(finals[value]))
-        np.testing.assert_allclose(segment[:, 1], ends)
+        np.testing.assert_allclose(segment[:, 1], share_interval(finals[value]))
     (level,) = [line for label, line in lines(axes).items() if label == "SuperSGD"]
     np.testing.assert_allclose(level.get_ydata(), [0.92, 0.92])
     assert legend_of(figure) == ("mean and 95% interval of 3 seeds", ["SuperSGD", "ALQ"])

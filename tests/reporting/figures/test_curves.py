@@ -6,17 +6,18 @@ import numpy as np
 from matplotlib.colors import same_color
 from scipy import stats
 
-from lqray.reporting.figures.seeds import across, smoothed
+from lqray.reporting.figures.seeds import across
 from lqray.reporting.figures.style import MOST_IN_LEGEND
-from lqray.reporting.histories import history
+from lqray.reporting.histories import history, smoothed
 from lqray.reporting.methods import look
 from lqray.reporting.planned import Recorded
 from lqray.reporting.plot import Request, plot
 from tests.testing.drawn_figures import ACCURACY, STEPS, at_steps, bands, drawn, legend_of, lines, marked
 from tests.testing.figure_stores import FigureStore
+from tests.testing.reports import share_interval
 
 
-def test_curves_are_means_and_t_intervals_in_the_methods_own_look(store):
+def test_curves_are_means_and_intervals_in_the_methods_own_look(store):
     figure, remarks = drawn(store, "curves")
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration", "test accuracy")
@@ -30,7 +31,7 @@ def test_curves_are_means_and_t_intervals_in_the_methods_own_look(store):
         assert line.get_marker() == own.marker
         np.testing.assert_array_equal(line.get_xdata(), STEPS)
         np.testing.assert_allclose(line.get_ydata(), rows.mean(axis=0))
-        low, high = stats.t.interval(0.95, 2, rows.mean(axis=0), stats.sem(rows))
+        low, high = share_interval(rows)
         found_low, found_high, at = bands(axes)[own.colour.lower()]
         np.testing.assert_array_equal(at, STEPS)
         np.testing.assert_allclose(found_low, low)
