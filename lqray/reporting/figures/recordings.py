@@ -126,16 +126,27 @@ class Recordings:
 def band_note(groups: Iterable[Group], logarithmic: Iterable[bool] = ()) -> str:
     """What lines and bands are of, for the legend; nothing where no group has two finished runs. logarithmic: whether
     the axes are."""
+    runs = runs_of(groups)
+    return f"{mean_of(logarithmic)} and 95% interval of {runs}" if runs else ""
+
+
+def runs_of(groups: Iterable[Group]) -> str:
+    """How many finished runs groups have: `3 to 5 seeds`; nothing where none has two."""
     finished = [one.finished for one in groups if one.finished]
     counts = sorted({len(runs) for runs in finished})
     if not counts or counts[-1] < 2:
         return ""
     many = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     seeds = all(len({one.params.get(SEED) for one in runs}) == len(runs) for runs in finished)
+    return f"{many} {'seeds' if seeds else 'runs'}"
+
+
+def mean_of(logarithmic: Iterable[bool]) -> str:
+    """What is drawn of several runs. logarithmic: whether the axes are."""
     scales = set(logarithmic)
-    mean = "geometric mean" if scales == {True} else "mean"
-    mean += " (geometric where logarithmic)" if len(scales) == 2 else ""
-    return f"{mean} and 95% interval of {many} {'seeds' if seeds else 'runs'}"
+    return ("geometric mean" if scales == {True} else "mean") + (
+        " (geometric where logarithmic)" if len(scales) == 2 else ""
+    )
 
 
 def _short(keys: Sequence[str]) -> list[str]:

@@ -29,6 +29,24 @@ def test_bytes_are_those_recorded_or_else_bytes_per_step_times_steps(tmp_path):
     assert legend_of(figure)[1] == ["SuperSGD (not reached)", "ALQ (not reached)"]
 
 
+def test_runs_and_whiskers_are_at_their_own_bytes(tmp_path):
+    store = FigureStore(tmp_path)
+    for seed in (1, 2):
+        sent = {"wire/total_bytes_sent": at_steps((100.0 * seed, 200.0 * seed, 400.0 * seed))}
+        store.run("alq", seed, {"test/accuracy": at_steps((0.2 * seed, 0.3, 0.4))} | sent)
+    (axes,) = drawn(store.save(), "bytes_to_accuracy")[0].axes
+    assert [line.get_xdata().tolist() for line in marked(axes, "run")] == [[100, 200, 400], [200, 400, 800]]
+    for method in ("amq", "nuqsgd", "qsgd_inf", "terngrad"):
+        for seed in (1, 2):
+            sent = {"wire/total_bytes_sent": at_steps((100.0, 200.0, 1000.0))}
+            store.run(method, seed, {"test/accuracy": at_steps((0.2, 0.3, 0.4 + 0.1 * seed))} | sent)
+    (axes,) = drawn(store.save(), "bytes_to_accuracy")[0].axes
+    step = 10**0.014  # a decade, from 100 to 1000
+    found = sorted(float(bar[0].get_xdata()[0]) for bar in axes.containers)
+    np.testing.assert_allclose(found, [600 * step, *(1000 * step**number for number in range(1, 5))])
+    assert axes.get_xlim()[1] > found[-1]
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (1_234_567, "1.23 MB"), (5e15, "5 PB")]
 )

@@ -34,7 +34,7 @@ def test_variance_is_logarithmic_and_full_precision_shows_its_own(tmp_path):
     np.testing.assert_allclose(lines(axes)["SuperSGD"].get_ydata(), [math.sqrt(2) * 1e-4, 1e-5])
     np.testing.assert_allclose(lines(axes)["ALQ"].get_ydata(), [1e-3, math.sqrt(2) * 4e-4])
     assert legend_of(figure)[0].startswith("geometric mean")
-    assert remarks == ["left out, for they have none of it: fp16"]
+    assert remarks[0] == "left out, for they have none of it: fp16"
     figure, remarks = drawn(store, "variance", metrics=("variance_ratio",))
     assert list(lines(figure.axes[0])) == ["ALQ"]
     assert "quantized / exact" in figure.axes[0].get_ylabel()
