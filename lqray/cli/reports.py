@@ -26,9 +26,11 @@ def _known_kind(_context: click.Context, _parameter: click.Parameter, kind: str)
     return kind
 
 
-def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     from lqray.reporting.figures.style import FORMATS
 
+    if text is None:
+        return ()
     found = tuple(dict.fromkeys(one.strip() for one in text.split(",")))
     if not set(found) <= set(FORMATS):
         raise click.BadParameter(f"found {text!r}; allowed: {', '.join(FORMATS)}, several with commas")
@@ -179,7 +181,7 @@ def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) 
 @click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
 @shared.everything
 @click.option("--width", type=click.Choice(["single", "double"]), default="single", show_default=True, help="Columns.")
-@click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
+@click.option("--format", "formats", callback=_known_formats, help="Default: that of --out, or png,svg,pdf.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder, or a file; default: figures/EXPERIMENT-KIND.*")
 @shared.uri
 def plot(
