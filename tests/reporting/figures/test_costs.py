@@ -73,6 +73,19 @@ def test_throughput_is_the_phases_side_by_side(tmp_path):
     assert starts[-1] == (18, 2)
     (diamond,) = [line for line in axes.get_lines() if line.get_marker() == "D"]
     assert diamond.get_xdata() == [18]
+    title, entries = legend_of(figure)
+    assert title == "mean of 3 seeds"
+    assert entries[-2:] == ["95% interval of the phases' sum", "whole step, where phases are not measured"]
     (error,) = [one for one in axes.containers if len(one) == 3]
     ends = stats.t.interval(0.95, 2, 20, stats.sem([10, 20, 30]))
     np.testing.assert_allclose(error[2][0].get_segments()[0][:, 0], ends)
+
+
+def test_an_exchange_that_takes_longer_than_the_backward_phase_is_shown_whole(tmp_path):
+    store = FigureStore(tmp_path)
+    phases = {"forward": 0.1, "backward": 0.2, "encode": 0.1, "exchange": 1.0, "decode": 0.1}
+    store.run("eden", 1, {f"time/{phase}_seconds": {1: value, 11: value} for phase, value in phases.items()})
+    (axes,) = drawn(store.save(), "throughput")[0].axes
+    within = sorted((round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in axes.patches if bar.get_height() < 0.3)
+    assert within == [(0, 0.1), (0.1, 1.0), (1.1, 0.1)]
+    assert axes.get_xlim()[1] > 1.2
