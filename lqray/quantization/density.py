@@ -25,8 +25,8 @@ _CHUNK = 2**19
 
 @dataclass(frozen=True)
 class Density:
-    """Of coordinates in [-1, 1]. edges: (M + 1,). density: (M,), per unit of coordinate; its integral is 1. zeros: share
-    of the coordinates that are exactly 0, which are in the bin that begins there, too."""
+    """Of coordinates in [-1, 1]. edges: (M + 1,). density: (M,), per unit of coordinate; its integral is 1. zeros:
+    share of the coordinates that are exactly 0, which are in the bin that begins there, too."""
 
     edges: Array
     density: Array

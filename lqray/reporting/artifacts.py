@@ -44,7 +44,8 @@ def read_text(uri: str, record: Run, artifact: str) -> str | None:
 
 def read_density(uri: str, record: Run) -> dict[str, Any] | None:
     """A run's `density.json`: method, density (n,), edges (n + 1,) ascending and levels as lists of numbers, and, of
-    newer runs, zeros, the share of coordinates that are exactly 0; None where it has none. Raises ArtifactError, StoreError, StoreAwayError."""
+    newer runs, zeros, the share of coordinates that are exactly 0; None where it has none. Raises ArtifactError,
+    StoreError, StoreAwayError."""
     text = read_text(uri, record, DENSITY)
     if text is None:
         return None

@@ -18,7 +18,14 @@ from lqray.store.runs import Run
 
 ALL = "all"
 _FOLDER = Path("figures")
-_OWN = {"metrics": "--metric", "group_by": "--group-by", "target": "--target", "smooth": "--smooth"}
+_OWN = {
+    "metrics": "--metric",
+    "group_by": "--group-by",
+    "target": "--target",
+    "smooth": "--smooth",
+    "measured": "--measured",
+    "workers": "--workers",
+}
 
 
 class PlotError(ValueError):

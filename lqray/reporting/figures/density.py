@@ -109,9 +109,7 @@ def _without_zeros(snapshot: Mapping[str, Any]) -> NDArray[np.float64]:
     return density
 
 
-def _panel(
-    panel: Axes, title: str, snapshot: Mapping[str, Any], density: NDArray[np.float64], narrow: bool
-) -> None:
+def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], density: NDArray[np.float64], narrow: bool) -> None:
     colour = look(snapshot["method"]).colour
     panel.set_yscale("log")
     panel.stairs(np.where(density > 0, density, np.nan), snapshot["edges"], fill=True, baseline=1e-300, **_FILL)

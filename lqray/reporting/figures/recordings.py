@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lqray.experiment.headline import Headline, common_headline
 from lqray.reporting.histories import History, read_histories
+from lqray.reporting.measured_links import MeasuredPoint
 from lqray.reporting.methods import Look, look, numbered, shade
 from lqray.reporting.selection import METHOD, SEED, alike, grouped, keys_of, metrics_of, resolved
 from lqray.store.runs import Run
@@ -22,13 +23,16 @@ class NothingToDrawError(ValueError):
 @dataclass(frozen=True)
 class Options:
     """metrics: by default the kind's own. group_by: parameters, by default those that vary. target: of the metric.
-    smooth: points of a running mean, 0 for none. width: of a column of a paper or of both."""
+    smooth: points of a running mean, 0 for none. width: of a column of a paper or of both. measured: seconds on links,
+    workers: numbers of them, both of `links`."""
 
     metrics: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
     target: float | None = None
     smooth: int = 0
     width: Literal["single", "double"] = "single"
+    measured: tuple[MeasuredPoint, ...] = ()
+    workers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ class Recordings:
                 found |= read_histories(self._uri, name, wanted, key) if wanted else {}
             self._histories[key] = found
         return self._histories[key]
+
+    def steps_to(self, metric: str, target: float) -> dict[str, float]:
+        """By run id, of the finished runs whose metric was at the target or better, the step at which it first was."""
+        from lqray.reporting.comparison import compare_groups
+
+        found = compare_groups(self.records, self._uri, metrics=(metric,), target=target)
+        each = [group.metrics[metric].to_target["steps"].values for group in found.groups]
+        return {run_id: step for values in each for run_id, step in values.items()}
 
     def density(self, record: Run) -> dict[str, Any] | None:
         """A run's `density.json`; None where it has none. Raises ArtifactError."""

@@ -86,6 +86,8 @@ def test_an_exchange_that_takes_longer_than_the_backward_phase_is_shown_whole(tm
     phases = {"forward": 0.1, "backward": 0.2, "encode": 0.1, "exchange": 1.0, "decode": 0.1}
     store.run("eden", 1, {f"time/{phase}_seconds": {1: value, 11: value} for phase, value in phases.items()})
     (axes,) = drawn(store.save(), "throughput")[0].axes
-    within = sorted((round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in axes.patches if bar.get_height() < 0.3)
+    within = sorted(
+        (round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in axes.patches if bar.get_height() < 0.3
+    )
     assert within == [(0, 0.1), (0.1, 1.0), (1.1, 0.1)]
     assert axes.get_xlim()[1] > 1.2
