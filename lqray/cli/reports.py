@@ -26,9 +26,11 @@ def _known_kind(_context: click.Context, _parameter: click.Parameter, kind: str)
     return kind
 
 
-def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     from lqray.reporting.figures.style import FORMATS
 
+    if text is None:
+        return ()
     found = tuple(dict.fromkeys(one.strip() for one in text.split(",")))
     if not set(found) <= set(FORMATS):
         raise click.BadParameter(f"found {text!r}; allowed: {', '.join(FORMATS)}, several with commas")
@@ -183,12 +185,16 @@ def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) 
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
 @shared.only
 @shared.where
-@click.option("--target", type=float, help="With bytes_to_accuracy: mark where each method first is there.")
+@click.option("--target", type=float, help="With bytes_to_accuracy, links: of the metric.")
+@click.option(
+    "--measured", type=click.Path(path_type=Path), metavar="FILE", help="With links: seconds measured on links, JSON."
+)
+@click.option("--workers", callback=_workers, metavar="N,...", help="With links: panels [default: 2,8,64].")
 @click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
 @click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
 @shared.everything
 @click.option("--width", type=click.Choice(["single", "double"]), default="single", show_default=True, help="Columns.")
-@click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
+@click.option("--format", "formats", callback=_known_formats, help="Default: that of --out, or png,svg,pdf.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder, or a file; default: figures/EXPERIMENT-KIND.*")
 @shared.uri
 def plot(
@@ -199,6 +205,8 @@ def plot(
     only: tuple[str, ...],
     where: tuple[str, ...],
     target: float | None,
+    measured: Path | None,
+    workers: tuple[int, ...] | None,
     smooth: int | None,
     running: bool,
     everything: bool,
@@ -213,6 +221,7 @@ def plot(
     variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options
+    from lqray.reporting.measured_links import MeasuredFileError, read_measured
     from lqray.reporting.planned import SeveralStoresError
     from lqray.reporting.plot import PlotError, Request
     from lqray.reporting.plot import plot as draw
@@ -220,10 +229,10 @@ def plot(
     from lqray.reporting.selection import UnknownKeyError
     from lqray.reporting.targets import TargetError
 
-    with shared.clear_errors(
-        UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError, TargetError
-    ):
-        options = Options(metrics, group_by, target, smooth or 0, width)
+    known = (UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError)
+    with shared.clear_errors(*known, MeasuredFileError, TargetError):
+        points = read_measured(measured) if measured else ()
+        options = Options(metrics, group_by, target, smooth or 0, width, points, workers or ())
         request = Request(kind, options, only, where, running, everything, formats, out)
         for drawn in draw(shared.recorded(experiments, uri), request):
             shared.say(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")

@@ -43,8 +43,9 @@ def read_text(uri: str, record: Run, artifact: str) -> str | None:
 
 
 def read_density(uri: str, record: Run) -> dict[str, Any] | None:
-    """A run's `density.json`: method, and density (n,), edges (n + 1,) ascending and levels as lists of numbers; None
-    where it has none. Raises ArtifactError, StoreError, StoreAwayError."""
+    """A run's `density.json`: method, density (n,), edges (n + 1,) ascending and levels as lists of numbers, and, of
+    newer runs, zeros, the share of coordinates that are exactly 0; None where it has none. Raises ArtifactError,
+    StoreError, StoreAwayError."""
     text = read_text(uri, record, DENSITY)
     if text is None:
         return None
@@ -53,6 +54,9 @@ def read_density(uri: str, record: Run) -> dict[str, Any] | None:
         if not isinstance(found, dict) or not isinstance(found.get("method"), str):
             raise ValueError("method: allowed: a text")
         density, edges, _ = (_numbers(found, key) for key in ("density", "edges", "levels"))
+        zeros = found.get("zeros", 0.0)
+        if isinstance(zeros, bool) or not isinstance(zeros, int | float) or not 0 <= zeros <= 1:
+            raise ValueError(f"zeros: found {in_line(repr(zeros)[:40])}; allowed: a share, 0 to 1")
         if min(density, default=0.0) < 0:
             raise ValueError("density: allowed: no negative numbers")
         if len(edges) != len(density) + 1 or any(low >= high for low, high in pairwise(edges)):

@@ -18,7 +18,14 @@ from lqray.store.runs import Run
 
 ALL = "all"
 _FOLDER = Path("figures")
-_OWN = {"metrics": "--metric", "group_by": "--group-by", "target": "--target", "smooth": "--smooth"}
+_OWN = {
+    "metrics": "--metric",
+    "group_by": "--group-by",
+    "target": "--target",
+    "smooth": "--smooth",
+    "measured": "--measured",
+    "workers": "--workers",
+}
 
 
 class PlotError(ValueError):
@@ -28,7 +35,8 @@ class PlotError(ValueError):
 @dataclass(frozen=True)
 class Request:
     """The options of `lqray plot`; see its help. everything: also runs that the plan does not have. out: a folder, or a
-    file of one of FORMATS; figures/ by default."""
+    file of one of FORMATS; figures/ by default. formats: by default that of the file, or all of FORMATS; where they are
+    given, the file has each of their endings in turn."""
 
     kind: str
     figure: Options = field(default_factory=Options)
@@ -36,7 +44,7 @@ class Request:
     where: Sequence[str] = ()
     running: bool = False
     everything: bool = False
-    formats: Sequence[str] = FORMATS
+    formats: Sequence[str] = ()
     out: Path | None = None
 
 
@@ -111,9 +119,9 @@ def _destination(names: Sequence[str], request: Request) -> tuple[Path, str, Seq
     if request.out and shape in FORMATS:
         if request.kind == ALL:
             raise PlotError(f"found --kind all with --out {request.out}, one file; allowed: a folder")
-        return request.out.parent, request.out.stem.replace("{", "{{").replace("}", "}}"), (shape,)
+        return request.out.parent, request.out.stem.replace("{", "{{").replace("}", "}}"), request.formats or (shape,)
     name = in_file_name("+".join(names)).replace("{", "{{").replace("}", "}}")
-    return request.out or _FOLDER, f"{name}-{{kind}}", request.formats
+    return request.out or _FOLDER, f"{name}-{{kind}}", request.formats or FORMATS
 
 
 def recordings_of(experiments: Sequence[Recorded], request: Request) -> Recordings:

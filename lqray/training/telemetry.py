@@ -56,7 +56,7 @@ def quantizer_metrics(exchange: GradientExchange, group: dist.ProcessGroup, devi
 def density_snapshot(exchange: GradientExchange, iterations: int) -> dict[str, Any] | None:
     """Levels and density of the normalized coordinates that this process's first worker encoded at the last step, after
     `iterations` of them, as plain data; None where every gradient was zero or not finite. See
-    `lqray.quantization.density` for `edges` and `density`."""
+    `lqray.quantization.density` for `edges`, `density` and `zeros`."""
     found = exchange.density()
     quantizer = exchange.compressor
     if found is None or not isinstance(quantizer, Quantizer):
@@ -70,6 +70,7 @@ def density_snapshot(exchange: GradientExchange, iterations: int) -> dict[str, A
         "levels": quantizer.levels.tolist(),
         "edges": found.edges.tolist(),
         "density": found.density.tolist(),
+        "zeros": found.zeros,
     }
 
 

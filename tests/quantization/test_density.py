@@ -49,3 +49,11 @@ def test_it_is_of_what_is_encoded():
     assert rotated.density[EDGES[:-1] > 0.1].sum() == 0
     clipped = density_of([spiky], coding(clip=2.5, norm="l2", bucket_size=1024))
     assert clipped.density[-1] > 0
+
+
+def test_exact_zeros_are_counted_apart_and_in_their_bin():
+    """Of eight coordinates three are zero, one of them negative zero; those of a bucket without a norm do not count."""
+    x = torch.tensor([0.0, -0.0, 1e-9, -1e-9, 0.5, 0.0, 0.25, 1.0] + [0.0] * 8)
+    found = density_of([x], coding(norm="linf", bucket_size=8))
+    assert found.zeros == 3 / 8
+    assert (found.density * np.diff(EDGES))[np.searchsorted(EDGES, 0.0)] == pytest.approx(4 / 8)

@@ -149,6 +149,8 @@ DAMAGED = [
     "",
     "[]",
     json.dumps({**SNAPSHOT, "density": [1.0]}),
+    json.dumps({**SNAPSHOT, "zeros": 1.5}),
+    json.dumps({**SNAPSHOT, "zeros": True}),
     json.dumps({**SNAPSHOT, "levels": "all"}),
     json.dumps({**SNAPSHOT, "edges": [1, 0, 2]}),
     json.dumps({**SNAPSHOT, "density": [1e300, float("inf")]}),

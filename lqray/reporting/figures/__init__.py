@@ -2,7 +2,8 @@
 
 Such a file defines `draw(recordings, options) -> matplotlib.figure.Figure` and TAKES, which of `Options` mean something
 to it. `draw` raises NothingToDrawError where the records do not hold what it shows. `style` says how figures look and
-how they are written, `recordings` what they are of, `seeds` how the runs of a group become a line and a band.
+how they are written, `recordings` what they are of, `seeds` how the runs of a group become a line and a band,
+`spread` what of them is shown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lqray.experiment.names import names_in
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHARED = {"against", "drops", "lines", "recordings", "seeds", "sent", "style"}
+_SHARED = {"against", "drops", "lines", "recordings", "seeds", "sent", "spread", "style"}
 
 
 @dataclass(frozen=True)

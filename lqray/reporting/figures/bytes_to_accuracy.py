@@ -9,8 +9,9 @@ import numpy as np
 
 from lqray.experiment.headline import higher_is_better
 from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
-from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.sent import NOTHING_SENT, bytes_axis, bytes_sent, readable
+from lqray.reporting.figures.spread import spread_note, spread_of
 from lqray.reporting.figures.style import legend, panels
 from lqray.reporting.targets import check_target, some_of, to_target
 
@@ -33,37 +34,47 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     metrics = recordings.shown(options.metrics)
     groups = recordings.groups(options.group_by)
     figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
-    drawn: list[Curve] = []
+    found = [_curves(recordings, groups, key, options) for key in metrics]
+    spread = spread_of(recordings, found)
     notes: dict[str, str] = {}
-    for panel, key in zip(axes, metrics, strict=True):
-        of_each = dict.fromkeys((one.label for one in groups), key)
-        steps = curves_of(recordings, groups, of_each, options)
-        curves = [moved for one in steps if (moved := _by_bytes(recordings, one))]
-        silent = [one.group.label for one in steps if one.group.label not in {moved.group.label for moved in curves}]
-        if silent:
-            recordings.remark(f"left out, for they send nothing, or have not recorded it: {', '.join(silent)}")
-        if not curves:
-            raise NothingToDrawError(NOTHING_SENT)
-        draw_curves(panel, key, curves)
+    for panel, key, curves in zip(axes, metrics, found, strict=True):
+        panel.set_xscale("log")
+        draw_curves(panel, key, curves, spread)
         label_metric(panel, key, options)
-        bytes_axis(panel, [part for one in curves for part in (one.band.x, *(trace.x for trace in one.running))])
+        places = [part for one in curves for part in (one.band.x, *(trace.x for trace in one.running))]
+        bytes_axis(panel, [*places, panel.dataLim.intervalx[1:]])
         if options.target is not None:
             notes |= _mark(panel, recordings, key, [one.group for one in curves], options)
-        drawn += curves
-    legend(figure, entries(drawn, notes), band_note((one.group for one in drawn), map(is_logarithmic, metrics)))
+    drawn = [one for curves in found for one in curves]
+    legend(figure, entries(drawn, notes), spread_note(spread, drawn, map(is_logarithmic, metrics)))
     return figure
+
+
+def _curves(recordings: Recordings, groups: Sequence[Group], key: str, options: Options) -> list[Curve]:
+    """Of a metric against bytes. Raises NothingToDrawError without any."""
+    steps = curves_of(recordings, groups, dict.fromkeys((one.label for one in groups), key), options)
+    curves = [moved for one in steps if (moved := _by_bytes(recordings, one))]
+    silent = [one.group.label for one in steps if one.group.label not in {moved.group.label for moved in curves}]
+    if silent:
+        recordings.remark(f"left out, for they send nothing, or have not recorded it: {', '.join(silent)}")
+    if not curves:
+        raise NothingToDrawError(NOTHING_SENT)
+    return curves
 
 
 def _by_bytes(recordings: Recordings, curve: Curve) -> Curve | None:
     x = _bytes(recordings, curve.group, curve.band.x)
     if x is None:
         return None
-    running = [
-        Trace(one.run_id, own, one.values)
-        for one in curve.running
-        if (own := bytes_sent(recordings, one.run_id, one.x)) is not None
-    ]
-    return Curve(curve.group, curve.band.at(x), tuple(running)) if len(x) or running else None
+    runs, running = (
+        tuple(
+            Trace(one.run_id, own, one.values)
+            for one in traces
+            if (own := bytes_sent(recordings, one.run_id, one.x)) is not None
+        )
+        for traces in (curve.runs, curve.running)
+    )
+    return Curve(curve.group, curve.band.at(x), runs, running) if len(x) or running else None
 
 
 def _bytes(recordings: Recordings, group: Group, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -1,4 +1,4 @@
-"""Metrics against the iteration: a line for each method, a band over seeds."""
+"""Metrics against the iteration: a line for each method, its seeds beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lqray.reporting.figures.lines import (
     is_logarithmic,
     last_steps,
 )
-from lqray.reporting.figures.recordings import Options, Recordings, band_note
+from lqray.reporting.figures.recordings import Options, Recordings
+from lqray.reporting.figures.spread import spread_note, spread_of
 from lqray.reporting.figures.style import legend, panels
 
 if TYPE_CHECKING:
@@ -33,14 +34,11 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         of_each = dict.fromkeys((one.label for one in groups), key)
         found.append((key, curves_of(recordings, groups, of_each, options)))
     figure, axes = panels(options.width, len(metrics), columns=1 if options.width == "single" else 2)
+    spread = spread_of(recordings, [curves for _, curves in found])
     for panel, (key, curves) in zip(axes, found, strict=True):
-        draw_curves(panel, key, curves)
+        draw_curves(panel, key, curves, spread)
         finish_iterations(panel, key, options)
     drawn = [curve for _, curves in found for curve in curves]
     drops = draw_drops(axes, recordings, last_steps(drawn))
-    legend(
-        figure,
-        [*entries(drawn), *drops],
-        band_note((one.group for one in drawn), map(is_logarithmic, metrics)),
-    )
+    legend(figure, [*entries(drawn), *drops], spread_note(spread, drawn, map(is_logarithmic, metrics)))
     return figure

@@ -15,11 +15,15 @@ from lqray.reporting.methods import look
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 TAKES = frozenset({"group_by"})
 _WIDE, _NARROW = 3.2, 1.65
 """Inches of a panel."""
+_ROUNDED = 1e-9
+"""Of all coordinates: what a bin holds beside exact zeros is no less."""
 _FILL: Mapping[str, Any] = {"color": "0.82", "linewidth": 0}
+_ZEROS: Mapping[str, Any] = {"color": "black", "linewidth": 1.6}
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
@@ -56,7 +60,8 @@ def draw(recordings: Recordings, options: Options) -> Figure:
 
 def draw_density(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
     """A panel for each (title, `density.json` of a run): the density in grey, its levels as vertical lines in the
-    colour of the method. Coordinates are linear within 1e-6 of zero and logarithmic beyond, as the bins are."""
+    colour of the method. Coordinates that are exactly 0 have no density: a black line there says their share, where it
+    was recorded. Coordinates are linear within 1e-6 of zero and logarithmic beyond, as the bins are."""
     with styled():
         return _draw(snapshots, "single" if len(snapshots) < 5 else "double")
 
@@ -72,9 +77,10 @@ def _draw(snapshots: Sequence[tuple[str, Mapping[str, Any]]], width: str) -> Fig
     wide = len(snapshots) <= WIDTHS[width] // _WIDE
     columns = even_columns(len(snapshots), int(WIDTHS[width] // (_WIDE if wide else _NARROW)))
     figure, axes = panels(width, len(snapshots), 1.5, columns=columns)
-    lowest, highest = _range(snapshots)
-    for number, (panel, (title, snapshot)) in enumerate(zip(axes, snapshots, strict=True)):
-        _panel(panel, title, snapshot, narrow=not wide)
+    densities = [_without_zeros(snapshot) for _, snapshot in snapshots]
+    lowest, highest = _range(densities)
+    for number, (panel, (title, snapshot), density) in enumerate(zip(axes, snapshots, densities, strict=True)):
+        _panel(panel, title, snapshot, density, narrow=not wide)
         panel.set_ylim(lowest, highest)
         if number % columns:
             panel.tick_params(labelleft=False)
@@ -83,17 +89,36 @@ def _draw(snapshots: Sequence[tuple[str, Mapping[str, Any]]], width: str) -> Fig
         if number + columns >= len(snapshots):
             panel.set_xlabel("coordinate / norm")
     levels = Line2D([], [], color="0.3", linewidth=1.0)
-    legend(figure, [(Patch(**_FILL), "density of normalized coordinates"), (levels, "levels")])
+    entries: list[tuple[Any, str]] = [(Patch(**_FILL), "density of normalized coordinates"), (levels, "levels")]
+    if any(snapshot.get("zeros") for _, snapshot in snapshots):
+        entries.append((Line2D([], [], **_ZEROS), "coordinates that are exactly 0"))
+    legend(figure, entries)
     return figure
 
 
-def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], narrow: bool) -> None:
+def _without_zeros(snapshot: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Density (n,) of the coordinates that are not exactly 0, as far as these were counted."""
+    density, edges = np.asarray(snapshot["density"], np.float64), np.asarray(snapshot["edges"], np.float64)
+    zeros = snapshot.get("zeros", 0.0)
+    at = int(np.searchsorted(edges, 0.0, side="right")) - 1
+    if not zeros or not 0 <= at < len(density):
+        return density
+    width = edges[at + 1] - edges[at]
+    others = density[at] * width - zeros
+    density[at] = others / width if others >= _ROUNDED else 0.0
+    return density
+
+
+def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], density: NDArray[np.float64], narrow: bool) -> None:
     colour = look(snapshot["method"]).colour
-    density = np.asarray(snapshot["density"], np.float64)
     panel.set_yscale("log")
     panel.stairs(np.where(density > 0, density, np.nan), snapshot["edges"], fill=True, baseline=1e-300, **_FILL)
     for level in snapshot["levels"]:
         panel.axvline(level, color=colour, linewidth=1.0, gid="level")
+    if zeros := snapshot.get("zeros"):
+        panel.axvline(0.0, ymax=0.8, **_ZEROS, gid="zeros")
+        text = f"{100 * zeros:.2g}%" + ("" if narrow else " exactly 0")
+        panel.text(0.0, 0.98, text, transform=panel.get_xaxis_transform(), ha="center", va="top", fontsize=6)
     panel.set_xscale("symlog", linthresh=1e-6, linscale=0.5)
     panel.set_xlim(-1.3, 1.3)
     exponents = (3,) if narrow else (2, 4)
@@ -105,7 +130,7 @@ def _panel(panel: Axes, title: str, snapshot: Mapping[str, Any], narrow: bool) -
     panel.set_title(wrapped(title, (_NARROW if narrow else _WIDE) - 0.2), fontsize=7)
 
 
-def _range(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[float, float]:
-    values = np.concatenate([np.asarray(one["density"], np.float64) for _, one in snapshots])
+def _range(densities: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    values = np.concatenate(densities)
     values = values[np.isfinite(values) & (values > 0)]
     return (float(values.min()) / 2, float(values.max()) * 2) if len(values) else (0.1, 10.0)

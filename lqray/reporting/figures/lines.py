@@ -1,4 +1,4 @@
-"""Lines over iterations (or bytes) with a band over seeds: what curves, variance and bytes_to_accuracy share."""
+"""Lines over iterations (or bytes) with their runs beside them: what curves, variance and bytes_to_accuracy share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from lqray.experiment.headline import is_share
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.seeds import Band, across
+from lqray.reporting.figures.spread import Spread, draw_spread, drawn_runs, interval_ends
 from lqray.reporting.figures.style import bounds, handle, shown_name
 from lqray.reporting.histories import History, smoothed
 from lqray.reporting.intervals import kind_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _MARKS = 6
 _FEW = 12
 _WIDER = 0.2
-"""A band widens the axis by this share of what the means span, no more: of two seeds it may be tens of times that."""
+"""An interval widens the axis by this share of what means span, no more: of two seeds it may be tens of times that."""
 _MARGIN = 0.02
 _PLAIN_FROM, _PLAIN_TO = 1e-2, 1e3
 
@@ -40,10 +41,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class Curve:
-    """A group's metric. band: over its finished runs. running: the others. last_steps: of finished runs, by run id."""
+    """A group's metric. band: over its finished runs. runs: each of these. running: the others. last_steps: of finished
+    runs, by run id."""
 
     group: Group
     band: Band
+    runs: tuple[Trace, ...] = ()
     running: tuple[Trace, ...] = ()
     last_steps: Mapping[str, int] = field(default_factory=dict)
 
@@ -73,13 +76,10 @@ def curves_of(
     for group in groups:
         key = metrics[group.label]
         found = recordings.histories(key)
-        runs = [smoothed(found[one.run_id], options.smooth) for one in group.finished if one.run_id in found]
-        running = tuple(
-            _trace(one.run_id, smoothed(found[one.run_id], options.smooth))
-            for one in group.running
-            if one.run_id in found
-        )
-        band = across(runs, kind_of(key), is_logarithmic(key))
+        shown = {run_id: smoothed(one, options.smooth) for run_id, one in found.items()}
+        runs = {one.run_id: shown[one.run_id] for one in group.finished if one.run_id in shown}
+        running = tuple(_trace(one.run_id, shown[one.run_id]) for one in group.running if one.run_id in shown)
+        band = across(list(runs.values()), kind_of(key), is_logarithmic(key))
         if not len(band) and not running:
             without.append(group.label)
             continue
@@ -93,7 +93,7 @@ def curves_of(
         if np.isnan(band.mean).any():
             recordings.remark(f"{group.label}: gaps where {key} of a run is not finite")
         last = {one.run_id: int(found[one.run_id].steps[-1]) for one in group.finished if one.run_id in found}
-        curves.append(Curve(group, band, running, last))
+        curves.append(Curve(group, band, tuple(_trace(*one) for one in runs.items()), running, last))
     if not curves:
         raise NothingToDrawError(f"no trial has a history of {', '.join(sorted(set(metrics.values())))}")
     if without:
@@ -113,8 +113,9 @@ def last_steps(curves: Sequence[Curve]) -> dict[str, int]:
     return {run_id: step for curve in curves for run_id, step in curve.last_steps.items()}
 
 
-def draw_curves(panel: Axes, metric: str, curves: Sequence[Curve]) -> None:
-    """Means as lines, intervals as bands, running trials as thin lines; the y axis shows all means."""
+def draw_curves(panel: Axes, metric: str, curves: Sequence[Curve], spread: Spread) -> None:
+    """Means as lines, runs or their interval beside them, running trials as thin lines; the y axis shows all means. The
+    x axis has its scale."""
     if is_logarithmic(metric):
         panel.set_yscale("log")
     for number, curve in enumerate(curves):
@@ -130,11 +131,12 @@ def draw_curves(panel: Axes, metric: str, curves: Sequence[Curve]) -> None:
                 label=curve.group.label,
                 zorder=3,
             )
-            if np.isfinite(band.low).any():
-                panel.fill_between(band.x, band.low, band.high, color=own.colour, alpha=0.15, linewidth=0, zorder=2)
         for trace in curve.running:
             panel.plot(trace.x, trace.values, color=own.colour, linestyle=own.dashes, linewidth=0.6)
-    limit(panel, metric, [one.band for one in curves], [one for curve in curves for one in curve.running])
+    draw_spread(panel, spread, curves)
+    traces = [one for curve in curves for one in (*curve.running, *drawn_runs(spread, curve))]
+    shown = [*(one.band.mean for one in curves), *(one.values for one in traces)]
+    limit_to(panel, metric, shown, [part for one in curves for part in interval_ends(spread, one)])
 
 
 def entries(curves: Sequence[Curve], notes: Mapping[str, str] | None = None) -> list[tuple[Any, str]]:
@@ -144,15 +146,21 @@ def entries(curves: Sequence[Curve], notes: Mapping[str, str] | None = None) -> 
     ]
 
 
-def limit(panel: Axes, metric: str, bands: Sequence[Band], traces: Sequence[Trace] = ()) -> None:
-    """Limits of the y axis: all means, and of the bands what widens it by no more than a fifth to either side. Of
-    accuracies nothing beyond 0 and 1."""
+def limit(panel: Axes, metric: str, bands: Sequence[Band]) -> None:
+    """See `limit_to`; of means and their intervals."""
+    limit_to(panel, metric, [one.mean for one in bands], [part for one in bands for part in (one.low, one.high)])
+
+
+def limit_to(
+    panel: Axes, metric: str, all_of: Sequence[NDArray[np.float64]], ends: Sequence[NDArray[np.float64]]
+) -> None:
+    """Limits of the y axis: all values of the first, and of the second what widens it by no more than a fifth to either
+    side; each (n,). Of accuracies nothing beyond 0 and 1."""
     logarithmic = is_logarithmic(metric)
-    means = np.concatenate([*(one.mean for one in bands), *(one.values for one in traces)])
+    means = np.concatenate(all_of)
     tight = bounds(means.tolist(), logarithmic)
     if tight is None:
         return
-    ends = [part for one in bands for part in (one.low, one.high)]
     whole = bounds(np.concatenate([means, *ends]).tolist(), logarithmic)
     assert whole is not None
     change, back = (np.log, np.exp) if logarithmic else (np.asarray, np.asarray)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lqray.experiment.headline import Headline, common_headline
 from lqray.reporting.histories import History, read_histories
+from lqray.reporting.measured_links import MeasuredPoint
 from lqray.reporting.methods import Look, look, numbered, shade
 from lqray.reporting.selection import METHOD, SEED, alike, grouped, keys_of, metrics_of, resolved
 from lqray.store.runs import Run
@@ -22,13 +23,16 @@ class NothingToDrawError(ValueError):
 @dataclass(frozen=True)
 class Options:
     """metrics: by default the kind's own. group_by: parameters, by default those that vary. target: of the metric.
-    smooth: points of a running mean, 0 for none. width: of a column of a paper or of both."""
+    smooth: points of a running mean, 0 for none. width: of a column of a paper or of both. measured: seconds on links,
+    workers: numbers of them, both of `links`."""
 
     metrics: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
     target: float | None = None
     smooth: int = 0
     width: Literal["single", "double"] = "single"
+    measured: tuple[MeasuredPoint, ...] = ()
+    workers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,14 @@ class Recordings:
             self._histories[key] = found
         return self._histories[key]
 
+    def steps_to(self, metric: str, target: float) -> dict[str, float]:
+        """By run id, of the finished runs whose metric was at the target or better, the step at which it first was."""
+        from lqray.reporting.comparison import compare_groups
+
+        found = compare_groups(self.records, self._uri, metrics=(metric,), target=target)
+        each = [group.metrics[metric].to_target["steps"].values for group in found.groups]
+        return {run_id: step for values in each for run_id, step in values.items()}
+
     def density(self, record: Run) -> dict[str, Any] | None:
         """A run's `density.json`; None where it has none. Raises ArtifactError."""
         from lqray.reporting.artifacts import read_density
@@ -126,16 +138,27 @@ class Recordings:
 def band_note(groups: Iterable[Group], logarithmic: Iterable[bool] = ()) -> str:
     """What lines and bands are of, for the legend; nothing where no group has two finished runs. logarithmic: whether
     the axes are."""
+    runs = runs_of(groups)
+    return f"{mean_of(logarithmic)} and 95% interval of {runs}" if runs else ""
+
+
+def runs_of(groups: Iterable[Group]) -> str:
+    """How many finished runs groups have: `3 to 5 seeds`; nothing where none has two."""
     finished = [one.finished for one in groups if one.finished]
     counts = sorted({len(runs) for runs in finished})
     if not counts or counts[-1] < 2:
         return ""
     many = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     seeds = all(len({one.params.get(SEED) for one in runs}) == len(runs) for runs in finished)
+    return f"{many} {'seeds' if seeds else 'runs'}"
+
+
+def mean_of(logarithmic: Iterable[bool]) -> str:
+    """What is drawn of several runs. logarithmic: whether the axes are."""
     scales = set(logarithmic)
-    mean = "geometric mean" if scales == {True} else "mean"
-    mean += " (geometric where logarithmic)" if len(scales) == 2 else ""
-    return f"{mean} and 95% interval of {many} {'seeds' if seeds else 'runs'}"
+    return ("geometric mean" if scales == {True} else "mean") + (
+        " (geometric where logarithmic)" if len(scales) == 2 else ""
+    )
 
 
 def _short(keys: Sequence[str]) -> list[str]:

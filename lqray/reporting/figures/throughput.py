@@ -30,6 +30,7 @@ _COLOURS = {
     "decode": "#7A2E3A",
 }
 _INCHES_PER_BAR = 0.34
+_SUM, _WHOLE = "95% interval of the phases' sum", "whole step, where phases are not measured"
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ class _Bars:
     total: tuple[float, float, float]
     step: float | None
 
+    @property
+    def within(self) -> float:
+        """Encoding, exchanging and decoding together."""
+        return sum(self.seconds.get(phase, 0.0) for phase in _WITHIN)
+
 
 def draw(recordings: Recordings, options: Options) -> Figure:
     """Upper bars: the phases of a step one after the other, with the interval of their sum. The exchange runs within
     the backward phase, which ends when it has: lower bars, to the end of that phase, are the time that encoding,
-    exchanging and decoding take in it; DDP's buckets may overlap. A diamond is the mean time of steps that were
-    not measured.
+    exchanging and decoding take in it; DDP's buckets may overlap, and where they take longer than all before (an
+    exchange of many steps) they begin with the step. A diamond is the mean time of whole steps that were not measured.
 
     Of a run the median over its measured steps, of a group the mean of its runs. Raises NothingToDrawError,
     UnknownKeyError.
@@ -61,23 +67,21 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         recordings.remark(f"{MOST_IN_LEGEND} of {len(bars)} groups are drawn; choose with --only or --where")
         bars = bars[:MOST_IN_LEGEND]
     figure, (panel,) = panels(options.width, 1, 0.55 + _INCHES_PER_BAR * len(bars))
-    longest = max(max(one.total[0], one.step or 0.0) for one in bars)
+    longest = max(max(one.total[0], one.within, one.step or 0.0) for one in bars)
     unit, name = (1.0, "seconds") if longest >= 1 else (1e3, "milliseconds")
     entries: dict[str, Any] = {}
     for row, one in enumerate(bars):
         entries |= _draw(panel, row, one, unit)
     panel.set_yticks(range(len(bars)), [wrapped(one.group.label, 0.3 * WIDTHS[options.width]) for one in bars])
-    for tick, one in zip(panel.get_yticklabels(), bars, strict=True):
-        tick.set_color(one.group.look.colour if one.group.look.colour != "#B5B5B5" else "#777777")
     panel.set_ylim(len(bars) - 0.45, -0.55)
     panel.set_xlim(0, unit * min(1.25 * longest, 1.05 * max(longest, *(np.nan_to_num(one.total[2]) for one in bars))))
     panel.grid(False, axis="y")
     panel.set_xlabel(f"{name} per step")
-    order = (*_PHASES, *_WITHIN, "without telemetry")
+    order = (*_PHASES, *_WITHIN, _SUM, _WHOLE)
     named = {"backward": "backward + exchange"}
     legend(
         *(figure, [(entries[key], named.get(key, key)) for key in order if key in entries]),
-        band_note(one.group for one in bars),
+        band_note(one.group for one in bars).replace(" and 95% interval", ""),
     )
     return figure
 
@@ -116,13 +120,14 @@ def _draw(panel: Axes, row: int, bars: _Bars, unit: float) -> dict[str, Any]:
         entries[phase] = panel.barh(row - 0.1, width, 0.5, left=left, color=_COLOURS[phase])
         left += width
         if phase == "backward":
-            entries |= _draw_within(panel, row, bars.seconds, left, unit)
+            entries |= _draw_within(panel, row, bars.seconds, max(left, bars.within * unit), unit)
     mean, low, high = (value * unit for value in bars.total)
     if np.isfinite(low):
-        panel.errorbar(mean, row - 0.1, xerr=[[mean - low], [high - mean]], color="black", capsize=2, elinewidth=0.8)
+        ends = [[mean - low], [high - mean]]
+        entries[_SUM] = panel.errorbar(mean, row - 0.1, xerr=ends, color="black", capsize=2, elinewidth=0.8)
     if bars.step is not None:
         style: dict[str, Any] = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
-        entries["without telemetry"] = panel.plot(bars.step * unit, row - 0.1, zorder=4, **style)[0]
+        entries[_WHOLE] = panel.plot(bars.step * unit, row - 0.1, zorder=4, **style)[0]
     return entries
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from lqray.reporting.figures.drops import draw_drops
 from lqray.reporting.figures.lines import curves_of, draw_curves, entries, finish_iterations, last_steps
-from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings, band_note
+from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
+from lqray.reporting.figures.spread import spread_note, spread_of
 from lqray.reporting.figures.style import legend, panels
 
 if TYPE_CHECKING:
@@ -30,19 +31,19 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     groups = recordings.groups(options.group_by)
     chosen = [recordings.metric(name) for name in options.metrics] or [_QUANTIZED]
     figure, axes = panels(options.width, len(chosen), columns=1 if options.width == "single" else 2)
-    drawn = []
-    for panel, key in zip(axes, chosen, strict=True):
-        curves = curves_of(recordings, groups, {one.label: _of(one, key) for one in groups}, options)
-        drawn += curves
-        draw_curves(panel, key, curves)
+    found = [curves_of(recordings, groups, {one.label: _of(one, key) for one in groups}, options) for key in chosen]
+    spread = spread_of(recordings, found)
+    for panel, key, curves in zip(axes, chosen, found, strict=True):
+        draw_curves(panel, key, curves, spread)
         finish_iterations(panel, key, options)
         if key == _RATIO:
             panel.axhline(1.0, color="black", linewidth=0.8, zorder=1)
             panel.set_ylabel(panel.get_ylabel().replace("variance ratio", "variance, quantized / exact"))
         elif key == _QUANTIZED:
             panel.set_ylabel(panel.get_ylabel().replace("quantized variance", "variance of the gradient"))
+    drawn = [one for curves in found for one in curves]
     drops = draw_drops(axes, recordings, last_steps(drawn))
-    legend(figure, [*entries(drawn), *drops], band_note((one.group for one in drawn), (True,)))
+    legend(figure, [*entries(drawn), *drops], spread_note(spread, drawn, (True,)))
     return figure
 
 

@@ -17,16 +17,28 @@ from tests.testing.figure_stores import FigureStore
 from tests.testing.reports import share_interval
 
 
-def test_curves_are_means_and_intervals_in_the_methods_own_look(store):
+def five(tmp_path, *methods):
+    """A store of five seeds each, and the rows (5, 3) of their accuracies."""
+    store = FigureStore(tmp_path)
+    rows = {}
+    for number, method in enumerate(methods):
+        for seed in range(1, 6):
+            values = tuple(0.1 * number + 0.02 * (seed * seed % 7) + at for at in (0.1, 0.2, 0.25))
+            rows.setdefault(method, []).append(values)
+            store.run(method, seed, {"test/accuracy": at_steps(values)}, {"schedule.decay_at": "[150, 250]"})
+    return store.save(), {method: np.array(each) for method, each in rows.items()}
+
+
+def test_five_seeds_of_few_groups_are_means_and_t_intervals_in_the_methods_own_look(tmp_path):
+    store, accuracy = five(tmp_path, "full_precision", "nuqsgd", "alq")
     figure, remarks = drawn(store, "curves")
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration", "test accuracy")
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
     assert list(lines(axes)) == ["SuperSGD", "NUQSGD", "ALQ"]
-    for method, seeds in ACCURACY.items():
+    for method, rows in accuracy.items():
         own = look(method)
         line = lines(axes)[own.label]
-        rows = np.array(list(seeds.values()))
         assert same_color(line.get_color(), own.colour)
         assert line.get_marker() == own.marker
         np.testing.assert_array_equal(line.get_xdata(), STEPS)
@@ -38,11 +50,47 @@ def test_curves_are_means_and_intervals_in_the_methods_own_look(store):
         np.testing.assert_allclose(found_high, high)
     assert [line.get_xdata()[0] for line in marked(axes, "learning-rate drop")] == [150, 250]
     title, entries = legend_of(figure)
-    assert title == "mean and 95% interval of 3 seeds"
+    assert title == "mean and 95% interval of 5 seeds"
     assert entries == ["SuperSGD", "NUQSGD", "ALQ", "learning-rate drop"]
     assert remarks == []
     assert figure.get_figwidth() == 3.4
     assert drawn(store, "curves", width="double")[0].get_figwidth() == 7.0
+
+
+def test_fewer_seeds_of_few_groups_are_a_thin_line_each_and_no_band(store):
+    figure, remarks = drawn(store, "curves")
+    (axes,) = figure.axes
+    assert not bands(axes)
+    runs = marked(axes, "run")
+    assert len(runs) == 9
+    for method, seeds in ACCURACY.items():
+        own = [line for line in runs if same_color(line.get_color(), look(method).colour)]
+        assert [tuple(line.get_ydata()) for line in own] == list(seeds.values())
+        assert {line.get_linewidth() for line in own} == {0.5}
+        np.testing.assert_allclose(lines(axes)[look(method).label].get_ydata(), np.mean(list(seeds.values()), axis=0))
+    low, high = axes.get_ylim()
+    assert low < 0.25
+    assert high > 0.92  # all that is drawn
+    assert legend_of(figure)[0] == "mean and, thin, each of 3 seeds"
+    assert [remark[:29] for remark in remarks] == ["thin lines are single runs: i"]
+
+
+def test_many_groups_are_means_with_their_interval_beside_the_last_point(tmp_path):
+    store, accuracy = five(tmp_path, "full_precision", "qsgd_inf", "nuqsgd", "alq", "amq")
+    figure, remarks = drawn(store, "curves")
+    (axes,) = figure.axes
+    assert not marked(axes, "run")
+    bars = axes.containers
+    at = [float(bar[0].get_xdata()[0]) for bar in bars]
+    np.testing.assert_allclose(at, [300 + 200 * 0.014 * number for number in range(1, 6)])  # side by side
+    assert axes.get_xlim()[1] > at[-1]
+    for bar, method in zip(bars, accuracy, strict=True):
+        last = accuracy[method][:, -1]
+        np.testing.assert_allclose(bar[0].get_ydata(), last.mean())
+        ends = np.ravel(share_interval(last[:, None]))
+        np.testing.assert_allclose(bar[2][0].get_segments()[0][:, 1], ends)
+    assert legend_of(figure)[0] == "mean of 5 seeds, 95% interval at the end"
+    assert [remark[:46] for remark in remarks] == ["95% intervals stand at the end of lines: bands"]
 
 
 def test_several_metrics_are_panels(tmp_path):
@@ -53,7 +101,7 @@ def test_several_metrics_are_panels(tmp_path):
     figure, _ = drawn(store.save(), "curves", metrics=("accuracy", "train/loss", "variance_ratio"))
     assert [axes.get_ylabel() for axes in figure.axes] == ["test accuracy", "train loss", "variance ratio"]
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log"]
-    assert legend_of(figure) == ("mean (geometric where logarithmic) and 95% interval of 2 seeds", ["ALQ"])
+    assert legend_of(figure) == ("mean (geometric where logarithmic) and, thin, each of 2 seeds", ["ALQ"])
 
 
 def test_groups_of_one_method_are_shades_of_its_colour(tmp_path):
@@ -79,11 +127,11 @@ def test_one_seed_has_a_line_and_no_band_and_unequal_seeds_are_said(tmp_path):
     figure, _ = drawn(store.save(), "curves")
     assert not figure.axes[0].collections
     assert legend_of(figure)[0] == ""
-    for seed in (1, 2):
+    for seed in range(5):
         store.run("amq", seed, {"test/accuracy": at_steps((0.1 * seed, 0.5, 0.9))})
     figure, _ = drawn(store.save(), "curves")
     assert len(figure.axes[0].collections) == 1
-    assert legend_of(figure)[0] == "mean and 95% interval of 1 to 2 seeds"
+    assert legend_of(figure)[0] == "mean and 95% interval of 1 to 5 seeds"
 
 
 def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
@@ -93,7 +141,7 @@ def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
     store.run("amq", 1, {"test/accuracy": at_steps((math.nan, math.nan, math.nan))})
     figure, remarks = drawn(store.save(), "curves")
     np.testing.assert_allclose(lines(figure.axes[0])["ALQ"].get_ydata(), [0.2, math.nan, math.nan])
-    assert remarks == [f"{name}: gaps where test/accuracy of a run is not finite" for name in ("ALQ", "AMQ")]
+    assert remarks[:2] == [f"{name}: gaps where test/accuracy of a run is not finite" for name in ("ALQ", "AMQ")]
     assert next(plot([Recorded("known", store.uri)], Request("curves", out=tmp_path / "nan.png"))).files
 
 

@@ -69,10 +69,29 @@ def test_the_command_says_what_it_writes(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = plotted(store, "known", "--kind", "curves", "--format", "svg,pdf")
     assert done.exit_code == 0, done.output
-    assert done.stdout == "figures/known-curves.svg figures/known-curves.pdf\n"
+    said = "  thin lines are single runs: intervals of fewer than 5 would hide the means\n"
+    assert done.stdout == f"figures/known-curves.svg figures/known-curves.pdf\n{said}"
     assert Path("figures/known-curves.pdf").exists()
-    assert plotted(store, "known", "--kind", "curves", "--out", "one.png").stdout == "one.png\n"
+    assert plotted(store, "known", "--kind", "curves", "--out", "one.png").stdout == f"one.png\n{said}"
+    assert sorted(file.name for file in Path().glob("one.*")) == ["one.png"]
     assert Path("one.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("out", "formats", "files"),
+    [
+        ("paper/bytes.pdf", ("png", "svg", "pdf"), ["bytes.pdf", "bytes.png", "bytes.svg"]),
+        ("paper/bytes.pdf", ("svg",), ["bytes.svg"]),
+        ("paper/bytes.pdf", (), ["bytes.pdf"]),
+        ("paper", ("svg",), ["known-curves.svg"]),
+        ("paper", (), ["known-curves.pdf", "known-curves.png", "known-curves.svg"]),
+    ],
+)
+def test_a_file_is_written_in_all_formats_that_are_asked_for(store, tmp_path, out, formats, files):
+    request = Request("curves", formats=formats, out=tmp_path / out)
+    written = next(plot([Recorded("known", store.uri)], request)).files
+    assert sorted(file.name for file in (tmp_path / "paper").iterdir()) == files
+    assert sorted(file.name for file in written) == files
 
 
 def test_kind_all_draws_what_it_can_and_says_why_not_the_rest(store, tmp_path):
@@ -94,7 +113,9 @@ def test_kind_all_draws_what_it_can_and_says_why_not_the_rest(store, tmp_path):
         (["unknown", "--kind", "curves"], "no experiment 'unknown'"),
         (["known", "--kind", "curve"], "did you mean 'curves'? allowed: bits"),
         (["known", "--kind", "curves", "--format", "gif"], "allowed: png, svg, pdf"),
-        (["known", "--kind", "curves", "--target", "0.9"], "allowed: with bytes_to_accuracy"),
+        (["known", "--kind", "curves", "--target", "0.9"], "allowed: with bytes_to_accuracy, links"),
+        (["known", "--kind", "curves", "--workers", "4"], "found --workers with --kind curves; allowed: with links"),
+        (["known", "--kind", "links", "--measured", "none.json"], "none.json: No such file"),
         (["known", "--kind", "levels", "--smooth", "3"], "allowed: with bytes_to_accuracy, curves, variance"),
         (["known", "--kind", "all", "--out", "one.png"], "allowed: a folder"),
         (

@@ -34,7 +34,7 @@ def test_variance_is_logarithmic_and_full_precision_shows_its_own(tmp_path):
     np.testing.assert_allclose(lines(axes)["SuperSGD"].get_ydata(), [math.sqrt(2) * 1e-4, 1e-5])
     np.testing.assert_allclose(lines(axes)["ALQ"].get_ydata(), [1e-3, math.sqrt(2) * 4e-4])
     assert legend_of(figure)[0].startswith("geometric mean")
-    assert remarks == ["left out, for they have none of it: fp16"]
+    assert remarks[0] == "left out, for they have none of it: fp16"
     figure, remarks = drawn(store, "variance", metrics=("variance_ratio",))
     assert list(lines(figure.axes[0])) == ["ALQ"]
     assert "quantized / exact" in figure.axes[0].get_ylabel()
@@ -98,6 +98,8 @@ def test_density_shows_levels_over_the_density(tmp_path):
     np.testing.assert_allclose(stairs.get_data().edges, SNAPSHOT["edges"])
     np.testing.assert_allclose(stairs.get_data().values, [0.1, 400.0, 500.0, math.nan])
 
+    assert not marked(first, "zeros")  # of a run that did not count them
+
     store = FigureStore(tmp_path)
     levels = {f"quantizer/level/{j}": level for j, level in enumerate(SNAPSHOT["levels"])}
     first_run = store.run("alq", 1, levels)
@@ -107,3 +109,16 @@ def test_density_shows_levels_over_the_density(tmp_path):
     figure, remarks = drawn(store, "density")
     assert [axes.get_title() for axes in figure.axes] == ["ALQ"]
     assert remarks == ["left out, for it has no density.json: AMQ"]
+
+
+def test_exact_zeros_are_a_mark_with_their_share_and_no_density():
+    """Of the bin from 0 to 1e-3, which holds half of all, 38% are exactly 0: 12% are left, 120 a unit."""
+    some, all_of_it = draw_density(
+        [("ALQ", SNAPSHOT | {"zeros": 0.38}), ("AMQ", SNAPSHOT | {"zeros": 0.5, "method": "amq"})]
+    ).axes
+    np.testing.assert_allclose(some.patches[0].get_data().values, [0.1, 400.0, 120.0, math.nan])
+    np.testing.assert_allclose(all_of_it.patches[0].get_data().values, [0.1, 400.0, math.nan, math.nan])
+    for panel, share in ((some, "38%"), (all_of_it, "50%")):
+        assert [line.get_xdata()[0] for line in marked(panel, "zeros")] == [0.0]
+        assert [text.get_text() for text in panel.texts] == [share]
+    assert legend_of(some.figure)[1][-1] == "coordinates that are exactly 0"
