@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,6 +54,16 @@ def _workers(_context: click.Context, _parameter: click.Parameter, text: str | N
         raise click.BadParameter(str(error)) from None
 
 
+def _tuned(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None: whatever the files search; nothing: none of it."""
+    found = tuple(one.strip() for text in texts for one in text.split(","))
+    return () if found == ("none",) else found or None
+
+
+def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(",")) if text else ()
+
+
 @click.command()
 @shared.experiments
 @click.option(
@@ -78,6 +89,14 @@ def _workers(_context: click.Context, _parameter: click.Parameter, text: str | N
     help="Model steps on such links: 10mbit,1gbit, or with a latency 10mbit:20ms.",
 )
 @click.option("--workers", callback=_workers, metavar="N,...", help="With --link: of so many hosts [default: 2,8,64].")
+@click.option(
+    "--tuned",
+    multiple=True,
+    callback=_tuned,
+    metavar="KEY,...",
+    help="Of each row the best setting of these alone; none: all [default: what the file's search.each searches].",
+)
+@click.option("--tuning-seeds", default="", callback=_seeds, metavar="N,...", help="Choose it by these, show others.")
 @shared.only
 @shared.where
 @shared.everything
@@ -92,6 +111,8 @@ def report(
     last: int,
     links: tuple[Link, ...],
     workers: tuple[int, ...] | None,
+    tuned: tuple[str, ...] | None,
+    tuning_seeds: tuple[str, ...],
     only: tuple[str, ...],
     where: tuple[str, ...],
     everything: bool,
@@ -110,6 +131,7 @@ def report(
         raise click.UsageError("found --workers without --link; allowed: both, such as --link 100mbit --workers 2,8")
     hosts = workers or (2, 8, 64)
     options = ReportOptions(metrics, group_by, baseline, target, last, only, where, everything, links, hosts)
+    options = replace(options, tuned=tuned, tuning_seeds=tuning_seeds)
     with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError):
         made = make_report(shared.recorded(experiments, uri), options)
     if shape == "terminal":
