@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from lqray.experiment.budgets import said_of_budget
 from lqray.experiment.foreign import rich_text
 from lqray.orchestration.plan.history import History, expected
 from lqray.orchestration.plan.plan import Plan
@@ -65,6 +66,9 @@ def show_plan(console: Console, plan: Plan) -> None:
     summary += plan.said_of_others
     said = f": {summary or 'no trials'}; {len(due):,} would run"
     console.print(Text.assemble(rich_text(experiment.name, "bold"), said))
+    search = experiment.search
+    if search and (budget := said_of_budget(search.each, (one.trial for one in experiment.trials()))):
+        console.print(budget, highlight=False)
     if plan.more:
         console.print(f"{plan.more:,} more would be suggested, each from the results so far")
     if due:

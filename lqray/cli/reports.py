@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,11 @@ def _known_kind(_context: click.Context, _parameter: click.Parameter, kind: str)
         hint = did_you_mean(kind, known)
         raise click.BadParameter(f"found {kind!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(known)}")
     return kind
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    kinds = dict.fromkeys(one.strip() for one in text.split(","))
+    return () if list(kinds) == ["none"] else tuple(_known_kind(context, parameter, one) for one in kinds)
 
 
 def _known_formats(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -55,6 +61,16 @@ def _workers(_context: click.Context, _parameter: click.Parameter, text: str | N
         raise click.BadParameter(str(error)) from None
 
 
+def _tuned(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None: whatever the files search; nothing: none of it."""
+    found = tuple(one.strip() for text in texts for one in text.split(","))
+    return () if found == ("none",) else found or None
+
+
+def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(",")) if text else ()
+
+
 @click.command()
 @shared.experiments
 @click.option(
@@ -83,6 +99,14 @@ def _workers(_context: click.Context, _parameter: click.Parameter, text: str | N
     help="Model steps on such links: 10mbit,1gbit, or with a latency 10mbit:20ms.",
 )
 @click.option("--workers", callback=_workers, metavar="N,...", help="With --link: of so many hosts [default: 2,8,64].")
+@click.option(
+    "--tuned",
+    multiple=True,
+    callback=_tuned,
+    metavar="KEY,...",
+    help="Of each row the best setting of these alone; none: all [default: what the file's search.each searches].",
+)
+@click.option("--tuning-seeds", default="", callback=_seeds, metavar="N,...", help="Choose it by these, show others.")
 @shared.only
 @shared.where
 @shared.everything
@@ -98,6 +122,8 @@ def report(
     last: int,
     links: tuple[Link, ...],
     workers: tuple[int, ...] | None,
+    tuned: tuple[str, ...] | None,
+    tuning_seeds: tuple[str, ...],
     only: tuple[str, ...],
     where: tuple[str, ...],
     everything: bool,
@@ -121,6 +147,7 @@ def report(
     options = ReportOptions(
         metrics, group_by, baseline, target, last, only, where, everything, links, hosts, smooth or 0
     )
+    options = replace(options, tuned=tuned, tuning_seeds=tuning_seeds)
     with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError, TargetError):
         made = make_report(shared.recorded(experiments, uri), options)
     if shape == "terminal":
@@ -160,21 +187,66 @@ def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everythin
 @click.command()
 @click.argument("experiment")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--raw", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True, help="All metrics.")
+@click.option(
+    "--raw",
+    type=click.Choice(["parquet", "csv", "none"]),
+    default="parquet",
+    show_default=True,
+    help="All points of metrics; none: not them, nor artifacts.",
+)
+@click.option(
+    "--keep", multiple=True, metavar="PATTERN", help="Of metrics only such ones and what tables need; may be repeated."
+)
+@click.option("--hypothesis", metavar="TEXT", help="What the runs were to show [default: the file's first comment].")
+@click.option("--metric", "metrics", multiple=True, help="Of the tables [default: the headline].")
+@click.option("--group-by", multiple=True, metavar="KEY", help="As of report; so are the next four.")
+@click.option("--baseline", metavar="METHOD")
+@click.option("--target", type=float)
+@click.option("--tuned", multiple=True, callback=_tuned, metavar="KEY,...")
+@click.option("--tuning-seeds", default="", callback=_seeds, metavar="N,...")
+@click.option("--figures", default="all", show_default=True, callback=_kinds, metavar="KIND,...", help="Or none.")
+@click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
 @shared.everything
 @shared.uri
-def export(experiment: str, folder: Path, raw: Raw, everything: bool, uri: str) -> None:
-    """Write EXPERIMENT, a name or a file, to FOLDER: tables, figures, file, raw metrics, and how to reproduce them."""
-    from lqray.reporting.export import ExportError
+def export(
+    experiment: str,
+    folder: Path,
+    raw: Raw,
+    keep: tuple[str, ...],
+    hypothesis: str | None,
+    metrics: tuple[str, ...],
+    group_by: tuple[str, ...],
+    baseline: str | None,
+    target: float | None,
+    tuned: tuple[str, ...] | None,
+    tuning_seeds: tuple[str, ...],
+    figures: tuple[str, ...],
+    formats: tuple[str, ...],
+    everything: bool,
+    uri: str,
+) -> None:
+    """Write EXPERIMENT, a name, a file or an exported folder, to FOLDER: a record that makes its own tables again.
+
+    Tables, figures, file, hypothesis, commands, code, machines, seeds, p-values, metrics, and how to reproduce them.
+    """
+    from lqray.reporting.export import ExportError, ExportOptions
     from lqray.reporting.export import export as export_to
     from lqray.reporting.plot import plot_all
     from lqray.reporting.records import UnknownExperimentError
-    from lqray.reporting.report import ReportOptions, make_report
+    from lqray.reporting.report import ReportOptions
+    from lqray.reporting.selection import UnknownKeyError
 
-    with shared.clear_errors(UnknownExperimentError, ExportError):
+    options = ReportOptions(
+        metrics, group_by, baseline, target, everything=everything, tuned=tuned, tuning_seeds=tuning_seeds
+    )
+    with shared.clear_errors(UnknownExperimentError, ExportError, UnknownKeyError):
         (recorded,) = shared.recorded([experiment], uri)
-        made = make_report([recorded], ReportOptions(everything=everything))
-        for file in export_to(recorded, made, folder, raw, lambda target: plot_all([recorded], target, everything)):
+
+        def draw(there: Path) -> list[str]:
+            return plot_all([recorded], there, everything, figures, formats)
+
+        wanted = ExportOptions(options, raw, keep, hypothesis)
+        for file in export_to(recorded, folder, wanted, draw if figures else None):
             shared.say(file)
 
 

@@ -375,6 +375,7 @@ def _print_json(experiment: Experiment) -> None:
 def _print_trials(experiment: Experiment) -> None:
     from rich.table import Table
 
+    from lqray.experiment.budgets import said_of_budget
     from lqray.experiment.foreign import rich_text
 
     console = shared.console()
@@ -392,3 +393,7 @@ def _print_trials(experiment: Experiment) -> None:
     same = combinations - count
     note = f"; {same} combinations are the same trial as another one and run once" if same else ""
     console.print(f"{experiment.name}: {count} trials{note}", highlight=False)
+    if experiment.search and (
+        said := said_of_budget(experiment.search.each, (one.trial for one in experiment.trials()))
+    ):
+        console.print(said, highlight=False)

@@ -27,6 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lqray.experiment.budgets import budgeted, drawn_once
 from lqray.experiment.errors import ExperimentError, Problem, UnknownTrialError, did_you_mean
 from lqray.experiment.headline import ACCURACY, Headline, headline_of
 from lqray.experiment.id_set import IdSet
@@ -252,7 +253,11 @@ def experiment_from_text(text: str, file: str) -> Experiment:
 
 
 def _experiment(document: Document, overrides: Sequence[str] = ()) -> Experiment:
-    experiment = Experiment(document, overridden(read_layout(document), overrides))
+    layout = overridden(read_layout(document), overrides)
+    if layout.search and layout.search.each:
+        swept = Experiment(document, drawn_once(layout)).trials()
+        layout = budgeted(layout, document, (named.trial for named in swept))
+    experiment = Experiment(document, layout)
     if experiment.search and experiment.adaptive:
         for high in (False, True):
             experiment.suggested(corner(experiment.search, high))

@@ -103,6 +103,16 @@ class _Reader:
             if any(key in block.matrix for block in blocks):
                 self.problem(here, f"{key!r}, which is an axis of the sweep, too", "each key in one of them")
         self.no_overlap(list(search.space), ("search", "space"))
+        for key in search.each:
+            self.trial_key(key, ("search", "each"))
+            if key in search.space:
+                self.problem(("search", "each"), f"{key!r}, which is searched, too", "each key in one of them")
+        if search.each and (search.adaptive or search.early_stopping):
+            found = "sampler: optuna" if search.adaptive else "early_stopping"
+            hint = "leave it out, or run a file for each group"
+            self.problem(
+                ("search", "each"), f"each beside {found}, which looks at all trials as one", "fixed draws", hint
+            )
         if search.adaptive and blocks:
             found = "a sweep beside sampler: optuna, which runs one study"
             self.problem(("search", "sampler"), found, "random or grid beside a sweep, or no sweep")
@@ -173,7 +183,7 @@ class _Reader:
         swept = sum(
             math.prod(map(len, block.matrix.values())) * bool(block.matrix) + len(block.include) for block in blocks
         )
-        drawn = number_of_draws(search) if search and not search.adaptive else 1
+        drawn = max(number_of_draws(search), search.trials or 0) if search and not search.adaptive else 1
         count = (swept if blocks else 1) * drawn
         if count > MOST_COMBINATIONS:
             key = ("sweep",) if swept > 1 else ("search",)

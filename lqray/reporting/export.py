@@ -7,24 +7,34 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from lqray.experiment.foreign import in_csv, in_line, in_markdown, in_markdown_code
+from lqray.experiment.foreign import in_csv, in_line
+from lqray.experiment.headline import common_headline
 from lqray.experiment.plan import published_plan
 from lqray.experiment.secrets import masked
+from lqray.experiment.yaml import leading_comment
 from lqray.reporting.artifacts import DENSITY, ArtifactError, read_density, read_text
-from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS, RUNS, faults_of_run
+from lqray.reporting.claim import RECORD, Claim, record_of
+from lqray.reporting.comparison import BYTES, SECONDS
+from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, NO_POINTS, POINTS, RUNS, SHARED, faults_of_run
+from lqray.reporting.exported_page import Page, readme
 from lqray.reporting.histories import read_histories
-from lqray.reporting.planned import Recorded
+from lqray.reporting.planned import Recorded, planned_records
 from lqray.reporting.records import Run, experiment_tags
-from lqray.reporting.report import Report, written
-from lqray.reporting.selection import metrics_of, params_of
-from lqray.store.tags import ATTEMPT, CODE, COMMAND, ERROR, GIT_COMMIT, GIT_DIRTY, HOST, MLFLOW, PYTHON, RAY, TORCH
+from lqray.reporting.report import ReportOptions, make_report, written
+from lqray.reporting.selection import metrics_of, params_of, select
+from lqray.store.tags import ATTEMPT, CODE, ERROR, GIT_COMMIT, GIT_DIRTY, HOLDER, HOST, MARK, PROGRESS
 
-Raw = Literal["parquet", "csv"]
+Raw = Literal["parquet", "csv", "none"]
+_OF_LAUNCHES = (MARK, HOLDER, PROGRESS)
+_OF_TABLES = ("wire/bits_per_coordinate", "wire/bytes_sent", BYTES, SECONDS, "time/seconds_per_step")
+"""Metrics whose last values tables, bytes and seconds to a target are made of."""
 _log = logging.getLogger(__name__)
 
 _TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
@@ -33,64 +43,116 @@ _TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
     "report.json": "json",
     "report.tex": "latex",
 }
-_ASKED = """| `experiment.yaml` | the experiment file: what was asked for |
-"""
-_AGAIN = """With one of these versions of lqray:
-
-{codes}
-
-```
-lqray run experiment.yaml
-lqray report experiment.yaml
-```
-"""
-_NO_FILE = """The experiment file is not to be had from the store; `runs.csv` has every parameter. The runs were made by
-
-{codes}
-"""
 
 
 class ExportError(ValueError):
     """A folder that cannot be exported to."""
 
 
-def export(
-    experiment: Recorded, report: Report, folder: Path, raw: Raw, draw: Callable[[Path], Sequence[str]] | None = None
-) -> list[Path]:
-    """Write tables, figures, the experiment file, every run's parameters and metrics, and a README. Returns the files.
+@dataclass(frozen=True)
+class ExportOptions:
+    """report: of the tables. raw: of metrics.parquet or metrics.csv, a row for each point; none: neither these nor
+    artifacts. metrics: shell patterns of those to keep beside those that the tables need, for a small folder; of
+    artifacts `density.json`, with its name; all without any. hypothesis: what the runs were to show; None: the comment
+    that the file begins with."""
 
-    raw: of metrics.parquet or metrics.csv, a row for each point. draw: writes figures to a folder; what it says of them
-    goes into the README. The folder appears whole or not at all. Raises ExportError where there is something already.
+    report: ReportOptions = field(default_factory=ReportOptions)
+    raw: Raw = "parquet"
+    metrics: Sequence[str] = ()
+    hypothesis: str | None = None
+
+
+def export(
+    experiment: Recorded,
+    folder: Path,
+    options: ExportOptions,
+    draw: Callable[[Path], Sequence[str]] | None = None,
+) -> list[Path]:
+    """Write tables, figures, the experiment file, every run's parameters and metrics, `record.json` and a README.
+    Returns the files.
+
+    Tables are made of the folder's own records, so that whoever has it makes the same. draw: writes figures to a
+    folder; what it says of them goes into the README. The folder appears whole or not at all. Raises ExportError where there is
+    something already, and what `make_report` raises.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"found something at {folder}; allowed: a folder that is empty or does not exist yet")
+    planned, _ = planned_records([experiment], options.report.everything)
+    chosen = select(planned, options.report.only, options.report.where)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        for name, shape in _TABLES.items():
-            (aside / name).write_text(written(report, shape), encoding="utf-8")
-        text = _experiment_text(experiment, report.records)
+        text = _experiment_text(experiment, chosen)
         if text:
             (aside / FILE).write_text(text, encoding="utf-8")
-        recorded, remarks = _sound([one for one in report.records if one.run_id])
-        _write_runs(aside / "runs.csv", report.records)
-        document = {"experiment": experiment.name, "runs": [_plain(one) for one in recorded]}
-        (aside / RUNS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        remarks += _copy_artifacts(experiment.uri, recorded, aside / ARTIFACTS)
-        write = _write_parquet if raw == "parquet" else _write_csv
-        write(aside / f"{POINTS}.{raw}", _points(experiment, recorded))
+        remarks = _write_records(experiment, chosen, aside, options)
         for line in remarks:
             _log.warning("%s", line)
+        made = make_report([Recorded(experiment.name, str(aside))], options.report)
+        made = replace(made, stores={experiment.name: masked(experiment.uri)})
+        for name, shape in _TABLES.items():
+            (aside / name).write_text(written(made, shape), encoding="utf-8")
+        asked = options.hypothesis if options.hypothesis is not None else leading_comment(text or "")
+        hypothesis = " ".join(asked.split())
+        record = record_of(Claim(hypothesis, options.report), experiment.name, chosen, made.comparison)
+        (aside / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         said = draw(aside / "figures") if draw else []
-        readme = _readme(experiment, report, raw, [*said, *remarks], text is not None)
-        (aside / "README.md").write_text(readme, encoding="utf-8")
+        page = Page(record, made, chosen, [*said, *remarks], text is not None, options.raw, bool(options.metrics))
+        (aside / "README.md").write_text(readme(page), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _write_records(experiment: Recorded, chosen: Sequence[Run], folder: Path, options: ExportOptions) -> list[str]:
+    """Returns what is left out, in sentences."""
+    recorded, remarks = _sound([_kept(one, options) for one in chosen if one.run_id])
+    _write_runs(folder / "runs.csv", [_kept(one, options) for one in chosen], bool(options.metrics))
+    shared = {key: _in_all([getattr(one, key) for one in recorded]) for key in SHARED}
+    document: dict[str, Any] = {"experiment": experiment.name, "shared": shared}
+    if options.raw == "none":
+        document[POINTS] = NO_POINTS
+    document["runs"] = [_plain(one, shared) for one in recorded]
+    (folder / RUNS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if options.raw == "none":
+        return remarks
+    if not options.metrics or any(fnmatchcase("density", pattern) for pattern in options.metrics):
+        remarks += _copy_artifacts(experiment.uri, recorded, folder / ARTIFACTS)
+    write = _write_parquet if options.raw == "parquet" else _write_csv
+    patterns = [*options.metrics, *_needed(recorded, options.report)] if options.metrics else []
+    write(folder / f"{POINTS}.{options.raw}", _points(experiment, recorded, patterns))
+    return remarks
+
+
+def _kept(record: Run, options: ExportOptions) -> Run:
+    """The same, with the metrics that are wanted, and without what a launch keeps for itself."""
+    tags = {key: value for key, value in record.tags.items() if key not in _OF_LAUNCHES}
+    if not options.metrics:
+        return replace(record, tags=tags)
+    wanted = [*options.metrics, *_OF_TABLES, *_needed([record], options.report)]
+    metrics = {key: value for key, value in record.metrics.items() if _matches(key, wanted)}
+    return replace(record, tags=tags, metrics=metrics)
+
+
+def _needed(records: Sequence[Run], options: ReportOptions) -> list[str]:
+    """Patterns of the metrics whose histories tables are made of; a name may be an ending."""
+    names = [*options.metrics, common_headline(one.params for one in records).metric]
+    of_target = [BYTES, SECONDS] if options.target is not None else []
+    return [*names, *(f"*/{name}" for name in options.metrics), *of_target]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _in_all(mappings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What is the same in all of them."""
+    first = mappings[0] if mappings else {}
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in mappings)}
 
 
 def _experiment_text(experiment: Recorded, records: Sequence[Run]) -> str | None:
@@ -121,10 +183,16 @@ def _sound(records: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return sound, remarks
 
 
-def _plain(record: Run) -> dict[str, Any]:
+def _plain(record: Run, shared: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
+    """For JSON, without what is shared."""
     metrics = {key: value if math.isfinite(value) else str(value) for key, value in record.metrics.items()}
     fields = {key: value for key, value in vars(record).items() if key != "ended"}  # the last point says when
-    return {**fields, "params": dict(record.params), "metrics": metrics, "tags": dict(record.tags)}
+    common = shared or {}
+    own = {
+        key: {name: text for name, text in getattr(record, key).items() if name not in common.get(key, {})}
+        for key in SHARED
+    }
+    return {**fields, **own, "metrics": metrics}
 
 
 def _copy_artifacts(uri: str, records: Sequence[Run], folder: Path) -> list[str]:
@@ -142,8 +210,10 @@ def _copy_artifacts(uri: str, records: Sequence[Run], folder: Path) -> list[str]
     return remarks
 
 
-def _write_runs(file: Path, records: Sequence[Run]) -> None:
-    params, metrics = sorted(params_of(records)), sorted(metrics_of(records))
+def _write_runs(file: Path, records: Sequence[Run], varying: bool) -> None:
+    """varying: of parameters only those that are not the same in all."""
+    same = _in_all([one.params for one in records]) if varying and len(records) > 1 else {}
+    params, metrics = sorted(params_of(records) - same.keys()), sorted(metrics_of(records))
     tags = (GIT_COMMIT, GIT_DIRTY, CODE, HOST, ATTEMPT, ERROR)
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -156,12 +226,15 @@ def _write_runs(file: Path, records: Sequence[Run]) -> None:
             writer.writerow(map(in_csv, cells))
 
 
-def _points(experiment: Recorded, records: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Columns of all points, one metric at a time. time: seconds since the epoch."""
+def _points(experiment: Recorded, records: Sequence[Run], patterns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Columns of the points of metrics that patterns match, or of all, one metric at a time. time: seconds since the
+    epoch."""
     import numpy as np
 
     names = {one.run_id: one.name for one in records}
     for key in sorted(metrics_of(records)):
+        if patterns and not _matches(key, patterns):
+            continue
         found = read_histories(experiment.uri, experiment.name, list(names), key)
         if not found:
             continue
@@ -196,56 +269,3 @@ def _write_csv(file: Path, parts: Iterator[dict[str, Any]]) -> None:
         for part in parts:
             for run_id, trial, metric, *numbers in zip(*(part[name].tolist() for name in COLUMNS), strict=True):
                 writer.writerow([run_id, text(trial), text(metric), *numbers])
-
-
-def _readme(experiment: Recorded, report: Report, raw: Raw, figures: Sequence[str], with_file: bool) -> str:
-    runs = [one for one in report.records if one.run_id]
-    codes = sorted({in_markdown(_code(one)) for one in runs})
-    commands = sorted({one.tags[COMMAND] for one in runs if COMMAND in one.tags})
-    said = [in_markdown(line, sentence=True) for line in figures]
-    return f"""# {in_markdown(experiment.name)}
-
-{len(runs)} runs of lqray, exported from their records in MLflow.
-
-| file | what |
-| --- | --- |
-| `report.md`, `.csv`, `.json`, `.tex` | how they compare; the JSON names the runs behind every number |
-{_ASKED if with_file else ""}| `runs.csv`, `runs.json` | every run: parameters, final metrics, code, errors |
-| `metrics.{raw}` | every point of every metric: {", ".join(COLUMNS)} (seconds since the epoch) |
-| `artifacts/` | of each run, `density.json`: its last gradient's density, and its levels |
-| `figures/` | see below |
-
-`lqray report ./FOLDER` reads this folder in the place of a store, as `plot` and `compare` do; a word without a slash is
-an experiment's name.
-
-## How they compare
-
-{written(report, "markdown")}
-## Figures
-
-{_lines(said or ["none"])}
-
-## To run it again
-
-{(_AGAIN if with_file else _NO_FILE).format(codes=_lines(codes))}
-These runs were launched by
-
-{_lines(list(map(in_markdown_code, commands)))}
-
-Trials are functions of their parameters and seed: on the same kind of machine, with the same versions, the metrics are
-the same to the last bit, but for times.
-"""
-
-
-def _lines(items: Sequence[str]) -> str:
-    return "\n".join(f"* {item}" for item in items) or "* unknown"
-
-
-def _code(record: Run) -> str:
-    tags = record.tags
-    commit = tags.get(GIT_COMMIT, "no git commit known")
-    dirty = " with uncommitted changes" if tags.get(GIT_DIRTY) == "true" else ""
-    versions = ", ".join(
-        f"{key.removeprefix('lqray.')} {tags[key]}" for key in (PYTHON, TORCH, RAY, MLFLOW) if key in tags
-    )
-    return f"lqray {tags.get('lqray.version', '?')} ({commit}{dirty}; code {tags.get('lqray.code', '?')}), {versions}"

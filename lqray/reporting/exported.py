@@ -17,6 +17,9 @@ from lqray.experiment.foreign import in_csv, in_line, json_value
 from lqray.store.errors import StoreError
 
 RUNS, POINTS, FILE, ARTIFACTS = "runs.json", "metrics", "experiment.yaml", "artifacts"
+NO_POINTS = "none"
+"""In the place of points, of a folder that was exported without them."""
+SHARED = ("params", "tags")
 COLUMNS = ("run_id", "trial", "metric", "step", "value", "time")
 _OPTIONAL: Mapping[str, Any] = {"error": None, "tags": {}, "started": 0.0, "experiment": ""}
 _STATES = ("FINISHED", "FAILED", "KILLED", "RUNNING", "SCHEDULED")
@@ -94,6 +97,8 @@ def points_in(folder: Path, key: str) -> Iterator[tuple[str, Any, Any, Any]]:
 
     name = next((one for one in (f"{POINTS}.parquet", f"{POINTS}.csv") if (folder / one).is_file()), None)
     if name is None:
+        if _document(folder).get(POINTS) == NO_POINTS:
+            return
         raise ExportedFolderError(folder / f"{POINTS}.parquet", f"found nothing; allowed: it, or {POINTS}.csv")
     file = _inside(folder, name)
     try:
@@ -159,6 +164,7 @@ def _document(folder: Path) -> dict[str, Any]:
         faults.append(f"experiment: found {_shown(found.get('experiment', _MISSING))}; allowed: a name")
     runs = found.get("runs", _MISSING)
     if isinstance(runs, list):
+        faults += _with_shared(found.get("shared", {}), runs)
         for number, run in enumerate(runs):
             if isinstance(run, dict):
                 faults += [f"runs[{number}].{fault}" for fault in faults_of_run(run)]
@@ -169,6 +175,17 @@ def _document(folder: Path) -> dict[str, Any]:
     if faults:
         raise ExportedFolderError(file, *faults)
     return found
+
+
+def _with_shared(shared: Any, runs: list[Any]) -> list[str]:
+    """Give each run what all of them have, which is written once. Returns faults, in sentences."""
+    if not isinstance(shared, dict) or not all(isinstance(shared.get(key, {}), dict) for key in SHARED):
+        return [f"shared: found {_shown(shared)}; allowed: a mapping with {' and '.join(SHARED)}"]
+    for run in runs:
+        for key in SHARED:
+            if isinstance(run, dict) and isinstance(run.get(key, {}), dict):
+                run[key] = {**shared.get(key, {}), **run.get(key, {})}
+    return []
 
 
 def _content(folder: Path, name: str, most_bytes: int = -1) -> bytes | None:

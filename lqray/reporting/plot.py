@@ -85,15 +85,23 @@ def plot(experiments: Sequence[Recorded], request: Request) -> Iterator[Drawn]:
         raise PlotError("none of the figures can be drawn from what is recorded")
 
 
-def plot_all(experiments: Sequence[Recorded], folder: Path, everything: bool = False) -> list[str]:
-    """Every figure that the records allow, in a folder; what to say of each, a line. For exports."""
+def plot_all(
+    experiments: Sequence[Recorded],
+    folder: Path,
+    everything: bool = False,
+    wanted: Sequence[str] = (ALL,),
+    formats: Sequence[str] = FORMATS,
+) -> list[str]:
+    """Figures of some kinds, or every one that the records allow, in a folder; what to say of each, a line. For
+    exports."""
     lines = []
-    try:
-        for drawn in plot(experiments, Request(ALL, everything=everything, out=folder)):
-            names = ", ".join(file.name for file in drawn.files) or "left out"
-            lines.append("; ".join([f"{drawn.kind}: {names}", *drawn.remarks]))
-    except PlotError as error:
-        lines.append(f"none: {error}")
+    for kind in wanted:
+        try:
+            for drawn in plot(experiments, Request(kind, everything=everything, formats=formats, out=folder)):
+                names = ", ".join(file.name for file in drawn.files) or "left out"
+                lines.append("; ".join([f"{drawn.kind}: {names}", *drawn.remarks]))
+        except (PlotError, NothingToDrawError) as error:
+            lines.append(f"{'none' if kind == ALL else kind}: {error}")
     return lines
 
 

@@ -16,8 +16,9 @@ from lqray.reporting.machine import csv_table, json_document
 from lqray.reporting.modelled import Predictions, predictions
 from lqray.reporting.modelled_table import modelled_columns, modelled_json, modelled_notes, modelled_rows
 from lqray.reporting.planned import Recorded, planned_records
-from lqray.reporting.selection import UnknownKeyError, select
+from lqray.reporting.selection import UnknownKeyError, params_of, select
 from lqray.reporting.tables import latex_table, markdown_table, notes
+from lqray.reporting.tuning import Tuning, searched_keys, tune
 from lqray.store.runs import Run
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class ReportOptions:
     links: Sequence[Link] = ()
     workers: Sequence[int] = ()
     smooth: int = 0
+    tuned: Sequence[str] | None = None
+    """Parameters of which each group keeps its best setting; by default, without group_by, those that the files search
+    for each of several groups (`search.each`)."""
+    tuning_seeds: Sequence[str] = ()
+    """Which choose the setting, and are left out then; by default all do, and are shown."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     if not records:
         remarks.append("There are no trials of lqray.")
     group_by = options.group_by
+    tuning = _tuning(experiments, chosen, options)
+    if tuning:
+        chosen = tuning.records
     comparison = compare_groups(
         chosen,
         experiments[0].uri,
@@ -76,12 +85,26 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
         options.last,
         smooth=options.smooth,
     )
+    if tuning:
+        comparison = tuning.shown(comparison)
+        chosen = [one for group in comparison.groups for one in group.records]
+        remarks += tuning.remarks
     counts = Counter(one.state for one in chosen)
     if set(counts) - {"finished"}:
         remarks.insert(0, ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + ".")
     remarks += _diverged(chosen, comparison.metrics)
     found = predictions(experiments[0].uri, comparison, options.links, options.workers) if options.links else None
     return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments}, found)
+
+
+def _tuning(experiments: Sequence[Recorded], records: Sequence[Run], options: ReportOptions) -> Tuning | None:
+    keys = options.tuned
+    if keys is None:
+        known = params_of(records)
+        keys = () if options.group_by else [key for key in searched_keys(experiments) if key in known]
+    if not keys:
+        return None
+    return tune(records, keys, options.group_by, options.tuning_seeds)
 
 
 def _diverged(records: Sequence[Run], shown: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lqray.reporting.export import export
+from lqray.reporting.export import ExportOptions, export
 from lqray.reporting.planned import Recorded
 from lqray.reporting.report import ReportOptions, make_report, show, written
 from tests.testing.reports import report
@@ -86,13 +86,12 @@ def test_what_is_not_finite_neither_reaches_a_target_nor_is_best(tmp_path):
 def test_an_export_of_what_diverged_is_json_and_reads_the_same(tmp_path):
     store = diverging(tmp_path)
     whole = report(store, metrics=["test/loss"], group_by=["lr"])
-    export(Recorded("known", store.uri), whole, tmp_path / "out", "csv")
+    asked = ReportOptions(metrics=["test/loss"], group_by=["lr"])
+    export(Recorded("known", store.uri), tmp_path / "out", ExportOptions(asked, "csv"))
 
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
     json.loads((tmp_path / "out" / "runs.json").read_text(), parse_constant=refuse)
-    again = make_report(
-        [Recorded("known", str(tmp_path / "out"))], ReportOptions(metrics=["test/loss"], group_by=["lr"])
-    )
+    again = make_report([Recorded("known", str(tmp_path / "out"))], asked)
     assert written(again, "csv") == written(whole, "csv")

@@ -8,6 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from lqray.cli import main
+from lqray.reporting.claim import recorded_options
+from lqray.reporting.planned import Recorded
+from lqray.reporting.report import make_report, written
 from tests.testing.stores import Store
 
 
@@ -95,6 +98,67 @@ def test_export_is_whole_and_explains_itself(store, tmp_path, raw):
     again = invoke("export", "known", out, "--uri", store.uri)
     assert again.exit_code == 2
     assert "allowed: a folder that is empty or does not exist yet" in again.stderr
+
+
+@pytest.mark.parametrize("raw", ["parquet", "none"])
+def test_the_record_makes_its_tables_again(tmp_path, raw):
+    store = Store(tmp_path)
+    for seed, accuracy in enumerate((0.7, 0.72, 0.75), 1):
+        shared = {"optimizer.lr": 0.1}
+        tags = {"lqray.command": "lqray run a.yaml", "lqray.host": "one", "lqray.holder": "secret"}
+        more = {"train/loss": 1.5, "wire/bits_per_coordinate": 2.0}
+        store.run("full_precision", seed, [0.5, accuracy], params=shared, tags=tags, metrics=more)
+        store.run("alq", seed, [0.4, accuracy - 0.01 * seed**2], params=shared, tags=tags, metrics=more)
+    out, said = tmp_path / "out", "Fewer bits do no harm."
+    asked = ["--raw", raw, "--keep", "test/*", "--hypothesis", said, "--target", "0.6", "--figures", "none"]
+    done = invoke("export", "known", out, *asked, "--baseline", "full_precision", "--uri", store.uri)
+    assert done.exit_code == 0, done.output
+    record = json.loads((out / "record.json").read_text())
+    assert (record["hypothesis"], record["seeds"], record["commands"]) == (said, ["1", "2", "3"], ["lqray run a.yaml"])
+    assert record["machines"] == [{"host": "one", "runs": 6}]
+    assert record["code"] == [{"commit": "c0ffee", "runs": 6}]
+    assert record["report"]["baseline"] == "full_precision"
+    assert record["date"] == record["first_run_began"][:10]
+    (alq,) = (row for row in record["result"] if row["quantizer.method"] == "alq")
+    assert alq["test/accuracy difference"] == pytest.approx(-0.14 / 3)
+    assert 0 < alq["test/accuracy p_value"] < 1
+    assert said in (out / "README.md").read_text()
+    options = recorded_options((out / "record.json").read_text())
+    again = make_report([Recorded("known", str(out))], options)
+    for name, shape in (("report.md", "markdown"), ("report.csv", "csv"), ("report.tex", "latex")):
+        assert (out / name).read_text() == written(again, shape)
+    histories = {spread.best.count for group in again.comparison.groups for spread in group.metrics.values()}
+    assert histories == {3 if raw == "parquet" else 0}
+    kept = json.loads((out / "runs.json").read_text())
+    assert kept["shared"]["params"]["optimizer.lr"] == "0.1"
+    assert all("optimizer.lr" not in run["params"] and "train/loss" not in run["metrics"] for run in kept["runs"])
+    assert "secret" not in (out / "runs.json").read_text()
+    assert "optimizer.lr" not in (out / "runs.csv").read_text().splitlines()[0]
+    assert not (out / "figures").exists()
+    # An export is a store, also for another export.
+    once_more = invoke("export", out, tmp_path / "again", *asked, "--baseline", "full_precision")
+    assert once_more.exit_code == 0, once_more.output
+    for name in ("record.json", "report.md", "report.csv", "runs.json", "runs.csv", "README.md"):
+        assert (tmp_path / "again" / name).read_text() == (out / name).read_text(), name
+
+
+def test_only_the_figures_that_are_wanted(store, tmp_path):
+    done = invoke("export", "known", tmp_path / "out", "--figures", "curves", "--format", "png", "--uri", store.uri)
+    assert done.exit_code == 0, done.output
+    assert [one.name for one in (tmp_path / "out/figures").iterdir()] == ["known-curves.png"]
+    wrong = invoke("export", "known", tmp_path / "other", "--figures", "curvs", "--uri", store.uri)
+    assert "did you mean 'curves'?" in wrong.stderr
+
+
+def test_a_tuned_export_keeps_what_was_not_chosen(tmp_path):
+    store = Store(tmp_path)
+    for rate, accuracy in ((0.1, 0.7), (0.2, 0.8)):
+        store.run("alq", 1, [accuracy], params={"optimizer.lr": rate}, name=f"alq-lr{rate}")
+    done = invoke("export", "known", tmp_path / "out", "--tuned", "lr", "--figures", "none", "--uri", store.uri)
+    assert done.exit_code == 0, done.output
+    assert len(json.loads((tmp_path / "out/runs.json").read_text())["runs"]) == 2
+    (row,) = json.loads((tmp_path / "out/record.json").read_text())["result"]
+    assert (row["optimizer.lr"], row["tried"]) == ("0.2", "2")
 
 
 def test_brackets_in_an_error_are_shown(store):

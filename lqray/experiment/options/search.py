@@ -81,9 +81,19 @@ class Search(Section):
     """As of early_stopping."""
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Of the draws, which are a function of it, their number and the key."""
+    each: tuple[str, ...] = ()
+    """Dotted keys of the sweep, one or a list: each of their values is tuned with as many trials as any other, by the
+    same draws."""
+    trials: int | None = Field(default=None, ge=1, le=MOST_DRAWS)
+    """With each: how many trials each of these groups has, in the place of `samples`, its seeds counted, too."""
     space: dict[str, Domain] = {}  # noqa: RUF012  # pydantic copies it
     """Dotted keys of a trial, and where their values come from."""
     early_stopping: EarlyStopping | None = None
+
+    @field_validator("each", mode="before")
+    @classmethod
+    def _one_or_a_list(cls, each: Any) -> Any:
+        return (each,) if isinstance(each, str) else tuple(each) if isinstance(each, list) else each
 
     @field_validator("space")
     @classmethod
@@ -112,6 +122,8 @@ class Search(Section):
             raise ValueError("a space to search, or early_stopping, or both")
         if self.sampler == "grid" and any(domain.choice is None for domain in self.space.values()):
             raise ValueError("with sampler: grid every key of the space is a choice: [...]")
+        if self.trials is not None and (not self.each or "samples" in self.model_fields_set):
+            raise ValueError("trials beside each, in the place of samples")
         return self
 
 

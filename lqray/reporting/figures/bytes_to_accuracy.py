@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lqray.experiment.headline import higher_is_better
-from lqray.reporting.figures.lines import Curve, Trace, curves_of, draw_curves, entries, is_logarithmic, label_metric
+from lqray.reporting.figures.lines import curves_of, draw_curves, entries, is_logarithmic, label_metric
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.sent import NOTHING_SENT, bytes_axis, bytes_sent, readable
-from lqray.reporting.figures.spread import spread_note, spread_of
+from lqray.reporting.figures.spread import Curve, Trace, spread_note, spread_of
 from lqray.reporting.figures.style import legend, panels
 from lqray.reporting.targets import check_target, some_of, to_target
 

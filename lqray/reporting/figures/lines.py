@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from lqray.experiment.headline import is_share
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.seeds import Band, across
-from lqray.reporting.figures.spread import Spread, draw_spread, drawn_runs, interval_ends
+from lqray.reporting.figures.spread import Curve, Spread, Trace, draw_spread, drawn_runs, interval_ends
 from lqray.reporting.figures.style import bounds, handle, shown_name
 from lqray.reporting.histories import History, smoothed
 from lqray.reporting.intervals import kind_of
@@ -28,27 +27,6 @@ _WIDER = 0.2
 """An interval widens the axis by this share of what means span, no more: of two seeds it may be tens of times that."""
 _MARGIN = 0.02
 _PLAIN_FROM, _PLAIN_TO = 1e-2, 1e3
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A trial on its own. x, values: (n,)."""
-
-    run_id: str
-    x: NDArray[np.float64]
-    values: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A group's metric. band: over its finished runs. runs: each of these. running: the others. last_steps: of finished
-    runs, by run id."""
-
-    group: Group
-    band: Band
-    runs: tuple[Trace, ...] = ()
-    running: tuple[Trace, ...] = ()
-    last_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 def draw_points(panel: Axes, group: Group, x: NDArray[np.float64], band: Band, at: Any = slice(None)) -> None:

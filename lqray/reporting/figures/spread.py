@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lqray.reporting.figures.recordings import Recordings, mean_of, runs_of
+from lqray.reporting.figures.recordings import Group, Recordings, mean_of, runs_of
+from lqray.reporting.figures.seeds import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from lqray.reporting.figures.lines import Curve, Trace
 
 Spread = Literal["bands", "runs", "whiskers"]
 _MOST_GROUPS = 4
@@ -33,6 +34,27 @@ _NOTES = {
     "runs": "{mean} and, thin, each of {runs}",
     "whiskers": "{mean} of {runs}, 95% interval at the end",
 }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trial on its own. x, values: (n,)."""
+
+    run_id: str
+    x: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A group's metric. band: over its finished runs. runs: each of these. running: the others. last_steps: of finished
+    runs, by run id."""
+
+    group: Group
+    band: Band
+    runs: tuple[Trace, ...] = ()
+    running: tuple[Trace, ...] = ()
+    last_steps: Mapping[str, int] = field(default_factory=dict)
 
 
 def spread_of(recordings: Recordings, panels: Iterable[Sequence[Curve]]) -> Spread:

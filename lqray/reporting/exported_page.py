@@ -1,0 +1,106 @@
+"""The README of an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lqray.experiment.foreign import in_markdown, in_markdown_code
+from lqray.reporting.exported import COLUMNS
+from lqray.reporting.report import Report, written
+from lqray.store.runs import Run
+from lqray.store.tags import GIT_COMMIT, GIT_DIRTY, MLFLOW, PYTHON, RAY, TORCH
+
+_ASKED = """| `experiment.yaml` | the experiment file: what was asked for |
+"""
+_AGAIN = """With one of these versions of lqray:
+
+{codes}
+
+```
+lqray run experiment.yaml
+lqray report experiment.yaml
+```
+"""
+_NO_FILE = """The experiment file is not to be had from the store; `runs.csv` has every parameter. The runs were made by
+
+{codes}
+"""
+_POINTS = """| `metrics.{raw}` | {what}: {columns} (seconds since the epoch) |
+| `artifacts/` | of each run, `density.json`: its last gradient's density, and its levels |
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """record: of `record.json`. said: of figures and what is left out, in sentences."""
+
+    record: Mapping[str, Any]
+    report: Report
+    records: Sequence[Run]
+    said: Sequence[str]
+    with_file: bool
+    raw: str
+    some: bool = False
+    """Of the metrics only some are kept."""
+
+
+def readme(page: Page) -> str:
+    """In Markdown."""
+    record, runs = page.record, [one for one in page.records if one.run_id]
+    codes = sorted({in_markdown(_code(one)) for one in runs})
+    said = [in_markdown(line, sentence=True) for line in page.said]
+    hypothesis = in_markdown(record["hypothesis"], sentence=True)
+    what = "points of some metrics" if page.some else "every point of every metric"
+    points = _POINTS.format(raw=page.raw, what=what, columns=", ".join(COLUMNS)) if page.raw != "none" else ""
+    return f"""# {in_markdown(record["experiment"])}
+{f"{chr(10)}{hypothesis}{chr(10)}" if hypothesis else ""}
+{len(runs)} runs of lqray, begun {_when(record)}, exported from their records in MLflow.
+
+| file | what |
+| --- | --- |
+| `report.md`, `.csv`, `.json`, `.tex` | how they compare; the JSON names the runs behind every number |
+| `record.json` | what was asked, runs, seeds, commands, code, machines, and what came out, with p-values |
+{_ASKED if page.with_file else ""}| `runs.csv`, `runs.json` | every run: parameters, final metrics, code, errors |
+{points}| `figures/` | see below |
+
+`lqray report ./FOLDER` reads this folder in the place of a store, as `plot` and `compare` do; a word without a slash is
+an experiment's name.
+
+## How they compare
+
+{written(page.report, "markdown")}
+## Figures
+
+{_lines(said or ["none"])}
+
+## To run it again
+
+{(_AGAIN if page.with_file else _NO_FILE).format(codes=_lines(codes))}
+These runs were launched by
+
+{_lines(list(map(in_markdown_code, record["commands"])))}
+
+Trials are functions of their parameters and seed: on the same kind of machine, with the same versions, the metrics are
+the same to the last bit, but for times.
+"""
+
+
+def _when(record: Mapping[str, Any]) -> str:
+    first, last = (str(record[key])[:10] for key in ("first_run_began", "last_run_began"))
+    return "at a time unknown" if record["date"] is None else first if first == last else f"from {first} to {last}"
+
+
+def _lines(items: Sequence[str]) -> str:
+    return "\n".join(f"* {item}" for item in items) or "* unknown"
+
+
+def _code(record: Run) -> str:
+    tags = record.tags
+    commit = tags.get(GIT_COMMIT, "no git commit known")
+    dirty = " with uncommitted changes" if tags.get(GIT_DIRTY) == "true" else ""
+    versions = ", ".join(
+        f"{key.removeprefix('lqray.')} {tags[key]}" for key in (PYTHON, TORCH, RAY, MLFLOW) if key in tags
+    )
+    return f"lqray {tags.get('lqray.version', '?')} ({commit}{dirty}; code {tags.get('lqray.code', '?')}), {versions}"
