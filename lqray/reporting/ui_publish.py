@@ -81,7 +81,7 @@ def _write_runs(client: Any, uri: str, experiment: str, comparison: Comparison) 
 
 def _differences(comparison: Comparison) -> dict[str, float]:
     """By run id. The baseline's own are zero, so that charts show it."""
-    found = {}
+    found: dict[str, float] = {}
     for group in comparison.groups:
         measured = group.metrics.get(comparison.headline.metric)
         if measured is None:

@@ -74,7 +74,7 @@ def group_name(keys: Mapping[str, str | None]) -> str:
     return ", ".join([str(method[1]), *settings])
 
 
-def envelope(state: dict[str, Any], made: float | None = None) -> str:
+def envelope(state: Mapping[str, Any], made: float | None = None) -> str:
     """The tag's value. made: seconds since the epoch, by default now."""
     at = round(1000 * (time.time() if made is None else made))
     packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode()
