@@ -169,12 +169,14 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, nam
     from lqray.reporting.comparison import compare_groups
     from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
     from lqray.reporting.tables import terminal_table
+    from lqray.reporting.ui_publish import publish_view
     from lqray.store.errors import StoreError
 
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     try:
         records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
         console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
+        publish_view(plan.uri, experiment.name)
     except UnknownExperimentError:
         shared.say(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
     except StoreError as error:

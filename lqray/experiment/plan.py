@@ -17,7 +17,10 @@ from typing import NamedTuple
 
 from lqray.experiment.foreign import in_line, json_value
 
-PLAN = "lqray.plan"
+PLAN = "mlflow.lqray.plan"
+"""The UI shows no tags that begin with mlflow."""
+EARLIER_PLAN = "lqray.plan"
+"""What earlier versions call it."""
 MOST_BYTES = 4 << 20
 """Of a text, in UTF-8: whoever writes tags could have a megabyte of them inflated to a gigabyte by everybody."""
 MOST_TRIALS = 1_000_000
@@ -62,12 +65,13 @@ def plan_tags(launch_id: str, text: str, file: str = "") -> dict[str, str]:
 def published_plan(tags: Mapping[str, str]) -> PublishedPlan | None:
     """What `plan_tags` made, also in its earlier form; None where an experiment has none, and, with a warning, where
     its tags are damaged."""
-    plan = tags.get(PLAN)
-    if plan is None:
+    key = next((one for one in (PLAN, EARLIER_PLAN) if one in tags), None)
+    if key is None:
         return None
+    plan = tags[key]
     try:
         told = json_value(plan)
-        text = _inflated(base64.b85decode(_packed(told, tags))).decode()
+        text = _inflated(base64.b85decode(_packed(key, told, tags))).decode()
         if told.get("digest", _digest(text)) != _digest(text):
             raise ValueError("its digest is not that of its text")
         return PublishedPlan(str(told["launch"]), text, str(told.get("file", "")))
@@ -75,18 +79,18 @@ def published_plan(tags: Mapping[str, str]) -> PublishedPlan | None:
         _log.warning(
             "the tags %s* of the MLflow experiment, which hold its file as it was launched last, are damaged (%s: %s) "
             "and are passed over; the next `lqray run FILE` writes them again",
-            PLAN,
+            key,
             type(error).__name__,
             in_line(error)[:200],
         )
         return None
 
 
-def _packed(told: Mapping[str, object], tags: Mapping[str, str]) -> str:
+def _packed(key: str, told: Mapping[str, object], tags: Mapping[str, str]) -> str:
     if "text" in told:
         return str(told["text"])
     # Before there were digests, parts had numbers only.
-    prefix = f"{PLAN}.{told['digest']}" if "digest" in told else PLAN
+    prefix = f"{key}.{told['digest']}" if "digest" in told else key
     parts = int(str(told["parts"]))
     if parts > _MOST_PARTS:
         raise ValueError(f"it has {parts} parts; allowed: {_MOST_PARTS}")

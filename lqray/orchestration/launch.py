@@ -140,7 +140,7 @@ class _Sweep:
         experiment, tracking = plan.experiment, plan.experiment.tracking
         document, storage = experiment.document, storage_address(experiment.storage.folder)
         launch = open_launch(
-            plan.uri, experiment.name, document.file, document.text, provenance(), experiment.axes, storage
+            plan.uri, experiment.name, document.file, document.text, provenance(document.file), experiment.axes, storage
         )
         summary = None
         if presentation.summary:

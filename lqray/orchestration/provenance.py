@@ -39,9 +39,12 @@ _GIT_SECONDS = 30.0
 _MOST_CHANGES = 2**20
 
 
-def provenance() -> dict[str, str]:
+def provenance(file: str | None = None) -> dict[str, str]:
     """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host, command. In a job
     of `lqray submit`, user and command are those of whoever submitted it, and so is the commit of code that was sent.
+
+    file: of the experiment. The MLflow UI's source is the commit of the project that it is kept in; lqray's, where that
+    has none.
     """
     sent, by = submitted() or Submitted(), sender()
     tags = {
@@ -58,8 +61,10 @@ def provenance() -> dict[str, str]:
         tags[key] = _version(key.removeprefix("lqray."))
     commit, dirty = (sent.commit, sent.dirty) if sent.code else _commit(package_folder())
     if commit:
-        tags[GIT_COMMIT] = tags["mlflow.source.git.commit"] = commit
-        tags[GIT_DIRTY] = dirty
+        tags[GIT_COMMIT], tags[GIT_DIRTY] = commit, dirty
+    project = (_git(Path(file).absolute().parent, "rev-parse", "HEAD") if file else None) or commit
+    if project:
+        tags["mlflow.source.git.commit"] = project
     return tags
 
 

@@ -8,16 +8,12 @@ import webbrowser
 
 import click
 
+from lqray.experiment.foreign import in_line
 from lqray.experiment.secrets import masked
 from lqray.reporting.server import free_port, serve
+from lqray.reporting.ui_publish import publish_view
 from lqray.store.client import exists
 from lqray.store.errors import NoStoreError
-from lqray.store.experiments import experiment_id
-
-
-def charts_path(identifier: str) -> str:
-    """The UI's path of the chart view of an experiment."""
-    return f"/#/experiments/{identifier}/runs?compareRunsMode=CHART"
 
 
 def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) -> int:
@@ -26,7 +22,7 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
     Returns the server's exit status. Raises UnknownExperimentError; StoreError, also where there is no store: to look
     at one makes none.
     """
-    path = charts_path(experiment_id(uri, experiment)) if experiment else "/"
+    path = _page(uri, experiment) if experiment else "/"
     if browser is None:
         browser = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin")
     if uri.startswith(("http://", "https://")):
@@ -46,6 +42,13 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
     jobs = os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": jobs}
     return serve(arguments, environment, "127.0.0.1", free, ready, logged=False)
+
+
+def _page(uri: str, experiment: str) -> str:
+    published = publish_view(uri, experiment)
+    if published.missing:
+        click.echo(f"Shown without the view of its methods and their baseline: {in_line(published.missing)}", err=True)
+    return published.path
 
 
 def _show(url: str, browser: bool) -> None:

@@ -18,7 +18,7 @@ from lqray.store import tables
 from lqray.store.client import reading_client
 from lqray.store.errors import NoStoreError
 from lqray.store.experiments import active_experiments, experiment_id
-from lqray.store.tags import ATTEMPT, EARLY, ERROR, NAN_METRICS, TRIAL_ID, TRIAL_NAME
+from lqray.store.tags import ATTEMPT, DIFFERENCE, EARLY, ERROR, GROUP, NAN_METRICS, TRIAL_ID, TRIAL_NAME
 
 _INFINITY = 1.797e308
 """MLflow stores an infinite metric as the largest float64."""
@@ -97,8 +97,8 @@ def read_runs(
     """lqray's runs of an experiment, oldest first; [] where the experiment, or the store, does not exist: nothing is
     made. Deleted runs and those of other tools are left out. uri: absolute store.
 
-    tags, metrics: those wanted; all without them. params: whether they are wanted. What a run is known by comes always.
-    Raises StoreError, StoreAwayError.
+    tags, metrics: those wanted; without them all that was recorded. params: whether they are wanted. What a run is
+    known by comes always. Raises StoreError, StoreAwayError.
     """
     known = None if tags is None else {TRIAL_ID, TRIAL_NAME, ATTEMPT, NAN_METRICS, EARLY, ERROR, *tags}
     try:
@@ -270,6 +270,11 @@ def _run(
         return
     lost = [key for key in tags.get(NAN_METRICS, "").split(",") if key]
     nan = [key for key in lost if wanted_metrics is None or key in wanted_metrics]
+    ended_as = {**metrics, **dict.fromkeys(nan, math.nan)}
+    own = {key: value for key, value in tags.items() if key.startswith("lqray.")}
+    if wanted_metrics is None:  # what is made of other runs, for the UI, is not recorded
+        ended_as.pop(DIFFERENCE, None)
+        own.pop(GROUP, None)
     run_id, name, status, started, ended = known
     yield Run(
         run_id,
@@ -277,9 +282,9 @@ def _run(
         tags.get(TRIAL_NAME, name),
         status,
         params,
-        {**metrics, **dict.fromkeys(nan, math.nan)},
+        ended_as,
         tags.get(ERROR),
-        {key: value for key, value in tags.items() if key.startswith("lqray.")},
+        own,
         (started or 0) / 1000,
         experiment,
         ended / 1000 if ended else None,

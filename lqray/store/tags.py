@@ -57,3 +57,13 @@ TORCH, RAY, MLFLOW = "lqray.torch", "lqray.ray", "lqray.mlflow"
 # Of an experiment.
 STOP = "lqray.stop"
 """Requests of `lqray stop`: this, or this with a dot and a number of their own."""
+
+# What the MLflow UI heeds, or shows beside what was recorded.
+KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Of an experiment: which of the UI's modes it is shown in."""
+UNLISTED = "mlflow.experiment.isGateway"
+"""Of an experiment that the UI's list leaves out: MLflow 3.17 does so with those that it made itself."""
+DIFFERENCE = "difference/from_baseline"
+"""A metric: by how much a finished run's headline differs from that of the baseline's run with its seed."""
+GROUP = "lqray.group"
+"""What a run's group of seeds is called there."""

@@ -1,6 +1,7 @@
 """The text of an experiment file in tags of its MLflow experiment."""
 
 import base64
+import hashlib
 import itertools
 import json
 import random
@@ -9,7 +10,7 @@ import zlib
 
 import pytest
 
-from lqray.experiment.plan import MOST_BYTES, PLAN, plan_tags, published_plan
+from lqray.experiment.plan import EARLIER_PLAN, MOST_BYTES, PLAN, plan_tags, published_plan
 
 SHORT = "name: short\n" + "# a comment\n" * 100
 LONG = "name: long\n# " + "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9000))
@@ -99,3 +100,12 @@ def test_a_head_of_any_kind_is_passed_over(head, caplog):
     assert published_plan({PLAN: head}) is None
     assert "are damaged" in caplog.text
     assert "\x1b" not in caplog.text
+
+
+def test_what_earlier_versions_published_is_read_and_what_is_published_now_comes_first():
+    text = "name: x\n" + "".join(hashlib.sha256(str(number).encode()).hexdigest() for number in range(200))
+    for one in ("name: x\n", text):
+        earlier = {key.replace(PLAN, EARLIER_PLAN): value for key, value in plan_tags("1", one).items()}
+        assert all(key.startswith("lqray.plan") for key in earlier)
+        assert published_plan(earlier) == ("1", one, "")
+        assert published_plan({**earlier, **plan_tags("2", "name: y\n")}) == ("2", "name: y\n", "")

@@ -9,12 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lqray.experiment.choice import matching
 from lqray.experiment.foreign import in_line, json_value
 from lqray.experiment.grid import NamedTrial
-from lqray.experiment.plan import PLAN, PublishedPlan, plan_tags, published_plan
+from lqray.experiment.plan import EARLIER_PLAN, PLAN, PublishedPlan, plan_tags, published_plan
 from lqray.experiment.secrets import masked
 from lqray.orchestration.queue.queue import TrialQueue
 from lqray.store.client import client_of
@@ -40,10 +41,16 @@ def ask_to_stop(uri: str, experiment_id: str, pattern: str) -> None:
 
 def publish_plan(launch: Launch) -> None:
     """Tell older launches of the experiment what its file says now: what they have not begun and is no longer in it,
-    they drop, if it is their file."""
+    they drop, if it is their file. What an earlier version published is taken back: the UI would show it."""
+    from mlflow.exceptions import MlflowException
+
     client = client_of(launch.uri)
     for key, value in plan_tags(launch.launch_id, launch.source, file_of(launch)).items():
         patiently(lambda key=key, value=value: client.set_experiment_tag(launch.experiment_id, key, value))  # type: ignore[misc]
+    for key in patiently(lambda: client.get_experiment(launch.experiment_id).tags):
+        if key == EARLIER_PLAN or key.startswith(f"{EARLIER_PLAN}."):
+            with suppress(MlflowException):  # another launch was faster, or an old server deletes none
+                patiently(lambda key=key: client.delete_experiment_tag(launch.experiment_id, key))  # type: ignore[misc]
 
 
 def file_of(launch: Launch) -> str:

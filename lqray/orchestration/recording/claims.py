@@ -36,6 +36,7 @@ from lqray.orchestration.recording.holder import Holder
 from lqray.store.client import client_of
 from lqray.store.deleted_runs import is_deleted
 from lqray.store.outage import patiently
+from lqray.store.tags import UNLISTED
 
 HEARTBEAT_SECONDS = 5.0
 HOLDER_PATIENCE = 30.0
@@ -337,7 +338,7 @@ def _first_run(client: Any) -> str:
         return next((one.info.run_id for one in found if _restored(client, one.info.run_id)), None)
 
     try:
-        home = client.create_experiment(CLAIMS, tags={"mlflow.note.content": _NOTE})
+        home = client.create_experiment(CLAIMS, tags={"mlflow.note.content": _NOTE, UNLISTED: "true"})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -67,6 +67,15 @@ def test_an_edited_file_drops_trials_and_another_file_of_its_name_does_not(launc
     assert "another launch runs another file of the name small" in caplog.text
 
 
+def test_what_an_earlier_version_published_is_taken_back(launch):
+    client = MlflowClient(launch.uri)
+    for key in ("lqray.plan", "lqray.plan.d.0", "lqray.planned"):
+        client.set_experiment_tag(launch.experiment_id, key, "x")
+    publish_plan(launch)
+    kept = client.get_experiment(launch.experiment_id).tags
+    assert [key for key in kept if not key.startswith("mlflow.")] == ["lqray.planned"]
+
+
 def test_a_file_of_more_trials_than_there_are_atoms_holds_nobody_up(launch, caplog):
     """Before, the watcher of a running launch made them all."""
     seeds, layers = list(range(2000)), [[width] for width in range(1, 2000)]
