@@ -21,7 +21,6 @@ from lqray.experiment.secrets import masked
 from lqray.experiment.yaml import leading_comment
 from lqray.reporting.artifacts import DENSITY, ArtifactError, read_density, read_text
 from lqray.reporting.claim import RECORD, Claim, record_of
-from lqray.reporting.comparison import BYTES, SECONDS
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, NO_POINTS, POINTS, RUNS, SHARED, faults_of_run
 from lqray.reporting.exported_page import Page, readme
 from lqray.reporting.histories import read_histories
@@ -29,6 +28,7 @@ from lqray.reporting.planned import Recorded, planned_records
 from lqray.reporting.records import Run, experiment_tags
 from lqray.reporting.report import ReportOptions, make_report, written
 from lqray.reporting.selection import metrics_of, params_of, select
+from lqray.reporting.targets import BYTES, SECONDS
 from lqray.store.tags import ATTEMPT, CODE, ERROR, GIT_COMMIT, GIT_DIRTY, HOLDER, HOST, MARK, PROGRESS
 
 Raw = Literal["parquet", "csv", "none"]
@@ -72,8 +72,8 @@ def export(
     Returns the files.
 
     Tables are made of the folder's own records, so that whoever has it makes the same. draw: writes figures to a
-    folder; what it says of them goes into the README. The folder appears whole or not at all. Raises ExportError where there is
-    something already, and what `make_report` raises.
+    folder; what it says of them goes into the README. The folder appears whole or not at all. Raises ExportError where
+    there is something already, and what `make_report` raises.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"found something at {folder}; allowed: a folder that is empty or does not exist yet")

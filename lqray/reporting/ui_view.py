@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lqray.reporting.comparison import BYTES, Comparison
+from lqray.reporting.comparison import Comparison
 from lqray.reporting.selection import metrics_of
+from lqray.reporting.targets import BYTES
 from lqray.store.runs import Run
 from lqray.store.tags import DIFFERENCE, GROUP
 
