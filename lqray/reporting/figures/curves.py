@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from lqray.reporting.figures.drops import draw_drops
 from lqray.reporting.figures.lines import (
-    Curve,
     curves_of,
     draw_curves,
     entries,
@@ -15,7 +14,7 @@ from lqray.reporting.figures.lines import (
     last_steps,
 )
 from lqray.reporting.figures.recordings import Options, Recordings
-from lqray.reporting.figures.spread import spread_note, spread_of
+from lqray.reporting.figures.spread import Curve, spread_note, spread_of
 from lqray.reporting.figures.style import legend, panels
 
 if TYPE_CHECKING:
