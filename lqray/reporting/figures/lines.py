@@ -10,7 +10,7 @@ import numpy as np
 
 from lqray.experiment.headline import is_share
 from lqray.reporting.figures.recordings import Group, NothingToDrawError, Options, Recordings
-from lqray.reporting.figures.seeds import Band, across, smoothed
+from lqray.reporting.figures.seeds import Band, across
 from lqray.reporting.figures.spread import Curve, Spread, Trace, draw_spread, drawn_runs, interval_ends
 from lqray.reporting.figures.style import bounds, handle, shown_name
 from lqray.reporting.histories import History, smoothed
