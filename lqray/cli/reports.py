@@ -43,24 +43,6 @@ def _known_formats(_context: click.Context, _parameter: click.Parameter, text: s
     return found
 
 
-def _links(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[Link, ...]:
-    from lqray.reporting.links import LinkError, parsed_links
-
-    try:
-        return parsed_links(text) if text is not None else ()
-    except LinkError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _workers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    from lqray.reporting.links import LinkError, parsed_workers
-
-    try:
-        return parsed_workers(text) if text is not None else None
-    except LinkError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 def _tuned(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...] | None:
     """None: whatever the files search; nothing: none of it."""
     found = tuple(one.strip() for text in texts for one in text.split(","))
@@ -94,11 +76,13 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option(
     "--link",
     "links",
-    callback=_links,
+    callback=shared.read_links,
     metavar="RATE,...",
     help="Model steps on such links: 10mbit,1gbit, or with a latency 10mbit:20ms.",
 )
-@click.option("--workers", callback=_workers, metavar="N,...", help="With --link: of so many hosts [default: 2,8,64].")
+@click.option(
+    "--workers", callback=shared.read_workers, metavar="N,...", help="With --link: of so many hosts [default: 2,8,64]."
+)
 @click.option(
     "--tuned",
     multiple=True,
@@ -261,7 +245,7 @@ def export(
 @click.option(
     "--measured", type=click.Path(path_type=Path), metavar="FILE", help="With links: seconds measured on links, JSON."
 )
-@click.option("--workers", callback=_workers, metavar="N,...", help="With links: panels [default: 2,8,64].")
+@click.option("--workers", callback=shared.read_workers, metavar="N,...", help="With links: panels [default: 2,8,64].")
 @click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
 @click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
 @shared.everything

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lqray.experiment.grid import Experiment
+    from lqray.reporting.links import Link
     from lqray.reporting.planned import Recorded
 
 _FILES = (".yaml", ".yml")
@@ -39,6 +40,26 @@ uri = click.option(
     show_envvar=True,
     help="Where the runs are recorded.",
 )
+
+
+def read_links(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[Link, ...]:
+    """Of `--link`; none without it."""
+    from lqray.reporting.links import LinkError, parsed_links
+
+    try:
+        return parsed_links(text) if text is not None else ()
+    except LinkError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def read_workers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Of `--workers`; None without it."""
+    from lqray.reporting.links import LinkError, parsed_workers
+
+    try:
+        return parsed_workers(text) if text is not None else None
+    except LinkError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:

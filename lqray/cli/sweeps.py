@@ -1,4 +1,4 @@
-"""Commands that run trials: expand, run, train, capture."""
+"""Commands that run trials: expand, run, train."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lqray.experiment.grid import Experiment
     from lqray.orchestration.launch import Ran
     from lqray.orchestration.plan.plan import LauncherName, Plan, RunOptions
+    from lqray.reporting.links import Link
+
+    Modelled = tuple[tuple[Link, ...], tuple[int, ...]]
+    """Links and numbers of workers."""
 
 _LEFT = 3
 _MOST_NAMED = 40
@@ -51,6 +55,10 @@ def expand(file: Path, shape: str) -> None:
 @click.option("--limit", type=click.IntRange(1), help="Run at most so many trials.")
 @click.option("--rerun", is_flag=True, help="A new attempt at every trial, also at finished ones.")
 @click.option("--dry-run", is_flag=True, help="Show what would run, what is done and what it would cost; run nothing.")
+@click.option(
+    "--link", "links", callback=shared.read_links, metavar="RATE,...", help="With --dry-run: modelled on them."
+)
+@click.option("--workers", callback=shared.read_workers, metavar="N,...", help="With --link: of so many hosts [2,8].")
 @click.option("--max-failures", type=click.IntRange(1), help="Begin no further trial after so many failed.")
 @click.option(
     "--stop-on", multiple=True, metavar="RULE", help="Stop a trial early: NaN, accuracy<0.2@1000, loss>4@1000."
@@ -64,6 +72,8 @@ def run(
     limit: int | None,
     rerun: bool,
     dry_run: bool,
+    links: tuple[Link, ...],
+    workers: tuple[int, ...] | None,
     max_failures: int | None,
     stop_on: tuple[str, ...],
     verbose: bool,
@@ -81,6 +91,9 @@ def run(
     from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
     from lqray.store.outage import hasten
 
+    if (links and not dry_run) or (workers and not links):
+        raise click.UsageError("found --link or --workers alone; allowed: --dry-run --link 10mbit [--workers 2,8]")
+    modelled = (links, workers or (2, 8))
     click.get_current_context().with_resource(signals.heeded("leave"))
     hasten(signals.heard_seconds_ago)
     _say_what_runs()
@@ -91,7 +104,10 @@ def run(
     from lqray.orchestration.plan.plan import RunOptions
 
     options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
-    codes = [_run_one(experiment, file, options, dry_run) for file, experiment in zip(files, experiments, strict=True)]
+    codes = [
+        _run_one(experiment, file, options, dry_run, modelled)
+        for file, experiment in zip(files, experiments, strict=True)
+    ]
     sys.exit(max(codes))
 
 
@@ -108,7 +124,7 @@ def _say_what_runs() -> None:
         check_code(code_version(), Path(__file__).parents[1])
 
 
-def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool) -> int:
+def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool, modelled: Modelled) -> int:
     """Run one experiment; returns the exit code. Leaves with that of the signal when interrupted."""
     from lqray.orchestration import signals
 
@@ -136,6 +152,10 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
 
             check_plan(plan, options, thorough=True)
             show_plan(console, plan)
+            if modelled[0]:
+                from lqray.cli.dry_links import show_links
+
+                show_links(console, plan, *modelled)
             return 0
         ran = carry_out(console, plan, options)
     name = shared.named(experiment.name, plan.uri, file if options.whole else None)
@@ -318,49 +338,6 @@ def train(
     of_the_trial = (DivergedError, NoContractionError, LaunchVariablesError, UnfitTrialError)
     with shared.clear_errors(*data, *of_storage, *of_the_trial):
         run_standalone(named.trial, experiment.resources, shared.say, folder, metrics, profile)
-
-
-@click.command()
-@shared.file
-@click.option("--trial", "chosen", metavar="NAME_OR_ID", help="Which trial of FILE; needed unless there is only one.")
-@click.option(
-    "--at",
-    multiple=True,
-    type=click.IntRange(1),
-    required=True,
-    help="After so many steps; may be given several times.",
-)
-@click.option("--samples", type=click.IntRange(1), default=8, show_default=True, help="Gradients of each worker.")
-@click.option(
-    "--output", default="gradients.pt", show_default=True, metavar="FILE", help="To write to; or s3://BUCKET/KEY."
-)
-def capture(file: Path, chosen: str | None, at: tuple[int, ...], samples: int, output: str) -> None:
-    """Train one trial of FILE up to an iteration, and keep gradients of all its workers at the parameters of then.
-
-    They are of minibatches that are not trained on yet. What is written is a file that torch.load reads: what
-    compressors make of real gradients can be measured on it.
-    """
-    from lqray.experiment.errors import UnfitTrialError, UnknownTrialError
-    from lqray.experiment.parts import add_place
-
-    with shared.clear_errors(UnknownTrialError):
-        experiment = shared.read(file)
-        named = experiment.find(chosen)
-        add_place(file.parent)
-    from lqray.communication import NoContractionError
-    from lqray.experiment.store import StorageError
-    from lqray.training.capture import capture, write_captures
-    from lqray.training.files import CorruptDataError, MissingDataError
-    from lqray.training.nonfinite import DivergedError
-    from lqray.training.standalone import line
-
-    of_the_trial = (DivergedError, NoContractionError, UnfitTrialError, MissingDataError, CorruptDataError)
-    with shared.clear_errors(*of_the_trial, StorageError):
-        found = capture(named.trial, experiment.resources, at, samples, lambda report: shared.say(line(report)))
-        write_captures(output, named.trial, named.name, found)
-    coordinates, iterations = found[0].flat().shape[2], " and ".join(str(one.iteration) for one in found)
-    kept = f"{samples} of each of {named.trial.workers} workers, after {iterations} steps"
-    shared.say(f"{output}: gradients of {coordinates:,} coordinates, {kept}")
 
 
 def _print_json(experiment: Experiment) -> None:

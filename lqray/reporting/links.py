@@ -7,6 +7,8 @@ that is shared. For M collectives a step, seconds on the wire are
     all_gather      M (W - 1) alpha   + 8 (W - 1) p / beta              p: bytes of a worker's payload
     scatter_reduce  2 M (W - 1) alpha + 8 (W - 1) / W (p + m) / beta    m: bytes of the encoded mean of everything
     all_reduce      2 M (W - 1) alpha + 16 (W - 1) / W p / beta         p: bytes of the buffer
+    hierarchical    as all_gather, among W hosts of any number of workers, of which each sends one payload; what is
+                    exchanged inside a host costs nothing
 
 all_reduce is that of a ring, which moves the fewest bytes that there can be (Patarasuk and Yuan 2009). A step takes
 
@@ -50,7 +52,7 @@ class Step:
     mean over steps. overlap: share of the seconds on the wire that computing hides, 0 to 1.
     """
 
-    reduction: Literal["all_gather", "scatter_reduce", "all_reduce"]
+    reduction: Literal["all_gather", "scatter_reduce", "all_reduce", "hierarchical"]
     compute: float
     payload: float
     mean: float = 0.0
@@ -59,22 +61,27 @@ class Step:
     messages: float = 1.0
     overlap: float = 0.0
 
+    @property
+    def gathers(self) -> bool:
+        """Whether each host receives the payload of every other, and decodes them all."""
+        return self.reduction in ("all_gather", "hierarchical")
+
     def local_seconds(self, workers: int) -> float:
         """Seconds that no link has a part in: computing, encoding, decoding. None of the last two by oneself."""
         if workers == 1:
             return self.compute
-        return self.compute + self.encode + (workers if self.reduction == "all_gather" else 2) * self.decode
+        return self.compute + self.encode + (workers if self.gathers else 2) * self.decode
 
     def bits_sent(self, workers: int) -> float:
         """That each worker sends, and receives."""
-        if self.reduction == "all_gather":
+        if self.gathers:
             return 8 * (workers - 1) * self.payload
         both = self.payload + (self.mean if self.reduction == "scatter_reduce" else self.payload)
         return 8 * (workers - 1) / workers * both
 
     def rounds(self, workers: int) -> float:
         """Messages that follow one another: each waits for a latency."""
-        return self.messages * (workers - 1) * (1 if self.reduction == "all_gather" else 2)
+        return self.messages * (workers - 1) * (1 if self.gathers else 2)
 
     def wire_seconds(self, workers: int, link: Link) -> float:
         """Seconds on the wire, hidden or not."""
@@ -180,6 +187,40 @@ def split_payload(
     if processes > 1:  # k p + m is known by itself
         second = max(0.0, (sent * processes / (processes - 1) - payload) / (1 - 1 / processes))
     return share, max(0.0, payload - second / processes) / share, second
+
+
+@dataclass(frozen=True)
+class OnHosts:
+    """How a run with `reduction: hierarchical` was placed. share: workers of a process. sends: hosts that a process
+    sends for, one where it is a host or a part of one. hosts: all of them. payload: bytes of one host's payload."""
+
+    share: int
+    sends: int
+    hosts: int
+    payload: float
+
+
+def split_hosts(workers: int, hosts: int | None, handed: float, between: float, within: float) -> OnHosts | None:
+    """From what a process counted: bytes handed over, and sent between and within hosts. hosts: as configured; None
+    where they were found by placement, then a process is a host or a part of one. None where nothing is handed over,
+    for hosts that do not divide the workers, and for more than a million workers.
+
+    A host of L processes sends (H - 1) / L payloads a process, and something inside; a process of s hosts, of which it
+    hands over s payloads, sends (H / s - 1) times these. What comes nearest is taken.
+    """
+    if handed <= 0 or not 1 <= workers <= _MOST_WORKERS or (hosts is not None and (hosts < 1 or workers % hosts)):
+        return None
+    found: list[tuple[float, OnHosts]] = []
+    for count in [hosts] if hosts else _divisors(workers):
+        beside = workers // count
+        for parts in _divisors(beside):
+            if (parts > 1) == (within > 0):
+                expected = (count - 1) / parts * handed
+                found.append((abs(between - expected), OnHosts(beside // parts, 1, count, handed)))
+        for sends in _divisors(count) if hosts and not within else ():
+            expected = (count // sends - 1) * handed
+            found.append((abs(between - expected), OnHosts(beside * sends, sends, count, handed / sends)))
+    return min(found, key=lambda each: each[0])[1] if found else None
 
 
 def _divisors(number: int) -> Sequence[int]:

@@ -19,6 +19,7 @@ from lqray.reporting.links import (
     Step,
     break_even,
     sixteen_bits,
+    split_hosts,
     split_payload,
 )
 from lqray.store.runs import Run
@@ -32,7 +33,8 @@ _CAP, _LEAST_CAP = 25.0, 2**-20
 _FIRST_BUCKET = 2**20
 """Bytes, of DDP."""
 _Phases = Mapping[str, float]
-_Network = tuple[tuple[str, str], ...]
+Network = tuple[tuple[str, str], ...]
+"""What decides how long computing takes: parameters and their values."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,31 @@ def modelled_steps(
     phases = _phases(read)
     runs = [one for group in groups for one in group]
     counted = {one.run_id: _counted(one, phases.get(one.run_id, {})) for one in runs}
-    compute: dict[_Network, float] = {}
-    for one in runs:
-        own = _compute(one, phases.get(one.run_id, {}), counted[one.run_id])
-        compute[_network(one)] = min(own, compute.get(_network(one), math.inf))
+    compute = _least(runs, phases, counted)
     return [_mean_step(group, counted, compute) for group in groups]
 
 
+def compute_seconds(runs: Sequence[Run], read: Callable[[str], Mapping[str, History]]) -> Mapping[Network, float]:
+    """Of a worker's step without an exchange, by network, as `modelled_steps` takes it; infinity where no run of it
+    recorded its phases."""
+    phases = _phases(read)
+    return _least(runs, phases, {one.run_id: _counted(one, phases.get(one.run_id, {})) for one in runs})
+
+
+def _least(
+    runs: Sequence[Run], phases: Mapping[str, _Phases], counted: Mapping[str, _Counted | None]
+) -> dict[Network, float]:
+    found: dict[Network, float] = {}
+    for one in runs:
+        own = _compute(one, phases.get(one.run_id, {}), counted[one.run_id])
+        found[network_of(one)] = min(own, found.get(network_of(one), math.inf))
+    return found
+
+
 def _mean_step(
-    runs: Sequence[Run], counted: Mapping[str, _Counted | None], compute: Mapping[_Network, float]
+    runs: Sequence[Run], counted: Mapping[str, _Counted | None], compute: Mapping[Network, float]
 ) -> tuple[Step, Step] | None:
-    known = [(one, found, compute[_network(one)]) for one in runs if (found := counted[one.run_id])]
+    known = [(one, found, compute[network_of(one)]) for one in runs if (found := counted[one.run_id])]
     known = [each for each in known if math.isfinite(each[2])]
     if not known:
         return None
@@ -161,6 +177,8 @@ def _counted(run: Run, phases: _Phases) -> _Counted | None:
     handed, sent = run.metrics.get("wire/payload_bytes", 0.0), run.metrics.get("wire/bytes_sent", 0.0)
     bits, workers = run.metrics.get("wire/bits_per_coordinate", math.nan), _whole(run, "workers", 1)
     held = 8 * handed / bits if bits > 0 else math.nan  # all coordinates of a process; an all-reduce takes their mean
+    if reduction == "hierarchical" and math.isfinite(held):
+        return _counted_by_hosts(run, phases, handed, held)
     if not math.isfinite(held) or not math.isfinite(sent) or reduction not in REDUCTIONS:
         return None
 
@@ -178,9 +196,24 @@ def _counted(run: Run, phases: _Phases) -> _Counted | None:
     if reduction != "all_reduce":
         decoded = workers if reduction == "all_gather" else share + 1
         encode, decode = (_rate(run) * one for one in (phases["encode"] / share, phases["decode"] / decoded))
-    messages = _messages(run, coordinates)
+    messages = collectives(run, coordinates)
     kind = cast(Literal["all_gather", "scatter_reduce", "all_reduce"], reduction)
     return _Counted(Step(kind, 0.0, payload, mean, encode, decode, messages), coordinates, share)
+
+
+def _counted_by_hosts(run: Run, phases: _Phases, handed: float, held: float) -> _Counted | None:
+    """Of `hierarchical`: hosts take the place of workers in what is encoded, sent and decoded."""
+    between, within = (run.metrics.get(f"wire/bytes_{part}_hosts", math.nan) for part in ("between", "within"))
+    hosts = _whole(run, "exchange.hosts", 0) or None
+    if not math.isfinite(between) or not math.isfinite(within) or not {"encode", "decode"} <= phases.keys():
+        return None
+    placed = split_hosts(_whole(run, "workers", 1), hosts, handed, between, within)
+    if placed is None:
+        return None
+    coordinates = held / placed.sends
+    encode, decode = (_rate(run) * one for one in (phases["encode"] / placed.sends, phases["decode"] / placed.hosts))
+    step = Step("hierarchical", 0.0, placed.payload, 0.0, encode, decode, collectives(run, coordinates))
+    return _Counted(step, coordinates, placed.share)
 
 
 def _compute(run: Run, phases: _Phases, counted: _Counted | None) -> float:
@@ -198,7 +231,7 @@ def _encoded_mean(run: Run, coordinates: float) -> float:
     return coordinates * _whole(run, "exchange.gather_bits", 8) / 8 + 4 * math.ceil(coordinates / size)
 
 
-def _messages(run: Run, coordinates: float) -> float:
+def collectives(run: Run, coordinates: float) -> float:
     """Collectives a step, about: of DDP's buckets; with `exchange.every` those of all fragments, over H steps."""
     cap, every, each = _megabytes(run), _whole(run, "exchange.every", 0), _RINGS.get(run.method, 1)
     if every:
@@ -232,7 +265,7 @@ def _whole(run: Run, key: str, otherwise: int) -> int:
     return whole_number(run.params.get(key, str(otherwise)), otherwise)
 
 
-def _network(run: Run) -> _Network:
+def network_of(run: Run) -> Network:
     """What decides how long computing takes."""
     chosen = ("schedule.batch_size", "schedule.accumulate", "optimizer.name")
     items = sorted(run.params.items())

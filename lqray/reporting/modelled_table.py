@@ -46,13 +46,14 @@ def modelled_notes(found: Predictions) -> list[str]:
     """What the table means, in sentences."""
     said = [
         "Modelled, not measured: computing, encoding and decoding as recorded, bytes over the bandwidth and a latency "
-        "for each message, on hosts of one worker each; nothing hides behind the backward pass. ×: a step of bf16, "
+        "for each message, on hosts of one worker each (hierarchical: of any, one payload a host); nothing hides "
+        "behind the backward pass. ×: a step of bf16, "
         f"modelled alike, over this one. Faster than bf16 below: at the latency of {found.links[0].name}.",
     ]
     if None in found.groups:
         said.append(
             "Rows without a modelled step have no finished run that recorded bytes and phases (telemetry.every), or "
-            "exchange by something else than all_gather, scatter_reduce or an all-reduce."
+            "exchange by a reduction of one's own."
         )
     return said
 

@@ -74,6 +74,25 @@ def estimate(trial: Trial, processes: int) -> Estimate | None:
     return Estimate(iterations, parameters, sent, 3 * flops * batch)
 
 
+def handed(trial: Trial) -> tuple[str, float, float, int] | None:
+    """(reduction, bytes of a worker's payload a step, of the encoded mean of everything a step, coordinates): what one
+    worker, or with `hierarchical` one host, hands to its reduction. None where `estimate` knows no bytes, for
+    reductions of a user's own, and where nothing is exchanged. Raises as `estimate`."""
+    data = known_data(trial.data) or _loaded(trial.data.model_dump_json())
+    known = _model(trial.model.model_dump_json(), data.shape, data.classes, data.tokens) if data else None
+    quantizer, exchange = trial.quantizer, trial.exchange
+    if known is None or quantizer.method == "sgd":
+        return None
+    n, every = sum(size for _, size in known[0]), exchange.every or 1
+    if quantizer.method in _FLOAT_BYTES:
+        return "all_reduce", _float_bytes(trial) * n / every, 0.0, n
+    if not isinstance(quantizer, CompressorOptions) or is_reference(exchange.reduction):
+        return None
+    payload = _bits(quantizer, known[0]) / 8
+    mean = _mean_bytes(trial, n, payload) if exchange.reduction == "scatter_reduce" else 0.0
+    return exchange.reduction, payload / every, mean / every, n
+
+
 @lru_cache(maxsize=16)
 def _loaded(config: str) -> KnownData | None:
     """What a dataset says of itself; None where it cannot be loaded here."""
@@ -168,8 +187,7 @@ def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
         return 0.0
     others = processes - 1
     if quantizer.method in _FLOAT_BYTES:
-        most = 2 if trial.model.dtype == "bf16" and exchange.every is None else 4  # differences are those of masters
-        return 2 * others / processes * min(most, _FLOAT_BYTES[quantizer.method]) * n
+        return 2 * others / processes * _float_bytes(trial) * n
     if not isinstance(quantizer, CompressorOptions):
         return None
     payload = _bits(quantizer, sizes) / 8
@@ -180,11 +198,21 @@ def _bytes(trial: Trial, sizes: _Sizes, processes: int) -> float | None:
         return others * own
     if exchange.reduction != "scatter_reduce":
         return None
-    if isinstance(quantizer, RandomKOptions):  # its means travel as they are
-        return others / processes * 2 * own
-    size: int = getattr(quantizer, "bucket_size", 8192)
-    norms = 4 * math.ceil(n / size)
-    return others / processes * (own + norms + exchange.gather_bits * n / 8)
+    return others / processes * (own + _mean_bytes(trial, n, own))
+
+
+def _float_bytes(trial: Trial) -> int:
+    """Of a coordinate of a method that sends them as numbers."""
+    most = 2 if trial.model.dtype == "bf16" and trial.exchange.every is None else 4  # differences are those of masters
+    return min(most, _FLOAT_BYTES[trial.quantizer.method])
+
+
+def _mean_bytes(trial: Trial, n: int, own: float) -> float:
+    """Of scatter_reduce's second encoding, of n coordinates; random_k's means travel as its payloads, `own`."""
+    if isinstance(trial.quantizer, RandomKOptions):
+        return own
+    size: int = getattr(trial.quantizer, "bucket_size", 8192)
+    return 4 * math.ceil(n / size) + trial.exchange.gather_bits * n / 8
 
 
 def _bytes_by_hosts(trial: Trial, n: int, payload: float, processes: int) -> float | None:

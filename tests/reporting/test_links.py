@@ -12,6 +12,7 @@ from lqray.cli import main
 from lqray.reporting.links import (
     Link,
     LinkError,
+    OnHosts,
     Step,
     break_even,
     parsed_link,
@@ -19,6 +20,7 @@ from lqray.reporting.links import (
     parsed_workers,
     shown_bandwidth,
     sixteen_bits,
+    split_hosts,
     split_payload,
 )
 from lqray.reporting.report import written
@@ -98,6 +100,40 @@ def test_lists_are_read():
 def test_bandwidths_are_shown():
     numbers = (math.inf, 0.0, 500.0, 2e3, 2.25e7, 1e12)
     assert [*map(shown_bandwidth, numbers)] == ["any", "none", "500 bit/s", "2 kbit/s", "22.5 Mbit/s", "1e+03 Gbit/s"]
+
+
+def test_hosts_by_hand():
+    """Four hosts of 1,000 bytes, as an all_gather of them: three payloads, 24,000 bits, and four are decoded."""
+    step = Step("hierarchical", 0.1, 1000, encode=0.02, decode=0.003)
+    assert step.wire_seconds(4, MEGABIT) == pytest.approx(3 * 0.01 + 0.024)
+    assert step.seconds(4, MEGABIT) == pytest.approx(0.1 + 0.02 + 4 * 0.003 + 0.054)
+
+
+def test_what_a_process_of_hosts_counted_is_split():
+    # Eight workers on two hosts of two processes: each sends half of a payload of 100 bytes to the other host.
+    assert split_hosts(8, 2, 100, 50, 700) == OnHosts(2, 1, 2, 100)
+    # The same found by placement, and with a process for each host, of which nothing travels inside.
+    assert split_hosts(8, None, 100, 50, 700) == OnHosts(2, 1, 2, 100)
+    assert split_hosts(8, None, 100, 100, 0) == OnHosts(4, 1, 2, 100)
+    # Four hosts on two processes, and all on one, which hands over four payloads and sends nothing.
+    assert split_hosts(8, 4, 200, 200, 0) == OnHosts(4, 2, 4, 100)
+    assert split_hosts(8, 4, 400, 0, 0) == OnHosts(8, 4, 4, 100)
+    assert split_hosts(8, 3, 100, 100, 0) is None
+    assert split_hosts(8, 2, 0, 0, 0) is None
+
+
+def test_a_run_by_way_of_hosts_has_a_modelled_step(tmp_path):
+    """Four workers on two hosts of two processes, 100,000 coordinates in 2 bits: encoded once, two payloads decoded."""
+    counts = {"wire/payload_bytes": 25e3, "wire/bytes_sent": 4e5, "wire/bits_per_coordinate": 2.0}
+    counts |= {"wire/bytes_between_hosts": 12.5e3, "wire/bytes_within_hosts": 387.5e3}
+    seconds = phases(forward=0.01, backward=0.02, encode=0.002, decode=0.004)
+    params = SHARED | {"workers": 4, "exchange.reduction": "hierarchical", "exchange.hosts": "2"}
+    made = Store(tmp_path)
+    made.run("eden", 1, [0.9], params=params, metrics=counts | seconds)
+    (found,) = report(made, links=[Link("10gbit", 1e10), Link("1mbit", 1e6)], workers=[2, 1024]).modelled.groups
+    assert found.step == Step("hierarchical", pytest.approx(0.03), 25e3, 0.0, 0.002, 0.002)
+    assert found.predictions[1].seconds == pytest.approx(0.03 + 0.002 + 1024 * 0.002 + 1023 * 2e5 / 1e10)
+    assert found.predictions[2].seconds == pytest.approx(0.03 + 0.002 + 2 * 0.002 + 0.2)
 
 
 def none(share, processes):

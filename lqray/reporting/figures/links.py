@@ -83,9 +83,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
         _draw(panel, own, plain, count)
         _draw_marks(panel, [one for one in marks if one.workers == count])
         panel.set_ylabel(what)
-    legend(
-        figure, _entries(own, plain, marks), "lines are modelled, not measured; nothing hides behind the backward pass"
-    )
+    legend(figure, _entries(own, plain, marks), "lines are modelled; nothing hides behind the backward pass")
     return figure
 
 
@@ -170,7 +168,9 @@ def _draw_marks(panel: Axes, marks: Sequence[_Mark]) -> None:
 
 def _mark_style(colour: str, measured: bool) -> Mapping[str, Any]:
     face = colour if measured else "white"
-    return {"marker": "D", "markersize": 5, "color": colour, "markerfacecolor": face, "linestyle": "", "zorder": 5}
+    edge = "black" if measured else colour
+    shape = {"marker": "D", "markersize": 4.5, "markerfacecolor": face, "markeredgecolor": edge}
+    return {**shape, "markeredgewidth": 0.7, "linestyle": "", "zorder": 5}
 
 
 def _entries(lines: Sequence[_Line], plain: Step | None, marks: Sequence[_Mark]) -> list[tuple[Any, str]]:

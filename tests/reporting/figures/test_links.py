@@ -43,7 +43,7 @@ def test_a_line_is_the_modelled_step(store):
             seconds = [each.seconds(workers, Link("", bits)) for bits in bandwidths]
             np.testing.assert_allclose(drawn_line.get_ydata(), seconds)
     title, entries = legend_of(figure)
-    assert title.startswith("lines are modelled, not measured")
+    assert title.startswith("lines are modelled")
     assert entries == ["EDEN", "bf16, modelled"]
     assert any("ALQ" in remark for remark in remarks)
 
