@@ -32,6 +32,8 @@ from lqray.reporting.targets import BYTES, SECONDS
 from lqray.store.tags import ATTEMPT, CODE, ERROR, GIT_COMMIT, GIT_DIRTY, HOLDER, HOST, MARK, PROGRESS
 
 Raw = Literal["parquet", "csv", "none"]
+_HERE = "."
+"""The store of what a folder has, as its tables name it."""
 _OF_LAUNCHES = (MARK, HOLDER, PROGRESS)
 _OF_TABLES = ("wire/bits_per_coordinate", "wire/bytes_sent", BYTES, SECONDS, "time/seconds_per_step")
 """Metrics whose last values tables, bytes and seconds to a target are made of."""
@@ -90,7 +92,7 @@ def export(
         for line in remarks:
             _log.warning("%s", line)
         made = make_report([Recorded(experiment.name, str(aside))], options.report)
-        made = replace(made, stores={experiment.name: masked(experiment.uri)})
+        made = replace(made, stores={experiment.name: _HERE})
         for name, shape in _TABLES.items():
             (aside / name).write_text(written(made, shape), encoding="utf-8")
         asked = options.hypothesis if options.hypothesis is not None else leading_comment(text or "")
@@ -98,7 +100,7 @@ def export(
         record = record_of(Claim(hypothesis, options.report), experiment.name, chosen, made.comparison)
         (aside / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         said = draw(aside / "figures") if draw else []
-        page = Page(record, made, chosen, [*said, *remarks], text is not None, options.raw, bool(options.metrics))
+        page = Page(record, made, chosen, [*said, *remarks], tuple(one.name for one in aside.iterdir()))
         (aside / "README.md").write_text(readme(page), encoding="utf-8")
         if folder.exists():
             folder.rmdir()

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lqray.experiment.foreign import in_markdown, in_markdown_code
-from lqray.reporting.exported import COLUMNS
+from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS
 from lqray.reporting.report import Report, written
 from lqray.store.runs import Run
 from lqray.store.tags import GIT_COMMIT, GIT_DIRTY, MLFLOW, PYTHON, RAY, TORCH
 
-_ASKED = """| `experiment.yaml` | the experiment file: what was asked for |
-"""
+_FILES = {
+    "report.md": (
+        "`report.md`, `.csv`, `.json`, `.tex`",
+        "how they compare; the JSON names the runs behind every number",
+    ),
+    "record.json": (
+        "`record.json`",
+        "what was asked, runs, seeds, commands, code, machines, and what came out, with p-values",
+    ),
+    FILE: (f"`{FILE}`", "the experiment file: what was asked for"),
+    "runs.csv": ("`runs.csv`, `runs.json`", "every run: parameters, final metrics, code, errors"),
+    **{
+        f"{POINTS}.{raw}": (f"`{POINTS}.{raw}`", f"points of metrics: {', '.join(COLUMNS)} (seconds since the epoch)")
+        for raw in ("parquet", "csv")
+    },
+    ARTIFACTS: ("`artifacts/`", "of each run, `density.json`: its last gradient's density, and its levels"),
+    "figures": ("`figures/`", "see below"),
+}
 _AGAIN = """With one of these versions of lqray:
 
 {codes}
@@ -27,23 +43,17 @@ _NO_FILE = """The experiment file is not to be had from the store; `runs.csv` ha
 
 {codes}
 """
-_POINTS = """| `metrics.{raw}` | {what}: {columns} (seconds since the epoch) |
-| `artifacts/` | of each run, `density.json`: its last gradient's density, and its levels |
-"""
 
 
 @dataclass(frozen=True)
 class Page:
-    """record: of `record.json`. said: of figures and what is left out, in sentences."""
+    """record: of `record.json`. said: of figures and what is left out, in sentences. files: names in the folder."""
 
     record: Mapping[str, Any]
     report: Report
     records: Sequence[Run]
     said: Sequence[str]
-    with_file: bool
-    raw: str
-    some: bool = False
-    """Of the metrics only some are kept."""
+    files: Collection[str]
 
 
 def readme(page: Page) -> str:
@@ -52,18 +62,14 @@ def readme(page: Page) -> str:
     codes = sorted({in_markdown(_code(one)) for one in runs})
     said = [in_markdown(line, sentence=True) for line in page.said]
     hypothesis = in_markdown(record["hypothesis"], sentence=True)
-    what = "points of some metrics" if page.some else "every point of every metric"
-    points = _POINTS.format(raw=page.raw, what=what, columns=", ".join(COLUMNS)) if page.raw != "none" else ""
+    files = "\n".join(f"| {name} | {what} |" for file, (name, what) in _FILES.items() if file in page.files)
     return f"""# {in_markdown(record["experiment"])}
 {f"{chr(10)}{hypothesis}{chr(10)}" if hypothesis else ""}
 {len(runs)} runs of lqray, begun {_when(record)}, exported from their records in MLflow.
 
 | file | what |
 | --- | --- |
-| `report.md`, `.csv`, `.json`, `.tex` | how they compare; the JSON names the runs behind every number |
-| `record.json` | what was asked, runs, seeds, commands, code, machines, and what came out, with p-values |
-{_ASKED if page.with_file else ""}| `runs.csv`, `runs.json` | every run: parameters, final metrics, code, errors |
-{points}| `figures/` | see below |
+{files}
 
 `lqray report ./FOLDER` reads this folder in the place of a store, as `plot` and `compare` do; a word without a slash is
 an experiment's name.
@@ -77,7 +83,7 @@ an experiment's name.
 
 ## To run it again
 
-{(_AGAIN if page.with_file else _NO_FILE).format(codes=_lines(codes))}
+{(_AGAIN if FILE in page.files else _NO_FILE).format(codes=_lines(codes))}
 These runs were launched by
 
 {_lines(list(map(in_markdown_code, record["commands"])))}

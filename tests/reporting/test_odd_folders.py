@@ -26,7 +26,7 @@ from lqray.reporting.selection import UnknownKeyError
 from tests.testing.fuzzing import mutants, odd_bytes, odd_tree
 from tests.testing.stores import Store
 
-PUBLISHED = Path(__file__).parents[2] / "experiments/results/digits"
+PUBLISHED = Path(__file__).parents[2] / "experiments/results/2026-11-25-digits"
 SNAPSHOT = {"method": "alq", "levels": [-1.0, 0.0, 1.0], "edges": [-1.0, 0.0, 1.0], "density": [0.5, 0.5]}
 
 
@@ -45,9 +45,9 @@ def folder(tmp_path):
     for name in ("metrics.parquet", "experiment.yaml"):
         shutil.copy(PUBLISHED / name, made / name)
     for one in document["runs"]:
-        source = PUBLISHED / "artifacts" / one["run_id"]
-        if source.exists():
-            shutil.copytree(source, made / "artifacts" / one["run_id"])
+        if one["params"]["quantizer.method"] == "alq":
+            (made / "artifacts" / one["run_id"]).mkdir(parents=True)
+            (made / "artifacts" / one["run_id"] / "density.json").write_text(json.dumps(SNAPSHOT))
     return made
 
 
