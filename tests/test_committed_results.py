@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import runpy
 import shutil
 import statistics
 from collections import defaultdict
@@ -58,7 +59,8 @@ def csv_columns(text):
 
 
 def what_differs(folder):
-    """Files of a folder that its own records do not make. A column that a later version adds is no difference."""
+    """Files of a folder that its own records do not make. A column that a later version adds is no difference; of
+    others `python experiments/remake.py` makes them again."""
     text = (folder / "record.json").read_text()
     record = json.loads(text)
     made = make_report([Recorded(record["experiment"], str(folder))], recorded_options(text))
@@ -109,6 +111,20 @@ def test_a_number_that_no_record_makes_is_noticed(tmp_path):
     document["runs"][0]["metrics"]["test/loss"] += 0.01
     (folder / "runs.json").write_text(json.dumps(document))
     assert what_differs(folder) == ["record.json", "report.csv", "report.json", "report.md", "README.md"]
+
+
+@pytest.mark.parametrize("name", ["2026-11-27-gpt_small"])
+def test_a_folder_that_is_made_again_is_the_same(tmp_path, name):
+    folder = tmp_path / name
+    shutil.copytree(RESULTS / name, folder)
+    runpy.run_path(str(RESULTS.parent / "remake.py"))["remake"](folder)
+    for file in (one for one in (RESULTS / name).rglob("*") if one.is_file()):
+        again = folder / file.relative_to(RESULTS / name)
+        if file.name in ("RESULTS.md", "experiment.yaml", "runs.csv", "runs.json") or file.parent.name == "figures":
+            assert again.read_bytes() == file.read_bytes(), file.name
+        assert again.exists()
+    assert what_differs(folder) == []
+    assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
 def losses(name, *keys, metric="test/loss"):

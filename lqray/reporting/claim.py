@@ -27,10 +27,13 @@ _LEFT_OUT = ("links", "workers")
 @dataclass(frozen=True)
 class Claim:
     """hypothesis: in the words of whoever exports, or the comment that the experiment's file begins with; "" where
-    there is neither. options: of the report that shows what came out."""
+    there is neither. options: of the report that shows what came out. raw, kept: of `lqray export --raw` and
+    `--keep`."""
 
     hypothesis: str
     options: ReportOptions
+    raw: str = "parquet"
+    kept: Sequence[str] = ()
 
 
 def record_of(claim: Claim, experiment: str, records: Sequence[Run], comparison: Comparison) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def record_of(claim: Claim, experiment: str, records: Sequence[Run], comparison:
         "machines": _counted(runs, _MACHINE),
         "seeds": seeds,
         "states": dict(sorted(Counter(one.state for one in records).items())),
+        "export": {"raw": claim.raw, "keep": list(claim.kept)},
         "report": {key: value for key, value in options.items() if key not in _LEFT_OUT},
         "result": [{key: _plain(value) for key, value in row.items() if key != "run_ids"} for row in rows(comparison)],
     }

@@ -97,7 +97,9 @@ def export(
             (aside / name).write_text(written(made, shape), encoding="utf-8")
         asked = options.hypothesis if options.hypothesis is not None else leading_comment(text or "")
         hypothesis = " ".join(asked.split())
-        record = record_of(Claim(hypothesis, options.report), experiment.name, chosen, made.comparison)
+        record = record_of(
+            Claim(hypothesis, options.report, options.raw, options.metrics), experiment.name, chosen, made.comparison
+        )
         (aside / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         said = draw(aside / "figures") if draw else []
         page = Page(record, made, chosen, [*said, *remarks], tuple(one.name for one in aside.iterdir()))
