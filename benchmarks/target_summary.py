@@ -56,6 +56,8 @@ def _of_method(rows: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, A
         if before["reached"] and row["reached"]
     ]
     result["speed_up_over_bf16"] = statistics.median(ends) if ends else None
+    result["speed_ups"] = sorted(ends)
+    result["final_metrics"] = [row["curve"][-1][1] for row in rows if row.get("curve")]
     return result
 
 
@@ -68,3 +70,37 @@ def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
         for method in ("eden_2_bits", "allocated_2_bits")
         if methods.get(method, {}).get("speed_up_over_bf16") is not None
     }
+
+
+def markdown(found: Mapping[str, Any], digits: int = 3) -> str:
+    """Of one workload of `summary`, a table. final: the mean metric at the end of the schedule, of runs that went there.
+    By link: seconds to the target, medians over seeds, `~` where they were extrapolated; and how many times as fast as
+    bf16, in pairs of equal seed, from the least to the most. `possible`: the best that a step could be, beside
+    bf16's."""
+    links = [name for name in found if name != "unlimited"]
+    methods = list(dict.fromkeys(method for name in links for method in found[name] if method != "possible"))
+    lines = ["| method | final | " + " | ".join(links) + " |", "| --- | ---: |" + " ---: |" * len(links)]
+    for method in methods:
+        ends = next((own["final_metrics"] for name in found if (own := found[name].get(method))), [])
+        final = f"{statistics.fmean(ends):.{digits}f}" if ends else "-"
+        cells = [_cell(found[name].get(method)) for name in links]
+        lines.append(f"| `{method}` | {final} | " + " | ".join(cells) + " |")
+    possible = [found[name].get("possible") for name in links]
+    if any(possible):
+        cells = [f"{one['step_by_bf16']:.3g}×" if one else "-" for one in possible]
+        lines.append("| possible, of a step | | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(own: Mapping[str, Any] | None) -> str:
+    if own is None:
+        return "-"
+    if own["seconds_to_target"] is None:
+        return f"never ({own['seeds']} seeds)"
+    mark = "" if own["measured"] == own["seeds"] else "~"
+    some = f", {own['reached']} of {own['seeds']}" if own["reached"] < own["seeds"] else ""
+    ends = own["speed_ups"]
+    if not ends:
+        return f"{mark}{own['seconds_to_target']:.3g} s{some}"
+    low, high = f"{ends[0]:.2f}", f"{ends[-1]:.2f}"
+    return f"{mark}{own['seconds_to_target']:.3g} s ({low if low == high else f'{low}–{high}'}×){some}"

@@ -34,7 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from record import RESULTS, write
-from target_summary import place, summary, targets_of
+from target_summary import markdown, place, summary, targets_of
 from timed_trial import PHASES, Order, Steps, on_host, on_hosts, totalled, typical, warm_up
 
 from lqray.experiment.grid import read_experiment, with_value
@@ -115,6 +115,7 @@ class Choice:
     iterations: int | None = None
     evaluate_every: int | None = None
     out: Path = RESULTS / "time_to_target.json"
+    table: bool = False
 
     def target_of(self, workload: str) -> float:
         return WORKLOADS[workload].target if self.target is None else self.target
@@ -337,6 +338,7 @@ def chosen(arguments: Sequence[str]) -> Choice:
     parser.add_argument("--iterations", type=int, help="of the schedule; default: the workload's")
     parser.add_argument("--evaluate-every", type=int, help="steps; default: the workload's")
     parser.add_argument("--out", type=Path, default=default.out)
+    parser.add_argument("--table", action="store_true", help="run nothing; print what the file says, in Markdown")
     given = vars(parser.parse_args(arguments))
     return Choice(workloads=given.pop("workload"), **given)
 
@@ -345,6 +347,11 @@ def main(arguments: Sequence[str]) -> None:
     from tests.testing.shaped_hosts import why_not
 
     choice = chosen(arguments)
+    if choice.table:
+        results = Results(choice.out)
+        for goal, found in summary(results.rows, results.compute).items():
+            print(f"{goal}\n\n{markdown(found)}")
+        return
     if reason := why_not():
         print(f"benchmarks/time_to_target.py is left out: {reason}", file=sys.stderr)
         return

@@ -75,6 +75,28 @@ def test_methods_are_compared_with_bf16_of_their_seed(benchmark):
     assert table.targets_of({"digits, 0.9 within 100 steps": found}) == {said: True}
 
 
+def test_the_table_has_seconds_and_the_range_of_what_seeds_win(benchmark):
+    table, _ = benchmark
+    ended = {"curve": [[100, 0.95]]}
+    rows = [
+        row("bf16", 2.0, link=0, **ended),
+        *(row("bf16", 2.0, seed=seed, measured=False) for seed in (1, 2)),
+        *(row("eden_2_bits", 0.5 * seed, seed=seed) for seed in (1, 2)),
+        row("powersgd_rank_4", 1.0, reached=False),
+        *(row("fp16", 4.0, seed=seed, reached=seed == 1) for seed in (1, 2)),
+    ]
+    found = table.summary(rows, {"digits, 10 Mbit/s": 0.5})["digits, 0.9 within 100 steps"]
+    assert table.markdown(found) == (
+        "| method | final | 10 Mbit/s |\n"
+        "| --- | ---: | ---: |\n"
+        "| `bf16` | 0.950 | ~20 s (1.00×) |\n"
+        "| `eden_2_bits` | - | 7.5 s (2.00–4.00×) |\n"
+        "| `powersgd_rank_4` | - | never (1 seeds) |\n"
+        "| `fp16` | - | 40 s (0.50×), 1 of 2 |\n"
+        "| possible, of a step | | 5× |\n"
+    )
+
+
 def test_rows_are_kept_and_measured_ones_take_the_place_of_extrapolated_ones(benchmark, tmp_path):
     table, _ = benchmark
     file = tmp_path / "results.json"
