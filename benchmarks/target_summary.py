@@ -73,7 +73,7 @@ def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def markdown(found: Mapping[str, Any], digits: int = 3) -> str:
-    """Of one workload of `summary`, a table. final: the mean metric at the end of the schedule, of runs that went there.
+    """Of one workload of `summary`, a table. final: mean metric at the end of the schedule, of runs that went there.
     By link: seconds to the target, medians over seeds, `~` where they were extrapolated; and how many times as fast as
     bf16, in pairs of equal seed, from the least to the most. `possible`: the best that a step could be, beside
     bf16's."""
