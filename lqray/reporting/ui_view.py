@@ -55,7 +55,7 @@ def view_state(records: Sequence[Run], comparison: Comparison) -> dict[str, Any]
         "datasetsFilter": [],
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {**dict.fromkeys(columns, _WIDTH), "attributes.`Run Name`": 2 * _WIDTH},
+        "columnWidths": dict.fromkeys(columns, _WIDTH),
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": GROUP}]},
         "groupsExpanded": {f"tag.{GROUP}.{group_name(one.keys)}": False for one in comparison.groups},

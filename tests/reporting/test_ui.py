@@ -42,9 +42,11 @@ base:
   quantizer: {bucket_size: 128, update_at: [0, 5]}
   telemetry: {every: 5}
 sweep:
+  - matrix: {quantizer.method: [full_precision]}
   - matrix: {quantizer.method: [alq, qsgd_inf], quantizer.bits: [2, 3]}
 """
-NAMES = ["alq-bits2", "alq-bits3", "qsgd_inf-bits2", "qsgd_inf-bits3"]
+NAMES = ["alq-bits2", "alq-bits3", "full_precision", "qsgd_inf-bits2", "qsgd_inf-bits3"]
+GROUPS = ["alq, bits 2", "alq, bits 3", "full_precision", "qsgd_inf, bits 2", "qsgd_inf, bits 3"]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1900,1400"
@@ -81,7 +83,7 @@ def address(sweep):
     )
     try:
         url = server.stdout.readline().strip()
-        assert url.endswith("compareRunsMode=CHART"), url
+        assert url.endswith("viewStateShareKey=lqray"), url
         yield url
     finally:
         server.send_signal(signal.SIGTERM)
@@ -119,6 +121,15 @@ class Browser:
     def texts(self, selector: str) -> set[str]:
         script = "return [...document.querySelectorAll(arguments[0])].map(one => one.textContent)"
         return set(self.driver.execute_script(script, selector))
+
+    def headers(self) -> list[str]:
+        """Of the table's columns, from left to right: in the document they stand as they were made."""
+        script = """
+          return [...document.querySelectorAll(".ag-header-cell")]
+            .sort((one, other) => one.getBoundingClientRect().left - other.getBoundingClientRect().left)
+            .map(one => one.innerText.trim())
+        """
+        return self.driver.execute_script(script)
 
     def choose(self, number: int, text: str) -> None:
         """In the page's combobox of this number."""
@@ -168,27 +179,44 @@ def test_the_experiment_lists_its_runs_and_says_what_it_asks(browser, address, r
     browser.open(f"{address.partition('#')[0]}#/experiments/{experiment_id}/runs")
     browser.wait(browser.shows(*NAMES, "Do two bits cost accuracy?"), "runs")
     browser.click("[data-component-id='mlflow.experiment.metadata_editor.expand_button']")
-    browser.wait(browser.shows("4 trials: 4 finished", "Best test accuracy", "lqray report looked-at"), "description")
+    browser.wait(browser.shows("5 trials: 5 finished", "Best test accuracy", "lqray report looked-at"), "description")
 
 
-def test_charts_have_data_and_sections(browser, address, recorded):
+def test_the_address_opens_charts_of_groups_with_their_baseline(browser, address, recorded):
+    """In the mode of model training, the experiment's own section first."""
     browser.open(address)
-    sections = ["axis", "quantizer", "test", "time", "train", "wire"]
-
-    def grouped() -> bool:
-        said = re.sub(r"\s+", " ", browser.text)
-        return all(re.search(rf"\b{section} \(\d+\)", said) for section in sections)
-
-    browser.wait(grouped, "charts")
+    said = [f"Group: {name}" for name in GROUPS]
+    said += ["Group by: lqray.group", "Sort: test/accuracy", "lqray: methods and their baseline"]
+    browser.wait(browser.shows("Comparison", "(6)", *said), "charts")
+    assert "Evaluation runs" not in browser.text  # of the other mode
+    sections = re.findall(r"(?m)^([A-Za-z/ ]+)\s*\(\d+\)$", browser.text)
+    assert [one.strip() for one in sections][:2] == ["Comparison", "test"], browser.text
+    browser.wait(browser.shows("test/accuracy", "difference/from_baseline"), "charts")
     browser.wait(lambda: browser.count("svg.main-svg .bars path, svg.main-svg .scatterlayer path") > 4, "charts")
+
+
+def test_the_table_has_the_columns_of_a_comparison(browser, address, recorded):
+    browser.open(address.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
+    columns = ["quantizer.method", "quantizer.bits", "test/accuracy", "difference/from_baseline"]
+    browser.wait(browser.shows(*columns, *(f"Group: {name}" for name in GROUPS)), "table")
+    order = [*columns[:2], "wire/bits_per_coordinate", "wire/total_bytes_sent", *columns[2:]]
+    browser.wait(lambda: [one for one in browser.headers() if one in order] == order, "table")
+
+
+def test_the_list_of_experiments_has_sweeps_alone(browser, address):
+    browser.open(f"{address.partition('#')[0]}#/experiments")
+    browser.wait(browser.shows("looked-at", "Default"), "experiments")
+    assert "lqray-leases" not in browser.text
+    assert "lqray.plan" not in browser.text
 
 
 def test_four_runs_compare(browser, address, recorded):
     experiment_id, runs = recorded
-    chosen = quote(json.dumps([runs[name].info.run_id for name in NAMES]))
+    names = [name for name in NAMES if name != "full_precision"]  # which has no bits to be drawn
+    chosen = quote(json.dumps([runs[name].info.run_id for name in names]))
     base = address.partition("#")[0]
     browser.open(f"{base}#/compare-runs?runs={chosen}&experiments={quote(json.dumps([experiment_id]))}")
-    browser.wait(browser.shows("Comparing 4 Runs", "Parallel Coordinates Plot", *NAMES, "exchange.buckets"), "compare")
+    browser.wait(browser.shows("Comparing 4 Runs", "Parallel Coordinates Plot", *names, "exchange.buckets"), "compare")
     browser.wait(lambda: browser.count(".parcoords .y-axis") > 0, "compare")
     for metric in ("test/accuracy", "wire/total_bytes_sent"):
         browser.choose(1, metric)
