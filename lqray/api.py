@@ -67,7 +67,7 @@ def run(
     for what can never run here, ClusterError for a Ray that cannot be reached or was lost, StoreError for a store that
     cannot be used, and KeyboardInterrupt once a sweep that was interrupted has been recorded.
     """
-    from lqray.experiment.choice import check_chosen
+    from lqray.cli.shared import check_chosen
     from lqray.experiment.grid import read_experiment
     from lqray.orchestration import signals
     from lqray.orchestration.plan.plan import LauncherName, RunOptions, make_plan
@@ -81,7 +81,7 @@ def run(
     patterns, texts = _several(only), _texts(overrides)
     with _words_of_the_store():
         experiment = read_experiment(file, texts)
-        check_chosen([experiment], patterns)
+        patterns = check_chosen([experiment], patterns)
         options = RunOptions(launcher, patterns, limit, rerun, max_failures, rules, verbose, whole=not texts)
         try:
             with _safe_path(), signals.heeded("raise"):
@@ -146,15 +146,16 @@ def compare(
     these names. everything: also what is equal. uri: the store. Raises UnknownRunError, UnknownExperimentError,
     StoreError, ValueError.
     """
-    from lqray.cli.shared import absolute, store_of
+    from lqray.cli.shared import absolute, recorded
     from lqray.reporting.differences import differences
+    from lqray.reporting.finding import find_run
     from lqray.reporting.frames import differences_frame
-    from lqray.reporting.records import find_run
 
     _check("runs", len(runs), len(runs) >= 2, "two or more")
     with _words_of_the_store():
-        name, store = store_of(str(experiment), uri) if experiment else (None, absolute(uri))
-        return differences_frame(differences([find_run(store, run, name) for run in runs]), everything)
+        given = recorded([str(experiment)], uri)[0] if experiment else None
+        store = given.uri if given else absolute(uri)
+        return differences_frame(differences([find_run(store, run, given) for run in runs]), everything)
 
 
 def _carried_out(plan: Plan, options: RunOptions) -> Ran:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lqray.cli import gradients, installation, overview, reports, services, submission, sweeps
+from lqray.cli import expansion, gradients, installation, overview, reports, services, submission, sweeps
 from lqray.experiment.foreign import in_lines
 from lqray.experiment.requirements import what_is_missing
 from lqray.orchestration.output import outlive_readers, was_lost
@@ -73,7 +73,7 @@ def main(context: click.Context) -> None:
 
 
 for _command in (
-    *(sweeps.expand, sweeps.run, submission.submit, sweeps.train, gradients.capture),
+    *(expansion.expand, sweeps.run, submission.submit, sweeps.train, gradients.capture),
     *(overview.status, overview.stop, overview.logs, overview.failures),
     *(reports.report, reports.compare, reports.export, reports.plot),
     *(services.ui, services.server, services.relocate, services.doctor),

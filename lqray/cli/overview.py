@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
@@ -52,12 +54,21 @@ def stop(experiment: str, only: str, uri: str) -> None:
     """
     from lqray.orchestration.queue.control import ask_to_stop
     from lqray.store.experiments import UnknownExperimentError, experiment_id
+    from lqray.store.runs import recorded_names
 
     with shared.clear_errors(UnknownExperimentError):
         name, store = shared.store_of(experiment, uri)
-        ask_to_stop(store, experiment_id(store, name), only)
+        number = experiment_id(store, name)
+        for pattern in _of_now(only, recorded_names(store, name)):
+            ask_to_stop(store, number, pattern)
     shown = f"{shared.program()} status {shared.named(name, store, Path(experiment))}"
     shared.say(f"Asked: trials of {name} that match {only!r} stop within seconds; `{shown}` shows it.")
+
+
+def _of_now(pattern: str, recorded: Mapping[str, Sequence[str]]) -> list[str]:
+    """The pattern; where it fits former names of trials alone, their ids. recorded: by id, the present name first."""
+    once = [one for one, names in recorded.items() if any(fnmatchcase(name, pattern) for name in names[1:])]
+    return [pattern] if not once or any(fnmatchcase(names[0], pattern) for names in recorded.values()) else once
 
 
 @click.command()
@@ -70,13 +81,14 @@ def logs(trial: str, experiment: str | None, rank: int | None, uri: str) -> None
     from lqray.experiment.foreign import in_line
     from lqray.experiment.store import StorageError
     from lqray.orchestration.recording.overview import logs_of
-    from lqray.reporting.records import find_run
+    from lqray.reporting.finding import find_run
     from lqray.store.experiments import UnknownExperimentError
     from lqray.store.runs import UnknownRunError
 
     with shared.clear_errors(UnknownRunError, UnknownExperimentError, StorageError):
-        name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
-        for of_rank, address, text in logs_of(find_run(store, trial, name)):
+        given = shared.recorded([experiment], uri)[0] if experiment else None
+        store = given.uri if given else shared.absolute(uri)
+        for of_rank, address, text in logs_of(find_run(store, trial, given)):
             if rank is None or of_rank == rank:
                 shared.say(f"==> {in_line(address)} <==")
                 shared.say(text)

@@ -53,6 +53,10 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     return tuple(one.strip() for one in text.split(",")) if text else ()
 
 
+def _columns(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(",")) if text is not None else ()
+
+
 @click.command()
 @shared.experiments
 @click.option(
@@ -65,6 +69,12 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 )
 @click.option("--metric", "metrics", multiple=True, help="Final metric to compare [default: the headline].")
 @click.option("--group-by", multiple=True, metavar="KEY", help="Parameter, or trial [default: what varies but seeds].")
+@click.option(
+    "--columns",
+    callback=_columns,
+    metavar="COLUMN,...",
+    help="Only these, in this order: parameters, and runs, final, interval, best, last, difference, mb_sent, ...",
+)
 @click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
 @click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
 @click.option(
@@ -100,6 +110,7 @@ def report(
     shape: Format,
     metrics: tuple[str, ...],
     group_by: tuple[str, ...],
+    columns: tuple[str, ...],
     baseline: str | None,
     target: float | None,
     smooth: int | None,
@@ -131,7 +142,7 @@ def report(
     options = ReportOptions(
         metrics, group_by, baseline, target, last, only, where, everything, links, hosts, smooth or 0
     )
-    options = replace(options, tuned=tuned, tuning_seeds=tuning_seeds)
+    options = replace(options, tuned=tuned, tuning_seeds=tuning_seeds, columns=columns)
     with shared.clear_errors(UnknownExperimentError, SeveralStoresError, UnknownKeyError, TargetError):
         made = make_report(shared.recorded(experiments, uri), options)
     if shape == "terminal":
@@ -154,16 +165,19 @@ def report(
 def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everything: bool, uri: str) -> None:
     """Show in what RUNs differ: configuration, code, result. A run is given by its id, or by its trial's name or id."""
     from lqray.reporting.differences import differences, in_json, in_markdown, shown
-    from lqray.reporting.records import UnknownExperimentError, find_run
+    from lqray.reporting.finding import find_run
+    from lqray.reporting.records import UnknownExperimentError
     from lqray.store.runs import UnknownRunError
 
     if len(runs) < 2:
         raise click.UsageError("found one run; allowed: two or more")
     with shared.clear_errors(UnknownRunError, UnknownExperimentError):
-        name, store = shared.store_of(experiment, uri) if experiment else (None, shared.absolute(uri))
-        found = differences([find_run(store, run, name) for run in runs])
+        given = shared.recorded([experiment], uri)[0] if experiment else None
+        store = given.uri if given else shared.absolute(uri)
+        found = differences([find_run(store, run, given) for run in runs])
     if shape == "terminal":
-        shared.console().print(shown(found, everything), highlight=False)
+        console = shared.console()
+        console.print(shown(found, everything, console.width), highlight=False)
     else:
         click.echo((in_json if shape == "json" else in_markdown)(found, everything), nl=False)
 

@@ -77,9 +77,22 @@ def store_of(experiment: str, uri: str | None) -> tuple[str, str]:
         return found.name, absolute(found.tracking.uri or uri)
     from lqray.reporting.exported import experiment_of, export_folder
 
-    # A name is a name, also where a folder is called so: ./NAME is the folder.
-    folder = export_folder(experiment) if "/" in experiment else None
+    folder = export_folder(experiment)
+    if folder and "/" not in experiment and _is_recorded(experiment, absolute(uri)):
+        say(f"{experiment} is the experiment of the store; the folder of this name is ./{experiment}", err=True)
+        folder = None
     return (experiment_of(folder)[0], str(folder.resolve())) if folder else (experiment, absolute(uri))
+
+
+def _is_recorded(name: str, uri: str) -> bool:
+    """Whether the store has an experiment of this name."""
+    from lqray.store.errors import NoStoreError
+    from lqray.store.experiments import active_experiments
+
+    try:
+        return name in active_experiments(uri)
+    except NoStoreError:
+        return False
 
 
 def recorded(experiments: Sequence[str], uri: str | None) -> list[Recorded]:
@@ -91,6 +104,15 @@ def recorded(experiments: Sequence[str], uri: str | None) -> list[Recorded]:
         name, store = store_of(one, uri)
         found.append(Recorded(name, store, read(Path(one)) if one.endswith(_FILES) else None))
     return found
+
+
+def check_chosen(experiments: Sequence[Experiment], only: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of `--only`, which fit trials of the files; see `lqray.experiment.choice`. Names that trials were once
+    recorded under are looked for where a pattern fits no other. Raises NothingChosenError, StoreError."""
+    from lqray.experiment.choice import check_chosen
+    from lqray.store.runs import recorded_names
+
+    return check_chosen(experiments, only, lambda one: recorded_names(absolute(one.tracking.uri), one.name))
 
 
 def absolute(uri: str | None) -> str:

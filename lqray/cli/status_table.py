@@ -28,7 +28,8 @@ def status_table(uri: str, experiments: Sequence[str]) -> Table:
     now = time.time()
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("trial", "state", "step", "steps/s", "ETA", "last metric", "host"):
-        table.add_column(title, no_wrap=True, justify="right" if title in ("step", "steps/s", "ETA") else "left")
+        number = title in ("step", "steps/s", "ETA")
+        table.add_column(title, no_wrap=number, justify="right" if number else "left", overflow="fold")
     for experiment in experiments:
         own = sorted(param_values(uri, experiment, "task.headline") - {"null"})
         runs = latest_runs(uri, experiment, STANDING, (*own, *_SHOWN))

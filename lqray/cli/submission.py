@@ -75,7 +75,7 @@ def submit(
 def _read(files: Sequence[Path], options: dict[str, object]) -> tuple[list[Experiment], tuple[Mapping[str, Path], ...]]:
     """The experiments, and what lies beside the file of each: modules of a user's own parts. Leaves with 2 for what
     would fail there, and can be known here."""
-    from lqray.experiment.choice import NothingChosenError, check_chosen, chosen
+    from lqray.experiment.choice import NothingChosenError, chosen
     from lqray.experiment.errors import UnfitTrialError
     from lqray.experiment.part_files import own_files
     from lqray.experiment.parts import add_place
@@ -91,7 +91,7 @@ def _read(files: Sequence[Path], options: dict[str, object]) -> tuple[list[Exper
         for rule in rules:
             parse_stop_rule(rule)
         experiments = [shared.read(file, overrides) for file in files]
-        check_chosen(experiments, only)
+        only = shared.check_chosen(experiments, only)
         beside = []
         for file, experiment in zip(files, experiments, strict=True):
             add_place(file.parent)

@@ -1,4 +1,4 @@
-"""Commands that run trials: expand, run, train."""
+"""Commands that run trials: run, train."""
 
 from __future__ import annotations
 
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
 _LEFT = 3
 _MOST_NAMED = 40
-
-
-@click.command()
-@shared.file
-@click.option("--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def expand(file: Path, shape: str) -> None:
-    """Show the trials that FILE describes; runs nothing."""
-    with shared.clear_errors():
-        experiment = shared.read(file)
-        if shape == "json":
-            _print_json(experiment)
-        else:
-            _print_trials(experiment)
 
 
 @click.command()
@@ -86,9 +73,10 @@ def run(
     Exit code: 0 when nothing is left to do, 1 when a trial failed, 2 when something has to be put right first, 3 when
     trials are left to another launch that runs them, 130 when interrupted.
     """
-    from lqray.experiment.choice import NothingChosenError, check_chosen
+    from lqray.experiment.choice import NothingChosenError
     from lqray.orchestration import signals
     from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
+    from lqray.store.errors import StoreError
     from lqray.store.outage import hasten
 
     if (links and not dry_run) or (workers and not links):
@@ -97,10 +85,10 @@ def run(
     click.get_current_context().with_resource(signals.heeded("leave"))
     hasten(signals.heard_seconds_ago)
     _say_what_runs()
-    with shared.clear_errors(StopRuleError, NothingChosenError):
+    with shared.clear_errors(StopRuleError, NothingChosenError, StoreError):
         rules = tuple(parse_stop_rule(text) for text in stop_on)
         experiments = [shared.read(file, overrides) for file in files]
-        check_chosen(experiments, only)
+        only = shared.check_chosen(experiments, only)
     from lqray.orchestration.plan.plan import RunOptions
 
     options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
@@ -187,15 +175,16 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, nam
     as a command's arguments."""
     from lqray.experiment.secrets import masked
     from lqray.reporting.comparison import compare_groups
+    from lqray.reporting.fitting import show_table
     from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
-    from lqray.reporting.tables import terminal_table
     from lqray.reporting.ui_publish import publish_view
     from lqray.store.errors import StoreError
 
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
     try:
         records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
-        console.print(terminal_table(compare_groups(records, plan.uri, histories=False)))
+        advice = f"To see them:  {shared.program()} report {name} --format markdown"
+        show_table(console, compare_groups(records, plan.uri, histories=False), advice=advice)
         publish_view(plan.uri, experiment.name)
     except UnknownExperimentError:
         shared.say(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
@@ -338,41 +327,3 @@ def train(
     of_the_trial = (DivergedError, NoContractionError, LaunchVariablesError, UnfitTrialError)
     with shared.clear_errors(*data, *of_storage, *of_the_trial):
         run_standalone(named.trial, experiment.resources, shared.say, folder, metrics, profile)
-
-
-def _print_json(experiment: Experiment) -> None:
-    import json
-
-    separator = "["
-    for named in experiment.trials():
-        item = {"id": named.trial.id, "name": named.name, "config": named.trial.config()}
-        click.echo(separator + "\n  " + json.dumps(item), nl=False)
-        separator = ","
-    click.echo("\n]")
-
-
-def _print_trials(experiment: Experiment) -> None:
-    from rich.table import Table
-
-    from lqray.experiment.budgets import said_of_budget
-    from lqray.experiment.foreign import rich_text
-
-    console = shared.console()
-    combinations = sum(1 for _ in experiment.combinations())
-    table = Table(header_style="bold")
-    for title in ("id", "name", *experiment.axes):
-        table.add_column(rich_text(title), no_wrap=title in ("id", "name"))
-    count = 0
-    for named in experiment.trials():
-        flat = named.trial.flat()
-        cells = (named.trial.id, named.name, *(flat.get(axis, "-") for axis in experiment.axes))
-        table.add_row(*map(rich_text, cells))
-        count += 1
-    console.print(table)
-    same = combinations - count
-    note = f"; {same} combinations are the same trial as another one and run once" if same else ""
-    console.print(f"{experiment.name}: {count} trials{note}", highlight=False)
-    if experiment.search and (
-        said := said_of_budget(experiment.search.each, (one.trial for one in experiment.trials()))
-    ):
-        console.print(said, highlight=False)

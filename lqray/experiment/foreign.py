@@ -10,6 +10,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from lqray.experiment.latex_letters import latex_letter
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -27,13 +29,6 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FORMULA = re.compile(r"[=+\-@＝＋－＠]")
 _IN_SENTENCE = re.compile(r"[\\|]|\](?=[\[(])")
 _IN_CELL = re.compile(r"[\\|`*~]|\](?=[\[(:])|(?<!\w)_|_(?!\w)")
-_LATEX = {
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
 _MOST_DIGITS = 18
 
 
@@ -92,8 +87,10 @@ def in_csv(text: object) -> str:
 
 
 def in_latex(text: object) -> str:
-    """In LaTeX's text."""
-    return "".join(_LATEX.get(letter, letter) for letter in in_line(text))
+    """In LaTeX's text, as pdflatex compiles it without further packages: a character that it has no glyph of is written
+    as U+ and its number. At the beginning of a cell nothing is taken for an option of the line before."""
+    plain = "".join(map(latex_letter, in_line(text))).replace("--", "-{}-")
+    return f"{{{plain[0]}}}{plain[1:]}" if plain[:1] in ("[", "*") else plain
 
 
 def in_figure(text: object) -> str:

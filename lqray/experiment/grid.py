@@ -31,11 +31,12 @@ from lqray.experiment.budgets import budgeted, drawn_once
 from lqray.experiment.errors import ExperimentError, Problem, UnknownTrialError, did_you_mean
 from lqray.experiment.headline import ACCURACY, Headline, headline_of
 from lqray.experiment.id_set import IdSet
+from lqray.experiment.labels import label_problems
 from lqray.experiment.layout import Block, Layout, read_layout
-from lqray.experiment.naming import Namer
+from lqray.experiment.naming import Namer, given_values
 from lqray.experiment.overrides import SOURCE, overridden
 from lqray.experiment.sampling import corner, draws, rounded
-from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial
+from lqray.experiment.schema import Resources, Search, Storage, Tracking, Trial, flatten
 from lqray.experiment.unused import unused_options
 from lqray.experiment.validation import explain
 from lqray.experiment.yaml import Document, Path_, load, parse
@@ -242,9 +243,27 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises ExperimentError with file, line, key, what was found and what is allowed.
     """
     experiment = _experiment(load(path), overrides)
-    if problems := unused_options(experiment.layout, experiment.document):
+    if problems := unused_options(experiment.layout, experiment.document) + _label_problems(experiment):
         raise ExperimentError(problems)
     return experiment
+
+
+def _label_problems(experiment: Experiment) -> list[Problem]:
+    """Labels of values that no trial has."""
+    layout = experiment.layout
+    if not layout.labels:
+        return []
+    space = layout.search.space if layout.search else {}
+    given = given_values(layout, None)
+    first = None if experiment.adaptive else next(experiment.trials(), None)
+    default = first.trial.flat() if first else {}
+
+    def taken(key: str) -> list[Any] | None:
+        if key in space and not space[key].choice:
+            return None
+        return [*given.get(key, ()), *(values[key] for values in (flatten(layout.base), default) if key in values)]
+
+    return label_problems(layout.labels, taken, experiment.document)
 
 
 def experiment_from_text(text: str, file: str) -> Experiment:

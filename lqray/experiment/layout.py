@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError, Problem, did_you_mean, shortened
+from lqray.experiment.labels import KeyLabels, read_labels
 from lqray.experiment.options.budget import with_pairs
 from lqray.experiment.options.section import Section
 from lqray.experiment.sampling import number_of_draws
@@ -19,7 +20,7 @@ from lqray.experiment.validation import explain_section, key_problem
 from lqray.experiment.yaml import Document, Path_, dotted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")
-_SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage", "search")
+_SECTIONS = ("name", "base", "sweep", "resources", "tracking", "storage", "search", "labels")
 CLAIMS = "lqray-leases"
 """The MLflow experiment that holds claims on trials; no experiment of trials is called so."""
 _MOST_PROBLEMS = 100
@@ -60,6 +61,8 @@ class Layout:
     search: Search | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted keys of a trial, set last in every trial (`--set`)."""
+    labels: dict[str, KeyLabels] = field(default_factory=dict)
+    """How tables and figures call dotted keys and their values; outside every trial."""
 
 
 class _Reader:
@@ -231,10 +234,13 @@ def read_layout(document: Document) -> Layout:
     search = None
     if "search" in data:
         search = reader.search(data["search"], blocks)
+    labels = read_labels(
+        reader.mapping(data.get("labels", {}), ("labels",), "a mapping of dotted keys"), reader.problem
+    )
     reader.size(blocks, search)
     if reader.problems:
         raise ExperimentError(sorted(reader.problems, key=lambda problem: problem.line or 0))
-    return Layout(name, base, blocks, resources, tracking, storage, search)
+    return Layout(name, base, blocks, resources, tracking, storage, search, labels=labels)
 
 
 def describe(value: Any) -> str:

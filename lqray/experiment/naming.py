@@ -26,7 +26,7 @@ class Namer:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        seen = _settings(layout, _MOST_DRAWS)
+        seen = given_values(layout, _MOST_DRAWS)
         self.axes = tuple(key for key, values in seen.items() if any(repr(v) != repr(values[0]) for v in values))
         self._labels = {key: _label(key, self.axes) for key in self.axes}
         words = {key: {v for v in values if isinstance(v, str)} for key, values in seen.items() if key in self.axes}
@@ -40,7 +40,7 @@ class Namer:
     @cached_property
     def values(self) -> dict[str, tuple[Any, ...]]:
         """What each of `axes` takes, in the order of the file, each once."""
-        seen = _settings(self._layout, None)
+        seen = given_values(self._layout, None)
         return {key: tuple({repr(value): value for value in seen[key]}.values()) for key in self.axes}
 
     def name(self, trial: Trial) -> str:
@@ -72,7 +72,7 @@ class Namer:
         return text
 
 
-def _settings(layout: Layout, most: int | None) -> dict[str, list[Any]]:
+def given_values(layout: Layout, most: int | None) -> dict[str, list[Any]]:
     """Values that a file gives to each dotted key that it may vary; of a search's draws the first `most`, or all."""
     base = flatten(layout.base)
     seen: dict[str, list[Any]] = {}

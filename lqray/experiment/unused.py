@@ -17,7 +17,7 @@ from lqray.experiment.options.exchange import BETWEEN_HOSTS, SELDOM
 from lqray.experiment.options.own import OwnPart
 from lqray.experiment.overrides import SOURCE
 from lqray.experiment.parts import OWN, is_own
-from lqray.experiment.schema import Trial
+from lqray.experiment.schema import Trial, flatten
 from lqray.experiment.validation import variants
 from lqray.experiment.yaml import Document, Path_
 
@@ -42,6 +42,48 @@ def unused_options(layout: Layout, document: Document) -> list[Problem]:
     for problem in _of_no_exchange(layout, document):
         problems.setdefault((problem.file, problem.key), problem)
     return list(problems.values())
+
+
+class Usage:
+    """Which options of a file the trials that it comes to use: of `unused_options` those are no faults that some
+    combination would use, and combinations are excluded."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._used: set[str] = set()
+        self._names: dict[str, set[str]] = {}
+
+    def add(self, trial: Trial) -> None:
+        """Count one of the trials."""
+        for key in flatten(trial.config()):
+            if not trial.leaves_out(key):
+                words = key.split(".")
+                self._used.update(".".join(words[: end + 1]) for end in range(len(words)))
+        for section in Trial.model_fields:
+            if known := variants(section):
+                selector = next(iter(known.values())).selector
+                self._names.setdefault(section, set()).add(str(getattr(getattr(trial, section), selector)))
+
+    def unused(self) -> list[str]:
+        """A sentence for each option that is given, and that no trial that was added uses."""
+        given = {
+            f"{section}.{key}"
+            for section in Trial.model_fields
+            for key, value, _ in _given(self._layout, section)
+            if value is not None and key
+        }
+        chosen = {f"exchange.{owner.key}" for owner in _OWNERS}  # null is a value that is used
+        return [f"No trial uses {key}: {self._why(key)}." for key in sorted(given - self._used - chosen)]
+
+    def _why(self, key: str) -> str:
+        section, _, option = key.partition(".")
+        head = option.partition(".")[0]
+        owners = [name for name, cls in variants(section).items() if head in cls.model_fields]
+        if owners:
+            names = ", ".join(sorted(self._names.get(section, ())))
+            return f"it belongs to {', '.join(owners[:8])}, and here are only {names}"
+        owner = next((one for one in _OWNERS if head in one.options), None)
+        return owner.instead if owner else "it has no effect beside their other options"
 
 
 def _of_no_exchange(layout: Layout, document: Document) -> Iterator[Problem]:

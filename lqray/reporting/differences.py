@@ -47,6 +47,8 @@ _CODE = {
 }
 _DIGESTS = (PARTS, DATA)
 _NOTHING = "-"
+_MOST_WIDE = 34
+"""Ids fit; longer words, such as paths, are broken."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,41 @@ def differences(records: Sequence[Run]) -> Differences:
     return Differences(tuple(records), {name: tuple(rows) for name, rows in sections.items()})
 
 
-def shown(found: Differences, everything: bool) -> RenderableType:
-    """On the terminal: what differs; or all."""
+def shown(found: Differences, everything: bool, width: int) -> RenderableType:
+    """On a terminal of `width` characters: what differs; or all. Where there is no room for all runs beside each other,
+    in several tables."""
+    from rich.console import Group
+
+    sections = {name: _chosen(rows, everything) for name, rows in found.sections.items()}
+    what = max((len(row.what) + 2 for rows in sections.values() for row in rows), default=1)
+    left = width - min(what, _MOST_WIDE) - 4
+    tables: list[list[int]] = [[]]
+    for at, record in enumerate(found.records):
+        texts = [record.name, *(row.values[at] for rows in sections.values() for row in rows)]
+        words = [len(foreign.in_line(word)) for text in texts for word in text.split()]
+        needed = min(max(words, default=1), _MOST_WIDE) + 3
+        if tables[-1] and left < needed:
+            tables.append([])
+            left = width - min(what, _MOST_WIDE) - 4
+        tables[-1].append(at)
+        left -= needed
+    return Group(*(_table(found, sections, runs) for runs in tables))
+
+
+def _table(found: Differences, sections: Mapping[str, Sequence[Row]], runs: Sequence[int]) -> RenderableType:
+    """Of some of the runs."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, header_style="bold")
-    table.add_column("")
-    for one in found.records:
-        table.add_column(foreign.rich_text(one.name), overflow="fold")
-    for section, rows in found.sections.items():
-        chosen = _chosen(rows, everything)
-        table.add_row(Text.assemble((section, "bold"), "" if chosen else ": no difference"))
-        for row in chosen:
-            table.add_row(foreign.rich_text(f"  {row.what}"), *map(foreign.rich_text, row.values))
+    table.add_column("", overflow="fold")
+    for at in runs:
+        table.add_column(foreign.rich_text(found.records[at].name), overflow="fold")
+    for section, rows in sections.items():
+        table.add_row(Text.assemble((section, "bold"), "" if rows else ": no difference"))
+        for row in rows:
+            table.add_row(foreign.rich_text(f"  {row.what}"), *(foreign.rich_text(row.values[at]) for at in runs))
     return table
 
 

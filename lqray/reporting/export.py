@@ -190,7 +190,9 @@ def _sound(records: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _plain(record: Run, shared: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
     """For JSON, without what is shared."""
     metrics = {key: value if math.isfinite(value) else str(value) for key, value in record.metrics.items()}
-    fields = {key: value for key, value in vars(record).items() if key != "ended"}  # the last point says when
+    fields = {
+        key: value for key, value in vars(record).items() if key != "ended" and value != ()
+    }  # the last point says when
     common = shared or {}
     own = {
         key: {name: text for name, text in getattr(record, key).items() if name not in common.get(key, {})}

@@ -21,7 +21,7 @@ NO_POINTS = "none"
 """In the place of points, of a folder that was exported without them."""
 SHARED = ("params", "tags")
 COLUMNS = ("run_id", "trial", "metric", "step", "value", "time")
-_OPTIONAL: Mapping[str, Any] = {"error": None, "tags": {}, "started": 0.0, "experiment": ""}
+_OPTIONAL: Mapping[str, Any] = {"error": None, "tags": {}, "started": 0.0, "experiment": "", "other_names": ()}
 _STATES = ("FINISHED", "FAILED", "KILLED", "RUNNING", "SCHEDULED")
 _NOT_FINITE = ("nan", "inf", "-inf")
 _MOST_POINTS = 100_000_000
@@ -70,6 +70,7 @@ def runs_in(folder: Path) -> list[Mapping[str, Any]]:
         {
             **{key: one.get(key, _OPTIONAL.get(key)) for key in _ALLOWED},
             "metrics": {key: float(value) for key, value in one["metrics"].items()},
+            "other_names": tuple(one.get("other_names", ())),
         }
         for one in runs
     ]
@@ -256,5 +257,9 @@ _ALLOWED: Mapping[str, tuple[Any, str]] = {
     "tags": (_is_text, "a text"),
     "started": (lambda value: _is_number(value) and math.isfinite(value), "seconds since the epoch"),
     "experiment": (_is_text, "a text"),
+    "other_names": (
+        lambda value: isinstance(value, list | tuple) and all(map(_is_name, value)),
+        "a list of names",
+    ),
 }
 _MAPPINGS = ("params", "metrics", "tags")

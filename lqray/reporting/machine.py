@@ -12,12 +12,32 @@ from typing import Any
 from lqray.experiment.foreign import in_csv
 from lqray.reporting.comparison import Comparison, Group, Measured
 from lqray.reporting.intervals import Spread
+from lqray.reporting.tables import Column
+
+_STATES = ("finished", "failed", "killed", "missing", "running", "scheduled", "stopped early")
+_NUMBERS = {
+    "final": ("{} mean", "{} std", "{} count", "{} not finite"),
+    "interval": ("{} low", "{} high"),
+    "best": ("{} best",),
+    "last": ("{} last",),
+    "difference": ("{} difference", "{} p_value", "{} pairs"),
+    "steps_to_target": ("steps to target", "reached target"),
+    "seconds_to_target": ("seconds to target",),
+    "mb_to_target": ("bytes to target",),
+    "mb_sent": ("bytes_sent",),
+}
+"""Of a table's columns, those of CSV."""
+_PARTS = {"interval": "final", **dict.fromkeys(("steps_to_target", "seconds_to_target", "mb_to_target"), "to_target")}
+"""Of a table's columns, keys of a metric in JSON where they have another name."""
 
 
-def csv_table(comparison: Comparison, more: Sequence[Mapping[str, float | None]] = ()) -> str:
+def csv_table(
+    comparison: Comparison, more: Sequence[Mapping[str, float | None]] = (), columns: Sequence[Column] = ()
+) -> str:
     """Numbers unrounded, empty where there is none; nan or inf where no run ended with another. States of trials as
-    columns; run ids of finished runs last. more: further columns, of each group, before those."""
-    found = rows(comparison)
+    columns; run ids of finished runs last. more: further columns, of each group, before those. columns: those of a
+    table whose numbers are wanted, in their order; all without any."""
+    found = _of_columns(comparison, columns) if columns else rows(comparison)
     for row, further in zip(found, more, strict=False):
         ids = row.pop("run_ids")
         row |= {**further, "run_ids": ids}
@@ -36,12 +56,37 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
     return [_row(group, comparison, states) for group in comparison.groups]
 
 
+def _of_columns(comparison: Comparison, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """What rows have of the columns of a table; ids last."""
+    return [
+        {title: value for one in columns for title, value in _titled(one, group, row).items()}
+        | {"run_ids": row["run_ids"]}
+        for group, row in zip(comparison.groups, rows(comparison), strict=True)
+    ]
+
+
+def _titled(column: Column, group: Group, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of CSV that have a table's numbers; its text, where there are none."""
+    if column.key:
+        return {column.key: row.get(column.key, column.cell(group))}
+    if column.word == "runs":
+        return {title: row[title] for title in (*_STATES, "runs") if title in row}
+    titles = [title.format(column.metric) for title in _NUMBERS.get(column.word, (column.word,))]
+    return {title: row[title] for title in titles if title in row} or {column.title: column.cell(group)}
+
+
 def _cell(value: object) -> object:
     return "" if value is None else repr(value) if isinstance(value, float) else value
 
 
-def json_document(comparison: Comparison, stores: Mapping[str, str], more: Sequence[Mapping[str, Any]] = ()) -> str:
-    """stores: tracking URI by experiment. NaN and infinity are null. more: further keys, of each group."""
+def json_document(
+    comparison: Comparison,
+    stores: Mapping[str, str],
+    more: Sequence[Mapping[str, Any]] = (),
+    columns: Sequence[Column] = (),
+) -> str:
+    """stores: tracking URI by experiment. NaN and infinity are null. more: further keys, of each group. columns: those
+    of a table whose numbers are wanted; all without any."""
     document: dict[str, Any] = {
         "experiments": dict(stores),
         "group_by": list(comparison.keys),
@@ -68,6 +113,16 @@ def json_document(comparison: Comparison, stores: Mapping[str, str], more: Seque
     }
     for group, further in zip(document["groups"], more, strict=False):
         group |= further
+    if columns:
+        document["columns"] = [one.word for one in columns]
+        wanted = {(one.metric, _PARTS.get(one.word, one.word)) for one in columns}
+        costs = {title for one in columns for title in _NUMBERS.get(one.word, (one.word,))}
+        for group in document["groups"]:
+            group["metrics"] = {
+                name: {part: value for part, value in measured.items() if (name, part) in wanted}
+                for name, measured in group["metrics"].items()
+            }
+            group["costs"] = {name: value for name, value in group["costs"].items() if name in costs}
     return json.dumps(document, indent=1) + "\n"
 
 

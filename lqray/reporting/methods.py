@@ -1,4 +1,5 @@
-"""How methods look, in every table and figure the same: name, order, colour, marker, line."""
+"""How methods look, in every table and figure the same: order, colour, marker, line. Their names are those of
+experiment files, or what a file's `labels` say (`lqray.reporting.labels`)."""
 
 from __future__ import annotations
 
@@ -9,47 +10,46 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Look:
-    """label: the paper's name. colour: of Okabe and Ito's or Tol's palettes; methods commonly drawn together are told
+    """colour: of Okabe and Ito's or Tol's palettes; methods commonly drawn together are told
     apart by the colour-blind; dashes and marker tell those of one colour apart, also in print without colours."""
 
-    label: str
     colour: str
     dashes: str = "-"
     marker: str = "o"
 
 
 _LOOKS = {
-    "sgd": Look("SGD", "#B5B5B5", ":", "x"),
-    "full_precision": Look("SuperSGD", "#000000", "-", "s"),
-    "fp16": Look("fp16", "#666666", "--", "P"),
-    "bf16": Look("bf16", "#666666", "-.", "X"),
-    "powersgd": Look("PowerSGD", "#8B5A2B", "-", "h"),
-    "post_local_sgd": Look("post-local SGD", "#8B5A2B", "--", "h"),
-    "topk": Look("Top-k", "#6A3D9A", "-", "H"),
-    "random_k": Look("Random-k", "#6A3D9A", "--", "H"),
-    "signsgd": Look("signSGD", "#6A3D9A", "-.", "H"),
-    "int8": Look("int8", "#8B5A2B", "--", "p"),
-    "mxfp8": Look("MXFP8", "#8B5A2B", "-.", "p"),
-    "mxfp4": Look("MXFP4", "#8B5A2B", ":", "p"),
-    "eden": Look("EDEN", "#CC3377", "-", "8"),
-    "drive": Look("DRIVE", "#CC3377", "--", "8"),
-    "allocated": Look("allocated", "#CC3377", "-.", "D"),
-    "qsgd": Look("QSGD", "#56B4E9", "--", "v"),
-    "qsgd_inf": Look("QSGDinf", "#56B4E9", "-", "^"),
-    "nuqsgd": Look("NUQSGD", "#332288", "-", "D"),
-    "terngrad": Look("TernGrad", "#882255", "-", "*"),
-    "alq": Look("ALQ", "#D55E00", "-", "o"),
-    "alq_n": Look("ALQ-N", "#D55E00", "--", "o"),
-    "alq_inf": Look("ALQinf", "#D55E00", "-.", "o"),
-    "alqg": Look("ALQG", "#E69F00", "-", "p"),
-    "alqg_n": Look("ALQG-N", "#E69F00", "--", "p"),
-    "amq": Look("AMQ", "#009E73", "-", "<"),
-    "amq_n": Look("AMQ-N", "#009E73", "--", "<"),
-    "amq_inf": Look("AMQinf", "#009E73", "-.", "<"),
-    "optimal": Look("optimal", "#0072B2", "-", ">"),
-    "optimal_inf": Look("optimal-inf", "#0072B2", "-.", ">"),
-    "dither": Look("dither", "#CC79A7", "--", "8"),
-    "slopes": Look("slopes", "#CC79A7", "-", "8"),
+    "sgd": Look("#B5B5B5", ":", "x"),
+    "full_precision": Look("#000000", "-", "s"),
+    "fp16": Look("#666666", "--", "P"),
+    "bf16": Look("#666666", "-.", "X"),
+    "powersgd": Look("#8B5A2B", "-", "h"),
+    "post_local_sgd": Look("#8B5A2B", "--", "h"),
+    "topk": Look("#6A3D9A", "-", "H"),
+    "random_k": Look("#6A3D9A", "--", "H"),
+    "signsgd": Look("#6A3D9A", "-.", "H"),
+    "int8": Look("#8B5A2B", "--", "p"),
+    "mxfp8": Look("#8B5A2B", "-.", "p"),
+    "mxfp4": Look("#8B5A2B", ":", "p"),
+    "eden": Look("#CC3377", "-", "8"),
+    "drive": Look("#CC3377", "--", "8"),
+    "allocated": Look("#CC3377", "-.", "D"),
+    "qsgd": Look("#56B4E9", "--", "v"),
+    "qsgd_inf": Look("#56B4E9", "-", "^"),
+    "nuqsgd": Look("#332288", "-", "D"),
+    "terngrad": Look("#882255", "-", "*"),
+    "alq": Look("#D55E00", "-", "o"),
+    "alq_n": Look("#D55E00", "--", "o"),
+    "alq_inf": Look("#D55E00", "-.", "o"),
+    "alqg": Look("#E69F00", "-", "p"),
+    "alqg_n": Look("#E69F00", "--", "p"),
+    "amq": Look("#009E73", "-", "<"),
+    "amq_n": Look("#009E73", "--", "<"),
+    "amq_inf": Look("#009E73", "-.", "<"),
+    "optimal": Look("#0072B2", "-", ">"),
+    "optimal_inf": Look("#0072B2", "-.", ">"),
+    "dither": Look("#CC79A7", "--", "8"),
+    "slopes": Look("#CC79A7", "-", "8"),
 }
 _DASHES = ("-", "--", "-.", ":")
 _OTHERS = ("#44AA99", "#AA4499", "#999933", "#6A3D9A")
@@ -63,13 +63,13 @@ def look(method: str) -> Look:
     if known:
         return known
     digest = hashlib.sha256(method.encode()).digest()
-    return Look(method, _OTHERS[digest[0] % len(_OTHERS)], _DASHES[digest[1] % 4], "d")
+    return Look(_OTHERS[digest[0] % len(_OTHERS)], _DASHES[digest[1] % 4], "d")
 
 
 def numbered(number: int) -> Look:
     """Of the `number`-th of groups that are not of one method each; after eight, colours repeat with other dashes."""
     at, turn = number % len(_NUMBERED), number // len(_NUMBERED)
-    return Look(f"{number}", _NUMBERED[at], _DASHES[turn % len(_DASHES)], _MARKERS[at])
+    return Look(_NUMBERED[at], _DASHES[turn % len(_DASHES)], _MARKERS[at])
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lqray.reporting.comparison import Comparison, Group
+from lqray.reporting.labels import PLAIN, Labels
 from lqray.reporting.links import shown_bandwidth
 from lqray.reporting.modelled import Predictions
 from lqray.reporting.tables import NOTHING, Column, key_columns
 
 
-def modelled_columns(comparison: Comparison, found: Predictions) -> list[Column]:
+def modelled_columns(comparison: Comparison, found: Predictions, labels: Labels = PLAIN) -> list[Column]:
     """Of a table beside that of the comparison: its keys, seconds of a step by link and number of workers, and the
     bandwidths below which it is faster than bf16's."""
     places = {id(group): one for group, one in zip(comparison.groups, found.groups, strict=True)}
@@ -36,7 +37,7 @@ def modelled_columns(comparison: Comparison, found: Predictions) -> list[Column]
         return Column(f"faster than bf16 below, {count} workers", cell)
 
     return [
-        *key_columns(comparison),
+        *key_columns(comparison, labels),
         *(seconds(number) for number in range(len(found.links) * len(found.workers))),
         *(below(count) for count in found.workers),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lqray.experiment.errors import ExperimentError
 from lqray.experiment.grid import Experiment, NamedTrial, experiment_from_text
@@ -86,7 +86,7 @@ def _of_plan(recorded: Recorded, everything: bool) -> tuple[list[Run], str]:
     for named in trials:
         found = by_trial.pop(named.trial.id, None)
         wanted.append(
-            replace(found, name=named.name)
+            found.called(named.name)
             if found
             else Run("", named.trial.id, named.name, "MISSING", named.trial.params(), {}, None, experiment=experiment)
         )

@@ -12,8 +12,9 @@ from lqray.experiment.store import as_argument
 from lqray.reporting.figures import Kind, kinds, load_kind
 from lqray.reporting.figures.recordings import FINISHED, RUNNING, NothingToDrawError, Options, Recordings
 from lqray.reporting.figures.style import FORMATS, styled, write
+from lqray.reporting.labels import labels_of
 from lqray.reporting.planned import Recorded, planned_records
-from lqray.reporting.selection import select
+from lqray.reporting.selection import select, why_none
 from lqray.store.runs import Run
 
 ALL = "all"
@@ -140,7 +141,9 @@ def recordings_of(experiments: Sequence[Recorded], request: Request) -> Recordin
     usable = {one.run_id for one in chosen if one.status in wanted}
     if not usable:
         raise PlotError(_why_nothing(experiments, newest, chosen, request, remarks))
-    return Recordings(experiments[0].uri, [one for one in chosen if one.run_id in usable], remarks)
+    return Recordings(
+        experiments[0].uri, [one for one in chosen if one.run_id in usable], remarks, labels_of(experiments)
+    )
 
 
 def _why_nothing(
@@ -154,9 +157,7 @@ def _why_nothing(
     if not newest:
         return f"{names} has no trials of lqray yet; run its file: `lqray run FILE`"
     if not chosen:
-        some = ", ".join(one.name for one in newest[:8]) + (", ..." if len(newest) > 8 else "")
-        given = [*(f"--only {text}" for text in request.only), *(f"--where {text}" for text in request.where)]
-        return f"no trial of {names} matches {' '.join(given)}; there are: {some}"
+        return f"no trial of {names} {why_none(newest, request.only, request.where)}"
     counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(one.state for one in chosen).items()))
     advice = ["`lqray run FILE` continues what is not finished"]
     failed = [one for one in experiments if "://" in one.uri] if any(one.status == "FAILED" for one in chosen) else []

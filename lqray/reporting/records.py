@@ -8,9 +8,9 @@ from lqray.experiment.plan import plan_tags
 from lqray.reporting.exported import experiment_of, export_folder, runs_in
 from lqray.store import experiments, runs
 from lqray.store.experiments import UnknownExperimentError, unknown_experiment
-from lqray.store.runs import Run, latest_attempts, only_trial
+from lqray.store.runs import Run, latest_attempts
 
-__all__ = ["Run", "UnknownExperimentError", "experiment_tags", "find_run", "latest_attempts", "read_records"]
+__all__ = ["Run", "UnknownExperimentError", "experiment_tags", "latest_attempts", "read_records"]
 
 
 def read_records(uri: str, experiment: str) -> list[Run]:
@@ -30,13 +30,3 @@ def experiment_tags(uri: str, experiment: str) -> Mapping[str, str]:
     if name != experiment:
         raise unknown_experiment(uri, experiment, [name])
     return plan_tags("", text) if text else {}
-
-
-def find_run(uri: str, name: str, experiment: str | None = None) -> Run:
-    """The run of an id, or the latest of the trial of a name or an id; the beginning of an id will do, from four
-    letters. Of any experiment, unless one is given. Raises UnknownRunError unless it is exactly one trial's."""
-    folder = export_folder(uri)
-    if folder is None:
-        return only_trial(uri, name, runs.find_runs(uri, name, experiment))
-    own = (Run(**fields) for fields in runs_in(folder))
-    return only_trial(uri, name, [one for one in own if one.is_called(name)])

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from lqray.experiment.foreign import in_line, in_markdown, rich_text
 from lqray.experiment.secrets import masked
+from lqray.reporting.chosen_columns import chosen_columns
 from lqray.reporting.comparison import Comparison, compare_groups
+from lqray.reporting.labels import PLAIN, Labels, labels_of, reordered
 from lqray.reporting.links import Link
 from lqray.reporting.machine import csv_table, json_document
 from lqray.reporting.modelled import Predictions, predictions
 from lqray.reporting.modelled_table import modelled_columns, modelled_json, modelled_notes, modelled_rows
+from lqray.reporting.origins import origins
 from lqray.reporting.planned import Recorded, planned_records
-from lqray.reporting.selection import UnknownKeyError, params_of, select
-from lqray.reporting.tables import latex_table, markdown_table, notes
+from lqray.reporting.selection import UnknownKeyError, params_of, select, why_none
+from lqray.reporting.tables import Column, all_columns, columns_of, latex_table, markdown_table, notes
 from lqray.reporting.tuning import Tuning, searched_keys, tune
 from lqray.store.runs import Run
 
@@ -25,12 +28,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Format = Literal["terminal", "markdown", "csv", "json", "latex"]
+_ADVICE = "To see them: --columns, with those that are wanted, a wider terminal, or --format markdown."
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """The options of `lqray report`; see its help. everything: also runs that the plan does not have. links, workers:
-    of modelled steps; no links, no model. smooth: evaluations of a running mean that is to be at the target."""
+    of modelled steps; no links, no model. smooth: evaluations of a running mean that is to be at the target. columns:
+    those to show, in this order, by their words; all without any."""
 
     metrics: Sequence[str] = ()
     group_by: Sequence[str] = ()
@@ -48,18 +53,37 @@ class ReportOptions:
     for each of several groups (`search.each`)."""
     tuning_seeds: Sequence[str] = ()
     """Which choose the setting, and are left out then; by default all do, and are shown."""
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Report:
     """comparison: of all experiments. records: what it compares. remarks: what a reader should know of it. modelled:
-    steps on links, where they are wanted."""
+    steps on links, where they are wanted. chosen: columns of its table, where not all are wanted. labels:
+    what keys and values are called in it."""
 
     comparison: Comparison
     records: list[Run]
     remarks: list[str] = field(default_factory=list)
     stores: dict[str, str] = field(default_factory=dict)
     modelled: Predictions | None = None
+    chosen: Sequence[Column] = ()
+    labels: Labels = PLAIN
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """Of its table."""
+        return self.chosen or columns_of(self.comparison, self.labels)
+
+    @property
+    def notes(self) -> list[str]:
+        """What they mean, and what a reader should know besides."""
+        return [*notes(self.comparison, self.labels), *self.remarks]
+
+    @property
+    def modelled_columns(self) -> Sequence[Column]:
+        """Of the table of modelled steps; none without them."""
+        return modelled_columns(self.comparison, self.modelled, self.labels) if self.modelled else ()
 
 
 def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Report:
@@ -67,8 +91,8 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
     records, remarks = planned_records(experiments, options.everything)
     chosen = select(records, options.only, options.where)
     if records and not chosen:
-        some = ", ".join(one.name for one in records[:8]) + (", ..." if len(records) > 8 else "")
-        raise UnknownKeyError(f"no trial has such a name and such parameters; there are: {some}")
+        names = ", ".join(one.name for one in experiments)
+        raise UnknownKeyError(f"no trial of {names} {why_none(records, options.only, options.where)}")
     if not records:
         remarks.append("There are no trials of lqray.")
     group_by = options.group_by
@@ -89,12 +113,18 @@ def make_report(experiments: Sequence[Recorded], options: ReportOptions) -> Repo
         comparison = tuning.shown(comparison)
         chosen = [one for group in comparison.groups for one in group.records]
         remarks += tuning.remarks
+    labels = labels_of(experiments)
+    comparison = reordered(comparison, labels)
     counts = Counter(one.state for one in chosen)
     if set(counts) - {"finished"}:
         remarks.insert(0, ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + ".")
-    remarks += _diverged(chosen, comparison.metrics)
+    remarks += _diverged(chosen, comparison.metrics) + origins(comparison, experiments[0].uri)
     found = predictions(experiments[0].uri, comparison, options.links, options.workers) if options.links else None
-    return Report(comparison, chosen, remarks, {one.name: masked(one.uri) for one in experiments}, found)
+    stores = {one.name: masked(one.uri) for one in experiments}
+    made = Report(comparison, chosen, remarks, stores, found, labels=labels)
+    if not options.columns:
+        return made
+    return replace(made, chosen=chosen_columns(all_columns(comparison, labels), options.columns, comparison, labels))
 
 
 def _tuning(experiments: Sequence[Recorded], records: Sequence[Run], options: ReportOptions) -> Tuning | None:
@@ -126,17 +156,15 @@ def written(report: Report, shape: Format) -> str:
     """As text; not for the terminal. See `show`."""
     comparison, found = report.comparison, report.modelled
     if shape == "csv":
-        return csv_table(comparison, modelled_rows(found) if found else ())
+        return csv_table(comparison, modelled_rows(found) if found else (), report.chosen)
     if shape == "json":
-        return json_document(comparison, report.stores, modelled_json(found) if found else ())
+        return json_document(comparison, report.stores, modelled_json(found) if found else (), report.chosen)
     if shape == "latex":
-        more = latex_table(comparison, modelled_columns(comparison, found), modelled_notes(found)) if found else ""
-        return latex_table(comparison) + more
-    said = [*notes(comparison), *report.remarks]
-    text = markdown_table(comparison) + "\n\n" + _listed(said)
+        more = latex_table(comparison, report.modelled_columns, modelled_notes(found)) if found else ""
+        return latex_table(comparison, report.columns, notes(comparison, report.labels)) + more
+    text = markdown_table(comparison, report.columns) + "\n\n" + _listed(report.notes)
     if found:
-        columns = modelled_columns(comparison, found)
-        text += "\n" + markdown_table(comparison, columns) + "\n\n" + _listed(modelled_notes(found))
+        text += "\n" + markdown_table(comparison, report.modelled_columns) + "\n\n" + _listed(modelled_notes(found))
     return text
 
 
@@ -146,12 +174,12 @@ def _listed(said: Sequence[str]) -> str:
 
 def show(console: Console, report: Report) -> None:
     """On the terminal."""
-    from lqray.reporting.tables import terminal_table
+    from lqray.reporting.fitting import show_table
 
-    console.print(terminal_table(report.comparison))
-    for line in map(rich_text, [*notes(report.comparison), *report.remarks]):
+    show_table(console, report.comparison, report.columns, _ADVICE)
+    for line in map(rich_text, report.notes):
         console.print(line, style="dim", highlight=False, markup=False)
     if report.modelled:
-        console.print(terminal_table(report.comparison, modelled_columns(report.comparison, report.modelled)))
+        show_table(console, report.comparison, report.modelled_columns, _ADVICE)
         for line in map(rich_text, modelled_notes(report.modelled)):
             console.print(line, style="dim", highlight=False, markup=False)

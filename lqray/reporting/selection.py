@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+from lqray.experiment.choice import near_names
 from lqray.experiment.errors import nearest
 from lqray.experiment.identity import outside_identity
+from lqray.experiment.labels import canonical
 from lqray.experiment.options.data import DATA, DataOptions
 from lqray.experiment.options.task import TaskOptions
 from lqray.experiment.recorded import filled
@@ -17,6 +19,7 @@ from lqray.reporting.methods import in_order
 from lqray.store.runs import Run
 
 METHOD, SEED, TRIAL = "quantizer.method", "seed", "trial"
+_NO_PLACES: Mapping[str, Mapping[str, int]] = {}
 
 
 class UnknownKeyError(ValueError):
@@ -24,10 +27,10 @@ class UnknownKeyError(ValueError):
 
 
 def select(records: Iterable[Run], only: Sequence[str] = (), where: Sequence[str] = ()) -> list[Run]:
-    """Records whose name one of `only` matches (shell patterns; all without any) and that have every KEY=VALUE of
-    `where`. Raises UnknownKeyError."""
+    """Records a name of which one of `only` matches (shell patterns, or beginnings of ids; all without any) and that
+    have every KEY=VALUE of `where`. Raises UnknownKeyError."""
     everything = list(records)
-    chosen = [one for one in everything if not only or any(fnmatch.fnmatchcase(one.name, text) for text in only)]
+    chosen = [one for one in everything if not only or any(_matches(one, pattern) for pattern in only)]
     for condition in where:
         key, sign, value = condition.partition("=")
         if not sign:
@@ -35,6 +38,18 @@ def select(records: Iterable[Run], only: Sequence[str] = (), where: Sequence[str
         key = resolved(key.strip(), params_of(everything), "parameter")
         chosen = [one for one in chosen if one.params.get(key) == value.strip()]
     return chosen
+
+
+def _matches(record: Run, pattern: str) -> bool:
+    return record.is_called(pattern) or any(fnmatch.fnmatchcase(name, pattern) for name in record.names)
+
+
+def why_none(records: Sequence[Run], only: Sequence[str], where: Sequence[str]) -> str:
+    """Of records none of which `select` chose: what was asked for, and what there is."""
+    given = " ".join([*(f"--only {text}" for text in only), *(f"--where {text}" for text in where)])
+    strange = next((text for text in only if not any(_matches(one, text) for one in records)), None)
+    names = [name for one in records for name in (one.names if strange else (one.name,))]
+    return f"matches {given}; {near_names(strange or '', names)}"
 
 
 def params_of(records: Iterable[Run]) -> set[str]:
@@ -96,9 +111,11 @@ def keys_of(records: Sequence[Run], group_by: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(resolved(name, known, "parameter") for name in group_by))
 
 
-def grouped(records: Sequence[Run], keys: Sequence[str]) -> list[tuple[tuple[str | None, ...], list[Run]]]:
-    """Records by their values of `keys`, in the order of methods and of values; by TRIAL, each trial on its own, those
-    of several experiments that have one name told apart by their ids."""
+def grouped(
+    records: Sequence[Run], keys: Sequence[str], places: Mapping[str, Mapping[str, int]] = _NO_PLACES
+) -> list[tuple[tuple[str | None, ...], list[Run]]]:
+    """Records by their values of `keys`, in the order of methods and of values, or of `places`; by TRIAL, each trial on
+    its own, those of several experiments that have one name told apart by their ids."""
     ids: dict[str, set[str]] = {}
     for one in records:
         ids.setdefault(one.name, set()).add(one.trial_id)
@@ -111,15 +128,27 @@ def grouped(records: Sequence[Run], keys: Sequence[str]) -> list[tuple[tuple[str
     groups: dict[tuple[str | None, ...], list[Run]] = {}
     for one in records:
         groups.setdefault(tuple(value(one, key) for key in keys), []).append(one)
-    methods = in_order(one.method for one in records)
+    order = in_places(keys, [one.method for one in records], places)
+    return sorted(groups.items(), key=lambda item: order(item[0]))
 
-    def order(item: tuple[tuple[str | None, ...], list[Run]]) -> list[tuple[int, float, str]]:
-        return [
-            (1, float(methods.index(text or "?")), "") if key == METHOD and text in methods else natural(text)
-            for key, text in zip(keys, item[0], strict=True)
-        ]
 
-    return sorted(groups.items(), key=order)
+_Order = Callable[[Sequence[str | None]], list[tuple[int, float, str]]]
+
+
+def in_places(keys: Sequence[str], methods: Iterable[str], places: Mapping[str, Mapping[str, int]]) -> _Order:
+    """A sorting key of groups by their values of `keys`: that which has a place before others; methods as in legends,
+    other values in their natural order. places: by key and canonical value."""
+    known = in_order(methods)
+
+    def place(key: str, text: str | None) -> tuple[int, float, str]:
+        at = places[key].get(canonical(text)) if key in places and text is not None else None
+        if at is not None:
+            return (-1, float(at), "")
+        if key == METHOD and text in known:
+            return (1, float(known.index(text)), "")
+        return natural(text)
+
+    return lambda values: [place(key, text) for key, text in zip(keys, values, strict=True)]
 
 
 def natural(text: str | None) -> tuple[int, float, str]:

@@ -1,77 +1,74 @@
-"""A comparison as a table: for the terminal, in Markdown and LaTeX. See `machine` for CSV and JSON."""
+"""A comparison as a table: its columns, in Markdown and LaTeX. See `fitting` for the terminal, `machine` for CSV and
+JSON."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-from lqray.experiment.digests import differ
-from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
+from lqray.experiment.foreign import in_latex, in_line, in_markdown
 from lqray.experiment.headline import higher_is_better, written
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.intervals import Spread
-from lqray.reporting.methods import look
-from lqray.reporting.selection import METHOD
+from lqray.reporting.labels import PLAIN, Labels
+from lqray.reporting.selection import METHOD, TRIAL
 from lqray.reporting.targets import some_of, target_note
-from lqray.store.tags import DATA, PARTS
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 NOTHING = "-"
-_ORIGINS = {
-    PARTS: ("Other code", "whose parts differ in code"),
-    DATA: ("Other data", "whose data were of files that differ"),
-}
+ESSENTIAL = 95
+"""Columns of this priority are never left out: a row without them says nothing."""
 _Cell = Callable[[Group], str]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title and how a group fills it. latex: where that differs."""
+    """A column: its title and how a group fills it. latex: where that differs. id: by which `--columns` chooses it, by
+    default its title, a word. key: the parameter, where it is one. metric: that it is of, where it is of one. priority:
+    where there is no room for all, those of least are left out. wraps: whether a cell may be broken between words."""
 
     title: str
     cell: _Cell
     numeric: bool = True
     latex: _Cell | None = None
+    id: str = ""
+    key: str = ""
+    metric: str = ""
+    priority: int = 50
+    wraps: bool = False
+
+    @property
+    def word(self) -> str:
+        """By which it is chosen."""
+        return self.id or re.sub(r"[^a-z0-9]+", "_", self.title.lower()).strip("_")
 
 
-def columns_of(comparison: Comparison) -> list[Column]:
+def columns_of(comparison: Comparison, labels: Labels = PLAIN) -> list[Column]:
     """All columns that say something of at least one group."""
-    runs = Column("runs", lambda group: group.runs)
-    found = [column for name in comparison.metrics for column in _metric_columns(name, comparison)]
-    found += [
-        Column("bits per coordinate", _of_cost("bits_per_coordinate", lambda value: f"{value:.3f}")),
-        Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}")),
-        Column("seconds per step", _of_cost("seconds_per_step", lambda value: f"{value:.4f}")),
-    ]
     return [
-        *key_columns(comparison),
-        runs,
-        *(one for one in found if any(one.cell(group) != NOTHING for group in comparison.groups)),
+        one
+        for one in all_columns(comparison, labels)
+        if one.key or one.word == "runs" or any(one.cell(group) != NOTHING for group in comparison.groups)
     ]
 
 
-def key_columns(comparison: Comparison) -> list[Column]:
+def all_columns(comparison: Comparison, labels: Labels = PLAIN) -> list[Column]:
+    """Those that there may be, also such as have nothing to say."""
+    runs = Column("runs", lambda group: group.runs, id="runs", priority=90, wraps=True)
+    found = [column for name in comparison.metrics for column in _metric_columns(name, comparison, labels)]
+    bits, seconds = "bits_per_coordinate", "seconds_per_step"
+    found += [
+        Column("bits per coordinate", _of_cost(bits, lambda value: f"{value:.3f}"), id=bits, priority=65),
+        Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}"), id="mb_sent", priority=55),
+        Column("seconds per step", _of_cost(seconds, lambda value: f"{value:.4f}"), id=seconds, priority=40),
+    ]
+    return [*key_columns(comparison, labels), runs, *found]
+
+
+def key_columns(comparison: Comparison, labels: Labels = PLAIN) -> list[Column]:
     """Those that say which group a row is."""
-    return [_key_column(key, comparison.keys) for key in comparison.keys]
-
-
-def terminal_table(comparison: Comparison, columns: Sequence[Column] = ()) -> Table:
-    """A rich table with a row for each group. columns: all of `columns_of` without any."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
-    columns = columns or columns_of(comparison)
-    for column in columns:
-        table.add_column(rich_text(column.title), justify="right" if column.numeric else "left", vertical="bottom")
-    for group in comparison.groups:
-        style = "red" if group.states.get("failed") else None if _complete(group) else "yellow"
-        table.add_row(*(rich_text(column.cell(group)) for column in columns), style=style)
-    return table
+    return [_key_column(key, comparison.keys, labels) for key in comparison.keys]
 
 
 def markdown_table(comparison: Comparison, columns: Sequence[Column] = ()) -> str:
@@ -98,40 +95,37 @@ def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Se
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Comparison, labels: Labels = PLAIN) -> list[str]:
     """What the columns mean, in sentences."""
     said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."]
     if any(one.difference for group in comparison.groups for one in group.metrics.values()):
-        said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
+        said.append(f"{_against(comparison, labels)}: mean difference in pairs of equal seed; p of the paired t-test.")
     if any(group.not_finite for group in comparison.groups):
         said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
-    for tag, what in _ORIGINS.items():
-        if several := [digests for one in comparison.groups if differ(digests := one.digests(tag))]:
-            shown = "; ".join(" and ".join(f"{runs} of {one}" for one, runs in each.items()) for each in several[:4])
-            said.append(f"{what[0]}: {len(several)} rows have runs {what[1]} ({shown}): lqray compare.")
     if comparison.target is not None:
         said.append(target_note(comparison.metrics[0], comparison.target, comparison.smooth))
     return said
 
 
-def _key_column(key: str, keys: Sequence[str]) -> Column:
+def _against(comparison: Comparison, labels: Labels) -> str:
+    """What differences from the baseline are called."""
+    return f"- {labels.value(METHOD, comparison.baseline)}" if comparison.baseline else "difference"
+
+
+def _key_column(key: str, keys: Sequence[str], labels: Labels) -> Column:
     ending = key.rpartition(".")[2]
-    title = key if sum(other.rpartition(".")[2] == ending for other in keys) > 1 else ending
+    word = key if sum(other.rpartition(".")[2] == ending for other in keys) > 1 else ending
 
     def cell(group: Group) -> str:
         value = group.keys[key]
-        return NOTHING if value is None else value
+        return NOTHING if value is None else labels.value(key, value)
 
-    if key == METHOD:
-        return Column(title, cell, numeric=False, latex=lambda group: in_latex(look(cell(group)).label))
-    return Column(title.replace("_", " "), cell, numeric=key != "trial")
-
-
-def _complete(group: Group) -> bool:
-    return set(group.states) == {"finished"} and not group.not_finite
+    numeric = key not in (METHOD, TRIAL)
+    title = labels.heading(key, keys)
+    return Column(title, cell, numeric, id=word, key=key, priority=ESSENTIAL + 5, wraps=True)
 
 
-def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
+def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[Column]:
     title = name.replace("/", " ").replace("_", " ")
     show = _number(name)
     best = _best_mean(comparison, name)
@@ -161,21 +155,27 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
 
         return cell
 
+    first = name == comparison.metrics[0]
     columns = [
-        Column(title, lambda group: _plus_minus(final(group), show), latex=latex),
-        Column("95% interval", lambda group: _interval(final(group), show)),
-        Column("best", lambda group: _mean(group.metrics[name].best, show)),
-        Column(f"last {comparison.last}", lambda group: _mean(group.metrics[name].last, show)),
-        Column(f"- {comparison.baseline}", difference),
+        Column(
+            title, lambda group: _plus_minus(final(group), show), True, latex, "final", priority=95 if first else 88
+        ),
+        Column("95% interval", lambda group: _interval(final(group), show), id="interval", priority=70),
+        Column("best", lambda group: _mean(group.metrics[name].best, show), id="best", priority=60),
+        Column(f"last {comparison.last}", lambda group: _mean(group.metrics[name].last, show), id="last", priority=30),
+        Column(_against(comparison, labels), difference, id="difference", priority=80),
     ]
-    if comparison.target is not None and name == comparison.metrics[0]:
+    if comparison.target is not None and first:
         goal = show(comparison.target)
+        steps = to_target("steps", lambda value: f"{value:.0f}")
+        seconds = to_target("seconds", lambda value: f"{value:.3g}")
+        megabytes = to_target("bytes", lambda value: f"{value / 1e6:.3g}")
         columns += [
-            Column(f"steps to {goal}", to_target("steps", lambda value: f"{value:.0f}")),
-            Column(f"seconds to {goal}", to_target("seconds", lambda value: f"{value:.3g}")),
-            Column(f"MB to {goal}", to_target("bytes", lambda value: f"{value / 1e6:.3g}")),
+            Column(f"steps to {goal}", steps, id="steps_to_target", priority=86),
+            Column(f"seconds to {goal}", seconds, id="seconds_to_target", priority=85),
+            Column(f"MB to {goal}", megabytes, id="mb_to_target", priority=84),
         ]
-    return columns
+    return [replace(one, metric=name) for one in columns]
 
 
 def _best_mean(comparison: Comparison, name: str) -> float:

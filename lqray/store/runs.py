@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lqray.experiment.foreign import in_line, whole_number
@@ -36,6 +36,8 @@ class Run:
 
     status: MLflow's, or MISSING for a trial of a plan that has no run. params: as MLflow keeps them, as text. metrics:
     the last value of each; NaN for those that ended so. tags: lqray's. started, ended: seconds since the epoch.
+    other_names: that MLflow has for it, and that it and earlier attempts at its trial were recorded under: a trial is
+    called by what varies in its experiment's file, which changes.
     """
 
     run_id: str
@@ -49,6 +51,16 @@ class Run:
     started: float = 0.0
     experiment: str = ""
     ended: float | None = None
+    other_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that its trial was ever called, the present name first."""
+        return (self.name, *self.other_names)
+
+    def called(self, name: str) -> Run:
+        """The same under another name; those of before still find it."""
+        return replace(self, name=name, other_names=tuple(one for one in dict.fromkeys(self.names) if one != name))
 
     @property
     def method(self) -> str:
@@ -72,9 +84,14 @@ class Run:
         return self.status == "KILLED" and EARLY in self.tags
 
     def is_called(self, name: str) -> bool:
-        """Whether this is its trial's name, or its id or its trial's, or the beginning of one (from four letters)."""
-        ids = (self.trial_id, self.run_id) if len(name) >= _LEAST_OF_AN_ID else ()
-        return name == self.name or any(one.startswith(name) for one in ids)
+        """Whether this is a name of its trial, or an id, or the beginning of one (from four letters)."""
+        return name in self.names or self.has_id(name)
+
+    def has_id(self, beginning: str) -> bool:
+        """Whether its id, or its trial's, begins so; of fewer than four letters none does."""
+        return len(beginning) >= _LEAST_OF_AN_ID and any(
+            one.startswith(beginning) for one in (self.trial_id, self.run_id)
+        )
 
     @property
     def over(self) -> bool:
@@ -118,6 +135,12 @@ def latest_runs(
     return {one.trial_id: one for one in latest_attempts(read_runs(uri, experiment, tags, metrics, params))}
 
 
+def recorded_names(uri: str, experiment: str) -> dict[str, tuple[str, ...]]:
+    """By trial id, all names that its runs in an experiment were recorded under; nothing without any. Raises as
+    `read_runs`."""
+    return {trial_id: one.names for trial_id, one in latest_runs(uri, experiment).items()}
+
+
 def param_values(uri: str, experiment: str, key: str) -> set[str]:
     """What a param is in the runs of an experiment; nothing without any. Raises as `read_runs`."""
     try:
@@ -133,39 +156,55 @@ def param_values(uri: str, experiment: str, key: str) -> set[str]:
 
 
 def latest_attempts(runs: Iterable[Run]) -> list[Run]:
-    """Of the runs of each trial the last attempt, in the order of the first ones. runs: of one experiment."""
-    latest: dict[str, Run] = {}
+    """Of the runs of each trial the last attempt, in the order of the first ones; it has the names of the others, too.
+    runs: of one experiment."""
+    attempts: dict[str, list[Run]] = {}
     for one in runs:
-        if one.trial_id not in latest or latest[one.trial_id].order < one.order:
-            latest[one.trial_id] = one
-    return list(latest.values())
+        attempts.setdefault(one.trial_id, []).append(one)
+    return [_latest(each) for each in attempts.values()]
+
+
+def _latest(attempts: list[Run]) -> Run:
+    last = max(attempts, key=lambda one: one.order)
+    names = dict.fromkeys(name for one in (last, *attempts) for name in one.names)
+    return replace(last, other_names=tuple(names)[1:]) if len(names) > 1 else last
 
 
 def find_runs(uri: str, name: str, experiment: str | None = None) -> list[Run]:
-    """Runs of lqray of this trial name, of this run id or trial id or the beginning of one (from four letters), oldest
-    first; of any experiment, unless one is given. Raises UnknownExperimentError, StoreError, StoreAwayError."""
+    """Runs of lqray whose trial was ever recorded under this name, of this run id or trial id or the beginning of one
+    (from four letters), and all attempts at their trials, oldest first; of any experiment, unless one is given. Raises
+    UnknownExperimentError, StoreError, StoreAwayError."""
     client = reading_client(uri)
     if experiment:
         names = {experiment_id(uri, experiment): experiment}
     else:
         names = {found.id: name for name, found in active_experiments(uri).items()}
-    conditions = [f"tags.`{TRIAL_NAME}` = '{_quoted(name)}'"]
+    conditions = [f"{key} = '{_quoted(name)}'" for key in (f"tags.`{TRIAL_NAME}`", "attributes.run_name")]
     if len(name) >= _LEAST_OF_AN_ID and name.isalnum():
         conditions += [f"tags.`{TRIAL_ID}` LIKE '{name}%'", f"attributes.run_id LIKE '{name}%'"]
     runs: dict[str, Run] = {}
-    for condition in conditions if names else ():
-        for found in _pages(client, list(names), condition):
+
+    def add(condition: str, experiments: list[str]) -> None:
+        for found in _pages(client, experiments, condition):
             for one in _of_client(found, None, None, True, names[found.info.experiment_id]):
                 runs[one.run_id] = one
+
+    for condition in conditions if names else ():
+        add(condition, list(names))
+    for trial_id in {one.trial_id for one in runs.values()}:
+        add(f"tags.`{TRIAL_ID}` = '{_quoted(trial_id)}'", list(names))
     return sorted(runs.values(), key=lambda one: one.started)
 
 
 def only_trial(uri: str, name: str, found: Iterable[Run]) -> Run:
-    """The last attempt among runs that `find_runs` found for a name. Raises UnknownRunError unless they are exactly one
-    trial's."""
-    trials: dict[tuple[str, str], Run] = {}
-    for one in sorted(found, key=lambda one: one.order):
-        trials[one.experiment, one.trial_id] = one
+    """The last attempt among runs that `find_runs` found for a name: that of the trial that is called so now, before
+    those that once were. Raises UnknownRunError unless they are exactly one trial's."""
+    runs = sorted(found, key=lambda one: one.order)
+    experiments = dict.fromkeys(one.experiment for one in runs)
+    last = [one for each in experiments for one in latest_attempts(run for run in runs if run.experiment == each)]
+    by_id = [one for one in runs if one.run_id == name]  # an attempt itself, whichever it is
+    now = [one for one in last if one.name == name]
+    trials = {(one.experiment, one.trial_id): one for one in by_id or now or last}
     if len(trials) == 1:
         return next(iter(trials.values()))
     if not trials:
@@ -288,6 +327,7 @@ def _run(
         (started or 0) / 1000,
         experiment,
         ended / 1000 if ended else None,
+        (name,) if name and name != tags.get(TRIAL_NAME, name) else (),
     )
 
 

@@ -49,6 +49,41 @@ def test_expand_tells_of_combinations_that_are_the_same_trial(tmp_path):
     assert "1 combinations are the same trial" in CliRunner().invoke(main, ["expand", str(path)]).stdout
 
 
+@pytest.mark.parametrize(
+    ("base", "sweep", "said"),
+    [
+        (
+            "quantizer: {components: 2}",
+            "{matrix: {quantizer.method: [full_precision, amq], seed: [1, 2]}, exclude: [{quantizer.method: amq}]}",
+            "quantizer.components: it belongs to",
+        ),
+        (
+            "exchange: {outer: {lr: 0.5}}",
+            "{matrix: {quantizer.method: [full_precision], exchange.every: [null, 4]}, exclude: [{exchange.every: 4}]}",
+            "exchange.outer: here gradients are exchanged at every step",
+        ),
+        (
+            "exchange: {outer: {lr: 0.5}}",
+            "{matrix: {quantizer.method: [full_precision], exchange.every: [null, 4]}}",
+            None,
+        ),
+    ],
+)
+def test_expand_names_options_that_none_of_its_trials_uses(tmp_path, base, sweep, said):
+    path = tmp_path / "x.yaml"
+    text = (
+        "name: x\nbase:\n  data: {name: digits}\n  model: {name: linear}\n  optimizer: {name: sgd, lr: 0.1}\n"
+        f"  schedule: {{iterations: 10, batch_size: 4}}\n  workers: 2\n  {base}\nsweep:\n  - {sweep}\n"
+    )
+    path.write_text(text)
+    done = CliRunner().invoke(main, ["expand", str(path)])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stdout.splitlines() if line.startswith("No trial uses")]
+    assert len(lines) == (said is not None), lines
+    if said:
+        assert lines[0].startswith(f"No trial uses {said}")
+
+
 @pytest.mark.parametrize("command", ["expand", "run"])
 def test_a_bad_file_is_exit_code_2_and_no_traceback(tmp_path, command):
     path = tmp_path / "bad.yaml"

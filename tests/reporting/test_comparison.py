@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lqray.reporting.comparison import compare_groups
+from lqray.reporting.origins import origins
 from lqray.reporting.records import Run
 from lqray.reporting.selection import UnknownKeyError, grouping_keys, select
-from lqray.reporting.tables import notes
 from lqray.store.tags import DATA, PARTS
 from tests.testing.reports import record
 
@@ -108,14 +108,23 @@ def test_trials_of_one_name_are_told_apart():
     ("tag", "word", "how"),
     [(PARTS, "Other code", "whose parts differ in code"), (DATA, "Other data", "whose data were of files that differ")],
 )
-def test_rows_whose_runs_had_other_code_of_their_parts_or_other_data_are_named(tag, word, how):
-    def with_tags(*codes):
-        return [
-            replace(record("alq", seed), run_id=str(seed), trial_id=str(seed), tags={tag: code} if code else {})
-            for seed, code in enumerate(codes)
-        ]
+def test_runs_of_other_code_or_data_in_a_table_are_told_once_with_the_command(tag, word, how):
+    def said(*codes, names=()):
+        records = []
+        for lr, each in enumerate(codes):
+            params = {"optimizer__lr": str(lr), "data__name": names[lr] if names else "digits"}
+            for seed, code in enumerate(each):
+                tags = {tag: code} if code else {}
+                own = {"run_id": f"{lr}{seed}", "trial_id": f"{lr}{seed}", "experiment": "known", "tags": tags}
+                records.append(replace(record("alq", seed, **params), **own))
+        return origins(compare_groups(records, "", group_by=["lr"], histories=False), "sqlite:////x.db")
 
-    codes = ("a", "a", ""), ("a", "b", "b"), ("a", "2:b", "2:b")
-    one, two, of_kinds = (compare_groups(with_tags(*each), "", histories=False) for each in codes)
-    assert not any(word in line for line in notes(one) + notes(of_kinds))
-    assert any(f"{word}: 1 rows have runs {how} (1 of a and 2 of b)" in line for line in notes(two))
+    assert not said(("a", "a", ""), ("a", "2:b", "2:b"))
+    assert not said(("a", "a"), ("b", "b"), names=("digits", "mnist"))
+    (line,) = said(("a", "b", "b"), ("c", "d", "e"), ("b",))
+    assert line == (
+        f"{word}: 3 of 3 rows have runs {how} (3 of b, 1 of a, 1 of c, 2 more): "
+        "`lqray compare 00 01 --experiment known --uri sqlite:////x.db`"
+    )
+    (line,) = said(("a", "a"), ("b",))  # rows that are alike within themselves, and not to each other
+    assert "2 of 2 rows" in line

@@ -145,7 +145,7 @@ def test_latex(store, tmp_path):
     assert all(
         line.replace("\\%", "").replace("\\_", "").isascii() and "%" not in line.replace("\\%", "") for line in rows
     )
-    assert any(line.startswith("ALQ & 3 & 3 of 5 (1 failed, 1 running)") for line in rows)
+    assert any(line.startswith("alq & 3 & 3 of 5 (1 failed, 1 running)") for line in rows)
     assert sum("\\mathbf" in line for line in rows) == 1
     if not shutil.which("pdflatex"):
         return  # the checks above are all that can be made without it
@@ -270,7 +270,7 @@ def test_a_trial_in_two_experiments_counts_once(tmp_path):
 def test_nothing_to_report_says_so(store):
     found = invoke("report", "known", "--uri", store.uri, "--only", "tpyo*")
     assert found.exit_code == 2
-    assert "there are: full_precision-seed1" in found.stderr
+    assert "allowed: full_precision-seed1" in found.stderr
     assert not (store_folder := invoke("report", "x", "--uri", "sqlite:////nowhere/at/all.db")).stdout, store_folder
     assert "no MLflow store at" in store_folder.stderr
 

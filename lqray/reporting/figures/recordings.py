@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from lqray.experiment.headline import Headline, common_headline
 from lqray.reporting.histories import History, read_histories
+from lqray.reporting.labels import PLAIN, Labels
 from lqray.reporting.measured_links import MeasuredPoint
 from lqray.reporting.methods import Look, look, numbered, shade
-from lqray.reporting.selection import METHOD, SEED, alike, grouped, keys_of, metrics_of, resolved
+from lqray.reporting.selection import METHOD, SEED, TRIAL, alike, grouped, keys_of, metrics_of, resolved
 from lqray.store.runs import Run
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
@@ -58,11 +59,13 @@ class Recordings:
     """Finished trials, and running ones where these are wanted.
 
     uri: absolute store. records: at most one a trial. left_out: what the reader of any figure of them should know.
+    labels: what keys and values are called.
     remarks: what a reader of the figure should know of what it leaves out; drawing adds to them.
     """
 
-    def __init__(self, uri: str, records: Sequence[Run], left_out: Sequence[str] = ()) -> None:
+    def __init__(self, uri: str, records: Sequence[Run], left_out: Sequence[str] = (), labels: Labels = PLAIN) -> None:
         self._uri = uri
+        self.labels = labels
         self._histories: dict[str, dict[str, History]] = {}
         self.records = alike(records)
         self.left_out = tuple(left_out)
@@ -120,13 +123,12 @@ class Recordings:
         In the order of methods. Raises UnknownKeyError.
         """
         keys = [key for key in keys_of(self.records, group_by) if key not in without]
-        parted = grouped(self.records, keys)
-        names = _short(keys)
+        parted = grouped(self.records, keys, self.labels.places)
         hidden = _hidden(keys, [values for values, _ in parted])
         by_method = all(len({one.method for one in members}) == 1 for _, members in parted)
         groups = [
             Group(
-                _label(keys, names, values, hidden),
+                _label(keys, values, hidden, self.labels),
                 look(members[0].method) if by_method else numbered(number),
                 tuple(members),
             )
@@ -161,11 +163,6 @@ def mean_of(logarithmic: Iterable[bool]) -> str:
     )
 
 
-def _short(keys: Sequence[str]) -> list[str]:
-    ends = [key.rpartition(".")[2] for key in keys]
-    return [key if ends.count(end) > 1 else end for key, end in zip(keys, ends, strict=True)]
-
-
 def _hidden(keys: Sequence[str], groups: Collection[Sequence[str | None]]) -> dict[str, str]:
     """Parameters that vary within a single method, with that method: labels of others need not name them."""
     if METHOD not in keys:
@@ -182,16 +179,14 @@ def _hidden(keys: Sequence[str], groups: Collection[Sequence[str | None]]) -> di
     return alone
 
 
-def _label(keys: Sequence[str], names: Sequence[str], values: Sequence[str | None], hidden: Mapping[str, str]) -> str:
+def _label(keys: Sequence[str], values: Sequence[str | None], hidden: Mapping[str, str], labels: Labels) -> str:
     method = dict(zip(keys, values, strict=True)).get(METHOD)
     parts = []
-    for key, name, value in zip(keys, names, values, strict=True):
+    for key, value in zip(keys, values, strict=True):
         if value is None or hidden.get(key, method) != method:
             continue
-        if key == METHOD:
-            parts.append(look(value).label)
-        else:
-            parts.append(value if key == "trial" else f"{name.replace('_', ' ')} {value}")
+        alone = key in (METHOD, TRIAL) or labels.has(key, value)
+        parts.append(labels.value(key, value) if alone else f"{labels.heading(key, keys)} {value}")
     return ", ".join(parts) or "all trials"
 
 

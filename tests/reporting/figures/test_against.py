@@ -37,9 +37,9 @@ def test_final_accuracy_against_an_axis(tmp_path, kind, key, values, texts):
     segments = bars[2][0].get_segments()
     for value, segment in zip(values, segments, strict=True):
         np.testing.assert_allclose(segment[:, 1], share_interval(finals[value]))
-    (level,) = [line for label, line in lines(axes).items() if label == "SuperSGD"]
+    (level,) = [line for label, line in lines(axes).items() if label == "full_precision"]
     np.testing.assert_allclose(level.get_ydata(), [0.92, 0.92])
-    assert legend_of(figure) == ("mean and 95% interval of 3 seeds", ["SuperSGD", "ALQ"])
+    assert legend_of(figure) == ("mean and 95% interval of 3 seeds", ["full_precision", "alq"])
 
 
 def test_runs_that_end_in_nan_are_left_out_of_finals_and_counted(tmp_path):
@@ -49,7 +49,7 @@ def test_runs_that_end_in_nan_are_left_out_of_finals_and_counted(tmp_path):
         store.run("alq", 2, {"test/accuracy": math.nan}, {"quantizer.bits": bits})
     figure, remarks = drawn(store.save(), "bits")
     np.testing.assert_allclose(figure.axes[0].containers[0][0].get_ydata(), [0.5, 0.5])
-    assert remarks == ["ALQ: 2 runs are left out, whose test/accuracy is missing or not finite"]
+    assert remarks == ["alq: 2 runs are left out, whose test/accuracy is missing or not finite"]
     store.run("amq", 1, {"test/loss": 0.5}, {"quantizer.bits": 2})
     figure, _ = drawn(store.save(), "bits", metrics=("test/loss",))
     np.testing.assert_allclose(figure.axes[0].containers[0][0].get_ydata(), [0.5])

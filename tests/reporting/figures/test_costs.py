@@ -19,14 +19,14 @@ def test_bytes_are_those_recorded_or_else_bytes_per_step_times_steps(tmp_path):
     figure, remarks = drawn(store.save(), "bytes_to_accuracy", target=0.8)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
-    np.testing.assert_allclose(lines(axes)["ALQ"].get_xdata(), [1000, 2100, 3300])
-    np.testing.assert_allclose(lines(axes)["SuperSGD"].get_xdata(), [10_000, 20_000, 30_000])
-    assert remarks == ["left out, for they send nothing, or have not recorded it: SGD"]
+    np.testing.assert_allclose(lines(axes)["alq"].get_xdata(), [1000, 2100, 3300])
+    np.testing.assert_allclose(lines(axes)["full_precision"].get_xdata(), [10_000, 20_000, 30_000])
+    assert remarks == ["left out, for they send nothing, or have not recorded it: sgd"]
     assert [line.get_ydata()[0] for line in marked(axes, "target")] == [0.8]
     assert sorted(line.get_xdata()[0] for line in marked(axes, "reached")) == [2100, 20_000]
-    assert legend_of(figure)[1] == ["SuperSGD (20 kB)", "ALQ (2.1 kB)"]
+    assert legend_of(figure)[1] == ["full_precision (20 kB)", "alq (2.1 kB)"]
     figure, _ = drawn(store, "bytes_to_accuracy", target=0.99)
-    assert legend_of(figure)[1] == ["SuperSGD (not reached)", "ALQ (not reached)"]
+    assert legend_of(figure)[1] == ["full_precision (not reached)", "alq (not reached)"]
 
 
 def test_runs_and_whiskers_are_at_their_own_bytes(tmp_path):
@@ -66,7 +66,7 @@ def test_throughput_is_the_phases_side_by_side(tmp_path):
     figure, _ = drawn(store.save(), "throughput")
     (axes,) = figure.axes
     assert axes.get_xlabel() == "milliseconds per step"
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["ALQ"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["alq"]
     starts = [(round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in axes.patches]
     assert starts[:3] == [(0, 2), (2, 4), (6, 12)]
     assert sorted(starts[3:-1]) == [(10, 2), (12, 4), (16, 2)]  # ends where the backward phase does

@@ -35,10 +35,10 @@ def test_five_seeds_of_few_groups_are_means_and_t_intervals_in_the_methods_own_l
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("iteration", "test accuracy")
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
-    assert list(lines(axes)) == ["SuperSGD", "NUQSGD", "ALQ"]
+    assert list(lines(axes)) == ["full_precision", "nuqsgd", "alq"]
     for method, rows in accuracy.items():
         own = look(method)
-        line = lines(axes)[own.label]
+        line = lines(axes)[method]
         assert same_color(line.get_color(), own.colour)
         assert line.get_marker() == own.marker
         np.testing.assert_array_equal(line.get_xdata(), STEPS)
@@ -51,7 +51,7 @@ def test_five_seeds_of_few_groups_are_means_and_t_intervals_in_the_methods_own_l
     assert [line.get_xdata()[0] for line in marked(axes, "learning-rate drop")] == [150, 250]
     title, entries = legend_of(figure)
     assert title == "mean and 95% interval of 5 seeds"
-    assert entries == ["SuperSGD", "NUQSGD", "ALQ", "learning-rate drop"]
+    assert entries == ["full_precision", "nuqsgd", "alq", "learning-rate drop"]
     assert remarks == []
     assert figure.get_figwidth() == 3.4
     assert drawn(store, "curves", width="double")[0].get_figwidth() == 7.0
@@ -67,7 +67,7 @@ def test_fewer_seeds_of_few_groups_are_a_thin_line_each_and_no_band(store):
         own = [line for line in runs if same_color(line.get_color(), look(method).colour)]
         assert [tuple(line.get_ydata()) for line in own] == list(seeds.values())
         assert {line.get_linewidth() for line in own} == {0.5}
-        np.testing.assert_allclose(lines(axes)[look(method).label].get_ydata(), np.mean(list(seeds.values()), axis=0))
+        np.testing.assert_allclose(lines(axes)[method].get_ydata(), np.mean(list(seeds.values()), axis=0))
     low, high = axes.get_ylim()
     assert low < 0.25
     assert high > 0.92  # all that is drawn
@@ -101,7 +101,7 @@ def test_several_metrics_are_panels(tmp_path):
     figure, _ = drawn(store.save(), "curves", metrics=("accuracy", "train/loss", "variance_ratio"))
     assert [axes.get_ylabel() for axes in figure.axes] == ["test accuracy", "train loss", "variance ratio"]
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log"]
-    assert legend_of(figure) == ("mean (geometric where logarithmic) and, thin, each of 2 seeds", ["ALQ"])
+    assert legend_of(figure) == ("mean (geometric where logarithmic) and, thin, each of 2 seeds", ["alq"])
 
 
 def test_groups_of_one_method_are_shades_of_its_colour(tmp_path):
@@ -109,16 +109,16 @@ def test_groups_of_one_method_are_shades_of_its_colour(tmp_path):
     for bits in (2, 3, 10):
         store.run("alq", 1, {"test/accuracy": at_steps((0.1, 0.5, 0.9))}, {"quantizer.bits": bits})
     (axes,) = drawn(store.save(), "curves")[0].axes
-    assert list(lines(axes)) == ["ALQ, bits 2", "ALQ, bits 3", "ALQ, bits 10"]
+    assert list(lines(axes)) == ["alq, bits 2", "alq, bits 3", "alq, bits 10"]
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}) == 3
-    assert same_color(lines(axes)["ALQ, bits 10"].get_color(), look("alq").colour)
+    assert same_color(lines(axes)["alq, bits 10"].get_color(), look("alq").colour)
     store.run("amq", 1, {"test/accuracy": at_steps((0.1, 0.5, 0.9))}, {"quantizer.bits": 2})
     (axes,) = drawn(store.save(), "curves")[0].axes
-    assert list(lines(axes)) == ["ALQ, bits 2", "ALQ, bits 3", "ALQ, bits 10", "AMQ"]
+    assert list(lines(axes)) == ["alq, bits 2", "alq, bits 3", "alq, bits 10", "amq"]
     (axes,) = drawn(store, "curves", group_by=("bits",))[0].axes
     assert list(lines(axes)) == ["bits 2", "bits 3", "bits 10"]
     (axes,) = drawn(store, "curves", group_by=("quantizer.method",))[0].axes
-    assert list(lines(axes)) == ["ALQ", "AMQ"]
+    assert list(lines(axes)) == ["alq", "amq"]
 
 
 def test_one_seed_has_a_line_and_no_band_and_unequal_seeds_are_said(tmp_path):
@@ -140,8 +140,8 @@ def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
     store.run("alq", 2, {"test/accuracy": at_steps((0.3, 0.5, math.inf))})
     store.run("amq", 1, {"test/accuracy": at_steps((math.nan, math.nan, math.nan))})
     figure, remarks = drawn(store.save(), "curves")
-    np.testing.assert_allclose(lines(figure.axes[0])["ALQ"].get_ydata(), [0.2, math.nan, math.nan])
-    assert remarks[:2] == [f"{name}: gaps where test/accuracy of a run is not finite" for name in ("ALQ", "AMQ")]
+    np.testing.assert_allclose(lines(figure.axes[0])["alq"].get_ydata(), [0.2, math.nan, math.nan])
+    assert remarks[:2] == [f"{name}: gaps where test/accuracy of a run is not finite" for name in ("alq", "amq")]
     assert next(plot([Recorded("known", store.uri)], Request("curves", out=tmp_path / "nan.png"))).files
 
 
@@ -152,20 +152,20 @@ def test_running_trials_are_drawn_when_asked_for(store):
     finished = len(axes.get_lines())
     (axes,) = drawn(store, "curves", Request("curves", running=True))[0].axes
     assert len(axes.get_lines()) == finished + 1
-    np.testing.assert_allclose(lines(axes)["ALQ"].get_ydata()[0], 0.5)  # not the running one's business
+    np.testing.assert_allclose(lines(axes)["alq"].get_ydata()[0], 0.5)  # not the running one's business
 
 
 def test_runs_of_other_tools_are_not_drawn(store):
     store.run(None, 1, {"test/accuracy": at_steps((1.0, 1.0, 1.0))})
     figure, _ = drawn(store.save(), "curves")
-    assert list(lines(figure.axes[0])) == ["SuperSGD", "NUQSGD", "ALQ"]
+    assert list(lines(figure.axes[0])) == ["full_precision", "nuqsgd", "alq"]
 
 
 def test_smoothing_is_said_and_done_run_by_run(store):
     figure, _ = drawn(store, "curves", smooth=3)
     assert figure.axes[0].get_ylabel() == "test accuracy\n(mean of 3 points)"
     first = np.mean([np.mean(values[:2]) for values in ACCURACY["alq"].values()])
-    np.testing.assert_allclose(lines(figure.axes[0])["ALQ"].get_ydata()[0], first)
+    np.testing.assert_allclose(lines(figure.axes[0])["alq"].get_ydata()[0], first)
     bare = smoothed(history([0, 1, 2, 3], [1.0, math.nan, 3.0, 5.0], [0] * 4), 3)
     np.testing.assert_allclose(bare.values, [1.0, math.nan, 4.0, 4.0])
 
@@ -210,4 +210,4 @@ def test_a_thousand_runs_in_two_hundred_groups(tmp_path):
     assert entries[-1] == f"and {200 - MOST_IN_LEGEND + 1} more"
     assert figure.get_figheight() < 6
     figure, _ = drawn(store, "curves", group_by=("method",))
-    assert list(lines(figure.axes[0])) == ["SuperSGD", "QSGDinf", "NUQSGD", "ALQ", "AMQ"]
+    assert list(lines(figure.axes[0])) == ["full_precision", "qsgd_inf", "nuqsgd", "alq", "amq"]

@@ -36,7 +36,7 @@ def test_a_line_is_the_modelled_step(store):
     step = Step("all_gather", 0.03, 25e3, encode=0.002, decode=0.002)
     plain = sixteen_bits(100_000, 0.03, 1)
     for axes, workers in zip(figure.axes, (2, 8, 64), strict=True):
-        line, (other,) = lines(axes)["EDEN"], marked(axes, "bf16")
+        line, (other,) = lines(axes)["eden"], marked(axes, "bf16")
         bandwidths = line.get_xdata()
         assert (bandwidths[0], bandwidths[-1]) == pytest.approx((1e6, 1e11))
         for drawn_line, each in ((line, step), (other, plain)):
@@ -44,14 +44,14 @@ def test_a_line_is_the_modelled_step(store):
             np.testing.assert_allclose(drawn_line.get_ydata(), seconds)
     title, entries = legend_of(figure)
     assert title.startswith("lines are modelled")
-    assert entries == ["EDEN", "bf16, modelled"]
-    assert any("ALQ" in remark for remark in remarks)
+    assert entries == ["eden", "bf16, modelled"]
+    assert any("alq" in remark for remark in remarks)
 
 
 def test_bf16_itself_is_a_line_like_others(store):
     store.run("bf16", 1, sent(200e3, 16.0) | phases(forward=0.01, backward=0.03), PARAMS)
     figure, _ = drawn(store.save(), "links")
-    assert set(lines(figure.axes[0])) == {"bf16", "EDEN"}
+    assert set(lines(figure.axes[0])) == {"bf16", "eden"}
     assert not marked(figure.axes[0], "bf16")
     assert lines(figure.axes[0])["bf16"].get_ydata()[0] == pytest.approx(0.03 + 1.6)
 
@@ -86,12 +86,12 @@ def test_seconds_to_a_target_are_mean_steps_times_the_modelled_step(sweep):
     (axes,) = figure.axes
     assert axes.get_title() == "4 workers"
     assert axes.get_ylabel() == "seconds to test accuracy 0.8"
-    assert set(lines(axes)) == {"SuperSGD", "EDEN"}
+    assert set(lines(axes)) == {"full_precision", "eden"}
     # 300 steps of 30 ms, 2 ms, four payloads of 2 ms, and three payloads of 25 kB at 1 Mbit/s.
-    assert lines(axes)["EDEN"].get_ydata()[0] == pytest.approx(300 * (0.03 + 0.002 + 4 * 0.002 + 0.6))
-    assert lines(axes)["SuperSGD"].get_ydata()[0] == pytest.approx(100 * (0.03 + 1.5 * 3.2))
+    assert lines(axes)["eden"].get_ydata()[0] == pytest.approx(300 * (0.03 + 0.002 + 4 * 0.002 + 0.6))
+    assert lines(axes)["full_precision"].get_ydata()[0] == pytest.approx(100 * (0.03 + 1.5 * 3.2))
     assert not marked(axes, "bf16")
-    assert remarks == ["EDEN: 2 of 3 runs reached 0.8", "left out, for they did not reach 0.8: bf16"]
+    assert remarks == ["eden: 2 of 3 runs reached 0.8", "left out, for they did not reach 0.8: bf16"]
     with pytest.raises(NothingToDrawError, match="reached test/accuracy 0.95"):
         drawn(sweep, "links", target=0.95)
 
@@ -112,7 +112,7 @@ def test_what_was_measured_is_marked_beside_the_lines(sweep, tmp_path):
     two, eight, _ = figure.axes
     marks = {(mark.get_xdata()[0], mark.get_ydata()[0]): mark for mark in marked(two, "measured")}
     assert set(marks) == {(1e7, 0.07), (1e8, 0.2)}
-    assert marks[1e7, 0.07].get_markerfacecolor() == lines(two)["EDEN"].get_color()
+    assert marks[1e7, 0.07].get_markerfacecolor() == lines(two)["eden"].get_color()
     assert marks[1e8, 0.2].get_markerfacecolor() == "white"
     assert not marked(eight, "measured")
     assert legend_of(figure)[1][-2:] == ["measured", "extrapolated from fewer steps"]

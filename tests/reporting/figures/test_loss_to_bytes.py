@@ -47,11 +47,11 @@ def test_a_line_joins_trials_that_differ_in_how_seldom_they_exchange(tmp_path):
     assert axes.get_xlabel() == "sent by one process per step"
     assert axes.get_ylabel() == "test loss"
     found = bars(axes)
-    assert list(found) == ["SuperSGD", "EDEN, bits 2", "EDEN, bits 3"]
-    np.testing.assert_allclose(found["EDEN, bits 2"][0].get_xdata(), [2500, 500, 83])
-    np.testing.assert_allclose(found["EDEN, bits 2"][0].get_ydata(), [2.065, 2.415, 2.615])
+    assert list(found) == ["full_precision", "eden, bits 2", "eden, bits 3"]
+    np.testing.assert_allclose(found["eden, bits 2"][0].get_xdata(), [2500, 500, 83])
+    np.testing.assert_allclose(found["eden, bits 2"][0].get_ydata(), [2.065, 2.415, 2.615])
     assert len({container[0].get_color() for container in found.values()}) == 3
-    whisker = found["EDEN, bits 3"][2][0].get_segments()[0][:, 1]
+    whisker = found["eden, bits 3"][2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose(whisker, stats.t.interval(0.95, 1, 2.515, stats.sem([2.51, 2.52])))
     said = sorted(text.get_text() for text in axes.texts)
     assert said == ["DDP", "DDP", "H=30", "H=5", "H=5", "H=5"]
@@ -94,10 +94,10 @@ def test_trials_without_every_are_points_of_their_headline(tmp_path):
     assert not axes.texts
     assert not marked(axes, "full precision")
     found = bars(axes)
-    np.testing.assert_allclose([found[name][0].get_xdata()[0] for name in ("ALQ", "QSGD")], [100, 110])
+    np.testing.assert_allclose([found[name][0].get_xdata()[0] for name in ("alq", "qsgd")], [100, 110])
     np.testing.assert_allclose(marked(axes, "frontier")[0].get_ydata(), [0.8, 0.8])  # QSGD sends more, and is worse
     assert remarks == [
-        "SGD: 1 runs are left out, for they send nothing, or have not recorded it",
+        "sgd: 1 runs are left out, for they send nothing, or have not recorded it",
         "bf16: 1 runs are left out, whose test/accuracy is missing or not finite",
     ]
 

@@ -120,7 +120,7 @@ def test_kind_all_draws_what_it_can_and_says_why_not_the_rest(store, tmp_path):
         (["known", "--kind", "all", "--out", "one.png"], "allowed: a folder"),
         (
             ["known", "--kind", "curves", "--only", "nope*"],
-            "no trial of known matches --only nope*; there are: full_precis",
+            "no trial of known matches --only nope*; allowed: full_precis",
         ),
         (["known", "--kind", "curves", "--where", "quantizer.method=qsgd"], "no trial of known matches --where"),
         (["known", "--kind", "curves", "--group-by", "quantizer.metod"], "did you mean 'quantizer.method'?"),

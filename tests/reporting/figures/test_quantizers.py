@@ -31,12 +31,12 @@ def test_variance_is_logarithmic_and_full_precision_shows_its_own(tmp_path):
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"
     assert axes.get_ylabel() == "variance of the gradient"
-    np.testing.assert_allclose(lines(axes)["SuperSGD"].get_ydata(), [math.sqrt(2) * 1e-4, 1e-5])
-    np.testing.assert_allclose(lines(axes)["ALQ"].get_ydata(), [1e-3, math.sqrt(2) * 4e-4])
+    np.testing.assert_allclose(lines(axes)["full_precision"].get_ydata(), [math.sqrt(2) * 1e-4, 1e-5])
+    np.testing.assert_allclose(lines(axes)["alq"].get_ydata(), [1e-3, math.sqrt(2) * 4e-4])
     assert legend_of(figure)[0].startswith("geometric mean")
     assert remarks[0] == "left out, for they have none of it: fp16"
     figure, remarks = drawn(store, "variance", metrics=("variance_ratio",))
-    assert list(lines(figure.axes[0])) == ["ALQ"]
+    assert list(lines(figure.axes[0])) == ["alq"]
     assert "quantized / exact" in figure.axes[0].get_ylabel()
 
 
@@ -51,7 +51,7 @@ def test_levels_are_a_panel_for_each_method(tmp_path):
             store.run(method, seed, metrics, {"schedule.decay_at": "[5]"})
     store.run("full_precision", 1, {"test/accuracy": 0.5})
     figure, _ = drawn(store.save(), "levels")
-    assert [axes.get_title() for axes in figure.axes] == ["TernGrad", "ALQ"]
+    assert [axes.get_title() for axes in figure.axes] == ["terngrad", "alq"]
     ternary, alq = figure.axes
     assert {axes.get_yscale() for axes in figure.axes} == {"symlog"}
     found = [line.get_ydata().tolist() for line in alq.get_lines() if line.get_gid() is None]
@@ -70,7 +70,7 @@ def test_levels_of_several_compressors_are_a_panel_each(tmp_path):
     }
     store.run("alq", 1, {key.replace("-1", "2"): value for key, value in metrics.items()}, {"schedule.decay_at": "[5]"})
     figure, _ = drawn(store.save(), "levels")
-    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["ALQ, layer/0.weight", "ALQ, shared"]
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["alq, layer/0.weight", "alq, shared"]
     for axes in figure.axes:
         assert len([line for line in axes.get_lines() if line.get_gid() is None]) == 3
         assert len(marked(axes, "learning-rate drop")) == 1
@@ -89,9 +89,9 @@ SNAPSHOT = {
 
 
 def test_density_shows_levels_over_the_density(tmp_path):
-    figure = draw_density([("ALQ", SNAPSHOT), ("AMQ", SNAPSHOT | {"method": "amq", "levels": [-1.0, 1.0]})])
+    figure = draw_density([("alq", SNAPSHOT), ("amq", SNAPSHOT | {"method": "amq", "levels": [-1.0, 1.0]})])
     first, second = figure.axes
-    assert (first.get_xscale(), first.get_yscale(), first.get_title()) == ("symlog", "log", "ALQ")
+    assert (first.get_xscale(), first.get_yscale(), first.get_title()) == ("symlog", "log", "alq")
     assert [line.get_xdata()[0] for line in marked(first, "level")] == SNAPSHOT["levels"]
     assert same_color(marked(second, "level")[0].get_color(), look("amq").colour)
     (stairs,) = first.patches
@@ -107,14 +107,14 @@ def test_density_shows_levels_over_the_density(tmp_path):
     store.save()
     MlflowClient(store.uri).log_text(first_run, json.dumps(SNAPSHOT), "density.json")
     figure, remarks = drawn(store, "density")
-    assert [axes.get_title() for axes in figure.axes] == ["ALQ"]
-    assert remarks == ["left out, for it has no density.json: AMQ"]
+    assert [axes.get_title() for axes in figure.axes] == ["alq"]
+    assert remarks == ["left out, for it has no density.json: amq"]
 
 
 def test_exact_zeros_are_a_mark_with_their_share_and_no_density():
     """Of the bin from 0 to 1e-3, which holds half of all, 38% are exactly 0: 12% are left, 120 a unit."""
     some, all_of_it = draw_density(
-        [("ALQ", SNAPSHOT | {"zeros": 0.38}), ("AMQ", SNAPSHOT | {"zeros": 0.5, "method": "amq"})]
+        [("alq", SNAPSHOT | {"zeros": 0.38}), ("amq", SNAPSHOT | {"zeros": 0.5, "method": "amq"})]
     ).axes
     np.testing.assert_allclose(some.patches[0].get_data().values, [0.1, 400.0, 120.0, math.nan])
     np.testing.assert_allclose(all_of_it.patches[0].get_data().values, [0.1, 400.0, math.nan, math.nan])
