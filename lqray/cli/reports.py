@@ -65,7 +65,7 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 )
 @click.option("--metric", "metrics", multiple=True, help="Final metric to compare [default: the headline].")
 @click.option("--group-by", multiple=True, metavar="KEY", help="Parameter, or trial [default: what varies but seeds].")
-@click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
+@click.option("--baseline", metavar="METHOD", help="Method to compare with [default: bf16, fp16 or full_precision].")
 @click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
 @click.option(
     "--smooth", type=click.IntRange(2), metavar="N", help="With --target: its running mean over N evaluations."

@@ -12,6 +12,7 @@ from typing import Any
 from lqray.experiment.foreign import in_csv
 from lqray.reporting.comparison import Comparison, Group, Measured
 from lqray.reporting.intervals import Spread
+from lqray.reporting.savings_table import savings_json, savings_row
 
 
 def csv_table(comparison: Comparison, more: Sequence[Mapping[str, float | None]] = ()) -> str:
@@ -62,6 +63,7 @@ def json_document(comparison: Comparison, stores: Mapping[str, str], more: Seque
                 ],
                 "metrics": {name: _measured(one) for name, one in group.metrics.items()},
                 "costs": {name: _spread(one) for name, one in group.costs.items()},
+                "saved": savings_json(group),
             }
             for group in comparison.groups
         ],
@@ -81,6 +83,8 @@ def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, A
         found = measured.difference
         row |= {
             f"{name} difference": _number(found.spread.mean if found else math.nan),
+            f"{name} difference low": _number(found.spread.low if found else math.nan),
+            f"{name} difference high": _number(found.spread.high if found else math.nan),
             f"{name} p_value": _number(found.p_value if found else math.nan),
             f"{name} pairs": len(found.pairs) if found else 0,
         }
@@ -88,6 +92,7 @@ def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, A
             row |= {f"{what} to target": _number(one.mean) for what, one in measured.to_target.items()}
             row["reached target"] = measured.reached
     row |= {name: _number(one.mean) for name, one in group.costs.items()}
+    row |= savings_row(group, comparison)
     row["run_ids"] = " ".join(one.run_id for one in group.finished)
     return row
 

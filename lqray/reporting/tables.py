@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lqray.experiment.digests import differ
@@ -13,6 +14,7 @@ from lqray.experiment.headline import higher_is_better, written
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.intervals import Spread
 from lqray.reporting.methods import look
+from lqray.reporting.savings_table import savings_cell, savings_notes, savings_titles
 from lqray.reporting.selection import METHOD
 from lqray.reporting.targets import some_of, target_note
 from lqray.store.tags import DATA, PARTS
@@ -46,6 +48,7 @@ def columns_of(comparison: Comparison) -> list[Column]:
         Column("bits per coordinate", _of_cost("bits_per_coordinate", lambda value: f"{value:.3f}")),
         Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}")),
         Column("seconds per step", _of_cost("seconds_per_step", lambda value: f"{value:.4f}")),
+        *(Column(title, partial(savings_cell, what=what)) for what, title in savings_titles(comparison).items()),
     ]
     return [
         *key_columns(comparison),
@@ -101,8 +104,7 @@ def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Se
 def notes(comparison: Comparison) -> list[str]:
     """What the columns mean, in sentences."""
     said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."]
-    if any(one.difference for group in comparison.groups for one in group.metrics.values()):
-        said.append(f"- {comparison.baseline}: mean difference in pairs of equal seed; p of the paired t-test.")
+    said += savings_notes(comparison)
     if any(group.not_finite for group in comparison.groups):
         said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
     for tag, what in _ORIGINS.items():
@@ -150,7 +152,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
         if found is None:
             return NOTHING
         p = "" if math.isnan(found.p_value) else f" (p {found.p_value:.2g})"
-        return _signed(found.spread.mean, show) + p
+        return " ".join([_signed(found.spread.mean, show), *_ends(found.spread, show)]) + p
 
     def to_target(what: str, shape: Callable[[float], str]) -> _Cell:
         def cell(group: Group) -> str:
@@ -211,6 +213,10 @@ def _interval(values: Spread, show: Callable[[float], str]) -> str:
     if math.isnan(values.low):
         return NOTHING
     return f"[{show(values.low).rstrip('%')}, {show(values.high).rstrip('%')}]"
+
+
+def _ends(values: Spread, show: Callable[[float], str]) -> list[str]:
+    return [] if math.isnan(values.low) else [_interval(values, show)]
 
 
 def _signed(value: float, show: Callable[[float], str]) -> str:
