@@ -31,6 +31,7 @@ _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "±": r"$\pm$",
+    "×": r"$\times$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }

@@ -16,14 +16,8 @@ from lqray.reporting.histories import History, of_runs
 from lqray.reporting.intervals import Spread, kind_of, spread
 from lqray.reporting.pairs import Counterparts, Difference, Pair, chosen_baseline, difference
 from lqray.reporting.savings import SAVED, Saving, saving
-from lqray.reporting.selection import (
-    alike,
-    grouped,
-    grouping_keys,
-    keys_of,
-    metrics_of,
-    resolved,
-)
+from lqray.reporting.selection import SEED, alike, grouped, grouping_keys, keys_of, metrics_of, resolved
+from lqray.reporting.significance import leading
 from lqray.reporting.targets import BYTES, BYTES_A_STEP, COSTS, SECONDS_A_STEP, ToTarget, check_target, to_target
 from lqray.store.runs import Run
 
@@ -86,7 +80,8 @@ class Group:
 @dataclass(frozen=True)
 class Comparison:
     """Groups in the order of methods. keys: those that tell them apart. target: of the first metric; of its running
-    mean of `smooth` evaluations, where that is not 0. headline: by which the trials are judged."""
+    mean of `smooth` evaluations, where that is not 0. headline: by which the trials are judged. apart: what runs differ
+    in, of whatever groups."""
 
     keys: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -97,6 +92,17 @@ class Comparison:
     headline: Headline = ACCURACY
     smooth: int = 0
     baseline_by_default: bool = False
+    apart: tuple[str, ...] = ()
+
+    def leading(self, metric: str) -> frozenset[int]:
+        """Indices of the groups whose last value of a metric none is significantly better than; see `significance`."""
+        keys = [key for key in self.apart if key not in self.keys]
+        samples = []
+        for group in self.groups:
+            values = group.metrics[metric].final.values
+            places = {one.run_id: tuple(one.params.get(key) for key in (*keys, SEED)) for one in group.finished}
+            samples.append([(places[run_id], value) for run_id, value in values.items() if math.isfinite(value)])
+        return leading(samples, higher_is_better(metric, self.headline))
 
 
 def compare_groups(
@@ -133,7 +139,8 @@ def compare_groups(
 
     higher = {name: higher_is_better(name, headline) for name in chosen}
     reached = None if target is None else to_target(finished, read, chosen[0], target, higher[chosen[0]], smooth)
-    counterparts = Counterparts(records, grouping_keys(records), method) if method else None
+    apart = grouping_keys(records)
+    counterparts = Counterparts(records, apart, method) if method else None
     costs = _costs_of(finished) | {
         "bytes_to_target": {run_id: one.bytes for run_id, one in (reached or {}).items()},
         "seconds_to_target": {run_id: one.seconds for run_id, one in (reached or {}).items()},
@@ -152,7 +159,7 @@ def compare_groups(
         place = dict(zip(keys, values, strict=True))
         groups.append(Group(place, tuple(members), states, measured, spreads, saved))
     by_default = baseline is None and method is not None
-    return Comparison(keys, chosen, method, target, last, tuple(groups), headline, smooth, by_default)
+    return Comparison(keys, chosen, method, target, last, tuple(groups), headline, smooth, by_default, apart)
 
 
 def _measured(

@@ -57,6 +57,16 @@ def savings_notes(comparison: Comparison) -> list[str]:
     return said
 
 
+def bold_notes(comparison: Comparison) -> list[str]:
+    """Which means are bold, and why none is, in sentences."""
+    counts = [group.metrics[name].final.count for group in comparison.groups for name in comparison.metrics]
+    tests = "t-tests paired by seed where seeds pair, else Welch's, at 5% by Holm over the rows"
+    said = [f"Bold: no row is significantly better ({tests}); none of a metric is, if that is all."]
+    if any(count == 1 for count in counts):
+        said.append("Rows of one finished run are never bold: nothing is known of how they vary.")
+    return said
+
+
 def savings_row(group: Group, comparison: Comparison) -> dict[str, Any]:
     """Columns of CSV, of what groups of the comparison may have."""
     row: dict[str, Any] = {}

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from lqray.experiment.digests import differ
 from lqray.experiment.foreign import in_latex, in_line, in_markdown, rich_text
-from lqray.experiment.headline import higher_is_better, written
+from lqray.experiment.headline import written
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.intervals import Spread
 from lqray.reporting.methods import look
-from lqray.reporting.savings_table import savings_cell, savings_notes, savings_titles
+from lqray.reporting.savings_table import bold_notes, savings_cell, savings_notes, savings_titles
 from lqray.reporting.selection import METHOD
 from lqray.reporting.targets import some_of, target_note
 from lqray.store.tags import DATA, PARTS
@@ -87,11 +87,12 @@ def markdown_table(comparison: Comparison, columns: Sequence[Column] = ()) -> st
 
 
 def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Sequence[str] = ()) -> str:
-    """The same for LaTeX with the package booktabs; the best mean of each metric is bold. Comments name the runs, and
-    begin with what is `said`, or else what the columns of the comparison mean."""
+    """The same for LaTeX with the package booktabs; bold are means that none is significantly better than, see
+    `significance`. Comments name the runs, and begin with what is `said`, or else what the columns of the comparison
+    mean."""
     columns = columns or columns_of(comparison)
     shape = "".join("r" if column.numeric else "l" for column in columns)
-    lines = [f"% {in_line(line)}" for line in said or notes(comparison)]
+    lines = [f"% {in_line(line)}" for line in said or [*notes(comparison), *bold_notes(comparison)]]
     lines += [f"\\begin{{tabular}}{{{shape}}}", "\\toprule"]
     lines += [" & ".join(in_latex(column.title) for column in columns) + " \\\\", "\\midrule"]
     for group in comparison.groups:
@@ -136,7 +137,7 @@ def _complete(group: Group) -> bool:
 def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
     title = name.replace("/", " ").replace("_", " ")
     show = _number(name)
-    best = _best_mean(comparison, name)
+    bold = {id(comparison.groups[index]) for index in comparison.leading(name)}
 
     def final(group: Group) -> Spread:
         return group.metrics[name].final
@@ -145,7 +146,7 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
         text = _plus_minus(final(group), show).replace("±", "\\pm").replace("%", "\\%")
         if math.isnan(final(group).mean):
             return text
-        return f"$\\mathbf{{{text}}}$" if final(group).mean == best else f"${text}$"
+        return f"$\\mathbf{{{text}}}$" if id(group) in bold else f"${text}$"
 
     def difference(group: Group) -> str:
         found = group.metrics[name].difference
@@ -178,14 +179,6 @@ def _metric_columns(name: str, comparison: Comparison) -> list[Column]:
             Column(f"MB to {goal}", to_target("bytes", lambda value: f"{value / 1e6:.3g}")),
         ]
     return columns
-
-
-def _best_mean(comparison: Comparison, name: str) -> float:
-    means = [group.metrics[name].final.mean for group in comparison.groups]
-    known = [mean for mean in means if not math.isnan(mean)]
-    if not known:
-        return math.nan
-    return max(known) if higher_is_better(name, comparison.headline) else min(known)
 
 
 def _of_cost(name: str, shape: Callable[[float], str]) -> _Cell:
