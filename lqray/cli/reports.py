@@ -241,11 +241,13 @@ def export(
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
 @shared.only
 @shared.where
-@click.option("--target", type=float, help="With bytes_to_accuracy, links: of the metric.")
+@click.option("--target", type=float, help="With bytes_to_accuracy, links, profile: of the metric.")
 @click.option(
     "--measured", type=click.Path(path_type=Path), metavar="FILE", help="With links: seconds measured on links, JSON."
 )
 @click.option("--workers", callback=shared.read_workers, metavar="N,...", help="With links: panels [default: 2,8,64].")
+@click.option("--of", type=click.Choice(["bytes", "seconds", "steps"]), help="With profile: cost [default: bytes].")
+@click.option("--baseline", metavar="METHOD", help="With profile: whose value, but for 1%, is the target without one.")
 @click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
 @click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
 @shared.everything
@@ -263,6 +265,8 @@ def plot(
     target: float | None,
     measured: Path | None,
     workers: tuple[int, ...] | None,
+    of: Literal["bytes", "seconds", "steps"] | None,
+    baseline: str | None,
     smooth: int | None,
     running: bool,
     everything: bool,
@@ -273,8 +277,8 @@ def plot(
 ) -> None:
     """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
 
-    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, links, loss_to_bytes, throughput,
-    variance; all.
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, links, loss_to_bytes, profile,
+    throughput, variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options
     from lqray.reporting.measured_links import MeasuredFileError, read_measured
@@ -288,7 +292,7 @@ def plot(
     known = (UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError)
     with shared.clear_errors(*known, MeasuredFileError, TargetError):
         points = read_measured(measured) if measured else ()
-        options = Options(metrics, group_by, target, smooth or 0, width, points, workers or ())
+        options = Options(metrics, group_by, target, smooth or 0, width, points, workers or (), baseline, of)
         request = Request(kind, options, only, where, running, everything, formats, out)
         for drawn in draw(shared.recorded(experiments, uri), request):
             shared.say(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")

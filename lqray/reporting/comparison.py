@@ -183,14 +183,15 @@ def _measured(
         if not math.isfinite(ended):  # of which MLflow keeps no points, where it is NaN
             best.setdefault(one.run_id, math.nan)
             tail[one.run_id] = ended
-    reached = {one.run_id: to_target[one.run_id] for one in finished if one.run_id in (to_target or {})}
+    known = to_target or {}
+    reached = {one.run_id: known[one.run_id] for one in finished if one.run_id in known}
     until = {
         what: spread({run_id: getattr(values, what) for run_id, values in reached.items()}, "nonnegative")
         for what in (() if to_target is None else COSTS)
     }
     kind = kind_of(name)
-    spreads = (spread(values, kind) for values in (final, best, tail))
-    return Measured(*spreads, difference(name, pairs), until, len(reached))
+    own, extremes, ends = (spread(values, kind) for values in (final, best, tail))
+    return Measured(own, extremes, ends, difference(name, pairs), until, len(reached))
 
 
 def _costs_of(finished: Sequence[Run]) -> dict[str, dict[str, float]]:

@@ -25,6 +25,8 @@ _OWN = {
     "smooth": "--smooth",
     "measured": "--measured",
     "workers": "--workers",
+    "baseline": "--baseline",
+    "of": "--of",
 }
 
 

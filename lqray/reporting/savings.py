@@ -44,8 +44,8 @@ def saving(pairs: Sequence[Pair], cost: Mapping[str, float]) -> Saving | None:
         return None
     logs = spread({run_id: its - mine for (run_id, _), (its, mine) in zip(ids, both, strict=True)})
     ratios = {run_id: math.exp(value) for run_id, value in logs.values.items()}
-    ends = (_exp(one) for one in (logs.mean, logs.low, logs.high))
-    return Saving(ratios, *ends, paired_p(both), tuple(ids), len(pairs))
+    mean, low, high = (_exp(one) for one in (logs.mean, logs.low, logs.high))
+    return Saving(ratios, mean, low, high, paired_p(both), tuple(ids), len(pairs))
 
 
 def _exp(value: float) -> float:
