@@ -75,7 +75,7 @@ def _columns(_context: click.Context, _parameter: click.Parameter, text: str | N
     metavar="COLUMN,...",
     help="Only these, in this order: parameters, and runs, final, interval, best, last, difference, mb_sent, ...",
 )
-@click.option("--baseline", metavar="METHOD", help="Method to test against [default: full_precision].")
+@click.option("--baseline", metavar="METHOD", help="Method to compare with [default: bf16, fp16 or full_precision].")
 @click.option("--target", type=float, help="Steps, seconds and bytes until the first metric reached this value.")
 @click.option(
     "--smooth", type=click.IntRange(2), metavar="N", help="With --target: its running mean over N evaluations."
@@ -255,11 +255,13 @@ def export(
 @click.option("--group-by", multiple=True, metavar="KEY", help="A line for trials of equal KEY; default: what varies.")
 @shared.only
 @shared.where
-@click.option("--target", type=float, help="With bytes_to_accuracy, links: of the metric.")
+@click.option("--target", type=float, help="With bytes_to_accuracy, links, profile: of the metric.")
 @click.option(
     "--measured", type=click.Path(path_type=Path), metavar="FILE", help="With links: seconds measured on links, JSON."
 )
 @click.option("--workers", callback=shared.read_workers, metavar="N,...", help="With links: panels [default: 2,8,64].")
+@click.option("--of", type=click.Choice(["bytes", "seconds", "steps"]), help="With profile: cost [default: bytes].")
+@click.option("--baseline", metavar="METHOD", help="With profile: whose value, but for 1%, is the target without one.")
 @click.option("--smooth", type=click.IntRange(2), default=None, metavar="N", help="Running mean over N points.")
 @click.option("--running", is_flag=True, help="Also trials that still run, as thin lines.")
 @shared.everything
@@ -277,6 +279,8 @@ def plot(
     target: float | None,
     measured: Path | None,
     workers: tuple[int, ...] | None,
+    of: Literal["bytes", "seconds", "steps"] | None,
+    baseline: str | None,
     smooth: int | None,
     running: bool,
     everything: bool,
@@ -287,8 +291,8 @@ def plot(
 ) -> None:
     """Draw the recorded runs of each EXPERIMENT, a name or a file: mean over seeds and its 95% interval.
 
-    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, links, loss_to_bytes, throughput,
-    variance; all.
+    Kinds: bits, bucket_size, bytes_to_accuracy, curves, density, levels, links, loss_to_bytes, profile,
+    throughput, variance; all.
     """
     from lqray.reporting.figures.recordings import NothingToDrawError, Options
     from lqray.reporting.measured_links import MeasuredFileError, read_measured
@@ -302,7 +306,7 @@ def plot(
     known = (UnknownExperimentError, SeveralStoresError, UnknownKeyError, NothingToDrawError, PlotError)
     with shared.clear_errors(*known, MeasuredFileError, TargetError):
         points = read_measured(measured) if measured else ()
-        options = Options(metrics, group_by, target, smooth or 0, width, points, workers or ())
+        options = Options(metrics, group_by, target, smooth or 0, width, points, workers or (), baseline, of)
         request = Request(kind, options, only, where, running, everything, formats, out)
         for drawn in draw(shared.recorded(experiments, uri), request):
             shared.say(" ".join(str(file) for file in drawn.files) or f"{drawn.kind} is left out:")

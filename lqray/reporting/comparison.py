@@ -10,37 +10,19 @@ from functools import cache
 
 import numpy as np
 
-from lqray.experiment.errors import did_you_mean
 from lqray.experiment.foreign import whole_number
 from lqray.experiment.headline import ACCURACY, Headline, common_headline, higher_is_better
 from lqray.reporting.histories import History, of_runs
 from lqray.reporting.intervals import Spread, kind_of, spread
-from lqray.reporting.methods import in_order
-from lqray.reporting.selection import (
-    METHOD,
-    SEED,
-    UnknownKeyError,
-    alike,
-    grouped,
-    grouping_keys,
-    keys_of,
-    metrics_of,
-    resolved,
-)
-from lqray.reporting.targets import BYTES, BYTES_A_STEP, COSTS, SECONDS_A_STEP, Read, check_target, to_target
+from lqray.reporting.pairs import Counterparts, Difference, Pair, chosen_baseline, difference
+from lqray.reporting.savings import SAVED, Saving, saving
+from lqray.reporting.selection import SEED, alike, grouped, grouping_keys, keys_of, metrics_of, resolved
+from lqray.reporting.significance import leading
+from lqray.reporting.targets import BYTES, BYTES_A_STEP, COSTS, SECONDS_A_STEP, ToTarget, check_target, to_target
 from lqray.store.runs import Run
 
 _LAST = 5
-
-
-@dataclass(frozen=True)
-class Difference:
-    """From a baseline, in pairs of runs of equal seed: mean of the differences, its 95% interval, and the p-value of
-    the paired t-test (NaN with fewer than two pairs). pairs: (run id, the baseline's)."""
-
-    spread: Spread
-    p_value: float
-    pairs: tuple[tuple[str, str], ...]
+_COSTS = ("bits_per_coordinate", "bytes_sent", "seconds_per_step")
 
 
 @dataclass(frozen=True)
@@ -60,13 +42,15 @@ class Measured:
 @dataclass(frozen=True)
 class Group:
     """Runs that differ in nothing but the seed. keys: what tells the group from others. states: how many of its trials
-    are in each. metrics: of its finished runs. costs: bits per coordinate, bytes sent by a process, seconds a step."""
+    are in each. metrics: of its finished runs. costs: bits per coordinate, bytes sent by a process, seconds a step.
+    saved: of those, and of what it took to the target, against the baseline; where they are known."""
 
     keys: Mapping[str, str | None]
     records: tuple[Run, ...]
     states: Mapping[str, int]
     metrics: Mapping[str, Measured]
     costs: Mapping[str, Spread]
+    saved: Mapping[str, Saving] = field(default_factory=dict)
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -96,7 +80,8 @@ class Group:
 @dataclass(frozen=True)
 class Comparison:
     """Groups in the order of methods. keys: those that tell them apart. target: of the first metric; of its running
-    mean of `smooth` evaluations, where that is not 0. headline: by which the trials are judged."""
+    mean of `smooth` evaluations, where that is not 0. headline: by which the trials are judged. apart: what runs differ
+    in, of whatever groups."""
 
     keys: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -106,6 +91,18 @@ class Comparison:
     groups: tuple[Group, ...]
     headline: Headline = ACCURACY
     smooth: int = 0
+    baseline_by_default: bool = False
+    apart: tuple[str, ...] = ()
+
+    def leading(self, metric: str) -> frozenset[int]:
+        """Indices of the groups whose last value of a metric none is significantly better than; see `significance`."""
+        keys = [key for key in self.apart if key not in self.keys]
+        samples = []
+        for group in self.groups:
+            values = group.metrics[metric].final.values
+            places = {one.run_id: tuple(one.params.get(key) for key in (*keys, SEED)) for one in group.finished}
+            samples.append([(places[run_id], value) for run_id, value in values.items() if math.isfinite(value)])
+        return leading(samples, higher_is_better(metric, self.headline))
 
 
 def compare_groups(
@@ -122,8 +119,8 @@ def compare_groups(
     """Compare the latest attempts of trials. records: at most one a trial; of MISSING ones only their params count.
 
     metrics: final values to compare, by default that by which the trials are judged. group_by: parameters, or their
-    endings, by default those that vary; `trial` for each trial on its own. baseline: a method, by default
-    full_precision where it is among the runs. histories: False leaves out what needs them (best, last, to_target), and
+    endings, by default those that vary; `trial` for each trial on its own. baseline: a method, by default that of
+    `chosen_baseline`. histories: False leaves out what needs them (best, last, to_target), and
     reads none. target, smooth: see `targets`. Raises UnknownKeyError, TargetError.
     """
     records = alike(records)
@@ -131,12 +128,7 @@ def compare_groups(
     reported = metrics_of(records) or {headline.metric}
     chosen = tuple(resolved(name, reported, "metric") for name in metrics) or (headline.metric,)
     keys = keys_of(records, group_by)
-    methods = in_order(one.method for one in records)
-    if baseline is None:
-        baseline = "full_precision" if "full_precision" in methods and len(methods) > 1 else None
-    elif baseline not in methods:
-        hint = did_you_mean(baseline, methods)
-        raise UnknownKeyError(f"found baseline {baseline!r}; {f'{hint} ' if hint else ''}allowed: {', '.join(methods)}")
+    method = chosen_baseline(records, baseline)
     if target is not None:
         check_target(target, chosen[0], (one.metrics[chosen[0]] for one in records if chosen[0] in one.metrics))
     finished = [one for one in records if one.status == "FINISHED"]
@@ -145,45 +137,42 @@ def compare_groups(
     def read(key: str) -> Mapping[str, History]:
         return of_runs(uri, finished, key) if histories else {}
 
-    against = _Baseline(records, grouping_keys(records), baseline) if baseline else None
-    groups = [
-        Group(
-            dict(zip(keys, values, strict=True)),
-            tuple(members),
-            Counter(one.state for one in members),
-            {
-                name: _measured(
-                    name,
-                    higher_is_better(name, headline),
-                    members,
-                    read,
-                    against,
-                    None if index else target,
-                    last,
-                    smooth,
-                )
-                for index, name in enumerate(chosen)
-            },
-            _costs(members),
-        )
-        for values, members in grouped(records, keys)
-    ]
-    return Comparison(keys, chosen, baseline, target, last, tuple(groups), headline, smooth)
+    higher = {name: higher_is_better(name, headline) for name in chosen}
+    reached = None if target is None else to_target(finished, read, chosen[0], target, higher[chosen[0]], smooth)
+    apart = grouping_keys(records)
+    counterparts = Counterparts(records, apart, method) if method else None
+    costs = _costs_of(finished) | {
+        "bytes_to_target": {run_id: one.bytes for run_id, one in (reached or {}).items()},
+        "seconds_to_target": {run_id: one.seconds for run_id, one in (reached or {}).items()},
+    }
+    groups = []
+    for values, members in grouped(records, keys):
+        own = [one for one in members if one.status == "FINISHED"]
+        pairs = counterparts.pairs(own) if counterparts else []
+        measured = {
+            name: _measured(name, higher[name], own, read(name), pairs, last, None if index else reached)
+            for index, name in enumerate(chosen)
+        }
+        saved = {what: found for what in SAVED if (found := saving(pairs, costs[what]))}
+        states = Counter(one.state for one in members)
+        spreads = {name: _spread_over(own, costs[name]) for name in _COSTS}
+        place = dict(zip(keys, values, strict=True))
+        groups.append(Group(place, tuple(members), states, measured, spreads, saved))
+    by_default = baseline is None and method is not None
+    return Comparison(keys, chosen, method, target, last, tuple(groups), headline, smooth, by_default, apart)
 
 
 def _measured(
     name: str,
     higher: bool,
-    members: Sequence[Run],
-    read: Read,
-    against: _Baseline | None,
-    target: float | None,
+    finished: Sequence[Run],
+    histories: Mapping[str, History],
+    pairs: Sequence[Pair],
     last: int,
-    smooth: int,
+    to_target: Mapping[str, ToTarget] | None,
 ) -> Measured:
-    finished = [one for one in members if one.status == "FINISHED"]
     final = {one.run_id: one.metrics[name] for one in finished if name in one.metrics}
-    best, tail, histories = {}, {}, read(name)
+    best, tail = {}, {}
     for one in finished:
         points, ended = histories.get(one.run_id), final.get(one.run_id, 0.0)
         if points is not None:
@@ -194,69 +183,31 @@ def _measured(
         if not math.isfinite(ended):  # of which MLflow keeps no points, where it is NaN
             best.setdefault(one.run_id, math.nan)
             tail[one.run_id] = ended
-    difference = against.difference(name, finished) if against else None
-    reached = {} if target is None else to_target(finished, read, name, target, higher, smooth)
+    known = to_target or {}
+    reached = {one.run_id: known[one.run_id] for one in finished if one.run_id in known}
     until = {
         what: spread({run_id: getattr(values, what) for run_id, values in reached.items()}, "nonnegative")
-        for what in (() if target is None else COSTS)
+        for what in (() if to_target is None else COSTS)
     }
     kind = kind_of(name)
-    return Measured(spread(final, kind), spread(best, kind), spread(tail, kind), difference, until, len(reached))
+    own, extremes, ends = (spread(values, kind) for values in (final, best, tail))
+    return Measured(own, extremes, ends, difference(name, pairs), until, len(reached))
 
 
-class _Baseline:
-    """Runs of the baseline's method, found by the seed and by what else both runs vary in."""
-
-    def __init__(self, records: Sequence[Run], keys: Sequence[str], method: str) -> None:
-        runs = [one for one in records if one.method == method and one.status == "FINISHED"]
-        shared = [key for key in keys if key not in (METHOD, "trial") and all(key in one.params for one in runs)]
-        self._keys = [*shared, SEED]
-        self._method = method
-        self._runs: dict[tuple[str | None, ...], list[Run]] = {}
-        for one in runs:
-            self._runs.setdefault(self._place(one), []).append(one)
-
-    def difference(self, metric: str, finished: Sequence[Run]) -> Difference | None:
-        """None for the baseline itself and where no run has its one counterpart."""
-        values, pairs, both = {}, [], []
-        for one in finished:
-            found = self._runs.get(self._place(one), [])
-            if one.method == self._method or len(found) != 1:
-                continue
-            mine, other = one.metrics.get(metric, math.nan), found[0].metrics.get(metric, math.nan)
-            if math.isfinite(mine - other):
-                values[one.run_id] = mine - other
-                pairs.append((one.run_id, found[0].run_id))
-                both.append((mine, other))
-        return Difference(spread(values), _paired_p(both), tuple(pairs)) if pairs else None
-
-    def _place(self, record: Run) -> tuple[str | None, ...]:
-        return tuple(record.params.get(key) for key in self._keys)
-
-
-def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
-    if len(pairs) < 2:
-        return math.nan
-    from scipy.stats import ttest_rel
-
-    first, second = np.transpose(pairs)
-    gaps = first - second
-    if np.ptp(gaps) <= 1e-12 * max(1.0, float(np.abs(gaps).max())):
-        return math.nan  # they do not vary, as far as one can tell: nothing to test against
-    return float(ttest_rel(first, second).pvalue)
-
-
-def _costs(members: Sequence[Run]) -> dict[str, Spread]:
-    finished = [one for one in members if one.status == "FINISHED"]
+def _costs_of(finished: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """By cost and run id, of runs that know it."""
     found = {
         "bits_per_coordinate": {one.run_id: one.metrics.get("wire/bits_per_coordinate") for one in finished},
         "bytes_sent": {one.run_id: bytes_sent(one) for one in finished},
         "seconds_per_step": {one.run_id: one.metrics.get(SECONDS_A_STEP) for one in finished},
     }
     return {
-        name: spread({run_id: value for run_id, value in values.items() if value is not None}, "nonnegative")
-        for name, values in found.items()
+        name: {run_id: value for run_id, value in values.items() if value is not None} for name, values in found.items()
     }
+
+
+def _spread_over(runs: Sequence[Run], cost: Mapping[str, float]) -> Spread:
+    return spread({one.run_id: cost[one.run_id] for one in runs if one.run_id in cost}, "nonnegative")
 
 
 def bytes_sent(record: Run) -> float | None:

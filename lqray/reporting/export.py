@@ -28,14 +28,14 @@ from lqray.reporting.planned import Recorded, planned_records
 from lqray.reporting.records import Run, experiment_tags
 from lqray.reporting.report import ReportOptions, make_report, written
 from lqray.reporting.selection import metrics_of, params_of, select
-from lqray.reporting.targets import BYTES, SECONDS
+from lqray.reporting.targets import BYTES, BYTES_A_STEP, SECONDS, SECONDS_A_STEP
 from lqray.store.tags import ATTEMPT, CODE, ERROR, GIT_COMMIT, GIT_DIRTY, HOLDER, HOST, MARK, PROGRESS
 
 Raw = Literal["parquet", "csv", "none"]
 _HERE = "."
 """The store of what a folder has, as its tables name it."""
 _OF_LAUNCHES = (MARK, HOLDER, PROGRESS)
-_OF_TABLES = ("wire/bits_per_coordinate", "wire/bytes_sent", BYTES, SECONDS, "time/seconds_per_step")
+_OF_TABLES = ("wire/bits_per_coordinate", BYTES_A_STEP, BYTES, SECONDS, SECONDS_A_STEP)
 """Metrics whose last values tables, bytes and seconds to a target are made of."""
 _log = logging.getLogger(__name__)
 
@@ -145,8 +145,9 @@ def _kept(record: Run, options: ExportOptions) -> Run:
 def _needed(records: Sequence[Run], options: ReportOptions) -> list[str]:
     """Patterns of the metrics whose histories tables are made of; a name may be an ending."""
     names = [*options.metrics, common_headline(one.params for one in records).metric]
-    of_target = [BYTES, SECONDS] if options.target is not None else []
-    return [*names, *(f"*/{name}" for name in options.metrics), *of_target]
+    sums = {BYTES: BYTES_A_STEP, SECONDS: SECONDS_A_STEP} if options.target is not None else {}
+    without = [each for key, each in sums.items() if not all(key in one.metrics for one in records)]
+    return [*names, *(f"*/{name}" for name in options.metrics), *sums, *without]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

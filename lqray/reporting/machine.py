@@ -12,6 +12,7 @@ from typing import Any
 from lqray.experiment.foreign import in_csv
 from lqray.reporting.comparison import Comparison, Group, Measured
 from lqray.reporting.intervals import Spread
+from lqray.reporting.savings_table import SAVED, savings_json, savings_row
 from lqray.reporting.tables import Column
 
 _STATES = ("finished", "failed", "killed", "missing", "running", "scheduled", "stopped early")
@@ -25,6 +26,10 @@ _NUMBERS = {
     "seconds_to_target": ("seconds to target",),
     "mb_to_target": ("bytes to target",),
     "mb_sent": ("bytes_sent",),
+    **{
+        word: tuple(f"{what} saved{part}" for part in ("", " low", " high", " p_value", " pairs"))
+        for word, what in SAVED.items()
+    },
 }
 """Of a table's columns, those of CSV."""
 _PARTS = {"interval": "final", **dict.fromkeys(("steps_to_target", "seconds_to_target", "mb_to_target"), "to_target")}
@@ -107,6 +112,7 @@ def json_document(
                 ],
                 "metrics": {name: _measured(one) for name, one in group.metrics.items()},
                 "costs": {name: _spread(one) for name, one in group.costs.items()},
+                "saved": savings_json(group),
             }
             for group in comparison.groups
         ],
@@ -123,6 +129,8 @@ def json_document(
                 for name, measured in group["metrics"].items()
             }
             group["costs"] = {name: value for name, value in group["costs"].items() if name in costs}
+            saved = {SAVED.get(one.word) for one in columns}
+            group["saved"] = {name: value for name, value in group["saved"].items() if name in saved}
     return json.dumps(document, indent=1) + "\n"
 
 
@@ -136,6 +144,8 @@ def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, A
         found = measured.difference
         row |= {
             f"{name} difference": _number(found.spread.mean if found else math.nan),
+            f"{name} difference low": _number(found.spread.low if found else math.nan),
+            f"{name} difference high": _number(found.spread.high if found else math.nan),
             f"{name} p_value": _number(found.p_value if found else math.nan),
             f"{name} pairs": len(found.pairs) if found else 0,
         }
@@ -143,6 +153,7 @@ def _row(group: Group, comparison: Comparison, states: list[str]) -> dict[str, A
             row |= {f"{what} to target": _number(one.mean) for what, one in measured.to_target.items()}
             row["reached target"] = measured.reached
     row |= {name: _number(one.mean) for name, one in group.costs.items()}
+    row |= savings_row(group, comparison)
     row["run_ids"] = " ".join(one.run_id for one in group.finished)
     return row
 

@@ -26,6 +26,8 @@ _OWN = {
     "smooth": "--smooth",
     "measured": "--measured",
     "workers": "--workers",
+    "baseline": "--baseline",
+    "of": "--of",
 }
 
 

@@ -7,12 +7,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lqray.experiment.foreign import in_latex, in_line, in_markdown
-from lqray.experiment.headline import higher_is_better, written
+from lqray.experiment.headline import written
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.intervals import Spread
 from lqray.reporting.labels import PLAIN, Labels
+from lqray.reporting.savings_table import bold_notes, savings_cell, savings_columns, savings_notes
 from lqray.reporting.selection import METHOD, TRIAL
 from lqray.reporting.targets import some_of, target_note
 
@@ -62,6 +64,10 @@ def all_columns(comparison: Comparison, labels: Labels = PLAIN) -> list[Column]:
         Column("bits per coordinate", _of_cost(bits, lambda value: f"{value:.3f}"), id=bits, priority=65),
         Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}"), id="mb_sent", priority=55),
         Column("seconds per step", _of_cost(seconds, lambda value: f"{value:.4f}"), id=seconds, priority=40),
+        *(
+            Column(one.title, partial(savings_cell, what=one.what), id=one.id, priority=one.priority)
+            for one in savings_columns(comparison)
+        ),
     ]
     return [*key_columns(comparison, labels), runs, *found]
 
@@ -81,11 +87,12 @@ def markdown_table(comparison: Comparison, columns: Sequence[Column] = ()) -> st
 
 
 def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Sequence[str] = ()) -> str:
-    """The same for LaTeX with the package booktabs; the best mean of each metric is bold. Comments name the runs, and
-    begin with what is `said`, or else what the columns of the comparison mean."""
+    """The same for LaTeX with the package booktabs; bold are means that none is significantly better than, see
+    `significance`. Comments name the runs, and begin with what is `said`, or else what the columns of the comparison
+    mean."""
     columns = columns or columns_of(comparison)
     shape = "".join("r" if column.numeric else "l" for column in columns)
-    lines = [f"% {in_line(line)}" for line in said or notes(comparison)]
+    lines = [f"% {in_line(line)}" for line in said or [*notes(comparison), *bold_notes(comparison)]]
     lines += [f"\\begin{{tabular}}{{{shape}}}", "\\toprule"]
     lines += [" & ".join(in_latex(column.title) for column in columns) + " \\\\", "\\midrule"]
     for group in comparison.groups:
@@ -98,8 +105,7 @@ def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Se
 def notes(comparison: Comparison, labels: Labels = PLAIN) -> list[str]:
     """What the columns mean, in sentences."""
     said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."]
-    if any(one.difference for group in comparison.groups for one in group.metrics.values()):
-        said.append(f"{_against(comparison, labels)}: mean difference in pairs of equal seed; p of the paired t-test.")
+    said += savings_notes(comparison, labels.value(METHOD, comparison.baseline or ""))
     if any(group.not_finite for group in comparison.groups):
         said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
     if comparison.target is not None:
@@ -128,7 +134,7 @@ def _key_column(key: str, keys: Sequence[str], labels: Labels) -> Column:
 def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[Column]:
     title = name.replace("/", " ").replace("_", " ")
     show = _number(name)
-    best = _best_mean(comparison, name)
+    bold = {id(comparison.groups[index]) for index in comparison.leading(name)}
 
     def final(group: Group) -> Spread:
         return group.metrics[name].final
@@ -137,14 +143,14 @@ def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[C
         text = _plus_minus(final(group), show).replace("±", "\\pm").replace("%", "\\%")
         if math.isnan(final(group).mean):
             return text
-        return f"$\\mathbf{{{text}}}$" if final(group).mean == best else f"${text}$"
+        return f"$\\mathbf{{{text}}}$" if id(group) in bold else f"${text}$"
 
     def difference(group: Group) -> str:
         found = group.metrics[name].difference
         if found is None:
             return NOTHING
         p = "" if math.isnan(found.p_value) else f" (p {found.p_value:.2g})"
-        return _signed(found.spread.mean, show) + p
+        return " ".join([_signed(found.spread.mean, show), *_ends(found.spread, show)]) + p
 
     def to_target(what: str, shape: Callable[[float], str]) -> _Cell:
         def cell(group: Group) -> str:
@@ -178,14 +184,6 @@ def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[C
     return [replace(one, metric=name) for one in columns]
 
 
-def _best_mean(comparison: Comparison, name: str) -> float:
-    means = [group.metrics[name].final.mean for group in comparison.groups]
-    known = [mean for mean in means if not math.isnan(mean)]
-    if not known:
-        return math.nan
-    return max(known) if higher_is_better(name, comparison.headline) else min(known)
-
-
 def _of_cost(name: str, shape: Callable[[float], str]) -> _Cell:
     return lambda group: _mean(group.costs[name], shape)
 
@@ -211,6 +209,10 @@ def _interval(values: Spread, show: Callable[[float], str]) -> str:
     if math.isnan(values.low):
         return NOTHING
     return f"[{show(values.low).rstrip('%')}, {show(values.high).rstrip('%')}]"
+
+
+def _ends(values: Spread, show: Callable[[float], str]) -> list[str]:
+    return [] if math.isnan(values.low) else [_interval(values, show)]
 
 
 def _signed(value: float, show: Callable[[float], str]) -> str:

@@ -82,7 +82,7 @@ def test_best_last_costs_and_what_it_took_to_a_target(store):
 
 
 def test_language_models_are_judged_by_a_loss_that_falls(tmp_path):
-    """Best, target and the bold value of a loss are those below; and it is the metric that is compared."""
+    """Best and target of a loss are those below; and it is the metric that is compared."""
     made, text = Store(tmp_path), {"task.name": "language_modelling", "data.name": "text"}
     costs = {"wire/bytes_sent": 10, "time/seconds_per_step": 1}
     for method, last in (("full_precision", 1.3), ("alq", 1.6)):
@@ -93,8 +93,6 @@ def test_language_models_are_judged_by_a_loss_that_falls(tmp_path):
     assert (full.best.mean, alq.best.mean) == (1.3, 1.5)
     assert full.to_target["steps"].mean == alq.to_target["steps"].mean == 200
     assert groups(report(made, target=1.4))["alq"].metrics["test/loss"].reached == 0
-    assert "mathbf{1.3" in written(found, "latex")
-    assert "mathbf{1.6" not in written(found, "latex")
 
 
 def test_recorded_sums_of_bytes_and_seconds_are_preferred(tmp_path):
@@ -146,7 +144,7 @@ def test_latex(store, tmp_path):
         line.replace("\\%", "").replace("\\_", "").isascii() and "%" not in line.replace("\\%", "") for line in rows
     )
     assert any(line.startswith("alq & 3 & 3 of 5 (1 failed, 1 running)") for line in rows)
-    assert sum("\\mathbf" in line for line in rows) == 1
+    assert not any("\\mathbf" in line for line in rows)  # no difference is significant
     if not shutil.which("pdflatex"):
         return  # the checks above are all that can be made without it
     document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + text + "\\end{document}"

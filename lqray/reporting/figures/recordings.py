@@ -25,7 +25,8 @@ class NothingToDrawError(ValueError):
 class Options:
     """metrics: by default the kind's own. group_by: parameters, by default those that vary. target: of the metric.
     smooth: points of a running mean, 0 for none. width: of a column of a paper or of both. measured: seconds on links,
-    workers: numbers of them, both of `links`."""
+    workers: numbers of them, both of `links`. baseline: a method, by default that of `chosen_baseline`, of: which cost,
+    None for bytes, both of `profile`."""
 
     metrics: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
@@ -34,6 +35,8 @@ class Options:
     width: Literal["single", "double"] = "single"
     measured: tuple[MeasuredPoint, ...] = ()
     workers: tuple[int, ...] = ()
+    baseline: str | None = None
+    of: Literal["bytes", "seconds", "steps"] | None = None
 
 
 @dataclass(frozen=True)

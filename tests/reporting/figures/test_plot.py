@@ -24,6 +24,7 @@ def test_every_kind_is_a_file_with_what_the_command_needs():
         "levels",
         "links",
         "loss_to_bytes",
+        "profile",
         "throughput",
         "variance",
     )
@@ -113,10 +114,10 @@ def test_kind_all_draws_what_it_can_and_says_why_not_the_rest(store, tmp_path):
         (["unknown", "--kind", "curves"], "no experiment 'unknown'"),
         (["known", "--kind", "curve"], "did you mean 'curves'? allowed: bits"),
         (["known", "--kind", "curves", "--format", "gif"], "allowed: png, svg, pdf"),
-        (["known", "--kind", "curves", "--target", "0.9"], "allowed: with bytes_to_accuracy, links"),
+        (["known", "--kind", "curves", "--target", "0.9"], "allowed: with bytes_to_accuracy, links, profile"),
         (["known", "--kind", "curves", "--workers", "4"], "found --workers with --kind curves; allowed: with links"),
         (["known", "--kind", "links", "--measured", "none.json"], "none.json: No such file"),
-        (["known", "--kind", "levels", "--smooth", "3"], "allowed: with bytes_to_accuracy, curves, variance"),
+        (["known", "--kind", "levels", "--smooth", "3"], "allowed: with bytes_to_accuracy, curves, profile, variance"),
         (["known", "--kind", "all", "--out", "one.png"], "allowed: a folder"),
         (
             ["known", "--kind", "curves", "--only", "nope*"],
