@@ -19,6 +19,7 @@ from lqray.reporting.modelled import Predictions, predictions
 from lqray.reporting.modelled_table import modelled_columns, modelled_json, modelled_notes, modelled_rows
 from lqray.reporting.origins import origins
 from lqray.reporting.planned import Recorded, planned_records
+from lqray.reporting.savings_table import bold_notes
 from lqray.reporting.selection import UnknownKeyError, params_of, select, why_none
 from lqray.reporting.tables import Column, all_columns, columns_of, latex_table, markdown_table, notes
 from lqray.reporting.tuning import Tuning, searched_keys, tune
@@ -161,7 +162,8 @@ def written(report: Report, shape: Format) -> str:
         return json_document(comparison, report.stores, modelled_json(found) if found else (), report.chosen)
     if shape == "latex":
         more = latex_table(comparison, report.modelled_columns, modelled_notes(found)) if found else ""
-        return latex_table(comparison, report.columns, notes(comparison, report.labels)) + more
+        said = [*notes(comparison, report.labels), *bold_notes(comparison)]
+        return latex_table(comparison, report.columns, said) + more
     text = markdown_table(comparison, report.columns) + "\n\n" + _listed(report.notes)
     if found:
         text += "\n" + markdown_table(comparison, report.modelled_columns) + "\n\n" + _listed(modelled_notes(found))

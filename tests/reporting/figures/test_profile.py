@@ -55,18 +55,18 @@ def test_shares_by_hand(tmp_path):
     found = {label: (line.get_xdata()[:-1], line.get_ydata()[:-1]) for label, line in lines(axes).items()}
     expected = {
         "bf16": ([1, 1, 2, 32 / 3], [1 / 3, 1 / 3, 2 / 3, 1]),
-        "ALQ": ([1, 1, 2, 8 / 3], [1 / 3, 1 / 3, 2 / 3, 1]),
-        "QSGD": ([1, 1, 1.5], [1 / 3, 1 / 3, 2 / 3]),
+        "alq": ([1, 1, 2, 8 / 3], [1 / 3, 1 / 3, 2 / 3, 1]),
+        "qsgd": ([1, 1, 1.5], [1 / 3, 1 / 3, 2 / 3]),
     }
     assert found.keys() == expected.keys()
     for label, (x, y) in expected.items():
         assert list(found[label][0]) == pytest.approx(x)
         assert list(found[label][1]) == pytest.approx(y)
         assert lines(axes)[label].get_ydata()[-1] == pytest.approx(y[-1])
-    assert lines(axes)["QSGD"].get_drawstyle() == "steps-post"
+    assert lines(axes)["qsgd"].get_drawstyle() == "steps-post"
     assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "bytes sent to the target, by the least")
     assert legend_of(figure)[0] == "3 workloads, target: accuracy of 75.00%"
-    assert remarks == ["QSGD: not at the target of 1 of 3 workloads, or not run"]
+    assert remarks == ["qsgd: not at the target of 1 of 3 workloads, or not run"]
 
 
 def test_the_target_is_what_the_baseline_is_within_a_percent_of(tmp_path):
@@ -74,10 +74,10 @@ def test_the_target_is_what_the_baseline_is_within_a_percent_of(tmp_path):
     figure, remarks = drawn(filled(tmp_path, COSTS), "profile")
     found = lines(figure.axes[0])
     assert list(found["bf16"].get_xdata()[:-1]) == pytest.approx([1, 1, 2, 4])
-    assert list(found["ALQ"].get_xdata()[:-1]) == pytest.approx([1, 1, 1, 2])
-    assert list(found["QSGD"].get_ydata()) == [0, 0]
+    assert list(found["alq"].get_xdata()[:-1]) == pytest.approx([1, 1, 1, 2])
+    assert list(found["qsgd"].get_ydata()) == [0, 0]
     assert legend_of(figure)[0] == "3 workloads, target: accuracy within 1% of bf16's"
-    assert remarks == ["QSGD: not at the target of 3 of 3 workloads, or not run"]
+    assert remarks == ["qsgd: not at the target of 3 of 3 workloads, or not run"]
     figure, _ = drawn(filled_again(tmp_path), "profile", baseline="qsgd")
     assert "of qsgd's" in legend_of(figure)[0]
 
@@ -107,7 +107,7 @@ def test_each_workload_is_judged_by_its_own_headline(tmp_path):
             params = text if experiment == "text" else {"data.name": "digits"}
             store.run(method, 1, {f"test/{metric}": at_steps(values)} | total, params, experiment=experiment)
     figure, remarks = drawn(store.save(), "profile")
-    assert list(lines(figure.axes[0])["ALQ"].get_ydata()) == pytest.approx([1, 1, 1, 1])
+    assert list(lines(figure.axes[0])["alq"].get_ydata()) == pytest.approx([1, 1, 1, 1])
     assert list(lines(figure.axes[0])["bf16"].get_xdata()[:-1]) == pytest.approx([1, 2, 2])
     assert legend_of(figure)[0] == "2 workloads, target: accuracy or loss within 1% of bf16's"
     assert remarks == []
@@ -129,7 +129,7 @@ def test_groups_of_which_some_runs_reached_it_say_so(tmp_path):
         total = {"wire/total_bytes_sent": at_steps((100.0, 200.0, 300.0))}
         store.run(method, seed, {"test/accuracy": at_steps((0.1, 0.2, last))} | total)
     _, remarks = drawn(store.save(), "profile", target=0.8)
-    assert "ALQ: 1 of 2 runs of a workload reached its target; these count" in remarks
+    assert "alq: 1 of 2 runs of a workload reached its target; these count" in remarks
 
 
 def test_errors_teach(tmp_path):
