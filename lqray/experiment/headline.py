@@ -89,6 +89,24 @@ def written(metric: str, value: float, digits: int = 4) -> str:
     return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.{digits}g}"
 
 
+def written_beside(shown: str, value: float) -> str:
+    """A deviation from a number, or the end of its interval, with as many decimals as the number is `shown` with, but
+    without its percent sign; of what these would show as 0, two digits."""
+    scale = 100 if shown.endswith("%") else 1
+    number = shown.removesuffix("%")
+    if not math.isfinite(value) or "e" in number:
+        return f"{scale * value:.4g}"
+    text = f"{scale * value:.{len(number.partition('.')[2])}f}"
+    return text if float(text) or not value else f"{scale * value:.2g}"
+
+
+def three_digits(value: float) -> str:
+    """To three significant digits, below a million without an exponent."""
+    if math.isinf(value) or abs(value) < 999.5:
+        return f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
 def name_of(metric: str) -> str:
     """As one says it: test/accuracy is accuracy, of what is measured while training train/loss is train loss."""
     section, _, name = metric.rpartition("/")

@@ -53,6 +53,11 @@ def fitted(columns: Sequence[Column], groups: Sequence[Group], width: int | None
         left_out.append(lowest)
     if not shown or least(shown) > width:
         return Fitted(whole, stacked=True)
+    for one in sorted(left_out, key=lambda column: -column.priority):  # a wide one left room for lesser ones
+        again = [each for each in whole if each in shown or each is one]
+        if least(again) <= width:
+            shown = again
+            left_out.remove(one)
     return Fitted(
         tuple(shown),
         _widths([sizes[id(one)] for one in shown], width),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lqray.experiment.headline import written
+from lqray.experiment.headline import three_digits, written
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.pairs import DEFAULT_BASELINES
 from lqray.reporting.savings import TO_TARGET, Saving
@@ -123,16 +123,12 @@ def savings_json(group: Group) -> dict[str, Any]:
 
 def times(ratio: float) -> str:
     """To three digits."""
-    return f"{_digits(ratio)}×"
+    return f"{three_digits(ratio)}×"
 
 
 def _interval(found: Saving) -> str:
-    low, high = _digits(found.low), _digits(found.high)
+    low, high = three_digits(found.low), three_digits(found.high)
     return "" if math.isnan(found.low) or low == high else f" [{low}, {high}]"
-
-
-def _digits(ratio: float) -> str:
-    return f"{ratio:.3g}" if ratio < 999.5 or math.isinf(ratio) else f"{ratio:.0f}" if ratio < 1e6 else f"{ratio:.2e}"
 
 
 def _plain(value: float) -> float | None:

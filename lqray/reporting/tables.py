@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from lqray.experiment.foreign import in_latex, in_line, in_markdown
-from lqray.experiment.headline import written
+from lqray.experiment.headline import three_digits, written, written_beside
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.intervals import Spread
 from lqray.reporting.labels import PLAIN, Labels
@@ -62,7 +62,7 @@ def all_columns(comparison: Comparison, labels: Labels = PLAIN) -> list[Column]:
     bits, seconds = "bits_per_coordinate", "seconds_per_step"
     found += [
         Column("bits per coordinate", _of_cost(bits, lambda value: f"{value:.3f}"), id=bits, priority=65),
-        Column("MB sent", _of_cost("bytes_sent", lambda value: f"{value / 1e6:.3g}"), id="mb_sent", priority=55),
+        Column("MB sent", _of_cost("bytes_sent", lambda value: three_digits(value / 1e6)), id="mb_sent", priority=55),
         Column("seconds per step", _of_cost(seconds, lambda value: f"{value:.4f}"), id=seconds, priority=40),
         *(
             Column(one.title, partial(savings_cell, what=one.what), id=one.id, priority=one.priority)
@@ -150,14 +150,17 @@ def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[C
         if found is None:
             return NOTHING
         p = "" if math.isnan(found.p_value) else f" (p {found.p_value:.2g})"
-        return " ".join([_signed(found.spread.mean, show), *_ends(found.spread, show)]) + p
+        mean = written(name, found.spread.mean, 3)
+        ends = [] if math.isnan(found.spread.low) else [_ends(found.spread, mean)]
+        return " ".join([("+" if found.spread.mean >= 0 else "") + mean, *ends]) + p
 
     def to_target(what: str, shape: Callable[[float], str]) -> _Cell:
         def cell(group: Group) -> str:
             measured = group.metrics[name]
             if not measured.reached:
                 return NOTHING
-            return shape(measured.to_target[what].mean) + some_of(measured.reached, len(group.finished))
+            mean = measured.to_target[what].mean
+            return NOTHING if math.isnan(mean) else shape(mean) + some_of(measured.reached, len(group.finished))
 
         return cell
 
@@ -174,8 +177,8 @@ def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[C
     if comparison.target is not None and first:
         goal = show(comparison.target)
         steps = to_target("steps", lambda value: f"{value:.0f}")
-        seconds = to_target("seconds", lambda value: f"{value:.3g}")
-        megabytes = to_target("bytes", lambda value: f"{value / 1e6:.3g}")
+        seconds = to_target("seconds", three_digits)
+        megabytes = to_target("bytes", lambda value: three_digits(value / 1e6))
         columns += [
             Column(f"steps to {goal}", steps, id="steps_to_target", priority=86),
             Column(f"seconds to {goal}", seconds, id="seconds_to_target", priority=85),
@@ -200,20 +203,13 @@ def _mean(values: Spread, show: Callable[[float], str]) -> str:
 
 
 def _plus_minus(values: Spread, show: Callable[[float], str]) -> str:
-    if math.isnan(values.mean):
-        return _mean(values, show)
-    return show(values.mean) + ("" if math.isnan(values.std) else f" ± {show(values.std).rstrip('%')}")
+    mean = _mean(values, show)
+    return mean if math.isnan(values.std) else f"{mean} ± {written_beside(mean, values.std)}"
 
 
 def _interval(values: Spread, show: Callable[[float], str]) -> str:
-    if math.isnan(values.low):
-        return NOTHING
-    return f"[{show(values.low).rstrip('%')}, {show(values.high).rstrip('%')}]"
+    return NOTHING if math.isnan(values.low) else _ends(values, _mean(values, show))
 
 
-def _ends(values: Spread, show: Callable[[float], str]) -> list[str]:
-    return [] if math.isnan(values.low) else [_interval(values, show)]
-
-
-def _signed(value: float, show: Callable[[float], str]) -> str:
-    return ("+" if value >= 0 else "") + show(value)
+def _ends(values: Spread, mean: str) -> str:
+    return f"[{written_beside(mean, values.low)}, {written_beside(mean, values.high)}]"

@@ -4,7 +4,8 @@ A run is at the target at the first evaluation at which its metric is finite and
 that is wanted, as the mean of the N evaluations around it (`histories.smoothed`, as figures draw it). What it took is
 the step of that evaluation, and the seconds of training and the bytes that a process had sent by then: the recorded
 sums at that step; between two of them, or before the first, on the line that joins them, which begins with nothing at
-step 0; beyond the last, or where a run recorded no sums, so much a step times the steps.
+step 0; beyond the last, or where a run recorded no sums, so much a step times the steps. Of a run that has kept none of
+these over its steps, as in an export of little, its last sum or its last value of a step counts, as if all were alike.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lqray.experiment.foreign import whole_number
 from lqray.experiment.headline import is_share, name_of, written
 from lqray.reporting.histories import History, smoothed
 from lqray.store.runs import Run
@@ -28,6 +30,7 @@ BYTES_A_STEP, SECONDS_A_STEP = "wire/bytes_sent", "time/seconds_per_step"
 _A_STEP = {BYTES: BYTES_A_STEP, SECONDS: SECONDS_A_STEP}
 _ROUNDING = 1e-12
 """Of means, relative to the target: three evaluations at the target are there."""
+COUNTED = (SECONDS, BYTES)
 COSTS = ("steps", "seconds", "bytes")
 Read = Callable[[str], Mapping[str, History]]
 """Histories of a metric, by run id; reads a metric once."""
@@ -76,7 +79,7 @@ def to_target(
         step = first_at(histories.get(one.run_id), target, higher, smooth)
         if step is not None:
             at = np.asarray([step], np.float64)
-            seconds, sent = (float(until(read, one.run_id, at, what)[0]) for what in (SECONDS, BYTES))
+            seconds, sent = (_known(float(until(read, one.run_id, at, what)[0]), one, step, what) for what in COUNTED)
             found[one.run_id] = ToTarget(float(step), seconds, sent)
     return found
 
@@ -111,3 +114,14 @@ def _a_step(read: Read, run_id: str, what: str) -> float:
     points = read(_A_STEP[what]).get(run_id)
     usable = points.values[np.isfinite(points.values)] if points is not None else ()
     return float(np.mean(usable)) if len(usable) else math.nan
+
+
+def _known(found: float, run: Run, step: int, what: str) -> float:
+    """What was found, or where that is NaN what the run's last values say."""
+    if not math.isnan(found):
+        return found
+    iterations = whole_number(run.params.get("schedule.iterations", ""), 0)
+    total = run.metrics.get(what, math.nan)
+    if iterations and math.isfinite(total):
+        return total * step / iterations
+    return run.metrics.get(_A_STEP[what], math.nan) * step
