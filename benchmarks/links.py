@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import sys
@@ -41,7 +42,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RATES = (10, 100, 1000)
 HOSTS = (2, 4)
 METHODS: dict[str, dict[str, Any]] = {
-    "full_precision": {"quantizer.method": "full_precision"},
     "bf16": {"quantizer.method": "bf16"},
     "eden_2_bits": {"quantizer.method": "eden", "quantizer.bits": 2, "quantizer.bucket_size": 512},
     "qsgd_inf_3_bits_scattered": {
@@ -227,6 +227,7 @@ def main(arguments: Sequence[str]) -> None:
     if reason := why_not():
         print(f"benchmarks/links.py is left out: {reason}", file=sys.stderr)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the ends of hosts and their processes
     rows: list[dict[str, Any]] = []
     for hosts in choice.hosts:
         rows += rows_of(hosts, choice.rates, lambda line: print(line, flush=True))

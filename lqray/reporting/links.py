@@ -12,7 +12,7 @@ that is shared. For M collectives a step, seconds on the wire are
 
 all_reduce is that of a ring, which moves the fewest bytes that there can be (Patarasuk and Yuan 2009). A step takes
 
-    compute + encode + decode (W of an all_gather's payloads, two otherwise) + (1 - overlap) wire
+    compute + encode + decode (W of an all_gather's payloads, two otherwise) + other + (1 - overlap) wire
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Step:
 
     compute: seconds without any exchange. payload: bytes that it hands to the collective, mean over steps. mean: bytes
     of everything's encoded mean, of scatter_reduce. encode, decode: seconds for one payload. messages: collectives,
-    mean over steps. overlap: share of the seconds on the wire that computing hides, 0 to 1.
+    mean over steps. overlap: share of the seconds on the wire that computing hides, 0 to 1. other: seconds besides, of
+    an exchange that takes no time on a wire: launching, checking, copying, waiting for one another.
     """
 
     reduction: Literal["all_gather", "scatter_reduce", "all_reduce", "hierarchical"]
@@ -60,6 +61,7 @@ class Step:
     decode: float = 0.0
     messages: float = 1.0
     overlap: float = 0.0
+    other: float = 0.0
 
     @property
     def gathers(self) -> bool:
@@ -67,10 +69,10 @@ class Step:
         return self.reduction in ("all_gather", "hierarchical")
 
     def local_seconds(self, workers: int) -> float:
-        """Seconds that no link has a part in: computing, encoding, decoding. None of the last two by oneself."""
+        """Seconds that no link has a part in: computing, encoding, decoding, and others. By oneself only the first."""
         if workers == 1:
             return self.compute
-        return self.compute + self.encode + (workers if self.gathers else 2) * self.decode
+        return self.compute + self.encode + (workers if self.gathers else 2) * self.decode + self.other
 
     def bits_sent(self, workers: int) -> float:
         """That each worker sends, and receives."""

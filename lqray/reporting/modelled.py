@@ -59,12 +59,21 @@ class Modelled:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Of a run: its step but for `compute`, which other runs know better, coordinates of the network, and workers of a
-    process."""
+    """Of a run: its step but for `compute` and `other`, of which other runs know more, coordinates of the network, and
+    workers of a process. rest: seconds of its own step without encoding and decoding, in which computing is; the
+    optimizer's among them. None of rest where they are not those of a step that exchanges."""
 
     step: Step
     coordinates: float
     share: int
+    rest: float | None = None
+    optimizer: float = 0.0
+
+    def other(self, compute: float) -> float:
+        """Seconds that its step took besides computing, encoding and decoding."""
+        if self.rest is None:
+            return 0.0
+        return max(0.0, self.rest - self.share * (compute - self.optimizer) - self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,9 @@ def modelled_steps(
     Computing is the same whatever the method: of all runs of equal data, network, batch and optimizer, that which took
     the shortest counts, since the backward phase of each includes what its own exchange made it wait. Of a run the
     medians over its measured steps count, without the first.
+
+    What else an exchange took where it was recorded counts as `other`: the runs are taken to be of processes of one
+    machine, between which there is no wire. Of runs over slow links the model says too much.
     """
     phases = _phases(read)
     runs = [one for group in groups for one in group]
@@ -139,6 +151,7 @@ def _mean_step(
         name: statistics.fmean(getattr(one, name) for one in steps)
         for name in ("payload", "mean", "encode", "decode", "messages")
     }
+    means["other"] = statistics.fmean(found.other(seconds) for _, found, seconds in known)
     coordinates = statistics.fmean(found.coordinates for _, found, _ in known)
     plain = sixteen_bits(coordinates, alone, _buckets(coordinates, _megabytes(known[0][0])))
     return Step(steps[0].reduction, alone, **means), plain
@@ -198,7 +211,8 @@ def _counted(run: Run, phases: _Phases) -> _Counted | None:
         encode, decode = (_rate(run) * one for one in (phases["encode"] / share, phases["decode"] / decoded))
     messages = collectives(run, coordinates)
     kind = cast(Literal["all_gather", "scatter_reduce", "all_reduce"], reduction)
-    return _Counted(Step(kind, 0.0, payload, mean, encode, decode, messages), coordinates, share)
+    step = Step(kind, 0.0, payload, mean, encode, decode, messages)
+    return _Counted(step, coordinates, share, *_rest(run, phases, reduction))
 
 
 def _counted_by_hosts(run: Run, phases: _Phases, handed: float, held: float) -> _Counted | None:
@@ -213,7 +227,17 @@ def _counted_by_hosts(run: Run, phases: _Phases, handed: float, held: float) -> 
     coordinates = held / placed.sends
     encode, decode = (_rate(run) * one for one in (phases["encode"] / placed.sends, phases["decode"] / placed.hosts))
     step = Step("hierarchical", 0.0, placed.payload, 0.0, encode, decode, collectives(run, coordinates))
-    return _Counted(step, coordinates, placed.share)
+    return _Counted(step, coordinates, placed.share, *_rest(run, phases, "hierarchical"))
+
+
+def _rest(run: Run, phases: _Phases, reduction: str) -> tuple[float | None, float]:
+    """(seconds of a run's own step without encoding and decoding, the optimizer's among them). None of an all-reduce,
+    which torch overlaps with the backward pass, of local steps, of which few exchange, and where they are not known."""
+    optimizer = phases.get("optimizer", 0.0)
+    if reduction == "all_reduce" or _whole(run, "exchange.every", 0) or not {"forward", "backward"} <= phases.keys():
+        return None, optimizer
+    own = sum(phases.get(phase, 0.0) for phase in _EACH) + optimizer
+    return own - phases["encode"] - phases["decode"], optimizer
 
 
 def _compute(run: Run, phases: _Phases, counted: _Counted | None) -> float:

@@ -315,3 +315,17 @@ def test_on_the_command_line(store):
         refused = CliRunner().invoke(main, [*call, *options])
         assert refused.exit_code == 2
         assert said in refused.output
+
+
+def test_what_an_exchange_takes_besides_is_counted(tmp_path):
+    """100 ms of computing, as bf16 shows; 2 ms to encode, 4 to decode two; the coded step took 127: 21 are others'."""
+    made = Store(tmp_path)
+    counted = {"wire/payload_bytes": 2e5, "wire/bytes_sent": 2e5, "wire/bits_per_coordinate": 16.0}
+    made.run("bf16", 1, [0.9], params=SHARED, metrics=counted | phases(forward=0.04, backward=0.06))
+    few = {"wire/payload_bytes": 25e3, "wire/bytes_sent": 25e3, "wire/bits_per_coordinate": 2.0}
+    coded = phases(forward=0.04, backward=0.087, encode=0.002, decode=0.004)
+    made.run("eden", 1, [0.9], params=SHARED, metrics=few | coded)
+    plain, own = report(made, links=[Link("10mbit", 1e7)], workers=[2, 8]).modelled.groups
+    assert plain.step.other == 0.0
+    assert own.step.other == pytest.approx(0.021)
+    assert [one.seconds for one in own.predictions] == pytest.approx([0.127 + 0.02, 0.1 + 0.002 + 0.016 + 0.021 + 0.14])
