@@ -239,7 +239,7 @@ class Benchmark:
         """From the steps of the run that went all the way, and seconds of the first ones on the link."""
         assert self.choice.measured_steps is not None
         workload, link = about["workload"], about["link_megabits"]
-        at = {key: whole[key] for key in ("reached", "steps", "final_metric", "curve")}
+        at = {key: whole[key] for key in ("reached", "steps", "final_metric")}
         like = {**about, "target": whole["target"], "seed": self.choice.steps_of_seed}
         known = self.results.extrapolated(like, self.choice.measured_steps)
         if known:

@@ -1,6 +1,7 @@
 """benchmarks/links.py: the model that it makes of telemetry, and a link that it measures."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def test_rows_within_fifteen_percent_meet_the_target(benchmark):
         "2 hosts, 10 Mbit/s, bf16: within 15%": True,
         "2 hosts, 10 Mbit/s, eden: within 15%": False,
     }
+
+
+def test_the_docs_have_what_the_file_says(benchmark):
+    links, _ = benchmark
+    rows = json.loads((ROOT / "benchmarks/results/links.json").read_text())["figures"]["rows"]
+    assert {(one["hosts"], one["link_megabits"]) for one in rows} == {(h, r) for h in links.HOSTS for r in links.RATES}
+    assert links.markdown(rows) in (ROOT / "docs/reports.md").read_text()
 
 
 @pytest.mark.processes

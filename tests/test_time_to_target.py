@@ -97,6 +97,15 @@ def test_the_table_has_seconds_and_the_range_of_what_seeds_win(benchmark):
     )
 
 
+def test_the_readme_has_what_the_file_says(benchmark):
+    table, _ = benchmark
+    results = table.Results(ROOT / "benchmarks/results/time_to_target.json")
+    found = table.summary(results.rows, results.compute)
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/exchange.md").read_text()
+    told = [goal for goal, links in found.items() if table.markdown(links) in text]
+    assert {goal.partition(",")[0] for goal in told} >= {"gpt_small", "fashion_mnist"}
+
+
 def test_rows_are_kept_and_measured_ones_take_the_place_of_extrapolated_ones(benchmark, tmp_path):
     table, _ = benchmark
     file = tmp_path / "results.json"
