@@ -16,7 +16,7 @@ from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.origins import continued
 from lqray.orchestration.recording.artifacts import ArtifactWriter
-from lqray.orchestration.recording.description import axis_metrics, trial_description
+from lqray.orchestration.recording.description import axis_metrics, has_axes, trial_description
 from lqray.store.client import client_of
 from lqray.store.launches import Launch
 from lqray.store.outage import PATIENCE, patiently
@@ -91,8 +91,8 @@ def _log_trial(launch: Launch, named: NamedTrial, run: Any, check: Callable[[], 
 
     known, now = run.data, int(time.time() * 1000)  # of one time, a batch that is sent again is the same batch
     params = [Param(key, _text(value)) for key, value in named.trial.flat().items() if key not in known.params]
-    axes = axis_metrics(named.trial, launch.axes)
-    metrics = [] if set(axes) & set(known.metrics) else [Metric(key, value, now, 0) for key, value in axes.items()]
+    axes = {} if has_axes(known.metrics) else axis_metrics(named.trial, launch.axes)
+    metrics = [Metric(key, value, now, 0) for key, value in axes.items()]
     if params or metrics:
         client = client_of(launch.uri)
         patiently(_checked(check, lambda: client.log_batch(run.info.run_id, metrics=metrics, params=params)))

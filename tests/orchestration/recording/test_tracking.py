@@ -25,7 +25,7 @@ from lqray.orchestration.recording import launch_files as launch_files_module
 from lqray.orchestration.recording import recorder as recorder_module
 from lqray.orchestration.recording.datasets import dataset_inputs
 from lqray.orchestration.recording.derived import DerivedArtifacts
-from lqray.orchestration.recording.description import axis_metrics, run_colour, trial_description
+from lqray.orchestration.recording.description import axis_metrics, has_axes, run_colour, trial_description
 from lqray.orchestration.recording.launch_files import LaunchFiles
 from lqray.orchestration.recording.models import load_model
 from lqray.orchestration.worker.reporter import Reporter
@@ -115,10 +115,10 @@ def test_a_run_says_what_it_is_and_has_numeric_axes(tracked):
     assert len({one.data.tags["mlflow.runColor"] for one in tracked[1].values()}) == 4
     note = run.data.tags["mlflow.note.content"]
     assert note == "**alq**, 2 bits, bucket 128, seed 1: mlp-16 on digits, 2 workers, 40 iterations"
-    axes = {key: value for key, value in run.data.metrics.items() if key.startswith("axis/")}
+    axes = {key: value for key, value in run.data.metrics.items() if key.startswith("varied/")}
     wanted = {"quantizer.bits": 2, "optimizer.lr": 0.1, "quantizer.bucket_size": 128, "workers": 2}
-    assert axes == {f"axis/{key}": value for key, value in wanted.items()}
-    assert [one.step for one in tracked[0].get_metric_history(run.info.run_id, "axis/quantizer.bits")] == [0]
+    assert axes == {f"varied/{key}": value for key, value in wanted.items()}
+    assert [one.step for one in tracked[0].get_metric_history(run.info.run_id, "varied/quantizer.bits")] == [0]
 
 
 def artifacts(client: MlflowClient, run) -> dict[str, Path]:
@@ -321,12 +321,13 @@ def test_descriptions():
     assert trial_description(other) == "**sgd**, seed 1: resnet18 on cifar10, 1 worker, 3 epochs"
     budget = plain(quantizer={"method": "alq", "bits": {"fc.*": 8, "default": 3}})
     assert trial_description(budget).startswith("**alq**, bits by parameter (fc.*: 8, default: 3), bucket 8192, seed 1")
-    assert "axis/quantizer.bits" not in axis_metrics(budget, ["quantizer.bits"])
+    assert "varied/quantizer.bits" not in axis_metrics(budget, ["quantizer.bits"])
     assert len({run_colour(number) for number in range(200)}) == 200
     assert all(re.fullmatch("#[0-9a-f]{6}", run_colour(number)) for number in range(20))
     found = axis_metrics(plain(), ("optimizer.nesterov", "data.name", "schedule.decay_at", "optimizer.lr"))
     wanted = {"optimizer.nesterov": 1.0, "optimizer.lr": 0.1, "quantizer.bits": 3.0, "quantizer.bucket_size": 8192.0}
-    assert found == {f"axis/{key}": value for key, value in (wanted | {"workers": 4.0}).items()}
+    assert found == {f"varied/{key}": value for key, value in (wanted | {"workers": 4.0}).items()}
+    assert [has_axes(one) for one in (found, {"axis/workers": 4.0}, {"test/loss": 0.1})] == [True, True, False]
 
 
 def test_a_digest_is_of_what_a_trial_sees():
