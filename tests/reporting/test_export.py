@@ -106,6 +106,7 @@ def test_the_record_makes_its_tables_again(tmp_path, raw):
     for seed, accuracy in enumerate((0.7, 0.72, 0.75), 1):
         shared = {"optimizer.lr": 0.1}
         tags = {"lqray.command": "lqray run a.yaml", "lqray.host": "one", "lqray.holder": "secret"}
+        tags |= {"lqray.machine": "AMD EPYC, 2 cores"} if seed == 1 else {}
         more = {"train/loss": 1.5, "wire/bits_per_coordinate": 2.0}
         store.run("full_precision", seed, [0.5, accuracy], params=shared, tags=tags, metrics=more)
         store.run("alq", seed, [0.4, accuracy - 0.01 * seed**2], params=shared, tags=tags, metrics=more)
@@ -115,7 +116,10 @@ def test_the_record_makes_its_tables_again(tmp_path, raw):
     assert done.exit_code == 0, done.output
     record = json.loads((out / "record.json").read_text())
     assert (record["hypothesis"], record["seeds"], record["commands"]) == (said, ["1", "2", "3"], ["lqray run a.yaml"])
-    assert record["machines"] == [{"host": "one", "runs": 6}]
+    assert record["machines"] == [
+        {"host": "one", "runs": 4},
+        {"host": "one", "machine": "AMD EPYC, 2 cores", "runs": 2},
+    ]
     assert record["code"] == [{"commit": "c0ffee", "runs": 6}]
     assert record["report"]["baseline"] == "full_precision"
     assert record["date"] == record["first_run_began"][:10]
