@@ -6,6 +6,7 @@ import json
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from lqray.cli import main
 from lqray.reporting.claim import recorded_options
@@ -144,6 +145,30 @@ def test_the_record_makes_its_tables_again(tmp_path, raw):
     assert once_more.exit_code == 0, once_more.output
     for name in ("record.json", "report.md", "report.csv", "runs.json", "runs.csv", "README.md"):
         assert (tmp_path / "again" / name).read_text() == (out / name).read_text(), name
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [((), True), (("levels",), True), (("quantizer/level/*",), True), (("test/*",), False)]
+)
+def test_levels_go_along_and_are_drawn_from_the_folder(tmp_path, keep, kept):
+    store = Store(tmp_path)
+    client = MlflowClient(store.uri)
+    whole = {"every": 1, "series": {"quantizer/level": {"steps": [1, 9], "rows": [0, 0], "values": [[-1.0, 1.0]]}}}
+    texts = {store.run("alq", 1, [0.5]): json.dumps(whole), store.run("alq", 2, [0.5]): "[]"}
+    for run_id, text in texts.items():
+        client.log_text(run_id, text, "levels.json")
+    out = tmp_path / "out"
+    patterns = [part for pattern in keep for part in ("--keep", pattern)]
+    done = invoke("export", "known", out, *patterns, "--figures", "none", "--uri", store.uri)
+    assert done.exit_code == 0, done.output
+    sound, damaged = texts
+    assert (f"levels.json of run {damaged}" in (out / "README.md").read_text()) is kept
+    files = [str(file.relative_to(out)) for file in out.rglob("levels.json")]
+    assert files == ([f"artifacts/{sound}/levels.json"] if kept else [])
+    if kept:
+        assert json.loads((out / files[0]).read_text()) == whole
+        drawn = invoke("plot", out, "--kind", "levels", "--out", tmp_path / "figures")
+        assert drawn.exit_code == 0, drawn.output
 
 
 def test_only_the_figures_that_are_wanted(store, tmp_path):
