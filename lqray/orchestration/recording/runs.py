@@ -170,7 +170,7 @@ def end_run(
     if every:
         batch = [RunTag(key, value) for key, value in every.items()]
         patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)), patience)
-    if files and (result.examples or result.snapshot or result.failure):
+    if files and (result.examples or result.snapshot or result.levels or result.failure):
         # First, so that a run which is ended has them, whoever is killed now; but its status does not wait for long.
         files.end(client, patiently(_checked(check, lambda: client.get_run(run_id)), patience), result)
         files.settle(run_id, _SECONDS_FOR_FILES)
