@@ -2,8 +2,15 @@
 
 import math
 
+import torch
+
+from lqray.experiment.schema import Trial
 from lqray.training import levels as module
+from lqray.training.checkpoint import Checkpoints, read_checkpoint
+from lqray.training.checkpoint_file import written_form
 from lqray.training.levels import LevelHistory, is_level
+from lqray.training.reports import Report
+from lqray.training.worker import run_worker
 
 
 def measured(*values: float, name: str = "quantizer/level") -> dict[str, float]:
@@ -63,3 +70,35 @@ def test_what_one_measurement_has_is_kept_however_much_it_is(monkeypatch):
     for step in range(9):
         history.add(step, measured(*range(5 + step)))
     assert history.document()["series"]["quantizer/level"]["steps"] == [0]
+
+
+TRIAL = Trial.model_validate(
+    {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "layers": [16]},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"iterations": 14, "batch_size": 16},
+        "quantizer": {"method": "alq", "bucket_size": 64, "update_at": [2, 9]},
+        "telemetry": {"every": 3},
+    }
+)
+
+
+def last_report(folder) -> Report:
+    reports: list[Report] = []
+    run_worker(TRIAL, reports.append, torch.device("cpu"), 1, checkpoints=Checkpoints(folder, 4))
+    return reports[-1]
+
+
+def test_a_checkpoint_of_before_levels_had_a_history_is_continued_without_their_beginning(tmp_path):
+    whole = last_report(tmp_path)
+    for file in tmp_path.glob("*.pt"):
+        document = read_checkpoint(file, torch.device("cpu"))
+        del document["shared"]["levels"]
+        file.write_bytes(b"".join(written_form(document)))
+    (tmp_path / "step-0000000014.pt").unlink()
+    continued = last_report(tmp_path)
+    steps = [one.levels.document()["series"]["quantizer/level"]["steps"] for one in (whole, continued)]
+    assert steps == [[1, 4, 7, 10, 13], [13]]
+    assert continued.metrics["test/loss"] == whole.metrics["test/loss"]
+    assert continued.metrics["quantizer/mean_nmse"] == whole.metrics["quantizer/mean_nmse"]

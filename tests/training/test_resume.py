@@ -19,7 +19,6 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from lqray.cli import main
 from lqray.experiment.schema import Trial
 from lqray.training.checkpoint import CheckpointError, Checkpoints, CorruptCheckpointError, read_checkpoint
-from lqray.training.checkpoint_file import written_form
 from lqray.training.loop import Progress
 from lqray.training.reports import Report
 from lqray.training.worker import run_worker
@@ -287,19 +286,6 @@ def test_checkpoints_change_nothing(finished):
 def test_a_finished_run_only_reports_its_end_again(finished):
     wanted, folder = finished
     assert alone(folder) == {14: wanted[14]}
-
-
-def test_a_checkpoint_of_before_levels_had_a_history_is_continued_without_their_beginning(finished):
-    wanted, folder = finished
-    for file in folder.glob("*.pt"):
-        document = read_checkpoint(file, torch.device("cpu"))
-        del document["shared"]["levels"]
-        file.write_bytes(b"".join(written_form(document)))
-    (folder / "step-0000000014.pt").unlink()
-    found = alone(folder)
-    assert found[14].pop("levels")["series"]["quantizer/level"]["steps"] == [13]
-    assert wanted[14]["levels"]["series"]["quantizer/level"]["steps"] == [1, 4, 7, 10, 13]
-    assert found[14] == {key: value for key, value in wanted[14].items() if key != "levels"}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "bit", "foreign"])

@@ -105,9 +105,9 @@ def test_levels_are_drawn_from_the_artifact_the_metrics_or_one_after_the_other(t
         for axes in figure.axes
     }
     assert found == {
-        "ALQ": [[-1, -1], [0.25, 0.5], [1, 1]],
-        "AMQ": [[-1, -1], [0.25, 0.5], [1, 1]],
-        "TernGrad": [[-1, -1], [0, 0], [1, 1]],
+        "alq": [[-1, -1], [0.25, 0.5], [1, 1]],
+        "amq": [[-1, -1], [0.25, 0.5], [1, 1]],
+        "terngrad": [[-1, -1], [0, 0], [1, 1]],
     }
     assert any(f"left out: levels.json of run {run_ids['nuqsgd']}" in one for one in remarks)
 
@@ -120,7 +120,7 @@ def test_levels_of_several_compressors_in_an_artifact_are_a_panel_each(tmp_path)
     store.save()
     MlflowClient(store.uri).log_text(run_id, json.dumps({"series": document}), "levels.json")
     figure, _ = drawn(store, "levels")
-    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["ALQ, layer/0.weight", "ALQ, shared"]
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["alq, layer/0.weight", "alq, shared"]
 
 
 SNAPSHOT = {
