@@ -81,8 +81,8 @@ class Ran:
     """What it was interrupted by, when that was the end of the Ray that it ran on."""
 
     def take(self, result: TrialResult) -> None:
-        """One more result, without its snapshot: of ten thousand trials those would fill the memory."""
-        self.results.append(replace(result, snapshot=None))
+        """One more result, without its snapshot and levels: of ten thousand trials those would fill the memory."""
+        self.results.append(replace(result, snapshot=None, levels=None))
 
 
 def check_plan(plan: Plan, options: RunOptions, thorough: bool) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lqray.experiment.secrets import is_secret_file, masked
+from lqray.orchestration import hardware
 from lqray.orchestration.code_version import code_version, package_folder
 from lqray.orchestration.signals import starting_processes
 from lqray.orchestration.submitted import Sender, Submitted, sender, submitted
@@ -26,6 +27,7 @@ from lqray.store.tags import (
     GIT_COMMIT,
     GIT_DIRTY,
     HOST,
+    MACHINE,
     MLFLOW,
     PYTHON,
     RAY,
@@ -40,8 +42,9 @@ _MOST_CHANGES = 2**20
 
 
 def provenance(file: str | None = None) -> dict[str, str]:
-    """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host, command. In a job
-    of `lqray submit`, user and command are those of whoever submitted it, and so is the commit of code that was sent.
+    """Tags of the process that launches: git commit and dirty flag of lqray's code, versions, host and what it is
+    made of, command. In a job of `lqray submit`, user and command are those of whoever submitted it, and so is the
+    commit of code that was sent.
 
     file: of the experiment. The MLflow UI's source is the commit of the project that it is kept in; lqray's, where that
     has none.
@@ -52,6 +55,7 @@ def provenance(file: str | None = None) -> dict[str, str]:
         CODE: code_version(),
         PYTHON: platform.python_version(),
         HOST: socket.gethostname(),
+        MACHINE: hardware.machine(),
         COMMAND: by.command or _command(),
         "mlflow.user": by.user or _user(),
     }

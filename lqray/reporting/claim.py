@@ -16,11 +16,11 @@ from lqray.reporting.machine import rows
 from lqray.reporting.report import ReportOptions
 from lqray.reporting.selection import SEED, natural
 from lqray.store.runs import Run
-from lqray.store.tags import CODE, COMMAND, GIT_COMMIT, GIT_DIRTY, HOST, MLFLOW, PYTHON, RAY, TORCH, VERSION
+from lqray.store.tags import CODE, COMMAND, GIT_COMMIT, GIT_DIRTY, HOST, MACHINE, MLFLOW, PYTHON, RAY, TORCH, VERSION
 
 RECORD = "record.json"
 _CODE = {"version": VERSION, "commit": GIT_COMMIT, "uncommitted_changes": GIT_DIRTY, "code": CODE}
-_MACHINE = {"host": HOST, "python": PYTHON, "torch": TORCH, "ray": RAY, "mlflow": MLFLOW}
+_MACHINE = {"host": HOST, "machine": MACHINE, "python": PYTHON, "torch": TORCH, "ray": RAY, "mlflow": MLFLOW}
 _LEFT_OUT = ("links", "workers")
 
 

@@ -19,6 +19,7 @@ from lqray.store.tags import (
     GIT_COMMIT,
     GIT_DIRTY,
     HOST,
+    MACHINE,
     MLFLOW,
     PARTS,
     PYTHON,
@@ -42,6 +43,7 @@ _CODE = {
     RAY: "ray",
     MLFLOW: "mlflow",
     HOST: "launched on",
+    MACHINE: "machine",
     COMMAND: "command",
     ATTEMPT: "attempt",
 }

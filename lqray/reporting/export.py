@@ -24,6 +24,7 @@ from lqray.reporting.claim import RECORD, Claim, record_of
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, NO_POINTS, POINTS, RUNS, SHARED, faults_of_run
 from lqray.reporting.exported_page import Page, readme
 from lqray.reporting.histories import read_histories
+from lqray.reporting.levels import LEVELS, read_levels
 from lqray.reporting.planned import Recorded, planned_records
 from lqray.reporting.records import Run, experiment_tags
 from lqray.reporting.report import ReportOptions, make_report, written
@@ -47,6 +48,22 @@ _TABLES: dict[str, Literal["markdown", "csv", "json", "latex"]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Artifact:
+    """names: by which it is kept. unfinished: also of runs that are not finished."""
+
+    file: str
+    names: Sequence[str]
+    read: Callable[[str, Run], dict[str, Any] | None]
+    unfinished: bool = False
+
+
+_ARTIFACTS = (
+    _Artifact(DENSITY, ("density",), read_density),
+    _Artifact(LEVELS, ("levels", "quantizer/level/0"), read_levels, unfinished=True),
+)
+
+
 class ExportError(ValueError):
     """A folder that cannot be exported to."""
 
@@ -55,7 +72,8 @@ class ExportError(ValueError):
 class ExportOptions:
     """report: of the tables. raw: of metrics.parquet or metrics.csv, a row for each point; none: neither these nor
     artifacts. metrics: shell patterns of those to keep beside those that the tables need, for a small folder; of
-    artifacts `density.json`, with its name; all without any. hypothesis: what the runs were to show; None: the comment
+    artifacts `density.json` by the name density, `levels.json` by the name levels or that of a level's metric; all
+    without any. hypothesis: what the runs were to show; None: the comment
     that the file begins with."""
 
     report: ReportOptions = field(default_factory=ReportOptions)
@@ -124,8 +142,7 @@ def _write_records(experiment: Recorded, chosen: Sequence[Run], folder: Path, op
     (folder / RUNS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if options.raw == "none":
         return remarks
-    if not options.metrics or any(fnmatchcase("density", pattern) for pattern in options.metrics):
-        remarks += _copy_artifacts(experiment.uri, recorded, folder / ARTIFACTS)
+    remarks += _copy_artifacts(experiment.uri, recorded, folder / ARTIFACTS, options.metrics)
     write = _write_parquet if options.raw == "parquet" else _write_csv
     patterns = [*options.metrics, *_needed(recorded, options.report)] if options.metrics else []
     write(folder / f"{POINTS}.{options.raw}", _points(experiment, recorded, patterns))
@@ -202,18 +219,20 @@ def _plain(record: Run, shared: Mapping[str, Mapping[str, str]] | None = None) -
     return {**fields, **own, "metrics": metrics}
 
 
-def _copy_artifacts(uri: str, records: Sequence[Run], folder: Path) -> list[str]:
-    """Returns what is left out, in sentences."""
+def _copy_artifacts(uri: str, records: Sequence[Run], folder: Path, patterns: Sequence[str]) -> list[str]:
+    """Those that patterns match, all without any. Returns what is left out, in sentences."""
     remarks = []
-    for one in records:
-        try:
-            found = read_density(uri, one) if one.status == "FINISHED" else None
-        except ArtifactError as error:
-            remarks.append(f"left out: {error}")
-            continue
-        if found is not None:
-            (folder / one.run_id).mkdir(parents=True, exist_ok=True)
-            (folder / one.run_id / DENSITY).write_text(json.dumps(found), encoding="utf-8")
+    wanted = [one for one in _ARTIFACTS if not patterns or any(_matches(name, patterns) for name in one.names)]
+    for record in records:
+        for artifact in wanted:
+            try:
+                found = artifact.read(uri, record) if artifact.unfinished or record.status == "FINISHED" else None
+            except ArtifactError as error:
+                remarks.append(f"left out: {error}")
+                continue
+            if found is not None:
+                (folder / record.run_id).mkdir(parents=True, exist_ok=True)
+                (folder / record.run_id / artifact.file).write_text(json.dumps(found), encoding="utf-8")
     return remarks
 
 

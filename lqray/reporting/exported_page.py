@@ -27,7 +27,10 @@ _FILES = {
         f"{POINTS}.{raw}": (f"`{POINTS}.{raw}`", f"points of metrics: {', '.join(COLUMNS)} (seconds since the epoch)")
         for raw in ("parquet", "csv")
     },
-    ARTIFACTS: ("`artifacts/`", "of each run, `density.json`: its last gradient's density, and its levels"),
+    ARTIFACTS: (
+        "`artifacts/`",
+        "of each run, `density.json`: its last gradient's density; `levels.json`: its levels by step",
+    ),
     "figures": ("`figures/`", "see below"),
 }
 _AGAIN = """With one of these versions of lqray:

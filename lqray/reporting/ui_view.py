@@ -33,7 +33,8 @@ _LOADED = 100
 _WIDTH = 140
 """Of a column, in pixels: the UI's own are too narrow for the names."""
 _FIRST = "Comparison"
-_SECTIONS = ("test", "train", "quantizer", "wire", "time", "difference", "Model metrics", "System metrics", "axis")
+_METRICS = ("test", "train", "quantizer", "wire", "time", "difference")
+_SECTIONS = (*_METRICS, "Model metrics", "System metrics", "varied", "axis")
 
 
 def view_state(records: Sequence[Run], comparison: Comparison) -> dict[str, Any]:

@@ -40,6 +40,8 @@ MODEL_STATE = "lqray.model"
 # Where it comes from.
 COMMAND = "lqray.command"
 HOST = "lqray.host"
+MACHINE = "lqray.machine"
+"""Of that host: CPU model, cores, GPUs."""
 SUBMITTED_FROM = "lqray.submitted_from"
 CODE = "lqray.code"
 """Digest of lqray's Python files."""

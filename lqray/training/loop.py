@@ -24,6 +24,7 @@ from lqray.training.checkpoint import Checkpoints
 from lqray.training.dataset import Batch, Dataset, Split, load_dataset
 from lqray.training.evaluation import evaluate
 from lqray.training.forward import Objective, prepared
+from lqray.training.levels import LevelHistory
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError
 from lqray.training.optimizers import moment_decay
@@ -107,6 +108,7 @@ class _Run:
         )
         self.seconds, self.spent = RunningMean(), Spent(device)
         self.nmse, self.moment_nmse = RunningMean(), RunningMean()
+        self.levels = LevelHistory()
         self.wire: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
         self._report = report
@@ -189,14 +191,15 @@ class _Run:
         if iteration and (not measured or every == 1):
             self.seconds.add(time.perf_counter() - started)
         found = variances | self.stepping.telemetry(measured)
-        self.note(found)
+        self.note(iteration, found)
         if measured:
             self.measure(iteration, losses, lr, found)
         elif found:
             self.report(iteration + 1, found)
 
-    def note(self, found: Mapping[str, float]) -> None:
-        """Count what enters means over the run."""
+    def note(self, iteration: int, found: Mapping[str, float]) -> None:
+        """Keep what enters means over the run, and levels."""
+        self.levels.add(iteration + 1, found)
         if "quantizer/nmse" in found:
             self.nmse.add(found["quantizer/nmse"])
         if "quantizer/moment_nmse" in found:
@@ -231,7 +234,8 @@ class _Run:
         lost = {key for key in self.progress.lost if key not in metrics}
         lost |= {key for key, value in metrics.items() if math.isnan(value)}
         self.progress.lost = more["lost"] = tuple(sorted(lost))
-        self._report(Report(iteration, self.iterations, metrics, evaluated, examples=examples, **more))
+        more |= {"examples": examples, "levels": self.levels if self.levels.series else None}
+        self._report(Report(iteration, self.iterations, metrics, evaluated, **more))
 
     def keep_best(self, done: int, metrics: dict[str, float], checkpoints: Checkpoints | None) -> None:
         if self.headline.metric not in metrics:
@@ -262,6 +266,7 @@ class _Run:
             "seconds": self.seconds.state_dict() | {"spent": self.spent.seconds},
             "wire": self.stepping.wire(),
             "snapshot": self.snapshot,
+            "levels": self.levels.state_dict(),
             "inputs": {"shape": list(self.dataset.shape), "classes": self.dataset.classes},
         }
         own["bytes_sent"] = self.spent.bytes_sent
@@ -282,6 +287,8 @@ class _Run:
         self.moment_nmse.load_state_dict(shared.get("moment_nmse", RunningMean().state_dict()))
         self.seconds.load_state_dict(shared["seconds"])
         self.wire = shared["wire"]
+        if "levels" in shared:  # earlier versions kept none
+            self.levels.load_state_dict(shared["levels"])
         self.snapshot = shared.get("snapshot")  # of a run that is over: it has no gradient any more
         self.spent.resume(shared["seconds"].get("spent"), own.get("bytes_sent"))
         return int(done)

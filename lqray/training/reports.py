@@ -8,6 +8,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from lqray.training.levels import LevelHistory
+
 
 class StoppedError(Exception):
     """The run was asked to stop, and did after `iteration` steps, with a checkpoint where there is a folder for it."""
@@ -24,8 +26,9 @@ class Report:
     evaluated: they include an evaluation; every rank makes it, and sends the report, at the same iterations. final: the
     last report of the run, with its summary. snapshot: of the final report of rank 0 of a quantized run, its levels and
     the density of its last gradient (`lqray.training.telemetry.density_snapshot`). examples: of the training and the
-    test set. lost: metrics, of this report or earlier ones, whose latest value is NaN. remarks: what a user should know
-    of the checkpoints that were found.
+    test set. levels: of a quantized run, all that were measured so far, which are also among the metrics; the run goes
+    on with them. lost: metrics, of this report or earlier ones, whose latest value is NaN. remarks: what a user should
+    know of the checkpoints that were found.
     """
 
     iteration: int
@@ -35,6 +38,7 @@ class Report:
     final: bool = False
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
+    levels: LevelHistory | None = None
     lost: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from lqray.reporting.differences import differences, shown
-from lqray.store.tags import DATA, PARTS
+from lqray.store.tags import DATA, MACHINE, PARTS
 from tests.testing.reports import record
 
 
@@ -45,3 +45,9 @@ def test_no_number_is_cut_where_runs_do_not_fit_beside_each_other(width):
     for one in runs:
         assert re.search(rf"\b{one.run_id}\b", text)
         assert re.search(rf"(?<![\d.]){one.metrics['test/accuracy']:.6g}(?![\d.])", text)
+
+
+def test_machines_stand_with_the_code():
+    runs = [replace(record("alq", 1), tags={MACHINE: cpu}) for cpu in ("AMD EPYC, 2 cores", "arm, 8 cores")]
+    (row,) = (row for row in differences(runs).sections["code"] if row.what == "machine")
+    assert row.differs

@@ -6,6 +6,7 @@ import json
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from lqray.cli import main
 from lqray.reporting.claim import recorded_options
@@ -106,6 +107,7 @@ def test_the_record_makes_its_tables_again(tmp_path, raw):
     for seed, accuracy in enumerate((0.7, 0.72, 0.75), 1):
         shared = {"optimizer.lr": 0.1}
         tags = {"lqray.command": "lqray run a.yaml", "lqray.host": "one", "lqray.holder": "secret"}
+        tags |= {"lqray.machine": "AMD EPYC, 2 cores"} if seed == 1 else {}
         more = {"train/loss": 1.5, "wire/bits_per_coordinate": 2.0}
         store.run("full_precision", seed, [0.5, accuracy], params=shared, tags=tags, metrics=more)
         store.run("alq", seed, [0.4, accuracy - 0.01 * seed**2], params=shared, tags=tags, metrics=more)
@@ -115,7 +117,10 @@ def test_the_record_makes_its_tables_again(tmp_path, raw):
     assert done.exit_code == 0, done.output
     record = json.loads((out / "record.json").read_text())
     assert (record["hypothesis"], record["seeds"], record["commands"]) == (said, ["1", "2", "3"], ["lqray run a.yaml"])
-    assert record["machines"] == [{"host": "one", "runs": 6}]
+    assert record["machines"] == [
+        {"host": "one", "runs": 4},
+        {"host": "one", "machine": "AMD EPYC, 2 cores", "runs": 2},
+    ]
     assert record["code"] == [{"commit": "c0ffee", "runs": 6}]
     assert record["report"]["baseline"] == "full_precision"
     assert record["date"] == record["first_run_began"][:10]
@@ -140,6 +145,30 @@ def test_the_record_makes_its_tables_again(tmp_path, raw):
     assert once_more.exit_code == 0, once_more.output
     for name in ("record.json", "report.md", "report.csv", "runs.json", "runs.csv", "README.md"):
         assert (tmp_path / "again" / name).read_text() == (out / name).read_text(), name
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [((), True), (("levels",), True), (("quantizer/level/*",), True), (("test/*",), False)]
+)
+def test_levels_go_along_and_are_drawn_from_the_folder(tmp_path, keep, kept):
+    store = Store(tmp_path)
+    client = MlflowClient(store.uri)
+    whole = {"every": 1, "series": {"quantizer/level": {"steps": [1, 9], "rows": [0, 0], "values": [[-1.0, 1.0]]}}}
+    texts = {store.run("alq", 1, [0.5]): json.dumps(whole), store.run("alq", 2, [0.5]): "[]"}
+    for run_id, text in texts.items():
+        client.log_text(run_id, text, "levels.json")
+    out = tmp_path / "out"
+    patterns = [part for pattern in keep for part in ("--keep", pattern)]
+    done = invoke("export", "known", out, *patterns, "--figures", "none", "--uri", store.uri)
+    assert done.exit_code == 0, done.output
+    sound, damaged = texts
+    assert (f"levels.json of run {damaged}" in (out / "README.md").read_text()) is kept
+    files = [str(file.relative_to(out)) for file in out.rglob("levels.json")]
+    assert files == ([f"artifacts/{sound}/levels.json"] if kept else [])
+    if kept:
+        assert json.loads((out / files[0]).read_text()) == whole
+        drawn = invoke("plot", out, "--kind", "levels", "--out", tmp_path / "figures")
+        assert drawn.exit_code == 0, drawn.output
 
 
 def test_only_the_figures_that_are_wanted(store, tmp_path):

@@ -18,6 +18,7 @@ from lqray.reporting.exported import ExportedFolderError
 from lqray.reporting.figures import load_kind
 from lqray.reporting.figures.recordings import NothingToDrawError, Options
 from lqray.reporting.figures.style import styled
+from lqray.reporting.levels import level_histories, read_levels
 from lqray.reporting.planned import Recorded
 from lqray.reporting.plot import PlotError, Request, recordings_of
 from lqray.reporting.records import Run, UnknownExperimentError, read_records
@@ -242,6 +243,26 @@ def test_any_density_is_read_or_refused(folder):
         except ArtifactError as error:
             said = str(error)
         assert f"density.json of run {run.run_id}" in said
+
+
+@pytest.mark.fuzz
+def test_any_levels_are_read_or_refused(folder):
+    run = next(one for one in read_records(str(folder), "digits") if (folder / "artifacts" / one.run_id).exists())
+    file = folder / "artifacts" / run.run_id / "levels.json"
+    series = {"steps": [1, 11, 21], "rows": [0, 0, 1], "values": [[-1.0, 1.0], [-1.0, 0.5, 1.0]]}
+    document = {"every": 1, "series": {"quantizer/level": series}}
+    for _, draw in mutants("levels"):
+        sound = json.dumps(document).encode()
+        file.write_bytes(
+            odd_bytes(draw, sound) if draw.random() < 0.5 else json.dumps(odd_tree(draw, document)).encode()
+        )
+        said, found = f"levels.json of run {run.run_id}", {}
+        try:
+            found = level_histories(read_levels(str(folder), run))
+        except ArtifactError as error:
+            said = str(error)
+        assert f"levels.json of run {run.run_id}" in said
+        assert all(len(one.steps) == len(one.values) for one in found.values())
 
 
 @pytest.mark.fuzz

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,8 @@ class FigureStore:
         """One run; returns its id. method None: of another tool."""
         experiment = experiment or next(iter(self.numbers))
         self._runs += 1
-        run_id = f"{self._runs:032x}"
+        # MLflow keeps where artifacts are by run id alone, for as long as a process lives.
+        run_id = f"{zlib.crc32(self.uri.encode()):08x}{self._runs:024x}"
         name = "-".join(str(part) for part in (method, *(params or {}).values(), f"seed{seed}"))
         self._add(
             "runs",

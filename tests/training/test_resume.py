@@ -163,7 +163,8 @@ def train(rank: int, kind: str, folder: str, every: int = 4, kill_at: int = 0) -
 
     def note(report: Report) -> None:
         untimed = {key: value for key, value in report.metrics.items() if not key.startswith("time/")}
-        reports.setdefault(report.iteration, {}).update(untimed)
+        levels = {"levels": report.levels.document()} if report.levels else {}
+        reports.setdefault(report.iteration, {}).update(untimed | levels)
 
     def after_step(_) -> None:
         nonlocal steps

@@ -39,9 +39,9 @@ class TrialResult:
 
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
     or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
-    halts: of KILLED, why no other trial may begin. snapshot, examples, lost: of rank 0's reports
-    (`lqray.training.reports.Report`), None or empty where it made none. points: how many points of metrics rank 0 sent,
-    None where that is not known.
+    halts: of KILLED, why no other trial may begin. snapshot, examples, lost, levels: what rank 0 told
+    (`lqray.orchestration.worker.task.Outcome`), None or empty where it told none. points: how many points of metrics
+    rank 0 sent, None where that is not known.
     """
 
     named: NamedTrial
@@ -56,6 +56,7 @@ class TrialResult:
     examples: tuple[int, int] | None = None
     points: int | None = None
     lost: tuple[str, ...] = ()
+    levels: dict[str, Any] | None = None
 
 
 class Observer(Protocol):

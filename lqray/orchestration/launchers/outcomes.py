@@ -18,6 +18,7 @@ def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) ->
         "snapshot": first.snapshot,
         "examples": first.examples,
         "lost": first.lost,
+        "levels": first.levels,
         "points": first.points,
     }
     failures = {rank: outcome.failure for rank, outcome in outcomes.items() if outcome.failure}

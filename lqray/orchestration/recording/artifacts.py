@@ -17,11 +17,12 @@ from lqray.experiment.secrets import masked
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.recording.datasets import dataset_inputs
 from lqray.orchestration.recording.launch_files import LaunchFiles, write_texts
+from lqray.store.client import client_of
 from lqray.store.outage import PATIENCE
 
 _PATIENCE = 20.0  # seconds, from a job's first failure on; of a server that cannot be reached, as long as for all else
 _FIRST_DELAY, _LAST_DELAY = 0.5, 5.0
-_TRACEBACK = "traceback.txt"
+_TRACEBACK, _DENSITY, _LEVELS = "traceback.txt", "density.json", "levels.json"
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +43,7 @@ class ArtifactWriter:
     """Of one launch, in order; a job that fails lets the others pass. uri: of its store. machine: see `LaunchFiles`."""
 
     def __init__(self, uri: str, machine: Callable[[str], str] | None = None, patience: float = _PATIENCE) -> None:
-        self._files = LaunchFiles(uri, machine)
+        self._uri, self._files = uri, LaunchFiles(uri, machine)
         self._patience = patience
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
@@ -62,16 +63,29 @@ class ArtifactWriter:
         self._put(run.info.run_id, what, run.info.artifact_uri, lambda: self._files.complete(client, run, own))
 
     def end(self, client: Any, run: Any, result: TrialResult) -> None:
-        """Keep what an ended trial saw of its dataset and its gradients, and the traceback of a failure."""
+        """Keep what an ended trial saw of its dataset, its gradients and its levels, and the traceback of a failure."""
         run_id, place = run.info.run_id, run.info.artifact_uri
         if result.examples:
             inputs = dataset_inputs(result.named.trial.data, result.examples)
             self._put(run_id, f"the datasets of run {run_id}", "the store", lambda: client.log_inputs(run_id, inputs))
-        texts = {"density.json": json.dumps(result.snapshot)} if result.snapshot else {}
+        found = {_DENSITY: result.snapshot, _LEVELS: result.levels}
+        texts = {name: json.dumps(one) for name, one in found.items() if one}
         if result.failure:
             texts[_TRACEBACK] = result.failure.traceback
         for name, text in texts.items():
-            self._put(run_id, f"{name} of run {run_id}", place, partial(write_texts, client, run, {name: text}))
+            what = f"{name} of run {run_id}"
+            self._put(run_id, what, place, partial(write_texts, client, run, {name: text}), instead=True)
+
+    def levels(self, run_id: str, levels: Mapping[str, Any], ours: Callable[[], bool]) -> None:
+        """Keep the levels of a running trial so far, in the place of those before. ours: whether this launch may still
+        write to the run, asked when it does."""
+
+        def write() -> None:
+            if ours():
+                client = client_of(self._uri)
+                write_texts(client, client.get_run(run_id), {_LEVELS: json.dumps(levels)})
+
+        self._put(run_id, f"{_LEVELS} of run {run_id}", "the place of its artifacts", write, instead=True)
 
     def settle(self, run_id: str, patience: float) -> None:
         """Wait until all of a run's is written, or has failed once, at most so many seconds."""
@@ -94,8 +108,11 @@ class ArtifactWriter:
             where = ", ".join(sorted(self._lost_places)) or "the runs"
             _log.warning("%d artifacts are missing in %s; metrics and results are not touched by that", left, where)
 
-    def _put(self, run_id: str, what: str, place: str, call: Callable[[], object]) -> None:
+    def _put(self, run_id: str, what: str, place: str, call: Callable[[], object], instead: bool = False) -> None:
+        """instead: of what is called the same and is not written yet."""
         with self._changed:
+            if instead:
+                self._jobs = [job for job in self._jobs if job.what != what]
             self._jobs.append(_Job(run_id, what, place, call))
             self._changed.notify_all()
             if self._thread is None:
@@ -129,6 +146,8 @@ class ArtifactWriter:
 
     def _failed(self, job: _Job, error: Exception) -> None:
         with self._changed:
+            if job not in self._jobs:  # another one has taken its place
+                return
             now = time.monotonic()
             job.failed = job.failed or now
             self._changed.notify_all()
@@ -138,8 +157,7 @@ class ArtifactWriter:
             if now - job.failed < patience and root not in self._lost_places:
                 job.due, job.delay = now + job.delay, min(2 * job.delay, _LAST_DELAY)
                 return
-            if job in self._jobs:
-                self._jobs.remove(job)
+            self._jobs.remove(job)
             self._lost += 1
             new = root not in self._lost_places
             self._lost_places.add(root)

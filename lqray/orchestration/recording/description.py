@@ -8,6 +8,9 @@ from collections.abc import Collection
 from lqray.experiment.options.budget import budget_text
 from lqray.experiment.schema import Trial
 
+_PREFIX = "varied/"
+"""Which the UI sorts after test/, time/ and train/: its page begins with charts of the first metrics."""
+_EARLIER_PREFIX = "axis/"
 _ALWAYS = ("quantizer.bits", "quantizer.bucket_size", "workers")
 
 
@@ -36,7 +39,12 @@ def axis_metrics(trial: Trial, axes: Collection[str]) -> dict[str, float]:
     name: MLflow filters, orders and plots metrics as numbers, parameters only as text."""
     flat = trial.flat()
     chosen = {key: flat[key] for key in (*axes, *_ALWAYS) if key in flat}
-    return {f"axis/{key}": float(value) for key, value in chosen.items() if isinstance(value, int | float)}
+    return {f"{_PREFIX}{key}": float(value) for key, value in chosen.items() if isinstance(value, int | float)}
+
+
+def has_axes(metrics: Collection[str]) -> bool:
+    """Whether a run with these metrics has its axes, as `axis_metrics` calls them or as earlier versions did."""
+    return any(key.startswith((_PREFIX, _EARLIER_PREFIX)) for key in metrics)
 
 
 def run_colour(number: int) -> str:

@@ -107,10 +107,12 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def _write_whole(file: Path, text: str) -> None:
+    aside = file.with_name(f".{file.name}.partial")
     try:
-        file.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
     except OSError:  # no room: half a file would look like all of it
-        file.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lqray.experiment.grid import NamedTrial
 from lqray.experiment.secrets import masked
@@ -260,6 +261,9 @@ class Recorder:
                 )
             if update.points or progress:
                 self._delivery.write(self._runs[update.trial_id], update.points, progress)
+            if update.levels:
+                ours = partial(self._claims.ours, update.trial_id)
+                self._files.levels(self._runs[update.trial_id], update.levels, ours)
 
     def acknowledge(self, trial_id: str, stop: bool) -> Ack:
         """What a trial's rank 0 is told. One whose run was deleted has to stop."""

@@ -16,7 +16,7 @@ from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.origins import continued
 from lqray.orchestration.recording.artifacts import ArtifactWriter
-from lqray.orchestration.recording.description import axis_metrics, trial_description
+from lqray.orchestration.recording.description import axis_metrics, has_axes, trial_description
 from lqray.store.client import client_of
 from lqray.store.launches import Launch
 from lqray.store.outage import PATIENCE, patiently
@@ -91,8 +91,8 @@ def _log_trial(launch: Launch, named: NamedTrial, run: Any, check: Callable[[], 
 
     known, now = run.data, int(time.time() * 1000)  # of one time, a batch that is sent again is the same batch
     params = [Param(key, _text(value)) for key, value in named.trial.flat().items() if key not in known.params]
-    axes = axis_metrics(named.trial, launch.axes)
-    metrics = [] if set(axes) & set(known.metrics) else [Metric(key, value, now, 0) for key, value in axes.items()]
+    axes = {} if has_axes(known.metrics) else axis_metrics(named.trial, launch.axes)
+    metrics = [Metric(key, value, now, 0) for key, value in axes.items()]
     if params or metrics:
         client = client_of(launch.uri)
         patiently(_checked(check, lambda: client.log_batch(run.info.run_id, metrics=metrics, params=params)))
@@ -170,7 +170,7 @@ def end_run(
     if every:
         batch = [RunTag(key, value) for key, value in every.items()]
         patiently(_checked(check, lambda: client.log_batch(run_id, tags=batch)), patience)
-    if files and (result.examples or result.snapshot or result.failure):
+    if files and (result.examples or result.snapshot or result.levels or result.failure):
         # First, so that a run which is ended has them, whoever is killed now; but its status does not wait for long.
         files.end(client, patiently(_checked(check, lambda: client.get_run(run_id)), patience), result)
         files.settle(run_id, _SECONDS_FOR_FILES)

@@ -15,10 +15,13 @@ from lqray.orchestration.worker.logs import host_and_process
 from lqray.orchestration.worker.points import Point
 from lqray.orchestration.worker.system_metrics import EVERY_SECONDS, SystemMetrics
 from lqray.orchestration.worker.task import Link, Update, WorkerTask
+from lqray.training.levels import LevelHistory, is_level
 from lqray.training.reports import Report
 from lqray.training.storage import open_folder
 
 _SEND_SECONDS = 0.5
+_LEVELS_SECONDS = 60.0
+"""In which levels are sent at most once while a trial runs: all of them, a megabyte or two where there are many."""
 
 
 class Reporter:
@@ -42,8 +45,9 @@ class Reporter:
         self._last: Report | None = None
         self._remarks: tuple[str, ...] = ()
         self.broken_rule: str | None = None
-        self.seen: dict[str, Any] = {}
-        """What its reports told beside metrics: for the trial's end."""
+        self._seen: dict[str, Any] = {}
+        self._levels: LevelHistory | None = None
+        self._levels_sent = time.monotonic()
         self._system = SystemMetrics() if task.system_metrics else None
         self._sampled = time.monotonic()
         points, word = read_spool(self._folder, task.trial_id, task.run_id, task.recorded)
@@ -55,13 +59,15 @@ class Reporter:
 
     def report(self, report: Report) -> None:
         """Send it, with others, at most twice a second, but at once with an evaluation. NaN is not for MLflow, whose
-        charts and comparisons cannot show it."""
-        finite = {key: float(value) for key, value in report.metrics.items() if not math.isnan(value)}
+        charts and comparisons cannot show it; nor is each level, of which it would make a chart."""
+        metrics = {key: value for key, value in report.metrics.items() if not is_level(key)}
+        finite = {key: float(value) for key, value in metrics.items() if not math.isnan(value)}
         self._keep(Point(report.iteration, int(time.time() * 1000), finite | self._busy(report)))
-        self._latest |= report.metrics
+        self._latest |= metrics
         self._remarks += report.remarks
-        self._last = replace(report, metrics=dict(self._latest), snapshot=None, remarks=self._remarks)
-        self.seen = {"snapshot": report.snapshot, "examples": report.examples, "lost": report.lost}
+        self._last = replace(report, metrics=dict(self._latest), snapshot=None, levels=None, remarks=self._remarks)
+        self._seen = {"snapshot": report.snapshot, "examples": report.examples, "lost": report.lost}
+        self._levels = report.levels
         for rule in self._task.stop_rules:
             if not report.final and self.broken_rule is None and rule.broken(report.iteration, report.metrics):
                 self.broken_rule = str(rule)
@@ -73,9 +79,14 @@ class Reporter:
                 f"{', '.join(sorted(self._latest))}"
             )
         if report.evaluated or time.monotonic() - self._shown > _SEND_SECONDS:
-            self._send()
+            self._send(self._levels_now() if report.evaluated else None)
         if report.evaluated:
             self._say(_line(report))
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What its reports told beside metrics: for the trial's end."""
+        return {**self._seen, "levels": self._levels.document()} if self._levels else dict(self._seen)
 
     def stop(self) -> bool:
         """Whether a rule is broken or the launcher wants the trial to stop."""
@@ -113,12 +124,20 @@ class Reporter:
         self.count += 1
         self._kept.append((self.count, point))
 
-    def _send(self) -> None:
+    def _levels_now(self) -> dict[str, Any] | None:
+        """All so far, where it is time to send them."""
+        if self._levels is None or time.monotonic() - self._levels_sent < _LEVELS_SECONDS:
+            return None
+        self._levels_sent = time.monotonic()
+        return self._levels.document()
+
+    def _send(self, levels: dict[str, Any] | None = None) -> None:
         self._shown = time.monotonic()
         self._forget_delivered()
         points = [point for number, point in self._kept if number > self._sent]
         self._sent = self.count
-        self._link.send(Update(self._task.trial_id, self._task.start, points, self._last, host_and_process()))
+        told = points, self._last, host_and_process(), levels
+        self._link.send(Update(self._task.trial_id, self._task.start, *told))
         if self._last:
             self._last, self._remarks = None, ()
 

@@ -52,13 +52,15 @@ class WorkerTask:
 
 @dataclass(frozen=True)
 class Update:
-    """From rank 0 to the launcher. start: of its task. report: the latest value of every metric, for people to see."""
+    """From rank 0 to the launcher. start: of its task. report: the latest value of every metric, for people to see.
+    levels: now and then, all that were measured so far (`lqray.training.levels.LevelHistory.document`)."""
 
     trial_id: str
     start: int
     points: list[Point]
     report: Report | None = None
     host: str = ""
+    levels: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Link(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended on one rank: with metrics, a failure, or stopped (by which rule; "" for the launcher's request).
-    snapshot, examples, lost: of rank 0, the last that it reported (`lqray.training.reports.Report`). points: how many
-    rank 0 sent."""
+    snapshot, examples, lost: of rank 0, the last that it reported (`lqray.training.reports.Report`). levels: as of
+    `Update`. points: how many rank 0 sent."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
@@ -95,3 +97,4 @@ class Outcome:
     examples: tuple[int, int] | None = None
     points: int | None = None
     lost: tuple[str, ...] = ()
+    levels: dict[str, Any] | None = None

@@ -33,7 +33,7 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     """
     snapshots: list[tuple[str, Mapping[str, Any]]] = []
     damaged: list[str] = []
-    groups = [one for one in recordings.groups(options.group_by) if _has_levels(one)]
+    groups = [one for one in recordings.groups(options.group_by) if _has_levels(recordings, one)]
     if len(groups) > MOST_PANELS:
         left = f"{len(groups) - MOST_PANELS} groups, from {groups[MOST_PANELS].label} on, are left out"
         recordings.remark(f"{MOST_PANELS} panels are drawn; {left}; choose with --only or --where")
@@ -66,8 +66,12 @@ def draw_density(snapshots: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
         return _draw(snapshots, "single" if len(snapshots) < 5 else "double")
 
 
-def _has_levels(group: Group) -> bool:
-    return bool(group.finished) and any(key.startswith("quantizer/level/") for key in group.finished[0].metrics)
+def _has_levels(recordings: Recordings, group: Group) -> bool:
+    """Whether a single compressor's: only such ones have a density."""
+    if not group.finished:
+        return False
+    first = group.finished[0]
+    return any(key.startswith("quantizer/level/") for key in (*first.metrics, *recordings.levels(first)))
 
 
 def _draw(snapshots: Sequence[tuple[str, Mapping[str, Any]]], width: str) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from lqray.reporting.figures.recordings import Group, NothingToDrawError, Option
 from lqray.reporting.figures.seeds import Band, across
 from lqray.reporting.figures.style import MOST_PANELS, even_columns, legend, panels, wrapped
 from lqray.reporting.histories import History
+from lqray.reporting.levels import LEVEL_METRIC
+from lqray.store.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 TAKES = frozenset({"group_by"})
 _TITLE_INCHES = 1.5
 _FEW = 10
-_LEVEL = re.compile(r"quantizer/(?:(.+)/)?level/(\d+)")
 
 
 def draw(recordings: Recordings, options: Options) -> Figure:
@@ -33,12 +33,12 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     found = [
         (f"{group.label}, {name}" if name else group.label, group, bands)
         for group in recordings.groups(options.group_by)
-        for name in _compressors(group)
+        for name in _compressors(recordings, group)
         if (bands := _levels(recordings, group, name))
     ]
     if not found:
         raise NothingToDrawError(
-            "no trial has recorded quantizer/level/*; quantized methods do, every telemetry.every iterations, 0: never"
+            "no trial has recorded levels; quantized methods do, every telemetry.every iterations, 0: never"
         )
     if len(found) > MOST_PANELS:
         left = ", ".join(title for title, _, _ in found[MOST_PANELS:])
@@ -67,20 +67,17 @@ def draw(recordings: Recordings, options: Options) -> Figure:
     return figure
 
 
-def _compressors(group: Group) -> list[str]:
+def _compressors(recordings: Recordings, group: Group) -> list[str]:
     """Those that have recorded levels, by their names; "" for one that is alone."""
-    found = {match[1] or "" for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))}
-    return sorted(found)
+    return sorted({name for one in group.records for name, _ in _numbered(recordings, one)})
 
 
 def _levels(recordings: Recordings, group: Group, compressor: str) -> list[tuple[Band, list[History]]]:
     """For each level of a compressor, ascending, the band and the runs that it is of."""
-    matches = [match for one in group.records for key in one.metrics if (match := _LEVEL.fullmatch(key))]
-    numbers = {int(match[2]) for match in matches if (match[1] or "") == compressor}
+    found = [_numbered(recordings, one) for one in group.records]
     bands = []
-    for number in sorted(numbers):
-        histories = recordings.histories(_key(compressor, number))
-        runs = [histories[one.run_id] for one in group.records if one.run_id in histories]
+    for number in sorted({number for own in found for name, number in own if name == compressor}):
+        runs = [own[compressor, number] for own in found if (compressor, number) in own]
         bands.append((across(runs), runs))
     return [one for one in bands if len(one[0])]
 
@@ -129,12 +126,14 @@ def _last_steps(recordings: Recordings, groups: Iterable[Group]) -> dict[str, in
     """By run, that of its lowest levels' last record."""
     last: dict[str, int] = {}
     for group in groups:
-        own = {one.run_id for one in group.records}
-        for name in _compressors(group):
-            found = recordings.histories(_key(name, 0))
-            last |= {run_id: int(one.steps[-1]) for run_id, one in found.items() if run_id in own}
+        for one in group.records:
+            for (_, number), history in _numbered(recordings, one).items():
+                if number == 0 and len(history):
+                    last[one.run_id] = int(history.steps[-1])
     return last
 
 
-def _key(compressor: str, number: int) -> str:
-    return f"quantizer/{compressor}/level/{number}" if compressor else f"quantizer/level/{number}"
+def _numbered(recordings: Recordings, record: Run) -> dict[tuple[str, int], History]:
+    """A run's levels by compressor, "" for one that is alone, and number."""
+    matches = {LEVEL_METRIC.fullmatch(key): history for key, history in recordings.levels(record).items()}
+    return {(match[1] or "", int(match[2])): history for match, history in matches.items() if match}

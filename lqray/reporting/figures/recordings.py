@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lqray.experiment.headline import Headline, common_headline
+from lqray.reporting.artifacts import ArtifactError
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.labels import PLAIN, Labels
+from lqray.reporting.levels import LEVEL_METRIC, continued, level_histories, read_levels
 from lqray.reporting.measured_links import MeasuredPoint
 from lqray.reporting.methods import Look, look, numbered, shade
 from lqray.reporting.selection import METHOD, SEED, TRIAL, alike, grouped, keys_of, metrics_of, resolved
@@ -70,6 +72,7 @@ class Recordings:
         self._uri = uri
         self.labels = labels
         self._histories: dict[str, dict[str, History]] = {}
+        self._levels: dict[str, dict[str, History]] = {}
         self.records = alike(records)
         self.left_out = tuple(left_out)
         self.remarks: list[str] = []
@@ -119,6 +122,23 @@ class Recordings:
         from lqray.reporting.artifacts import read_density
 
         return read_density(self._uri, record)
+
+    def levels(self, record: Run) -> dict[str, History]:
+        """A run's levels, by the metrics that they would be (quantizer/level/3, quantizer/NAME/level/3); of runs of
+        earlier versions they are. Read once. An artifact that cannot be used is a remark."""
+        if record.run_id not in self._levels:
+            try:
+                document = read_levels(self._uri, record)
+            except ArtifactError as error:
+                self.remark(f"left out: {error}")
+                document = None
+            found = level_histories(document) if document else {}
+            for key in filter(LEVEL_METRIC.fullmatch, record.metrics):
+                earlier = self.histories(key).get(record.run_id)
+                if earlier is not None:
+                    found[key] = continued(earlier, found[key]) if key in found else earlier
+            self._levels[record.run_id] = {key: one for key, one in found.items() if LEVEL_METRIC.fullmatch(key)}
+        return self._levels[record.run_id]
 
     def groups(self, group_by: Sequence[str] = (), without: Collection[str] = ()) -> list[Group]:
         """Trials by the parameters `group_by`, by default those that tell groups of seeds apart, but not by `without`.

@@ -121,8 +121,9 @@ def test_runs_carry_parameters_tags_metrics_and_artifacts(launched, name):
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [1, 6, 11, 16, 21, 26]
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert {"experiment.yaml", "trial.yaml", "doctor.txt", "requirements.txt", "density.json"} <= artifacts
-    assert run.data.metrics["axis/optimizer.lr"] == 0.1
+    own = {"experiment.yaml", "trial.yaml", "density.json", "levels.json"}
+    assert own | {"doctor.txt", "requirements.txt"} <= artifacts
+    assert run.data.metrics["varied/optimizer.lr"] == 0.1
     assert "system/cpu_utilization_percentage" in run.data.metrics
     assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["digits", "digits"]
 

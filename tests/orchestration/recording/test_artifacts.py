@@ -3,13 +3,15 @@
 import tempfile
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from mlflow import MlflowClient
 
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launchers.contract import TrialResult
-from lqray.orchestration.recording import runs
+from lqray.orchestration.recording import artifacts, runs
 from lqray.orchestration.recording.artifacts import ArtifactWriter
 from lqray.orchestration.recording.launch_files import LaunchFiles, write_texts
 
@@ -106,3 +108,38 @@ def test_texts_on_this_machine_leave_no_temporary_folder_wherever_the_launch_is_
     here = SimpleNamespace(info=SimpleNamespace(run_id="r", artifact_uri=(tmp_path / "artifacts").as_uri()))
     write_texts(MlflowClient(f"sqlite:///{tmp_path}/lqray.db"), here, {"density.json": "{}"})
     assert (tmp_path / "artifacts/density.json").read_text() == "{}"
+
+
+def test_levels_so_far_give_way_to_later_ones_and_are_not_written_to_a_run_of_another_launch(monkeypatch):
+    """The first is under way when the others come; of two that wait, the later is written."""
+    begun, hold, written = threading.Event(), threading.Event(), []
+
+    def log_text(run_id, text, name):
+        begun.set()
+        assert hold.wait(60)
+        written.append((run_id, name, text))
+
+    client = SimpleNamespace(get_run=lambda run_id: run(int(run_id[1:])), log_text=log_text)
+    monkeypatch.setattr(artifacts, "client_of", lambda uri: client)
+    writer = ArtifactWriter("sqlite://")
+    writer.levels("r1", {"number": 1}, lambda: True)
+    assert begun.wait(60)
+    writer.levels("r1", {"number": 2}, lambda: True)
+    writer.levels("r2", {"number": 1}, lambda: False)
+    writer.end(client, run(1), TrialResult(None, "KILLED", levels={"number": 3}))
+    hold.set()
+    writer.close(60)
+    assert written == [("r1", "levels.json", '{"number": 1}'), ("r1", "levels.json", '{"number": 3}')]
+
+
+def test_a_file_that_cannot_be_written_anew_stays_as_it_was(tmp_path, monkeypatch):
+    here = SimpleNamespace(info=SimpleNamespace(run_id="r", artifact_uri=str(tmp_path)))
+    write_texts(None, here, {"levels.json": "old"})
+
+    def full(self, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_texts(None, here, {"levels.json": "new"})
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("levels.json", "old")]

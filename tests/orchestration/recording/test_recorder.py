@@ -299,6 +299,6 @@ def test_what_a_launch_was_killed_before_it_wrote_of_a_trial_is_written_by_the_n
     expected = {named.trial.id: named.trial.params() for named in read_experiment(path).trials()}
     for run in client.search_runs([number]):
         assert run.data.params == expected[run.data.tags["lqray.trial_id"]]
-        assert run.data.metrics["axis/workers"] == 2.0
-        assert len(client.get_metric_history(run.info.run_id, "axis/workers")) == 1
+        assert run.data.metrics["varied/workers"] == 2.0
+        assert len(client.get_metric_history(run.info.run_id, "varied/workers")) == 1
         assert run.info.status == "FINISHED"

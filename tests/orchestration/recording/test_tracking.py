@@ -23,9 +23,10 @@ from lqray.orchestration.plan.plan import RunOptions, make_plan
 from lqray.orchestration.recording import derived as derived_module
 from lqray.orchestration.recording import launch_files as launch_files_module
 from lqray.orchestration.recording import recorder as recorder_module
+from lqray.orchestration.recording.artifacts import ArtifactWriter
 from lqray.orchestration.recording.datasets import dataset_inputs
 from lqray.orchestration.recording.derived import DerivedArtifacts
-from lqray.orchestration.recording.description import axis_metrics, run_colour, trial_description
+from lqray.orchestration.recording.description import axis_metrics, has_axes, run_colour, trial_description
 from lqray.orchestration.recording.launch_files import LaunchFiles
 from lqray.orchestration.recording.models import load_model
 from lqray.orchestration.worker.reporter import Reporter
@@ -33,6 +34,7 @@ from lqray.orchestration.worker.task import Outcome
 from lqray.reporting.figures.density import draw_density
 from lqray.reporting.summary import sweep_summary
 from lqray.training.export import trained_network
+from lqray.training.levels import LevelHistory
 from lqray.training.reports import Report
 from tests.testing.reporters import Link, task
 
@@ -115,10 +117,10 @@ def test_a_run_says_what_it_is_and_has_numeric_axes(tracked):
     assert len({one.data.tags["mlflow.runColor"] for one in tracked[1].values()}) == 4
     note = run.data.tags["mlflow.note.content"]
     assert note == "**alq**, 2 bits, bucket 128, seed 1: mlp-16 on digits, 2 workers, 40 iterations"
-    axes = {key: value for key, value in run.data.metrics.items() if key.startswith("axis/")}
+    axes = {key: value for key, value in run.data.metrics.items() if key.startswith("varied/")}
     wanted = {"quantizer.bits": 2, "optimizer.lr": 0.1, "quantizer.bucket_size": 128, "workers": 2}
-    assert axes == {f"axis/{key}": value for key, value in wanted.items()}
-    assert [one.step for one in tracked[0].get_metric_history(run.info.run_id, "axis/quantizer.bits")] == [0]
+    assert axes == {f"varied/{key}": value for key, value in wanted.items()}
+    assert [one.step for one in tracked[0].get_metric_history(run.info.run_id, "varied/quantizer.bits")] == [0]
 
 
 def artifacts(client: MlflowClient, run) -> dict[str, Path]:
@@ -131,7 +133,7 @@ def test_artifacts(tracked):
     chosen = {key: artifacts(client, runs[name]) for key, name in names(tracked).items()}
     shared = {"experiment.yaml", "trial.yaml", "doctor.txt", "requirements.txt"}
     for key, files in chosen.items():
-        expected = shared | ({"density.json", "density.png"} if key.startswith("alq") else set())
+        expected = shared | ({"density.json", "density.png", "levels.json"} if key.startswith("alq") else set())
         expected |= {"traceback.txt"} if key.endswith("failed") else set()
         assert set(files) - {"git.diff"} == expected
     assert "operators on cpu" in chosen["alq2"]["doctor.txt"].read_text()
@@ -144,6 +146,36 @@ def test_artifacts(tracked):
     assert results[names(tracked)["alq3"]].snapshot is None
     assert (snapshot["bits"], snapshot["iteration"], len(snapshot["levels"])) == (3, 40, 8)
     assert chosen["alq3"]["density.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_levels_are_a_file_and_no_metrics(tracked):
+    client, runs, results, _ = tracked
+    run = runs[names(tracked)["alq3"]]
+    levels = json.loads(artifacts(client, run)["levels.json"].read_text())["series"]["quantizer/level"]
+    assert levels["steps"] == [1, 6, 11, 16, 21, 26, 31, 36]
+    assert levels["rows"] == [0, *[1] * 7]  # fitted at 0 and 5
+    assert [len(row) for row in levels["values"]] == [8, 8]
+    snapshot = json.loads(artifacts(client, run)["density.json"].read_text())
+    assert levels["values"][-1] == snapshot["levels"]
+    assert not [key for key in run.data.metrics if "level" in key]
+    assert {"quantizer/nmse", "quantizer/mean_nmse", "quantizer/multiplier"} & set(run.data.metrics)
+    assert results[names(tracked)["alq3"]].levels is None
+
+
+def test_levels_are_written_while_a_trial_runs(tmp_path, monkeypatch):
+    """Here alone: its end writes none."""
+    import lqray.orchestration.worker.reporter as worker
+
+    monkeypatch.setattr(worker, "_LEVELS_SECONDS", 0.0)
+    monkeypatch.setattr(ArtifactWriter, "end", lambda *_: None)
+    path = tmp_path / "tracked.yaml"
+    path.write_text(TEXT.split("sweep:")[0] + "tracking: {uri: 'sqlite:///lqray.db'}\nresources: {processes: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    options = RunOptions(launcher="inline")
+    run_plan(make_plan(read_experiment(path), options), options, Silent())
+    (file,) = tmp_path.rglob("levels.json")
+    assert json.loads(file.read_text())["series"]["quantizer/level"]["steps"] == [1, 6, 11, 16, 21, 26, 31, 36]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_datasets_and_system_metrics(tracked):
@@ -296,6 +328,27 @@ def test_what_is_seen_of_a_trial_is_told_however_it_ends(tmp_path):
     assert reporter.seen["snapshot"] == {"levels": []}
 
 
+def test_levels_are_told_seldom_and_at_the_end_and_are_no_points(tmp_path, monkeypatch):
+    import lqray.orchestration.worker.reporter as worker
+
+    clock = [0.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
+    link, history = Link(), LevelHistory()
+    told: list[dict | None] = []
+    monkeypatch.setattr(link, "send", lambda update: (told.append(update.levels), link.sent.extend(update.points)))
+    reporter = Reporter(task(tmp_path), link, lambda line: None)
+    for step, now in enumerate((10.0, 61.0, 70.0), 1):
+        clock[0] = now
+        metrics = {"quantizer/level/0": float(step), "test/loss": 1.0}
+        history.add(step, metrics)
+        reporter.report(Report(step, 9, metrics, evaluated=True, levels=history))
+    assert [point.metrics for point in link.sent] == [{"test/loss": 1.0}] * 3
+    steps = [one and one["series"]["quantizer/level"]["steps"] for one in told]
+    assert steps == [None, [1, 2], None]
+    history.add(4, {"quantizer/level/0": 4.0})  # and then it is stopped
+    assert reporter.seen["levels"]["series"]["quantizer/level"]["steps"] == [1, 2, 3, 4]
+
+
 def plain(**changes) -> Trial:
     config = {
         "data": {"name": "cifar10"},
@@ -321,12 +374,13 @@ def test_descriptions():
     assert trial_description(other) == "**sgd**, seed 1: resnet18 on cifar10, 1 worker, 3 epochs"
     budget = plain(quantizer={"method": "alq", "bits": {"fc.*": 8, "default": 3}})
     assert trial_description(budget).startswith("**alq**, bits by parameter (fc.*: 8, default: 3), bucket 8192, seed 1")
-    assert "axis/quantizer.bits" not in axis_metrics(budget, ["quantizer.bits"])
+    assert "varied/quantizer.bits" not in axis_metrics(budget, ["quantizer.bits"])
     assert len({run_colour(number) for number in range(200)}) == 200
     assert all(re.fullmatch("#[0-9a-f]{6}", run_colour(number)) for number in range(20))
     found = axis_metrics(plain(), ("optimizer.nesterov", "data.name", "schedule.decay_at", "optimizer.lr"))
     wanted = {"optimizer.nesterov": 1.0, "optimizer.lr": 0.1, "quantizer.bits": 3.0, "quantizer.bucket_size": 8192.0}
-    assert found == {f"axis/{key}": value for key, value in (wanted | {"workers": 4.0}).items()}
+    assert found == {f"varied/{key}": value for key, value in (wanted | {"workers": 4.0}).items()}
+    assert [has_axes(one) for one in (found, {"axis/workers": 4.0}, {"test/loss": 0.1})] == [True, True, False]
 
 
 def test_a_digest_is_of_what_a_trial_sees():

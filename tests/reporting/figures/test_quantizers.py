@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from lqray.reporting.figures.density import draw_density
 from lqray.reporting.methods import look
+from lqray.reporting.plot import Request
 from tests.testing.drawn_figures import drawn, legend_of, lines, marked
 from tests.testing.figure_stores import FigureStore
 
@@ -76,6 +77,52 @@ def test_levels_of_several_compressors_are_a_panel_each(tmp_path):
         assert len(marked(axes, "learning-rate drop")) == 1
 
 
+def series(steps, values, name="quantizer/level"):
+    """`levels.json` of levels that never stay."""
+    return json.dumps({"every": 1, "series": {name: {"steps": steps, "rows": [*range(len(steps))], "values": values}}})
+
+
+def test_levels_are_drawn_from_the_artifact_the_metrics_or_one_after_the_other(tmp_path):
+    """Of the run that an earlier version began, the artifact begins at 11; what the version measured there before it
+    was stopped was measured again."""
+    store = FigureStore(tmp_path)
+    before = {f"quantizer/level/{j}": {1: value, 11: 0.9} for j, value in enumerate((-1.0, 0.25, 1.0))}
+    run_ids = {
+        "alq": store.run("alq", 1),
+        "amq": store.run("amq", 1, before),
+        "terngrad": store.run("terngrad", 1, {f"quantizer/level/{j}": {1: j - 1.0, 11: j - 1.0} for j in range(3)}),
+        "nuqsgd": store.run("nuqsgd", 1, status="RUNNING"),
+    }
+    store.save()
+    client = MlflowClient(store.uri)
+    rows = [[-1.0, 0.25, 1.0], [-1.0, 0.5, 1.0]]
+    client.log_text(run_ids["alq"], series([1, 11], rows), "levels.json")
+    client.log_text(run_ids["amq"], series([11], [rows[1]]), "levels.json")
+    client.log_text(run_ids["nuqsgd"], "{", "levels.json")
+    figure, remarks = drawn(store, "levels", Request("levels", running=True))
+    found = {
+        axes.get_title(): [line.get_ydata().tolist() for line in axes.get_lines() if line.get_gid() is None]
+        for axes in figure.axes
+    }
+    assert found == {
+        "alq": [[-1, -1], [0.25, 0.5], [1, 1]],
+        "amq": [[-1, -1], [0.25, 0.5], [1, 1]],
+        "terngrad": [[-1, -1], [0, 0], [1, 1]],
+    }
+    assert any(f"left out: levels.json of run {run_ids['nuqsgd']}" in one for one in remarks)
+
+
+def test_levels_of_several_compressors_in_an_artifact_are_a_panel_each(tmp_path):
+    store = FigureStore(tmp_path)
+    run_id = store.run("alq", 1)
+    names = ("quantizer/shared/level", "quantizer/layer/0.weight/level", "quantizer/shared/slope")
+    document = {name: json.loads(series([1, 11], [[-1.0, 1.0]] * 2, name))["series"][name] for name in names}
+    store.save()
+    MlflowClient(store.uri).log_text(run_id, json.dumps({"series": document}), "levels.json")
+    figure, _ = drawn(store, "levels")
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == ["alq, layer/0.weight", "alq, shared"]
+
+
 SNAPSHOT = {
     "method": "alq",
     "bits": 2,
@@ -103,9 +150,11 @@ def test_density_shows_levels_over_the_density(tmp_path):
     store = FigureStore(tmp_path)
     levels = {f"quantizer/level/{j}": level for j, level in enumerate(SNAPSHOT["levels"])}
     first_run = store.run("alq", 1, levels)
-    store.run("amq", 1, levels)
+    second_run = store.run("amq", 1)
     store.save()
-    MlflowClient(store.uri).log_text(first_run, json.dumps(SNAPSHOT), "density.json")
+    client = MlflowClient(store.uri)
+    client.log_text(first_run, json.dumps(SNAPSHOT), "density.json")
+    client.log_text(second_run, series([1], [SNAPSHOT["levels"]]), "levels.json")
     figure, remarks = drawn(store, "density")
     assert [axes.get_title() for axes in figure.axes] == ["alq"]
     assert remarks == ["left out, for it has no density.json: amq"]
