@@ -71,8 +71,12 @@ def test_methods_are_compared_with_bf16_of_their_seed(benchmark):
     # 2.5 MB at 10 Mbit/s are 2 seconds.
     assert at["possible"] == {"step_by_bf16": (0.5 + 2.0) / 0.5, "bf16_wire_seconds": 2.0}
     assert "possible" not in found["unlimited"]
-    said = "digits, 0.9 within 100 steps, 10 Mbit/s: eden_2_bits reaches the target before bf16"
-    assert table.targets_of({"digits, 0.9 within 100 steps": found}) == {said: True}
+    place = "digits, 0.9 within 100 steps, 10 Mbit/s"
+    assert table.targets_of({"digits, 0.9 within 100 steps": found}) == {
+        f"{place}: eden_2_bits reaches the target before bf16": True,
+        f"{place}: the fastest has 85% of what is possible": True,  # 5 of 5
+        f"{place}: the fastest is there 5 times as fast as bf16": True,
+    }
 
 
 def test_the_table_has_seconds_and_the_range_of_what_seeds_win(benchmark):
@@ -103,7 +107,7 @@ def test_the_readme_has_what_the_file_says(benchmark):
     found = table.summary(results.rows, results.compute)
     text = (ROOT / "README.md").read_text() + (ROOT / "docs/exchange.md").read_text()
     told = [goal for goal, links in found.items() if table.markdown(links) in text]
-    assert {goal.partition(",")[0] for goal in told} >= {"gpt_small", "fashion_mnist"}
+    assert {goal.partition(",")[0] for goal in told} >= {"gpt_small"}
 
 
 def test_rows_are_kept_and_measured_ones_take_the_place_of_extrapolated_ones(benchmark, tmp_path):
