@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _POWERS_FROM = 64
+_ASIDE = 0.015
+"""Of an axis, from its end to the whisker of a horizontal line, and from one to the next."""
 
 
 def draw_against(recordings: Recordings, options: Options, key: str, example: str) -> Figure:
@@ -91,6 +93,7 @@ def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None
     if is_logarithmic(metric):
         panel.set_yscale("log")
     shifts = _shifts([band.x for _, band in bands])
+    aside = _ASIDE
     for (group, band), shift in zip(bands, shifts, strict=True):
         own, level = group.look, np.isnan(band.x)
         at = ~level
@@ -100,8 +103,27 @@ def _draw(panel: Axes, bands: Sequence[tuple[Group, Band]], metric: str) -> None
             label = "_" if at.any() else group.label
             panel.axhline(band.mean[place], color=own.colour, linestyle=own.dashes, label=label, zorder=2)
             if math.isfinite(band.low[place]):
-                panel.axhspan(band.low[place], band.high[place], color=own.colour, alpha=0.08, linewidth=0, zorder=1)
+                _draw_whisker(panel, 1 - aside, group, band, int(place))
+                aside += _ASIDE
     limit(panel, metric, [band for _, band in bands])
+
+
+def _draw_whisker(panel: Axes, at: float, group: Group, band: Band, place: int) -> None:
+    """The interval of a horizontal line: bands of several would hide each other, and the points. at: of the axis."""
+    mean, low, high = (part[place] for part in (band.mean, band.low, band.high))
+    panel.errorbar(
+        *([at], [mean]),
+        yerr=[[mean - low], [high - mean]],
+        color=group.look.colour,
+        marker=group.look.marker,
+        markersize=3,
+        capsize=1.5,
+        elinewidth=0.8,
+        capthick=0.8,
+        transform=panel.get_yaxis_transform(),
+        gid="interval",
+        zorder=4,
+    )
 
 
 def _shifts(places: Sequence[NDArray[np.float64]]) -> list[float]:
