@@ -31,7 +31,12 @@ def summary(rows: Sequence[Mapping[str, Any]], compute: Mapping[str, float]) -> 
             each = {method: _of_method(own, plain) for method, own in methods.items()}
             if plain and (alone := compute.get(place(plain[0]["workload"], plain[0]["link_megabits"]))):
                 wire = wire_seconds(plain[0]["bytes_per_step"], plain[0]["link_megabits"])
-                each["possible"] = {"step_by_bf16": (alone + wire) / alone, "bf16_wire_seconds": wire}
+                measured = statistics.median(row["seconds_per_step"] for row in plain)
+                each["possible"] = {
+                    "step_by_bf16": measured / alone,
+                    "by_rate": (alone + wire) / alone,
+                    "bf16_wire_seconds": wire,
+                }
             links[name] = each
     return found
 
@@ -63,7 +68,8 @@ def _of_method(rows: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, A
 
 def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
     """Of each workload and link where bf16 and others were run: whether the fastest is there in as little as 1 / 0.85
-    of what is `possible`, and over 10 Mbit/s five times as fast as bf16; whether two bits are before bf16."""
+    of what is `possible`, if bf16's step took as long as its bytes at the link's rate, and as it was measured; over 10
+    Mbit/s, whether it is five times as fast as bf16; whether two bits are before bf16."""
     met: dict[str, bool] = {}
     for workload, links in found.items():
         for link, methods in links.items():
@@ -75,9 +81,13 @@ def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
             place = f"{workload}, {link}"
             for method in speeds.keys() & {"eden_2_bits", "allocated_2_bits"}:
                 met[f"{place}: {method} reaches the target before bf16"] = speeds[method] > 1
-            possible = methods.get("possible", {}).get("step_by_bf16")
+            possible = methods.get("possible")
             if speeds and possible and link != "unlimited":
-                met[f"{place}: the fastest has 85% of what is possible"] = max(speeds.values()) >= 0.85 * possible
+                most = max(speeds.values()) / 0.85
+                met[f"{place}: the fastest has 85% of what is possible by the link's rate"] = (
+                    most >= possible["by_rate"]
+                )
+                met[f"{place}: the fastest has 85% of what is possible"] = most >= possible["step_by_bf16"]
             if speeds and link == "10 Mbit/s":
                 met[f"{place}: the fastest is there 5 times as fast as bf16"] = max(speeds.values()) >= 5
     return dict(sorted(met.items()))
@@ -86,8 +96,8 @@ def targets_of(found: Mapping[str, Any]) -> dict[str, bool]:
 def markdown(found: Mapping[str, Any], digits: int = 3) -> str:
     """Of one workload of `summary`, a table. final: mean metric at the end of the schedule, of runs that went there.
     By link: seconds to the target, medians over seeds, `~` where they were extrapolated; and how many times as fast as
-    bf16, in pairs of equal seed, from the least to the most. `possible`: the best that a step could be, beside
-    bf16's."""
+    bf16, in pairs of equal seed, from the least to the most. `possible`: bf16's step over one of
+    computing alone."""
     links = [name for name in found if name != "unlimited"]
     methods = list(dict.fromkeys(method for name in links for method in found[name] if method != "possible"))
     lines = ["| method | final | " + " | ".join(links) + " |", "| --- | ---: |" + " ---: |" * len(links)]

@@ -106,12 +106,15 @@ def report(
     everything: bool = False,
     uri: str | None = None,
     smooth: int = 0,
+    tuned: str | Sequence[str] | None = None,
+    tuning_seeds: int | str | Sequence[int | str] = (),
 ) -> pd.DataFrame:
     """Compare the runs of experiments, as `lqray report` does: a row for each group, with means, standard deviations,
     95% intervals and paired tests over seeds, and costs; `.attrs["notes"]` says what the columns mean.
 
     experiments: names, experiment files, or folders that `lqray export` wrote. where: values by parameter, or texts
-    KEY=VALUE. everything: `--all`. uri: the store, by default as the command has it. The others are the command's.
+    KEY=VALUE. everything: `--all`. uri: the store, by default as the command has it. tuned: () for every setting, also
+    where the file has `search.each`. The others are the command's.
     Raises UnknownExperimentError, SeveralStoresError, UnknownKeyError, ExperimentError, StoreError, ValueError.
     """
     from lqray.cli.shared import recorded
@@ -132,6 +135,8 @@ def report(
         conditions,
         everything,
         smooth=smooth,
+        tuned=None if tuned is None else _several(tuned),
+        tuning_seeds=[str(one) for one in ([tuning_seeds] if isinstance(tuning_seeds, int | str) else tuning_seeds)],
     )
     with _words_of_the_store():
         return report_frame(make_report(recorded([str(one) for one in experiments], uri), options))

@@ -91,6 +91,12 @@ def test_every_folder_is_a_record_or_says_why_not():
         assert "were not kept" in (RESULTS / name / "RESULTS.md").read_text()
 
 
+def test_figures_call_methods_as_files_do():
+    drawn = list(RESULTS.glob("*/figures/*.svg"))
+    assert len(drawn) >= 5
+    assert [str(one) for one in drawn if "SuperSGD" in one.read_text() or "QSGDinf" in one.read_text()] == []
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_makes_its_own_tables_again(name):
     folder = RESULTS / name

@@ -27,13 +27,14 @@ def show_plan(console: Console, plan: Plan) -> None:
     history = History(plan.uri, experiment.name)
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for title in ("trial", "id", "what", "steps", "MB sent", "time"):
-        table.add_column(title, no_wrap=True, justify="right" if title in ("steps", "MB sent", "time") else "left")
+        number = title in ("steps", "MB sent", "time")
+        table.add_column(title, no_wrap=number, justify="right" if number else "left", overflow="fold")
     what = {one.named.trial.id: one.what for one in plan.trials}
     shapes: dict[tuple[int, ...], _Expected] = {}
     steps = megabytes = seconds = 0.0
     unknown = guessed = 0
     due = plan.due
-    for number, named in enumerate(due):
+    for place, named in enumerate(due):
         trial = named.trial
         # Trials of a grid share their sections: what is expected is worked out once for each combination of them.
         parts = (trial.data, trial.model, trial.schedule, trial.exchange, trial.quantizer, trial.telemetry)
@@ -47,7 +48,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         steps += known.iterations if known else 0
         megabytes += sent or 0.0
         seconds += time or 0.0
-        if number < _ROWS:
+        if place < _ROWS:
             table.add_row(
                 rich_text(named.name),
                 trial.id,

@@ -54,7 +54,12 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 
 
 def _columns(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
-    return tuple(one.strip() for one in text.split(",")) if text is not None else ()
+    if text is None:
+        return ()
+    found = tuple(one.strip() for one in text.split(","))
+    if not all(found):
+        raise click.BadParameter(f"found {text!r}; allowed: columns with a comma between them, such as method,final")
+    return found
 
 
 @click.command()
@@ -233,11 +238,12 @@ def export(
     from lqray.reporting.records import UnknownExperimentError
     from lqray.reporting.report import ReportOptions
     from lqray.reporting.selection import UnknownKeyError
+    from lqray.reporting.targets import TargetError
 
     options = ReportOptions(
         metrics, group_by, baseline, target, everything=everything, tuned=tuned, tuning_seeds=tuning_seeds
     )
-    with shared.clear_errors(UnknownExperimentError, ExportError, UnknownKeyError):
+    with shared.clear_errors(UnknownExperimentError, ExportError, UnknownKeyError, TargetError):
         (recorded,) = shared.recorded([experiment], uri)
 
         def draw(there: Path) -> list[str]:
@@ -257,7 +263,7 @@ def export(
 @shared.where
 @click.option("--target", type=float, help="With bytes_to_accuracy, links, profile: of the metric.")
 @click.option(
-    "--measured", type=click.Path(path_type=Path), metavar="FILE", help="With links: seconds measured on links, JSON."
+    "--measured", metavar="FILE[:WORKLOAD]", help="With links: seconds measured on links, JSON; rows of a workload."
 )
 @click.option("--workers", callback=shared.read_workers, metavar="N,...", help="With links: panels [default: 2,8,64].")
 @click.option("--of", type=click.Choice(["bytes", "seconds", "steps"]), help="With profile: cost [default: bytes].")
@@ -277,7 +283,7 @@ def plot(
     only: tuple[str, ...],
     where: tuple[str, ...],
     target: float | None,
-    measured: Path | None,
+    measured: str | None,
     workers: tuple[int, ...] | None,
     of: Literal["bytes", "seconds", "steps"] | None,
     baseline: str | None,

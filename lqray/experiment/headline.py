@@ -96,7 +96,8 @@ def written_beside(shown: str, value: float) -> str:
     number = shown.removesuffix("%")
     if not math.isfinite(value) or "e" in number:
         return f"{scale * value:.4g}"
-    text = f"{scale * value:.{len(number.partition('.')[2])}f}"
+    least = 2 - math.floor(math.log10(abs(float(number)))) if float(number) and scale == 1 else 0  # 1.8 is 1.80
+    text = f"{scale * value:.{max(len(number.partition('.')[2]), least)}f}"
     return text if float(text) or not value else f"{scale * value:.2g}"
 
 

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from lqray.experiment.errors import nearest
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.labels import Labels
+from lqray.reporting.savings_table import SAVED
 from lqray.reporting.selection import UnknownKeyError, params_of
 from lqray.reporting.tables import ESSENTIAL, NOTHING, Column
 
 VARIES = "(varies)"
+OF_TARGETS = (
+    *(f"{what}_to_target" for what in ("steps", "seconds", "mb")),
+    *(word for word in SAVED if "target" in word),
+)
 
 
 def chosen_columns(
@@ -40,6 +45,8 @@ def _named(word: str, columns: Sequence[Column], comparison: Comparison, labels:
     if keys:
         raise UnknownKeyError(f"found column {word!r}, which may be {' or '.join(keys)}; allowed: one of them")
     words = list(dict.fromkeys(one.word for one in columns))
+    if word in OF_TARGETS:
+        raise UnknownKeyError(f"found column {word!r} without --target; allowed: both")
     near = nearest(word, words) or nearest(word, params) or nearest(word, [key.rpartition(".")[2] for key in params])
     hint = f"did you mean {near!r}? " if near else ""
     raise UnknownKeyError(f"found column {word!r}; {hint}allowed: {', '.join(words)}, or a parameter")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lqray.experiment.foreign import in_markdown, in_markdown_code
+from lqray.experiment.foreign import in_line, in_markdown, in_markdown_code
 from lqray.reporting.exported import ARTIFACTS, COLUMNS, FILE, POINTS
 from lqray.reporting.report import Report, written
 from lqray.store.runs import Run
@@ -39,7 +40,7 @@ _AGAIN = """With one of these versions of lqray:
 
 ```
 lqray run experiment.yaml
-lqray report experiment.yaml
+lqray report experiment.yaml{options}
 ```
 """
 _NO_FILE = """The experiment file is not to be had from the store; `runs.csv` has every parameter. The runs were made by
@@ -86,7 +87,7 @@ an experiment's name.
 
 ## To run it again
 
-{(_AGAIN if FILE in page.files else _NO_FILE).format(codes=_lines(codes))}
+{(_AGAIN if FILE in page.files else _NO_FILE).format(codes=_lines(codes), options=_options(record["report"]))}
 These runs were launched by
 
 {_lines(list(map(in_markdown_code, record["commands"])))}
@@ -99,6 +100,17 @@ the same to the last bit, but for times.
 def _when(record: Mapping[str, Any]) -> str:
     first, last = (str(record[key])[:10] for key in ("first_run_began", "last_run_began"))
     return "at a time unknown" if record["date"] is None else first if first == last else f"from {first} to {last}"
+
+
+def _options(asked: Mapping[str, Any]) -> str:
+    """What `lqray report` has to be told for the same table, after a space each."""
+    words = [f"--metric {one}" for one in asked.get("metrics", ())]
+    words += [f"--group-by {one}" for one in asked.get("group_by", ())]
+    words += [f"--{key} {asked[key]}" for key in ("baseline", "target") if asked.get(key) is not None]
+    for key in ("tuned", "tuning_seeds"):
+        if asked.get(key):
+            words.append(f"--{key.replace('_', '-')} {','.join(asked[key])}")
+    return "".join(f" {in_line(shlex.quote(part))}" for word in words for part in word.split(" ", 1))
 
 
 def _lines(items: Sequence[str]) -> str:

@@ -54,11 +54,18 @@ class MeasuredPoint:
         return self.seconds_to_target if self.target in (None, target) else None
 
 
-def read_measured(file: Path) -> tuple[MeasuredPoint, ...]:
-    """A list of rows, or {"rows": [...]}, or what `benchmarks/time_to_target.py` writes. A row: method, such as
-    `eden`, or with bits and `exchange.every` as in `eden_1_bit_every_8`; or bits and every by themselves; bandwidth
-    (bits a second) or link_megabits; workers (2); seconds_per_step and seconds_to_target (null where there are none),
-    target; measured (true). Raises MeasuredFileError, OSError."""
+def read_measured(place: str) -> tuple[MeasuredPoint, ...]:
+    """place: a file, and after a colon the workload of which rows are read, where it has several.
+
+    A list of rows, or {"rows": [...]}, or what `benchmarks/time_to_target.py` writes. A row: method, such as `eden`, or
+    with bits and `exchange.every` as in `eden_1_bit_every_8`; or bits and every by themselves; bandwidth (bits a
+    second) or link_megabits (0: no limit, left out); workers (2); seconds_per_step and seconds_to_target (null where
+    there are none), target; measured (true). Raises MeasuredFileError, OSError.
+    """
+    named, _, wanted = place.rpartition(":")
+    file, wanted = (Path(place), "") if Path(place).exists() or not named else (Path(named), wanted)
+    if not file.is_file():
+        raise MeasuredFileError(f"found no file {in_line(str(file))}; allowed: one of JSON")
     if file.stat().st_size > _MOST_BYTES:
         raise MeasuredFileError(f"{file}: found more than {_MOST_BYTES >> 20} MiB; allowed: fewer")
     try:
@@ -73,11 +80,14 @@ def read_measured(file: Path) -> tuple[MeasuredPoint, ...]:
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
         raise MeasuredFileError(f'{file}: allowed: a list of rows, or {{"rows": [...]}}')
     workloads = sorted({str(row["workload"]) for row in document if "workload" in row})
-    if len(workloads) > 1:
-        found = in_line(", ".join(workloads))
-        raise MeasuredFileError(f"{file}: found rows of several workloads ({found}); allowed: a file of one")
+    if (wanted and wanted not in workloads) or (len(workloads) > 1 and not wanted):
+        found = in_line(", ".join(workloads) or "none")
+        raise MeasuredFileError(
+            f"{file}: found rows of workloads {found}; allowed: one, as {file}:{in_line(wanted or workloads[0])}"
+        )
+    rows = [row for row in document if row.get("link_megabits") != 0 and wanted in ("", row.get("workload"))]
     try:
-        return tuple(_point(row, hosts or _HOSTS) for row in document)
+        return tuple(_point(row, hosts or _HOSTS) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise MeasuredFileError(f"{file}: found a row that is none: {in_line(str(error))}; {_ALLOWED}") from None
 

@@ -87,7 +87,7 @@ def paired_p(pairs: Sequence[tuple[float, float]]) -> float:
 
     first, second = np.transpose(pairs)
     gaps = first - second
-    if np.ptp(gaps) <= _ROUNDING * max(1.0, float(np.abs(gaps).max())):
+    if np.ptp(gaps) <= _ROUNDING * float(np.abs([first, second]).max()):
         return math.nan
     return float(ttest_rel(first, second).pvalue)
 

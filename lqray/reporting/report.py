@@ -134,6 +134,10 @@ def _tuning(experiments: Sequence[Recorded], records: Sequence[Run], options: Re
         known = params_of(records)
         keys = () if options.group_by else [key for key in searched_keys(experiments) if key in known]
     if not keys:
+        if options.tuning_seeds:
+            raise UnknownKeyError(
+                "found --tuning-seeds without --tuned; allowed: both, such as --tuned lr --tuning-seeds 1"
+            )
         return None
     return tune(records, keys, options.group_by, options.tuning_seeds)
 

@@ -77,7 +77,10 @@ def savings_notes(comparison: Comparison, baseline: str) -> list[str]:
             "its 95% interval (Student's t on the logarithms)."
         )
     if saved & {"seconds_per_step", "seconds_to_target"}:
-        said.append("Seconds are of the machine on which the runs were made; --link models other links.")
+        said.append(
+            "Seconds are of the machine, and of what else it did while each method ran, which no interval covers: they "
+            "compare nothing where runs were not alone; --link models links."
+        )
     if saved & set(TO_TARGET):
         said.append("Saved to the target: of pairs that both reached it.")
     return said

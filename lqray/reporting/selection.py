@@ -48,6 +48,12 @@ def why_none(records: Sequence[Run], only: Sequence[str], where: Sequence[str]) 
     """Of records none of which `select` chose: what was asked for, and what there is."""
     given = " ".join([*(f"--only {text}" for text in only), *(f"--where {text}" for text in where)])
     strange = next((text for text in only if not any(_matches(one, text) for one in records)), None)
+    for condition in where:
+        key, _, value = condition.partition("=")
+        key = resolved(key.strip(), params_of(records), "parameter")
+        values = sorted({one.params[key] for one in records if key in one.params}, key=natural)
+        if value.strip() not in values:
+            return f"matches {given}; {near_names(value.strip(), values)}"
     names = [name for one in records for name in (one.names if strange else (one.name,))]
     return f"matches {given}; {near_names(strange or '', names)}"
 

@@ -79,7 +79,7 @@ def to_target(
         step = first_at(histories.get(one.run_id), target, higher, smooth)
         if step is not None:
             at = np.asarray([step], np.float64)
-            seconds, sent = (_known(float(until(read, one.run_id, at, what)[0]), one, step, what) for what in COUNTED)
+            seconds, sent = (float(counted(read, one, at, what)[0]) for what in COUNTED)
             found[one.run_id] = ToTarget(float(step), seconds, sent)
     return found
 
@@ -94,6 +94,16 @@ def until(read: Read, run_id: str, steps: NDArray[np.float64], what: str) -> NDA
     if beyond.any():
         known[beyond] = np.fmax(known[beyond], steps[beyond] * _a_step(read, run_id, what))
     return np.asarray(known)
+
+
+def counted(read: Read, run: Run, steps: NDArray[np.float64], what: str) -> NDArray[np.float64]:
+    """As `until`; of a run that kept no history of it, what its last values say."""
+    found = until(read, run.run_id, steps, what)
+    if not np.isnan(found).any():
+        return found
+    iterations, total = whole_number(run.params.get("schedule.iterations", ""), 0), run.metrics.get(what, math.nan)
+    each = total / iterations if iterations and math.isfinite(total) else run.metrics.get(_A_STEP[what], math.nan)
+    return np.where(np.isnan(found), steps * each, found)
 
 
 def target_note(metric: str, target: float, smooth: int) -> str:
@@ -114,14 +124,3 @@ def _a_step(read: Read, run_id: str, what: str) -> float:
     points = read(_A_STEP[what]).get(run_id)
     usable = points.values[np.isfinite(points.values)] if points is not None else ()
     return float(np.mean(usable)) if len(usable) else math.nan
-
-
-def _known(found: float, run: Run, step: int, what: str) -> float:
-    """What was found, or where that is NaN what the run's last values say."""
-    if not math.isnan(found):
-        return found
-    iterations = whole_number(run.params.get("schedule.iterations", ""), 0)
-    total = run.metrics.get(what, math.nan)
-    if iterations and math.isfinite(total):
-        return total * step / iterations
-    return run.metrics.get(_A_STEP[what], math.nan) * step

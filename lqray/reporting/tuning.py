@@ -17,10 +17,9 @@ from lqray.experiment.plan import published_plan
 from lqray.reporting.comparison import Comparison
 from lqray.reporting.planned import Recorded
 from lqray.reporting.records import experiment_tags
-from lqray.reporting.selection import SEED, UnknownKeyError, alike, grouped, keys_of, params_of, resolved
+from lqray.reporting.selection import METHOD, SEED, UnknownKeyError, alike, grouped, keys_of, params_of, resolved
 from lqray.store.runs import Run
 
-NONE = "none"
 TRIED = "tried"
 _OVER = ("finished", "failed", "stopped early")
 _Key = tuple[str, str]
@@ -87,6 +86,8 @@ def tune(records: Sequence[Run], keys: Sequence[str], group_by: Sequence[str], s
     records = alike(records)
     known = params_of(records)
     keys = tuple(dict.fromkeys(resolved(key, known, "parameter") for key in keys))
+    if never := {SEED, METHOD} & set(keys):
+        raise UnknownKeyError(f"found --tuned {', '.join(sorted(never))}; allowed: what is tuned, such as optimizer.lr")
     bare = [replace(one, params={key: text for key, text in one.params.items() if key not in keys}) for one in records]
     originals = {_key(one): one for one in records}
     if both := set(keys) & set(keys_of(records, group_by) if group_by else ()):
@@ -95,10 +96,12 @@ def tune(records: Sequence[Run], keys: Sequence[str], group_by: Sequence[str], s
         raise UnknownKeyError(f"found --tuning-seeds {', '.join(sorted(absent))}; allowed: seeds that runs have")
     headline = common_headline(one.params for one in records)
     kept: list[Run] = []
+    blind = 0
     choices: dict[_Key, _Choice] = {}
     for _, members in grouped(bare, keys_of(bare, group_by)):
         settings = grouped([originals[_key(one)] for one in members], keys)
-        setting, best = _best(settings, headline, seeds)
+        setting, best, usable = _best(settings, headline, seeds)
+        blind += not usable and len(settings) > 1
         tried = sum(any(one.state in _OVER for one in runs) for _, runs in settings)
         choice = _Choice(setting, tried if any(setting) else 0, originals)
         chosen = {_key(one) for one in best}
@@ -108,7 +111,10 @@ def tune(records: Sequence[Run], keys: Sequence[str], group_by: Sequence[str], s
         choices |= {_key(one): choice for one in own}
     if records and not kept:
         raise UnknownKeyError("found every seed in --tuning-seeds; allowed: some, so that others are left to be judged")
-    return Tuning(keys, kept, _remarks(keys, headline, records, seeds, choices), choices)
+    remarks = _remarks(keys, headline, records, seeds, choices)
+    if blind:
+        remarks.append(f"Rows of which no run says which setting is best, and the first is shown: {blind}.")
+    return Tuning(keys, kept, remarks, choices)
 
 
 def _key(record: Run) -> _Key:
@@ -118,7 +124,9 @@ def _key(record: Run) -> _Key:
 
 def _best(
     settings: Sequence[tuple[tuple[str | None, ...], list[Run]]], headline: Headline, seeds: Sequence[str]
-) -> tuple[tuple[str | None, ...], list[Run]]:
+) -> tuple[tuple[str | None, ...], list[Run], bool]:
+    """(setting, its runs, whether any run could choose it)."""
+
     def values(runs: Sequence[Run]) -> list[float]:
         choosing = [one for one in runs if one.status == "FINISHED" and (not seeds or one.params.get(SEED) in seeds)]
         found = [one.metrics.get(headline.metric, math.nan) for one in choosing]
@@ -129,7 +137,8 @@ def _best(
         mean = fmean(found) if found else 0.0
         return len(found), mean if headline.higher else -mean
 
-    return max(settings, key=merit)
+    setting, runs = max(settings, key=merit)
+    return setting, runs, bool(values(runs))
 
 
 def _remarks(

@@ -8,7 +8,16 @@ from pydantic import ValidationError
 
 from lqray.experiment.errors import ExperimentError
 from lqray.experiment.grid import read_experiment
-from lqray.experiment.headline import Headline, common_headline, headline_of, higher_is_better, name_of, written
+from lqray.experiment.headline import (
+    Headline,
+    common_headline,
+    headline_of,
+    higher_is_better,
+    name_of,
+    three_digits,
+    written,
+    written_beside,
+)
 from lqray.experiment.schema import Trial
 
 BASE = {
@@ -136,3 +145,10 @@ def test_how_values_are_written():
     assert written("test/accuracy", 0.98765) == "98.77%"
     assert written("test/loss", 1.23456) == "1.235"
     assert [name_of(one) for one in ("test/bits_per_byte", "train/loss")] == ["bits per byte", "train loss"]
+
+
+def test_what_stands_beside_a_number_has_its_decimals():
+    assert [written_beside("2.357", one) for one in (0.05449, 0.0001)] == ["0.054", "0.0001"]
+    assert written_beside("98.47%", 0.00204) == "0.20"
+    assert written_beside("1.8", 0.136) == "0.14"  # of 1.800, which is written without its zeros
+    assert [three_digits(one) for one in (1482.3, 12.34, 2.5e7, float("inf"))] == ["1482", "12.3", "2.50e+07", "inf"]

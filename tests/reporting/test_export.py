@@ -190,6 +190,22 @@ def test_a_tuned_export_keeps_what_was_not_chosen(tmp_path):
     assert (row["optimizer.lr"], row["tried"]) == ("0.2", "2")
 
 
+def test_a_target_that_cannot_be_is_said(store, tmp_path):
+    found = invoke("export", "known", tmp_path / "out", "--uri", store.uri, "--target", "90")
+    assert found.exit_code == 2
+    assert "did you mean 0.9?" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_says_how_to_have_the_same_table(store, tmp_path):
+    command = ["--uri", store.uri, "--target", "0.7", "--baseline", "alq", "--raw", "none", "--figures", "none"]
+    assert invoke("export", "known", tmp_path / "out", *command).exit_code == 0
+    record = json.loads((tmp_path / "out/record.json").read_text())
+    page = (tmp_path / "out/README.md").read_text()
+    assert "experiment.yaml --metric test/accuracy --baseline alq --target 0.7\n" in page or "not to be had" in page
+    assert record["report"]["target"] == 0.7
+
+
 def test_brackets_in_an_error_are_shown(store):
     for seed, error in (
         (7, "[/pytorch/gloo/pair.cc:534] Connection closed"),

@@ -101,7 +101,7 @@ def test_every_format_shows_them(made):
     assert "Baseline: bf16 (the default among bf16, fp16 and full_precision)." in text
     assert "11.6× [" in text
     assert "0.5× |" in text  # an interval that says no more
-    assert "Seconds are of the machine on which the runs were made" in text
+    assert "Seconds are of the machine, and of what else it did while each method ran" in text
     rows = {row["quantizer.method"]: row for row in csv.DictReader(io.StringIO(written(made, "csv")))}
     alq = groups(made)["alq"].saved["bytes_sent"]
     own = rows["alq"]

@@ -58,6 +58,15 @@ def test_values_that_do_not_vary_are_not_tested():
     assert leading([sample([0.9, 0.9]), sample([0.8, 0.8])], higher=True) == frozenset()
 
 
+def test_a_gap_that_does_not_vary_is_tested_without_pairs():
+    best, worse, worst = (
+        sample([at, at + step, at + 2 * step]) for at, step in ((1.0, 0.01), (1.5, 0.01), (2.0, 0.05))
+    )
+    assert leading([best, worse, worst], higher=False) == {0}
+    tiny = [sample([1e-13, 1.1e-13, 1.2e-13]), sample([9e-13, 9.4e-13, 9.1e-13]), sample([1.1e-13, 1e-13, 1.2e-13])]
+    assert leading(tiny, higher=False) == {0, 2}
+
+
 def made(values):
     """A report of runs without histories, by method."""
     records = [

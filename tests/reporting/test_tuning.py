@@ -105,6 +105,20 @@ def test_a_parameter_that_does_not_exist_or_tells_rows_apart_is_refused(store):
         rows(store, tuned=["learning_rate"])
     with pytest.raises(UnknownKeyError, match="in --group-by and in --tuned"):
         rows(store, tuned=["lr"], group_by=["optimizer.lr"])
+    for never in ("seed", "method"):
+        with pytest.raises(UnknownKeyError, match="allowed: what is tuned"):
+            rows(store, tuned=[never])
+    with pytest.raises(UnknownKeyError, match="--tuning-seeds without --tuned"):
+        rows(store, tuning_seeds=["1"])
+
+
+def test_a_setting_that_no_run_could_choose_is_said(tmp_path):
+    made = Store(tmp_path)
+    for rate in ("0.1", "0.2"):
+        made.run("alq", 1, [0.5], params={"optimizer.lr": rate}, name=f"alq-{rate}")
+        made.run("qsgd", 1, [], status="FAILED", params={"optimizer.lr": rate}, name=f"qsgd-{rate}")
+    _, found = rows(made, tuned=["lr"])
+    assert "Rows of which no run says which setting is best, and the first is shown: 1." in found.remarks
 
 
 def test_by_default_what_the_file_tunes_for_each(tmp_path):

@@ -88,16 +88,18 @@ def _ratios(
     recordings: Recordings, groups: Sequence[Group], workloads: Mapping[_Workload, Sequence[Run]], options: Options
 ) -> list[list[float]]:
     """Of each workload that some group is at the target of: of each group, its cost over the least."""
-    wanted = None
-    if options.target is None:
-        wanted = chosen_baseline([one for each in workloads.values() for one in each], options.baseline)
-        if wanted is None:
-            raise NothingToDrawError(
-                "found no bf16, fp16 or full_precision to set a target; give --target, or --baseline METHOD"
-            )
+    baselines = {workload: _baseline(runs, workloads, options) for workload, runs in workloads.items()}
+    without = sum(one is None for one in baselines.values()) if options.target is None else 0
+    advice = "give --target, or --baseline METHOD"
+    if without == len(workloads):
+        raise NothingToDrawError(f"found no bf16, fp16 or full_precision to set a target; {advice}")
+    if without:
+        recordings.remark(f"workloads left out that have no finished run of a baseline: {without}; {advice}")
     found, left_out = [], 0
-    for runs in workloads.values():
-        goal = _goal(recordings, groups, runs, wanted, options)
+    for workload, runs in workloads.items():
+        if without and baselines[workload] is None:
+            continue
+        goal = _goal(recordings, groups, runs, baselines[workload], options)
         costs = [math.inf] * len(groups) if goal is None else _costs(recordings, groups, runs, goal, options)
         least = min(costs)
         if math.isinf(least):
@@ -105,7 +107,7 @@ def _ratios(
         else:
             found.append([one / least for one in costs])
     if left_out:
-        recordings.remark(f"{left_out} workloads are left out, in which no run of known cost reached the target")
+        recordings.remark(f"workloads left out in which no run of known cost reached the target: {left_out}")
     if not found:
         what = _NAMES[options.of or "bytes"]
         raise NothingToDrawError(f"no run reached the target with {what} that are known and more than 0")
@@ -114,6 +116,15 @@ def _ratios(
         if missing:
             recordings.remark(f"{group.label}: not at the target of {missing} of {len(found)} workloads, or not run")
     return found
+
+
+def _baseline(runs: Sequence[Run], workloads: Mapping[_Workload, Sequence[Run]], options: Options) -> str | None:
+    """Of a workload; None where it has none. Raises UnknownKeyError of one that no workload has."""
+    everywhere = [one for each in workloads.values() for one in each]
+    if options.baseline is not None:
+        wanted = chosen_baseline(everywhere, options.baseline)
+        return wanted if any(one.method == wanted for one in runs) else None
+    return chosen_baseline(runs, None)
 
 
 def _goal(
@@ -194,7 +205,11 @@ def _said(recordings: Recordings, options: Options) -> str:
     names = " or ".join(name_of(metric) for metric in metrics)
     if options.target is not None:
         return f"target: {names} of {written(metrics[0], options.target)}"
-    return f"target: {names} within {_NEAR:.0%} of {chosen_baseline(runs, options.baseline)}'s"
+    workloads: dict[_Workload, list[Run]] = {}
+    for one in runs:
+        workloads.setdefault(_workload(one), []).append(one)
+    found = {_baseline(each, workloads, options) for each in workloads.values()} - {None}
+    return f"target: {names} within {_NEAR:.0%} of {' or '.join(sorted(map(str, found)))}'s"
 
 
 def _workload(run: Run) -> _Workload:

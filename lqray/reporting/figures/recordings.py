@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lqray.experiment.headline import Headline, common_headline
+from lqray.experiment.headline import Headline, common_headline, higher_is_better
 from lqray.reporting.artifacts import ArtifactError
 from lqray.reporting.histories import History, read_histories
 from lqray.reporting.labels import PLAIN, Labels
@@ -14,6 +14,7 @@ from lqray.reporting.levels import LEVEL_METRIC, continued, level_histories, rea
 from lqray.reporting.measured_links import MeasuredPoint
 from lqray.reporting.methods import Look, look, numbered, shade
 from lqray.reporting.selection import METHOD, SEED, TRIAL, alike, grouped, keys_of, metrics_of, resolved
+from lqray.reporting.targets import to_target
 from lqray.store.runs import Run
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
@@ -111,11 +112,9 @@ class Recordings:
 
     def steps_to(self, metric: str, target: float) -> dict[str, float]:
         """By run id, of the finished runs whose metric was at the target or better, the step at which it first was."""
-        from lqray.reporting.comparison import compare_groups
-
-        found = compare_groups(self.records, self._uri, metrics=(metric,), target=target)
-        each = [group.metrics[metric].to_target["steps"].values for group in found.groups]
-        return {run_id: step for values in each for run_id, step in values.items()}
+        finished = [one for one in self.records if one.status == FINISHED]
+        found = to_target(finished, self.histories, metric, target, higher_is_better(metric, self.headline))
+        return {run_id: one.steps for run_id, one in found.items()}
 
     def density(self, record: Run) -> dict[str, Any] | None:
         """A run's `density.json`; None where it has none. Raises ArtifactError."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lqray.experiment.foreign import whole_number
 from lqray.reporting.figures.recordings import Recordings
 from lqray.reporting.figures.style import bounds
-from lqray.reporting.targets import BYTES, BYTES_A_STEP, until
+from lqray.reporting.targets import BYTES, BYTES_A_STEP, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,18 +23,20 @@ NOTHING_SENT = f"no trial that has sent anything has recorded {BYTES} or {BYTES_
 
 
 def bytes_sent(recordings: Recordings, run_id: str, steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """By a run until each of these steps, (n,), as `targets.until` has it; None where nothing is sent or known."""
-    known = recordings.histories(BYTES).get(run_id) or recordings.histories(BYTES_A_STEP).get(run_id)
-    if known is None or not known.values[-1] > 0:
+    """By a run until each of these steps, (n,), as `targets.counted` has it; None where nothing is sent or known."""
+    run = next((one for one in recordings.records if one.run_id == run_id), None)
+    if run is None or not max(run.metrics.get(BYTES, 0.0), run.metrics.get(BYTES_A_STEP, 0.0)) > 0:
         return None
-    found = until(recordings.histories, run_id, steps, BYTES)
+    found = counted(recordings.histories, run, steps, BYTES)
     return found if np.isfinite(found).all() else None
 
 
 def bytes_a_step(recordings: Recordings, run_id: str) -> float | None:
     """The mean over a run's steps of what `bytes_sent` counts; None where nothing is sent or known."""
     known = recordings.histories(BYTES).get(run_id) or recordings.histories(BYTES_A_STEP).get(run_id)
-    last = float(known.steps[-1]) if known is not None else math.nan
+    run = next((one for one in recordings.records if one.run_id == run_id), None)
+    planned = whole_number(run.params.get("schedule.iterations", ""), 0) if run else 0
+    last = float(known.steps[-1]) if known is not None else float(planned or math.nan)
     found = bytes_sent(recordings, run_id, np.asarray([last])) if last > 0 else None
     return None if found is None else float(found[0]) / last
 

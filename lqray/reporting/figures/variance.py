@@ -19,7 +19,7 @@ _EXACT, _QUANTIZED, _RATIO = "quantizer/gradient_variance", "quantizer/quantized
 
 def draw(recordings: Recordings, options: Options) -> Figure:
     """The paper's figure: the variance of a coordinate of the mean gradient as quantized, and as it is where nothing is
-    quantized (SGD, SuperSGD). With the metric quantizer/variance_ratio the one by the other, and a line at 1.
+    quantized (sgd, full_precision). With the metric quantizer/variance_ratio the one by the other, and a line at 1.
 
     Raises NothingToDrawError, UnknownKeyError.
     """

@@ -108,7 +108,7 @@ ROWS = [
 def test_what_was_measured_is_marked_beside_the_lines(sweep, tmp_path):
     file = tmp_path / "measured.json"
     file.write_text(json.dumps({"figures": {"hosts": 2, "rows": ROWS}}))
-    figure, remarks = drawn(sweep, "links", measured=read_measured(file))
+    figure, remarks = drawn(sweep, "links", measured=read_measured(str(file)))
     two, eight, _ = figure.axes
     marks = {(mark.get_xdata()[0], mark.get_ydata()[0]): mark for mark in marked(two, "measured")}
     assert set(marks) == {(1e7, 0.07), (1e8, 0.2)}
@@ -117,9 +117,9 @@ def test_what_was_measured_is_marked_beside_the_lines(sweep, tmp_path):
     assert not marked(eight, "measured")
     assert legend_of(figure)[1][-2:] == ["measured", "extrapolated from fewer steps"]
     assert remarks[-1].startswith("2 of 5 measurements are left out")
-    figure, _ = drawn(sweep, "links", measured=read_measured(file), target=0.8)
+    figure, _ = drawn(sweep, "links", measured=read_measured(str(file)), target=0.8)
     assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marked(figure.axes[0], "measured")] == [(1e7, 18.0)]
-    figure, _ = drawn(sweep, "links", measured=read_measured(file), target=0.7)
+    figure, _ = drawn(sweep, "links", measured=read_measured(str(file)), target=0.7)
     assert not marked(figure.axes[0], "measured")  # it was measured to another target
 
 
@@ -131,20 +131,25 @@ def test_what_was_measured_is_marked_beside_the_lines(sweep, tmp_path):
         ('[{"method": "eden"}]', "link_megabits"),
         ('[{"method": "eden", "bandwidth": 0}]', "bandwidth 0"),
         ('[{"method": "eden", "bandwidth": 1e6, "seconds_per_step": -1}]', "seconds -1"),
-        ('[{"workload": "a"}, {"workload": "b"}]', "several workloads"),
+        ('[{"workload": "a"}, {"workload": "b"}]', "found rows of workloads a, b; allowed: one"),
     ],
 )
 def test_what_is_no_file_of_measurements_is_said(tmp_path, content, said):
     file = tmp_path / "odd.json"
     file.write_text(content)
     with pytest.raises(MeasuredFileError, match=said) as raised:
-        read_measured(file)
+        read_measured(str(file))
     assert "odd.json" in str(raised.value)
 
 
 def test_the_benchmarks_own_file_is_read():
     from pathlib import Path
 
-    points = read_measured(Path(__file__).parents[3] / "benchmarks/results/time_to_target.json")
+    file = Path(__file__).parents[3] / "benchmarks/results/time_to_target.json"
+    points = read_measured(f"{file}:gpt_small")
     assert {(one.method, one.bits, one.every) for one in points} >= {("bf16", None, None), ("eden", 1.0, 8)}
-    assert {one.bandwidth for one in points} >= {1e7, 1e8}
+    assert {one.bandwidth for one in points} == {1e7, 1e8, 1e9}
+    with pytest.raises(MeasuredFileError, match="gpt_small_muon; allowed: one"):
+        read_measured(str(file))
+    with pytest.raises(MeasuredFileError, match="found no file"):
+        read_measured(f"{file}x")

@@ -116,7 +116,7 @@ def test_kind_all_draws_what_it_can_and_says_why_not_the_rest(store, tmp_path):
         (["known", "--kind", "curves", "--format", "gif"], "allowed: png, svg, pdf"),
         (["known", "--kind", "curves", "--target", "0.9"], "allowed: with bytes_to_accuracy, links, profile"),
         (["known", "--kind", "curves", "--workers", "4"], "found --workers with --kind curves; allowed: with links"),
-        (["known", "--kind", "links", "--measured", "none.json"], "none.json: No such file"),
+        (["known", "--kind", "links", "--measured", "none.json"], "found no file none.json"),
         (["known", "--kind", "levels", "--smooth", "3"], "allowed: with bytes_to_accuracy, curves, profile, variance"),
         (["known", "--kind", "all", "--out", "one.png"], "allowed: a folder"),
         (

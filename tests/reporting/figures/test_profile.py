@@ -113,6 +113,18 @@ def test_each_workload_is_judged_by_its_own_headline(tmp_path):
     assert remarks == []
 
 
+def test_workloads_have_baselines_of_their_own(tmp_path):
+    bytes_a_step = {("digits", "full_precision"): 320, ("digits", "alq"): 40, ("letters", "bf16"): 160}
+    bytes_a_step |= {("letters", "alq"): 80, ("images", "qsgd"): 10, ("images", "alq"): 10}
+    values = VALUES | {"full_precision": VALUES["bf16"]}
+    figure, remarks = drawn(filled(tmp_path, bytes_a_step, values), "profile")
+    assert list(lines(figure.axes[0])["alq"].get_ydata()) == [1, 1, 1, 1]
+    assert (
+        "workloads left out that have no finished run of a baseline: 1; give --target, or --baseline METHOD" in remarks
+    )
+    assert legend_of(figure)[0] == "2 workloads, target: accuracy within 1% of bf16 or full_precision's"
+
+
 def test_other_costs_and_a_single_workload(tmp_path):
     store = filled_again(tmp_path)
     for of, name in (("seconds", "seconds"), ("steps", "steps")):
