@@ -75,8 +75,7 @@ def readme(page: Page) -> str:
 | --- | --- |
 {files}
 
-`lqray report ./FOLDER` reads this folder in the place of a store, as `plot` and `compare` do; a word without a slash is
-an experiment's name.
+`lqray report FOLDER` reads this folder in the place of a store, as `plot` and `compare` do.
 
 ## How they compare
 
