@@ -215,7 +215,7 @@ def draw(rows: Sequence[dict[str, Any]], bounds: dict[str, dict[str, list[float]
             if points:
                 style = look(method)
                 x, y = zip(*points, strict=True)
-                panel.plot(x, y, color=style.colour, linestyle=style.dashes, marker=style.marker, label=style.label)
+                panel.plot(x, y, color=style.colour, linestyle=style.dashes, marker=style.marker, label=method)
         panel.set(
             title=name, xlabel="bits sent for each coordinate", yscale="log", ylim=(FLOOR, CEILING), xlim=(0, 4.6)
         )
