@@ -159,7 +159,8 @@ def test_the_readme_of_an_export(swept, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "FOLDER")
     # Not the one that the runs came of, which says what was done elsewhere.
     found = [one for one in commands_in(readme) if one != "lqray run small.yaml --launcher inline"]
-    assert found == ["lqray run experiment.yaml", "lqray report experiment.yaml", "lqray report ./FOLDER"]
+    again = "lqray report experiment.yaml --metric test/accuracy"
+    assert found == ["lqray run experiment.yaml", again, "lqray report FOLDER"]
     assert typed(f"{found[0]} --launcher inline --only lr0.05").exit_code == 0
     assert typed(found[1]).exit_code == 0
 
