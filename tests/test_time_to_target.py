@@ -3,6 +3,7 @@
 import importlib
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -109,6 +110,41 @@ def test_the_readme_has_what_the_file_says(benchmark):
     text = (ROOT / "README.md").read_text() + (ROOT / "docs/exchange.md").read_text()
     told = [goal for goal, links in found.items() if table.markdown(links) in text]
     assert {goal.partition(",")[0] for goal in told} == {"gpt_small", "gpt_small_muon", "fashion_mnist"}
+
+
+def test_sentences_about_the_table_are_what_the_file_says(benchmark):
+    table, _ = benchmark
+    results = table.Results(ROOT / "benchmarks/results/time_to_target.json")
+    links = table.summary(results.rows, results.compute)["gpt_small, 2.4 within 200 steps"]
+    readme, docs = (ROOT / "README.md").read_text(), (ROOT / "docs/exchange.md").read_text()
+
+    def final(method):
+        return statistics.fmean(links["unlimited"][method]["final_metrics"])
+
+    ten, hundred = links["10 Mbit/s"], links["100 Mbit/s"]
+    assert "two bits halve the time" in readme
+    assert all(hundred[one]["speed_up_over_bf16"] > 2 for one in ("eden_2_bits", "allocated_2_bits"))
+    assert "they are 6 times as\nfast and end within 0.5% of bf16's loss" in readme
+    assert all(round(ten[one]["speed_up_over_bf16"]) == 6 for one in ("eden_2_bits", "allocated_2_bits"))
+    assert all(final(one) < 1.005 * final("bf16") for one in ("eden_2_bits", "allocated_2_bits"))
+    assert "one bit at every eighth step 19 times, and 1.5% above it" in readme
+    assert round(ten["eden_1_bit_every_8"]["speed_up_over_bf16"]) == 19
+    assert round(final("eden_1_bit_every_8") / final("bf16"), 3) == 1.015
+
+    def shares(of, methods):
+        places = [links[f"{rate} Mbit/s"] for rate in (10, 100, 1000)]
+        best = [max(own["speed_up_over_bf16"] for name, own in at.items() if methods(name)) for at in places]
+        return [round(100 * most / at["possible"][of]) for most, at in zip(best, places, strict=True)]
+
+    def local(name):
+        return "every" in name
+
+    assert "has 74% of that at 10 Mbit/s, 92% at 100 and 90% at 1000" in docs
+    assert shares("step_by_bf16", local) == [74, 92, 90]
+    assert "95%, 97% and 91%" in docs
+    assert shares("by_rate", local) == [95, 97, 91]
+    assert "24%, 71% and 84%" in docs
+    assert shares("step_by_bf16", lambda name: not local(name) and name != "possible") == [24, 71, 84]
 
 
 def test_rows_are_kept_and_measured_ones_take_the_place_of_extrapolated_ones(benchmark, tmp_path):

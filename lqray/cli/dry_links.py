@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lqray.experiment.foreign import rich_text
 from lqray.orchestration.plan.plan import Plan
 from lqray.reporting.figures.sent import readable
+from lqray.reporting.fitting import print_whole
 from lqray.reporting.links import Link, Step
 from lqray.reporting.modelled import Network, collectives, compute_seconds, network_of
 from lqray.reporting.selection import grouped, keys_of
@@ -42,7 +43,7 @@ def show_links(console: Console, plan: Plan, links: Sequence[Link], workers: Seq
         cells = [readable(step.payload) if step else "-", _seconds(alone)]
         cells += [_seconds(step.wire_seconds(count, link)) if step else "-" for link, count in shown]
         table.add_row(*(rich_text(value or "-") for value in values), *cells)
-    console.print(table)
+    print_whole(console, table)
     if len(parted) > _ROWS:
         console.print(f"... and {len(parted) - _ROWS:,} more")
     said = (

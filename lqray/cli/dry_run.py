@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lqray.experiment.budgets import said_of_budget
 from lqray.experiment.foreign import rich_text
+from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.plan.history import History, expected
 from lqray.orchestration.plan.plan import Plan
+from lqray.reporting.fitting import print_whole
 from lqray.training.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -18,47 +22,65 @@ _ROWS = 30
 _Expected = tuple[Estimate | None, float | None, bool]
 
 
+@dataclass
+class _Sums:
+    """Over trials. unknown: those whose bytes cannot be told. guessed: those whose time was not measured."""
+
+    steps: int = 0
+    megabytes: float = 0.0
+    seconds: float = 0.0
+    unknown: int = 0
+    guessed: int = 0
+
+    def add(self, known: Estimate | None, time: float | None, measured: bool) -> float | None:
+        """Megabytes that a process of the trial sends, as far as they are known."""
+        sent = known.iterations * known.bytes_per_step / 1e6 if known and known.bytes_per_step is not None else None
+        self.unknown += sent is None
+        self.guessed += time is not None and not measured
+        self.steps += known.iterations if known else 0
+        self.megabytes += sent or 0.0
+        self.seconds += time or 0.0
+        return sent
+
+
+def _outlook(plan: Plan, due: Iterable[NamedTrial]) -> Iterator[tuple[NamedTrial, Estimate | None, float | None, bool]]:
+    """What is expected of each trial. Trials of a grid share their sections: it is worked out once for each combination
+    of them."""
+    history = History(plan.uri, plan.experiment.name)
+    shapes: dict[tuple[int, ...], _Expected] = {}
+    for named in due:
+        trial = named.trial
+        parts = (trial.data, trial.model, trial.schedule, trial.exchange, trial.quantizer, trial.telemetry)
+        key = (trial.workers, *(id(part) for part in parts))
+        found = shapes.get(key) or shapes.setdefault(key, expected(trial, plan.experiment.resources, history))
+        yield named, *found
+
+
 def show_plan(console: Console, plan: Plan) -> None:
     """The first trials that would run, and counts, steps, bytes and time of all."""
     from rich.table import Table
     from rich.text import Text
 
     experiment = plan.experiment
-    history = History(plan.uri, experiment.name)
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for title in ("trial", "id", "what", "steps", "MB sent", "time"):
         number = title in ("steps", "MB sent", "time")
         table.add_column(title, no_wrap=number, justify="right" if number else "left", overflow="fold")
     what = {one.named.trial.id: one.what for one in plan.trials}
-    shapes: dict[tuple[int, ...], _Expected] = {}
-    steps = megabytes = seconds = 0.0
-    unknown = guessed = 0
-    due = plan.due
-    for place, named in enumerate(due):
-        trial = named.trial
-        # Trials of a grid share their sections: what is expected is worked out once for each combination of them.
-        parts = (trial.data, trial.model, trial.schedule, trial.exchange, trial.quantizer, trial.telemetry)
-        key = (trial.workers, *(id(part) for part in parts))
-        known, time, measured = shapes.get(key) or shapes.setdefault(
-            key, expected(trial, experiment.resources, history)
-        )
-        sent = known.iterations * known.bytes_per_step / 1e6 if known and known.bytes_per_step is not None else None
-        unknown += known is None or sent is None
-        guessed += time is not None and not measured
-        steps += known.iterations if known else 0
-        megabytes += sent or 0.0
-        seconds += time or 0.0
+    sums, due = _Sums(), plan.due
+    for place, (named, known, time, measured) in enumerate(_outlook(plan, due)):
+        sent = sums.add(known, time, measured)
         if place < _ROWS:
             table.add_row(
                 rich_text(named.name),
-                trial.id,
-                what[trial.id],
+                named.trial.id,
+                what[named.trial.id],
                 f"{known.iterations:,}" if known else "-",
                 "-" if sent is None else f"{sent:,.1f}",
                 "-" if time is None else f"{'' if measured else '~'}{duration(time)}",
             )
     if due:
-        console.print(table)
+        print_whole(console, table)
     if len(due) > _ROWS:
         console.print(f"... and {len(due) - _ROWS:,} more")
     counts = Counter(one.what for one in plan.trials)
@@ -73,13 +95,15 @@ def show_plan(console: Console, plan: Plan) -> None:
     if plan.more:
         console.print(f"{plan.more:,} more would be suggested, each from the results so far")
     if due:
-        sums = f"{steps:,.0f} steps, {megabytes:,.1f} MB sent by each process"
-        console.print(f"{sums}, {duration(seconds)} one trial after another", highlight=False)
-    if guessed:
-        console.print(f"~ {guessed:,} times are guesses from arithmetic: no earlier run of that shape has finished")
-    if unknown:
+        sent_in_all = f"{sums.steps:,.0f} steps, {sums.megabytes:,.1f} MB sent by each process"
+        console.print(f"{sent_in_all}, {duration(sums.seconds)} one trial after another", highlight=False)
+    if sums.guessed:
+        console.print(
+            f"~ {sums.guessed:,} times are guesses from arithmetic: no earlier run of that shape has finished"
+        )
+    if sums.unknown:
         why = "without their files, of parts of your own, or at all (powersgd)"
-        console.print(f"- {unknown:,} trials whose bytes cannot be told: {why}")
+        console.print(f"- {sums.unknown:,} trials whose bytes cannot be told: {why}")
 
 
 def duration(seconds: float) -> str:

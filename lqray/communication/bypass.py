@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from lqray.communication import streams
-from lqray.communication.hosts import senders_of
-from lqray.communication.reduction import load_reduction
+from lqray.communication.hosts import Senders, senders_of
+from lqray.communication.reduction import Reduction, load_reduction
 from lqray.communication.wire.parcel import CheckWords, Parcel, decoded_parts, encoded_parts
 from lqray.communication.wire.volume import Phase, Volume
 from lqray.experiment.options.exchange import ExchangeOptions
@@ -62,14 +62,8 @@ def decide(
     pieces = _pieces(compressor, sizes, device)
     n = sum(piece.numel() for _, piece in pieces)
     gradient = torch.randn(n, device=device).to(dtype)
-    # Nothing of it is kept from one measurement to the next.
     senders = senders_of(options, group, range(workers))
-    once = options.model_copy(update={"feedback_stages": "first"})
-    try:
-        reduction = load_reduction(once, senders.group, CheckWords(), senders.inside)
-    except BaseException:
-        senders.close(partial(streams.synchronize, device))
-        raise
+    reduction = _reduction(options, senders, device)
     sending = len(senders.seeds)
     parts = 1 if compressor.layers else reduction.parts(sending)
 
@@ -104,6 +98,16 @@ def decide(
     dist.all_reduce(own, op=dist.ReduceOp.MAX, group=group)
     seconds = [value * sum(sizes.values()) / n for value in own.tolist()]
     return Decision(sum(seconds[:3]) >= seconds[3], *seconds)
+
+
+def _reduction(options: ExchangeOptions, senders: Senders, device: torch.device) -> Reduction:
+    """That is measured: nothing of it is kept from one measurement to the next. Closes senders where there is none."""
+    once = options.model_copy(update={"feedback_stages": "first"})
+    try:
+        return load_reduction(once, senders.group, CheckWords(), senders.inside)
+    except BaseException:
+        senders.close(partial(streams.synchronize, device))
+        raise
 
 
 def _pieces(

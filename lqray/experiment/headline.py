@@ -85,8 +85,13 @@ def is_nonnegative(metric: str) -> bool:
 
 
 def written(metric: str, value: float, digits: int = 4) -> str:
-    """A value of a metric: shares of examples in percent, else so many significant digits."""
+    """A value of a metric: shares of examples in percent, else so many significant digits, without zeros at the end."""
     return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.{digits}g}"
+
+
+def written_whole(metric: str, value: float, digits: int = 4) -> str:
+    """As `written`, with zeros at the end: 2.340 stands below 2.369."""
+    return written(metric, value) if is_share(metric) else f"{value:#.{digits}g}".removesuffix(".")
 
 
 def written_beside(shown: str, value: float) -> str:
@@ -96,15 +101,16 @@ def written_beside(shown: str, value: float) -> str:
     number = shown.removesuffix("%")
     if not math.isfinite(value) or "e" in number:
         return f"{scale * value:.4g}"
-    least = 2 - math.floor(math.log10(abs(float(number)))) if float(number) and scale == 1 else 0  # 1.8 is 1.80
-    text = f"{scale * value:.{max(len(number.partition('.')[2]), least)}f}"
+    text = f"{scale * value:.{len(number.partition('.')[2])}f}"
     return text if float(text) or not value else f"{scale * value:.2g}"
 
 
 def three_digits(value: float) -> str:
-    """To three significant digits, below a million without an exponent."""
-    if math.isinf(value) or abs(value) < 999.5:
-        return f"{value:.3g}"
+    """To three significant digits, below a million without an exponent, and with zeros at the end."""
+    if not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) < 999.5:
+        return f"{value:#.3g}".removesuffix(".")
     return f"{value:.0f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 

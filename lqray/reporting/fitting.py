@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_ANY = 10_000
+"""Characters, more than any line has."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """How columns are shown within a width. columns: beside each other, each of its number of characters in `widths`.
@@ -78,16 +82,21 @@ def show_table(console: Console, comparison: Comparison, columns: Sequence[Colum
                 console.print(rich_text(f"{column.title}: {column.cell(group)}"), style=_style(group), highlight=False)
             console.print()
         return
-    table = _table(found, comparison.groups)
-    before = console.width
-    console.width = max(before, _frame(len(found.columns)) + sum(found.widths))
-    console.print(table)
-    console.width = before
+    print_whole(console, _table(found, comparison.groups))
     if found.constant:
         _say(console, "In every row: " + ", ".join(f"{title} {value}" for title, value in found.constant) + ".")
     if found.left_out:
         words = ", ".join(dict.fromkeys(one.word for one in found.left_out))
         _say(console, f"Left out, for {console.width} characters: {words}.{advice and ' '}{advice}")
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """With as many characters a line as it takes, where a terminal has fewer: a number that goes on in its next line
+    can be read, one that is cut off cannot."""
+    before = console.width
+    console.width = max(before, table.__rich_measure__(console, console.options.update(max_width=_ANY)).maximum)
+    console.print(table)
+    console.width = before
 
 
 def _table(found: Fitted, groups: Sequence[Group]) -> Table:

@@ -79,7 +79,7 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What they mean, and what a reader should know besides."""
-        return [*notes(self.comparison, self.labels), *self.remarks]
+        return [*notes(self.comparison, self.labels, self.chosen), *self.remarks]
 
     @property
     def modelled_columns(self) -> Sequence[Column]:
@@ -166,7 +166,7 @@ def written(report: Report, shape: Format) -> str:
         return json_document(comparison, report.stores, modelled_json(found) if found else (), report.chosen)
     if shape == "latex":
         more = latex_table(comparison, report.modelled_columns, modelled_notes(found)) if found else ""
-        said = [*notes(comparison, report.labels), *bold_notes(comparison)]
+        said = [*notes(comparison, report.labels, report.chosen), *bold_notes(comparison)]
         return latex_table(comparison, report.columns, said) + more
     text = markdown_table(comparison, report.columns) + "\n\n" + _listed(report.notes)
     if found:

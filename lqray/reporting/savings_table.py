@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,18 +60,19 @@ def savings_cell(group: Group, what: str) -> str:
     return times(found.mean) + _interval(found) + some_of(len(found.pairs), found.of)
 
 
-def savings_notes(comparison: Comparison, baseline: str) -> list[str]:
-    """What the columns mean, in sentences. baseline: as tables call it."""
-    if not comparison.baseline:
+def savings_notes(comparison: Comparison, baseline: str, words: Collection[str]) -> list[str]:
+    """What columns mean, in sentences. baseline: as tables call it. words: of the columns."""
+    different = any(one.difference for group in comparison.groups for one in group.metrics.values())
+    saved = {what for group in comparison.groups for what in group.saved} & {SAVED.get(word) for word in words}
+    if not comparison.baseline or not set(words) & {"difference", *SAVED}:
         return []
     among = f"the default among {', '.join(DEFAULT_BASELINES[:-1])} and {DEFAULT_BASELINES[-1]}"
     said = [f"Baseline: {baseline}{f' ({among})' if comparison.baseline_by_default else ''}."]
-    if any(one.difference for group in comparison.groups for one in group.metrics.values()):
+    if different and "difference" in words:
         said.append(
             f"- {baseline}: mean difference in pairs of equal seed; [ ]: its 95% interval (Student's t); "
             "p of the paired t-test."
         )
-    saved = {what for group in comparison.groups for what in group.saved}
     if saved:
         said.append(
             f"Saved: {baseline}'s over the own, geometric mean of the ratios in pairs of equal seed; [ ]: "

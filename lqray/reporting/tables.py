@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from lqray.experiment.foreign import in_latex, in_line, in_markdown
-from lqray.experiment.headline import three_digits, written, written_beside
+from lqray.experiment.headline import three_digits, written, written_beside, written_whole
 from lqray.reporting.comparison import Comparison, Group
 from lqray.reporting.intervals import Spread
 from lqray.reporting.labels import PLAIN, Labels
@@ -102,13 +102,18 @@ def latex_table(comparison: Comparison, columns: Sequence[Column] = (), said: Se
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def notes(comparison: Comparison, labels: Labels = PLAIN) -> list[str]:
-    """What the columns mean, in sentences."""
-    said = ["±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."]
-    said += savings_notes(comparison, labels.value(METHOD, comparison.baseline or ""))
+def notes(comparison: Comparison, labels: Labels = PLAIN, columns: Sequence[Column] = ()) -> list[str]:
+    """What columns mean, in sentences. columns: those of the table; all without any."""
+    words = {one.word for one in columns or all_columns(comparison, labels)}
+    said = []
+    if words & {"final", "interval"}:
+        said.append(
+            "±: standard deviation over runs; [ ]: 95% interval of the mean (Student's t; of shares on the logit)."
+        )
+    said += savings_notes(comparison, labels.value(METHOD, comparison.baseline or ""), words)
     if any(group.not_finite for group in comparison.groups):
         said.append("Not finite: finished with a metric that is NaN or infinite; these runs enter none of its numbers.")
-    if comparison.target is not None:
+    if comparison.target is not None and any("target" in word for word in words):
         said.append(target_note(comparison.metrics[0], comparison.target, comparison.smooth))
     return said
 
@@ -150,7 +155,7 @@ def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[C
         if found is None:
             return NOTHING
         p = "" if math.isnan(found.p_value) else f" (p {found.p_value:.2g})"
-        mean = written(name, found.spread.mean, 3)
+        mean = written_whole(name, found.spread.mean, 3)
         ends = [] if math.isnan(found.spread.low) else [_ends(found.spread, mean)]
         return " ".join([("+" if found.spread.mean >= 0 else "") + mean, *ends]) + p
 
@@ -175,7 +180,7 @@ def _metric_columns(name: str, comparison: Comparison, labels: Labels) -> list[C
         Column(_against(comparison, labels), difference, id="difference", priority=80),
     ]
     if comparison.target is not None and first:
-        goal = show(comparison.target)
+        goal = written(name, comparison.target)
         steps = to_target("steps", lambda value: f"{value:.0f}")
         seconds = to_target("seconds", three_digits)
         megabytes = to_target("bytes", lambda value: three_digits(value / 1e6))
@@ -193,7 +198,7 @@ def _of_cost(name: str, shape: Callable[[float], str]) -> _Cell:
 
 def _number(metric: str) -> Callable[[float], str]:
     """How values of a metric are written."""
-    return lambda value: written(metric, value)
+    return lambda value: written_whole(metric, value)
 
 
 def _mean(values: Spread, show: Callable[[float], str]) -> str:

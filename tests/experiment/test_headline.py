@@ -17,6 +17,7 @@ from lqray.experiment.headline import (
     three_digits,
     written,
     written_beside,
+    written_whole,
 )
 from lqray.experiment.schema import Trial
 
@@ -150,5 +151,7 @@ def test_how_values_are_written():
 def test_what_stands_beside_a_number_has_its_decimals():
     assert [written_beside("2.357", one) for one in (0.05449, 0.0001)] == ["0.054", "0.0001"]
     assert written_beside("98.47%", 0.00204) == "0.20"
-    assert written_beside("1.8", 0.136) == "0.14"  # of 1.800, which is written without its zeros
-    assert [three_digits(one) for one in (1482.3, 12.34, 2.5e7, float("inf"))] == ["1482", "12.3", "2.50e+07", "inf"]
+    assert [written_whole("test/loss", one) for one in (1.79995, 2.369, 1234.0)] == ["1.800", "2.369", "1234"]
+    assert written_whole("test/accuracy", 0.98) == "98.00%"
+    numbers = (1482.3, 12.34, 8.0, 200.0, 2.5e7, float("inf"))
+    assert [three_digits(one) for one in numbers] == ["1482", "12.3", "8.00", "200", "2.50e+07", "inf"]

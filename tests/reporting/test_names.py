@@ -11,20 +11,11 @@ from lqray.reporting.finding import find_run
 from lqray.reporting.planned import Recorded
 from lqray.reporting.report import ReportOptions, make_report
 from lqray.store.runs import UnknownRunError, recorded_names
+from tests.testing.experiments import KNOWN
 from tests.testing.reports import report
 from tests.testing.stores import Store
 
-OLD = """
-name: known
-base:
-  data: {name: digits}
-  model: {name: linear}
-  optimizer: {name: sgd, lr: 0.1}
-  schedule: {iterations: 100, batch_size: 8}
-  quantizer: {method: alq}
-sweep:
-  - matrix: {exchange.bucket_cap_mb: [8, 16]}
-"""
+OLD = f"{KNOWN}sweep: [{{matrix: {{exchange.bucket_cap_mb: [8, 16]}}}}]\n"
 NEW = OLD.replace("bucket_cap_mb: [8, 16]}", "bucket_cap_mb: [8, 16], optimizer.lr: [0.1, 0.2]}")
 """Of the same trials the names are others, and there are more of them."""
 

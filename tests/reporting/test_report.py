@@ -17,6 +17,7 @@ from lqray.experiment.plan import plan_tags
 from lqray.reporting.planned import Recorded
 from lqray.reporting.records import latest_attempts, read_records
 from lqray.reporting.report import ReportOptions, make_report, written
+from tests.testing.experiments import KNOWN
 from tests.testing.reports import groups, report, share_interval
 from tests.testing.stores import Store, many_runs
 
@@ -183,17 +184,7 @@ def test_no_finished_trial(tmp_path):
         written(report(empty), shape)
 
 
-YAML = """
-name: known
-base:
-  data: {name: digits}
-  model: {name: linear}
-  optimizer: {name: sgd, lr: 0.1}
-  schedule: {iterations: 100, batch_size: 8}
-  quantizer: {method: alq}
-sweep:
-  - matrix: {seed: [1, 2, 3]}
-"""
+YAML = f"{KNOWN}sweep: [{{matrix: {{seed: [1, 2, 3]}}}}]\n"
 
 
 def test_trials_without_a_run_are_missing_and_those_of_another_file_left_out(tmp_path):

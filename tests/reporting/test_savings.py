@@ -100,7 +100,7 @@ def test_every_format_shows_them(made):
     text = written(made, "markdown")
     assert "Baseline: bf16 (the default among bf16, fp16 and full_precision)." in text
     assert "11.6× [" in text
-    assert "0.5× |" in text  # an interval that says no more
+    assert "0.500× |" in text  # an interval that says no more
     assert "Seconds are of the machine, and of what else it did while each method ran" in text
     rows = {row["quantizer.method"]: row for row in csv.DictReader(io.StringIO(written(made, "csv")))}
     alq = groups(made)["alq"].saved["bytes_sent"]
@@ -151,7 +151,20 @@ def test_pairs_are_of_equal_axes_but_for_those_of_an_exchange_that_the_baseline_
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12.44, "12.4×"), (0.05, "0.05×"), (999.6, "1000×"), (123456.7, "123457×"), (math.inf, "inf×")]
+    ("value", "text"),
+    [(12.44, "12.4×"), (0.05, "0.0500×"), (999.6, "1000×"), (123456.7, "123457×"), (math.inf, "inf×")],
 )
 def test_times(value, text):
     assert times(value) == text
+
+
+def test_notes_are_of_the_columns_that_are_shown(made):
+    def said(*words):
+        chosen = [one for one in columns_of(made.comparison) if one.word in words]
+        assert len(chosen) == len(words)
+        return [line.partition(":")[0] for line in replace(made, chosen=chosen).notes]
+
+    assert said("method", "mb_sent") == []
+    assert said("method", "bytes_saved") == ["Baseline", "Saved"]
+    assert said("method", "final", "difference") == ["±", "Baseline", "- bf16"]
+    assert "To 80.00%" in said("method", "steps_to_target")

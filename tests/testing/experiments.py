@@ -14,6 +14,16 @@ base:
   workers: 2
   quantizer: {method: qsgd, bits: 3, bucket_size: 64}
 """
+KNOWN = """
+name: known
+base:
+  data: {name: digits}
+  model: {name: linear}
+  optimizer: {name: sgd, lr: 0.1}
+  schedule: {iterations: 100, batch_size: 8}
+  quantizer: {method: alq}
+"""
+"""What reports are of, without a sweep."""
 
 
 def experiment(sweep: str, base: str = BASE) -> Experiment:
