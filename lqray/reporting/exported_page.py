@@ -86,7 +86,7 @@ def readme(page: Page) -> str:
 
 ## To run it again
 
-{(_AGAIN if FILE in page.files else _NO_FILE).format(codes=_lines(codes), options=_options(record["report"]))}
+{(_AGAIN if FILE in page.files else _NO_FILE).format(codes=_lines(codes), options=command_options(record["report"]))}
 These runs were launched by
 
 {_lines(list(map(in_markdown_code, record["commands"])))}
@@ -101,7 +101,7 @@ def _when(record: Mapping[str, Any]) -> str:
     return "at a time unknown" if record["date"] is None else first if first == last else f"from {first} to {last}"
 
 
-def _options(asked: Mapping[str, Any]) -> str:
+def command_options(asked: Mapping[str, Any]) -> str:
     """What `lqray report` has to be told for the same table, after a space each."""
     words = [f"--metric {one}" for one in asked.get("metrics", ())]
     words += [f"--group-by {one}" for one in asked.get("group_by", ())]

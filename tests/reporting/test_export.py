@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from lqray.cli import main
 from lqray.reporting.claim import recorded_options
+from lqray.reporting.exported_page import command_options
 from lqray.reporting.planned import Recorded
 from lqray.reporting.report import make_report, written
 from tests.testing.stores import Store
@@ -197,13 +198,14 @@ def test_a_target_that_cannot_be_is_said(store, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page_says_how_to_have_the_same_table(store, tmp_path):
-    command = ["--uri", store.uri, "--target", "0.7", "--baseline", "alq", "--raw", "none", "--figures", "none"]
-    assert invoke("export", "known", tmp_path / "out", *command).exit_code == 0
-    record = json.loads((tmp_path / "out/record.json").read_text())
-    page = (tmp_path / "out/README.md").read_text()
-    assert "experiment.yaml --metric test/accuracy --baseline alq --target 0.7\n" in page or "not to be had" in page
-    assert record["report"]["target"] == 0.7
+def test_the_page_says_how_to_have_the_same_table():
+    asked = {"metrics": ["test/loss", "train/loss"], "group_by": [], "baseline": "bf16", "target": 2.4, "last": 5}
+    asked |= {"tuned": ["optimizer.lr"], "tuning_seeds": ["1", "2"]}
+    said = (
+        " --metric test/loss --metric train/loss --baseline bf16 --target 2.4 --tuned optimizer.lr --tuning-seeds 1,2"
+    )
+    assert command_options(asked) == said
+    assert command_options({"metrics": [], "baseline": None, "target": None, "tuned": None}) == ""
 
 
 def test_brackets_in_an_error_are_shown(store):

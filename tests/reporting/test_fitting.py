@@ -156,3 +156,13 @@ def test_an_unknown_column_is_told_with_what_is_allowed(tmp_path, word, said):
         )
     with pytest.raises(UnknownKeyError, match=re.escape(said)):
         report(store, columns=[word])
+
+
+def test_columns_and_conditions_that_cannot_be_say_what_can(store):
+    with pytest.raises(UnknownKeyError, match=r"'bytes_to_target_saved' without --target; allowed: both"):
+        report(store, columns=["bytes_to_target_saved"])
+    with pytest.raises(UnknownKeyError, match=r"full_precisio; did you mean 'full_precision'\?"):
+        report(store, where=["method=full_precisio"])
+    found = CliRunner().invoke(main, ["report", "known", "--columns", "method,,final", "--uri", store.uri])
+    assert found.exit_code == 2
+    assert "columns with a comma between them" in found.output

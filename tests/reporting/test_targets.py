@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lqray.cli import main
 from lqray.reporting.histories import history
-from lqray.reporting.targets import TargetError, check_target, first_at, until
+from lqray.reporting.targets import BYTES, BYTES_A_STEP, SECONDS, TargetError, check_target, counted, first_at, until
+from lqray.store.runs import Run
 from tests.testing.drawn_figures import at_steps, drawn, legend_of, marked, plotted
 from tests.testing.figure_stores import FigureStore
 from tests.testing.reports import groups, report
@@ -149,3 +151,11 @@ def test_the_commands_refuse_them(tmp_path):
     assert (done.exit_code, "did you mean 0.9?" in done.stderr) == (2, True)
     done = CliRunner().invoke(main, ["report", "known", "--uri", store.uri, "--smooth", "3"])
     assert (done.exit_code, "found --smooth without --target" in done.stderr) == (2, True)
+
+
+def test_of_a_run_that_kept_no_history_its_last_values_count():
+    steps = np.array([100.0, 200.0])
+    run = Run("a", "t", "n", "FINISHED", {"schedule.iterations": "400"}, {BYTES: 8000.0, BYTES_A_STEP: 7.0})
+    np.testing.assert_array_equal(counted(lambda key: {}, run, steps, BYTES), [2000, 4000])
+    np.testing.assert_array_equal(counted(lambda key: {}, replace(run, params={}), steps, BYTES), [700, 1400])
+    assert np.isnan(counted(lambda key: {}, run, steps, SECONDS)).all()

@@ -112,6 +112,15 @@ def test_a_parameter_that_does_not_exist_or_tells_rows_apart_is_refused(store):
         rows(store, tuning_seeds=["1"])
 
 
+def test_of_a_loss_the_least_is_the_best(tmp_path):
+    made = Store(tmp_path)
+    for rate, loss in (("0.1", 2.0), ("0.2", 1.0), ("0.4", 3.0)):
+        params = {"data.name": "text", "optimizer.lr": rate}
+        made.run("alq", 1, [], params=params, metrics={"test/loss": loss}, name=f"alq-{rate}")
+    groups, _ = rows(made, tuned=["lr"])
+    assert groups["alq"].keys["optimizer.lr"] == "0.2"
+
+
 def test_a_setting_that_no_run_could_choose_is_said(tmp_path):
     made = Store(tmp_path)
     for rate in ("0.1", "0.2"):
