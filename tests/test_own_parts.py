@@ -1,4 +1,4 @@
-"""Parts of a user's own, as docs/guide/own-parts.md has them: its examples run under every launcher, from any folder."""
+"""Parts of a user's own, as docs/guide/own-parts.md has them: its examples run under every launcher, anywhere."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What docs/start/own-script.md and examples/own-script show runs as it stands, under torchrun, outside the source tree."""
+"""What docs/start/own-script.md and examples/own-script show runs as it stands, under torchrun, outside the tree."""
 
 import os
 import re
