@@ -171,8 +171,8 @@ def committed(method, **options):
 
 
 def test_with_the_papers_own_levels_its_order_comes_back():
-    """docs/methods.md; Faghri et al. 2020, variances of ResNet-32: alq 1.6, amq 2.4, qsgd_inf 4.5, terngrad 13, nuqsgd
-    128."""
+    """docs/guide/methods.md; Faghri et al. 2020, variances of ResNet-32: alq 1.6, amq 2.4, qsgd_inf 4.5, terngrad 13,
+    nuqsgd 128."""
     own, size = {"solver": "original", "bits": 3}, {"bucket_size": 8192}
     errors = [
         committed("alq", **own, **size),

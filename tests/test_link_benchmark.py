@@ -70,7 +70,7 @@ def test_the_docs_have_what_the_file_says(benchmark):
     links, _ = benchmark
     rows = json.loads((ROOT / "benchmarks/results/links.json").read_text())["figures"]["rows"]
     assert {(one["hosts"], one["link_megabits"]) for one in rows} == {(h, r) for h in links.HOSTS for r in links.RATES}
-    assert links.markdown(rows) in (ROOT / "docs/reports.md").read_text()
+    assert links.markdown(rows) in (ROOT / "docs/guide/reports.md").read_text()
 
 
 @pytest.mark.processes

@@ -1,4 +1,4 @@
-"""lqray in a notebook: docs/python.md's example as it stands, and a sweep that is interrupted."""
+"""lqray in a notebook: docs/guide/python.md's example as it stands, and a sweep that is interrupted."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def shown(cell) -> str:
 
 def test_the_documents_example_runs_as_it_stands(folder):
     subprocess.run([sys.executable, "-m", "lqray", "init"], check=True, capture_output=True)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/guide/python.md").read_text(), re.MULTILINE | re.DOTALL)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in blocks])
     nbclient.NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
     sweep, table, notes, differences = map(shown, notebook.cells)

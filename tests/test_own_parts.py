@@ -1,4 +1,4 @@
-"""Parts of a user's own, as docs/own-parts.md has them: its examples run under every launcher, from any folder."""
+"""Parts of a user's own, as docs/guide/own-parts.md has them: its examples run under every launcher, anywhere."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lqray.experiment.grid import read_experiment
 from lqray.training.export import NetworkError, read_network
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "own-parts.md").read_text()
+PAGE = (ROOT / "docs/guide/own-parts.md").read_text()
 FILES = dict(re.findall(r"(?ms)^`(\S+)`\n```\w+\n(.*?)^```$", PAGE))
 LINES = {"a model": "my_nets.py", "a dataset": "my_data.py", "an optimizer": "my_optimizers.py"} | {
     "a reduction": "my_reductions.py",

@@ -107,7 +107,7 @@ def test_the_readme_has_what_the_file_says(benchmark):
     table, _ = benchmark
     results = table.Results(ROOT / "benchmarks/results/time_to_target.json")
     found = table.summary(results.rows, results.compute)
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/exchange.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/guide/exchange.md").read_text()
     told = [goal for goal, links in found.items() if table.markdown(links) in text]
     assert {goal.partition(",")[0] for goal in told} == {"gpt_small", "gpt_small_muon", "fashion_mnist"}
 
@@ -116,7 +116,7 @@ def test_sentences_about_the_table_are_what_the_file_says(benchmark):
     table, _ = benchmark
     results = table.Results(ROOT / "benchmarks/results/time_to_target.json")
     links = table.summary(results.rows, results.compute)["gpt_small, 2.4 within 200 steps"]
-    readme, docs = (ROOT / "README.md").read_text(), (ROOT / "docs/exchange.md").read_text()
+    readme, docs = (ROOT / "README.md").read_text(), (ROOT / "docs/guide/exchange.md").read_text()
 
     def final(method):
         return statistics.fmean(links["unlimited"][method]["final_metrics"])

@@ -181,11 +181,11 @@ def attach(
     """Make a DDP model exchange its gradients quantized from its next backward pass on. Collective: every rank calls it
     with the same arguments, before training. The script needs no other change.
 
-    method: a name such as alq, qsgd or terngrad (docs/methods.md). options: those of the method (bits, bucket_size,
-    update_at, ...) and of the exchange (reduction, gather_bits, hosts, within, buckets, skip, skip_below,
-    error_feedback and feedback_..., entropy, quantize_from, trajectory; docs/exchange.md) by their names, of which no
-    two are alike. seed: of the rounding noise, from which each rank derives its own. group: of the same ranks as DDP's
-    own, the default.
+    method: a name such as alq, qsgd or terngrad (docs/guide/methods.md). options: those of the method (bits,
+    bucket_size, update_at, ...) and of the exchange (reduction, gather_bits, hosts, within, buckets, skip, skip_below,
+    error_feedback and feedback_..., entropy, quantize_from, trajectory; docs/guide/exchange.md) by their names, of
+    which no two are alike. seed: of the rounding noise, from which each rank derives its own. group: of the same ranks
+    as DDP's own, the default.
 
     Raises TypeError where `model` is no DDP model; ValueError for a method or option that there is not, a value that is
     not allowed, or parameters whose gradients cannot be quantized; RanksDisagreeError where ranks' arguments differ;

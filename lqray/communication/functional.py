@@ -69,7 +69,7 @@ def quantized_all_reduce(
     after its `wait()`. seed: of the rounding noise, another one for every call; by default calls in a group are
     counted. fit: first fit levels that adapt to what all ranks have, for which it waits; by default where they never
     were: at every call with a name, at the first with a Quantizer. reduction, gather_bits, rounding: as of the exchange
-    (docs/exchange.md); with scatter_reduce `wait` does the second half.
+    (docs/guide/exchange.md); with scatter_reduce `wait` does the second half.
 
     Raises TypeError, ValueError for arguments that are not allowed; LevelsDifferError where ranks' levels or calls
     differ.

@@ -123,8 +123,8 @@ def attach_fsdp(model: nn.Module, method: str, *, seed: int = 0, **options: Any)
     """Make a model sharded by `fully_shard` reduce-scatter its gradients quantized from its next backward pass on.
     Collective over all ranks: each calls it with the same arguments, after every `fully_shard`, before training.
 
-    method, options: a name and the method's options (docs/methods.md), and `rounding` (docs/exchange.md). seed: of the
-    rounding noise, from which each rank derives its own. Under HSDP what crosses replicas stays as it is.
+    method, options: a name and the method's options (docs/guide/methods.md), and `rounding` (docs/guide/exchange.md).
+    seed: of the rounding noise, from which each rank derives its own. Under HSDP what crosses replicas stays as it is.
 
     Raises TypeError for a model without modules of `fully_shard`; ValueError for a method or option that there is not,
     or a value that is not allowed; RanksDisagreeError where ranks' arguments differ.

@@ -138,8 +138,8 @@ class RotatedBlocks(Blocks):
 class Eden(RotatedBlocks):
     """Blocks of one float32 scale each: S = |x|^2 / <R x, Q>, with which the error is orthogonal to x, so that what is
     decoded, S R^-1 Q, is unbiased over rotations drawn uniformly. Over those of one Hadamard matrix it is nearly so,
-    but for vectors of a few large coordinates (docs/methods.md). It loses D / (1 - D) of the energy, D the distortion
-    of a standard normal variable: .571 .133 .0358 .0096 at 1 to 4 bits.
+    but for vectors of a few large coordinates (docs/guide/methods.md). It loses D / (1 - D) of the energy, D the
+    distortion of a standard normal variable: .571 .133 .0358 .0096 at 1 to 4 bits.
 
     A number of bits that is not whole mixes blocks of the two next to it.
     """

@@ -86,7 +86,7 @@ def histogram_fit() -> Fit:
 
 
 def _observe_buckets(gradient: Tensor, norm: str, options: Any) -> BucketStatistics:
-    """A short last bucket is seen as it is, under l2 also where it is encoded under rms: docs/methods.md."""
+    """A short last bucket is seen as it is, under l2 also where it is encoded under rms: docs/guide/methods.md."""
     return bucket_statistics(gradient, options.bucket_size, "l2" if norm == "rms" else norm)
 
 

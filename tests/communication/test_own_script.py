@@ -1,4 +1,4 @@
-"""What docs/own-script.md and examples/own-script show is run as it stands, under torchrun, outside the source tree."""
+"""What docs/start/own-script.md and examples/own-script show runs as it stands, under torchrun, outside the tree."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def torchrun(folder: Path, *arguments: str) -> str:
 
 
 def test_the_examples_of_the_document_run_one_after_the_other(tmp_path):
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "own-script.md").read_text())
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs/start/own-script.md").read_text())
     assert len(blocks) == 6
     assert len([line for line in blocks[0].splitlines() if line]) == 5
     (tmp_path / "shown.py").write_text("\n".join([*blocks, "print('came to the end')", "exchange.finish()"]))

@@ -1,5 +1,5 @@
 """Steps of workers that train alone, and now and then exchange how far they came (DiLoCo, Douillard et al. 2023;
-Streaming DiLoCo, Douillard et al. 2025). docs/local-steps.md has the update."""
+Streaming DiLoCo, Douillard et al. 2025). docs/guide/local-steps.md has the update."""
 
 from __future__ import annotations
 

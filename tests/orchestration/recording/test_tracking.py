@@ -1,4 +1,4 @@
-"""What MLflow has of a sweep: docs/tracking.md, on a real one."""
+"""What MLflow has of a sweep: docs/guide/tracking.md, on a real one."""
 
 import json
 import os

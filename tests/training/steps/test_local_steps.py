@@ -231,7 +231,7 @@ def test_the_reference_of_the_documentation_ends_in_the_same_bits(outer, fragmen
     chosen = trial(5, exchange)
     found = run(chosen)[2]
     namespace: dict = {}
-    text = (Path(__file__).parents[3] / "docs" / "local-steps.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/guide/local-steps.md").read_text()
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], namespace)
     dataset = load_dataset(chosen.data)
     torch.manual_seed(derive_seed(chosen.seed, "model"))
