@@ -39,6 +39,8 @@ _WORKER_SECONDS = 300
 _MOST_WORKERS = 4
 _LAST_LINES = 100
 _HERE = ("127.0.0.1", "localhost", "::1")
+# MLflow's job runners evaluate language models: seven processes that records of trainings do not need.
+_UNLESS_SAID = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 # Everybody who may log in may write: the claims by which sweeps share trials are one experiment's for all users.
 _USERS = """[mlflow]
 default_permission = EDIT
@@ -112,7 +114,7 @@ def serve(
     # A session of its own, so that the server and all that it starts can be ended together.
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments],
-        env={"MLFLOW_DISABLE_TELEMETRY": "true", **os.environ, **_for_slow_workers(os.environ), **environment},
+        env={**_UNLESS_SAID, **os.environ, **_for_slow_workers(os.environ), **environment},
         stdout=None if logged else subprocess.PIPE,
         stderr=None if logged else subprocess.STDOUT,
         text=True,

@@ -143,6 +143,7 @@ import os, sys, time
 began = time.monotonic()
 print("arguments", *sys.argv[1:])
 print("uvicorn", os.environ.get("MLFLOW_UVICORN_OPTS"), file=sys.stderr)
+print("jobs", os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION"))
 WORK
 """
 
@@ -181,6 +182,16 @@ def test_a_server_that_ends_is_quoted_with_all_that_it_said(tmp_path, monkeypatc
     said = capfd.readouterr().err
     assert "arguments server --port" in said
     assert f"uvicorn {passed}\n" in said
+
+
+@pytest.mark.parametrize("chosen", [None, "true"])
+def test_mlflows_job_runners_start_where_somebody_asks_for_them(tmp_path, monkeypatch, capfd, chosen):
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", raising=False)
+    if chosen:
+        monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", chosen)
+    fake(tmp_path, monkeypatch, "sys.exit(3)")
+    served(free_port())
+    assert f"jobs {chosen or 'false'}\n" in capfd.readouterr().err
 
 
 def test_what_a_server_of_the_terminal_said_is_above_the_failure(tmp_path, monkeypatch, capfd):
