@@ -23,7 +23,10 @@ def _trials_at_a_time(count: Any) -> Any:
 
 
 class Resources(Section):
-    """Where trials run. Not part of a trial: elsewhere it gives the same result, up to float summation order."""
+    """Where trials run. Not part of a trial: elsewhere, on devices of one kind with as many threads, it gives the same
+    bits. With another number of `processes`, too, where all that is exchanged is quantized; what is averaged in full
+    precision, or by torch's own hooks, agrees up to the order of float sums, and such a trial that has begun goes on
+    with as many processes as it had."""
 
     processes: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Processes of a trial, a divisor of its workers; by default one for each. Workers that share a process compute
