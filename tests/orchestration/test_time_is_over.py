@@ -1,10 +1,17 @@
 """`resources.trial_time_limit` and `lqray run --max-hours`: what runs stops after a checkpoint, and goes on later."""
 
+import time
+
 import pytest
 from click.testing import CliRunner
 
 from lqray.cli import main
+from lqray.orchestration.launch import _within
+from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.plan.plan import Budget
+from lqray.orchestration.queue.queue import TrialQueue
+from lqray.orchestration.queue.sources import Given
+from tests.orchestration.queue.test_queue import FakeRecorder, Quiet, trials
 from tests.testing.sweeps import recorded, run, write
 
 pytestmark = pytest.mark.processes
@@ -39,15 +46,18 @@ def test_trials_stop_after_their_time_and_the_same_command_continues_them(tmp_pa
     assert all(steps(path)[trial] > step for trial, step in before.items())
 
 
-def test_a_launch_ends_after_its_hours(tmp_path):
-    path = write(tmp_path / "a", ENDLESS)
-    said = run(path, "--launcher", "inline", "--max-hours", "0.005", expected=4)
-    why = "the hours of --max-hours 0.005 are over"
-    assert f"{why}: 1 stopped after a checkpoint, 2 not begun. The same command continues." in said
-    assert said.count(f"not begun ({why})") == 2
-    assert stopped(path) == [("KILLED", why)]
-    assert steps(path)
-    assert "stopped" in CliRunner().invoke(main, ["status", str(path)]).output
+def test_once_the_hours_are_over_what_runs_is_to_stop_and_nothing_begins():
+    queue = TrialQueue(Given(trials(2)), FakeRecorder(), Quiet(), lambda result: None)
+    first = queue.take()
+    budget = Budget(0.3 / 3600, time.monotonic())
+    with _within(budget, queue):
+        assert queue.stop_reason("0000") is None
+        while budget.left or not queue.stop_reason("0000"):
+            time.sleep(0.01)
+        assert queue.stop_reason("0000") == budget.why
+        queue.ended(TrialResult(first.named, "KILLED", stopped=budget.why))
+        assert queue.take() is None
+    assert [why for _, why in queue.left_out.values()] == [budget.why]
 
 
 def test_hours_that_are_over_begin_nothing(tmp_path):
