@@ -25,8 +25,8 @@ resources: {processes: PROCESSES}
 """
 
 
-def start(folder: Path, iterations: int, processes: int, **options) -> subprocess.Popen:
-    text = TEXT.replace("ITERATIONS", str(iterations)).replace("PROCESSES", str(processes))
+def start(folder: Path, iterations: int, processes: int, more: str = "", **options) -> subprocess.Popen:
+    text = TEXT.replace("ITERATIONS", str(iterations)).replace("PROCESSES", str(processes)) + more
     (folder / "T.yaml").write_text(text)
     sigint = options.pop("sigint", signal.default_int_handler)
     return subprocess.Popen(

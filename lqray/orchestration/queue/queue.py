@@ -23,12 +23,20 @@ _HELD_SECONDS = 3.0
 class Limits:
     """max_failures: after so many no further trial is begun. backoff: seconds before the first of `retries`; each
     further one waits four times as long. held: seconds that trials of other launches are waited for when nothing else
-    is left to do; then those are left whose launch is surely at work."""
+    is left to do; then those are left whose launch is surely at work. trial_seconds: that a trial may run, over all its
+    tries."""
 
     max_failures: int | None = None
     backoff: float = _FIRST_DELAY
     retries: int = MOST_RETRIES
     held: float = 40.0
+    trial_seconds: float | None = None
+
+    @property
+    def over_time(self) -> str | None:
+        """Why a trial that ran longer is stopped."""
+        most = self.trial_seconds
+        return None if most is None else f"resources.trial_time_limit: {most:.10g} s are over"
 
 
 class TrialQueue:
@@ -58,6 +66,7 @@ class TrialQueue:
         self._nothing = False  # was there to begin, when it was last asked for
         self._begun: deque[Work] = deque()  # and not taken yet
         self._running: dict[str, Work] = {}
+        self._since: dict[str, float] = {}
         self._recording: dict[str, Work] = {}
         self._tries: dict[str, int] = {}
         self._again: list[_Again] = []
@@ -158,7 +167,12 @@ class TrialQueue:
 
     def stop_reason(self, trial_id: str) -> str | None:
         """Why a running trial has to stop, if it has to."""
-        return self._stops.get(trial_id)
+        return self._stops.get(trial_id) or self._over_time(trial_id)
+
+    def _over_time(self, trial_id: str) -> str | None:
+        """Why a trial has run for too long, if it has."""
+        most, since = self._limits.trial_seconds, self._since.get(trial_id)
+        return self._limits.over_time if most and since is not None and time.monotonic() - since > most else None
 
     def _end_waiting(
         self, result: Callable[[_Again], TrialResult], chosen: Callable[[NamedTrial], bool] = lambda named: True
@@ -210,6 +224,7 @@ class TrialQueue:
                     continue
                 self._idle = None
                 self._running[named.trial.id] = work
+                self._since.setdefault(named.trial.id, time.monotonic())
                 if self._closed:
                     self._note(TrialResult(named, "KILLED", run_id=work.run_id))
                     return
@@ -248,6 +263,7 @@ class TrialQueue:
         self.failed -= result.status == "FAILED"
         self.observer.ended(replace(result, status="KILLED", failure=None, stopped=f"taken over by {held}"))
         self._recording.pop(work.named.trial.id, None)
+        self._since.pop(work.named.trial.id, None)
         self._wait_for(work.named, held)
 
     def _do(self, job: Callable[[], None]) -> None:
@@ -300,6 +316,8 @@ class TrialQueue:
         if self._closed or failure is None or not failure.retry or tries > self._limits.retries:
             return False
         if any(chosen(result.named) for chosen, _ in self._stopped) or self._recorder.gone(work):
+            return False
+        if self._over_time(result.named.trial.id):
             return False
         seconds = self._limits.backoff * 4 ** (tries - 1)
         self._recorder.retry(work, result)

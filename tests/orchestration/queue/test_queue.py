@@ -394,3 +394,19 @@ def test_ctrl_c_cuts_no_record_short():
     finally:
         signal.signal(signal.SIGINT, before)
     assert recorder.ended == [("0", "FINISHED")]
+
+
+def test_a_trial_that_runs_too_long_is_to_stop_and_is_not_tried_again():
+    recorder = FakeRecorder()
+    queue = TrialQueue(Given(trials(2)), recorder, Quiet(), lambda result: None, Limits(backoff=0, trial_seconds=0.2))
+    first = queue.take()
+    assert queue.stop_reason("0000") is None
+    assert queue.stop_reason("0001") is None
+    time.sleep(0.3)
+    assert queue.stop_reason("0000") == "resources.trial_time_limit: 0.2 s are over"
+    queue.take()
+    assert queue.stop_reason("0001") is None  # it has just begun
+    queue.ended(TrialResult(first.named, "FAILED", failure=Failure("infrastructure", "it", "it")))
+    queue.interrupt()
+    assert recorder.retried == []
+    assert dict(recorder.ended) == {"0": "FAILED", "1": "KILLED"}

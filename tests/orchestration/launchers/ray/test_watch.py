@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lqray.cli import sweeps
+from lqray.cli import endings
 from lqray.orchestration import signals
 from lqray.orchestration.launch import Ran
 from lqray.orchestration.launchers.contract import LaunchInterrupted
@@ -91,8 +91,9 @@ def test_the_exit_code_is_the_signals_where_there_was_one(heard, code, word, mon
     monkeypatch.setattr(signals, "exit_code", lambda: 143)
     monkeypatch.setattr(os, "_exit", sys.exit)
     ran = Ran(Launch("", "", "", "", "", ""), interrupted=True, lost="Ray is gone")
+    endings.say_why_it_ended(Plan(None, "", [], {}), ran)
     with pytest.raises(SystemExit) as raised:
-        sweeps._leave_if_interrupted(Plan(None, "", [], {}), ran)
+        endings.leave_if_interrupted(ran)
     assert raised.value.code == code
     assert word in capsys.readouterr().err
 
