@@ -113,10 +113,10 @@ def log_of(path: Path, name: str) -> str:
 
 def test_trials_at_a_time_follow_the_nodes(cluster, tmp_path):
     cluster.start(0)
-    path = prepare(cluster.folder / "joins", 1, "[1, 2, 3, 4, 5, 6]", 1500)
+    path = prepare(cluster.folder / "joins", 1, "[1, 2, 3, 4, 5, 6, 7, 8]", 3000)
     launch = launched(cluster, path)
     with trials_at_work(cluster) as samples:
-        wait_for(path, launch, lambda: "(1/6)" in output(path))
+        wait_for(path, launch, lambda: "(1/8)" in output(path))
         assert max(count for _, count in samples) == 1
         cluster.start(1)
         wait_for(path, launch, lambda: cluster.working(1) and cluster.working(0))
