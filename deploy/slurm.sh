@@ -50,7 +50,8 @@ srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${S
 ray_nodes=$!
 trap 'kill -TERM $ray_nodes 2>/dev/null || true; wait $ray_nodes 2>/dev/null || true; rm -rf "$lqray_folder"' EXIT
 
-# How many trials run at a time is decided at the start, by the machines that are there then.
+# Trials at a time follow the machines that are there. All are waited for all the same: one that cannot start is an error
+# of this job, and no sweep on fewer machines than were asked for.
 export RAY_ADDRESS=$lqray_head:$lqray_port
 python - "$nodes" "$ray_nodes" <<'PYTHON'
 import os, socket, sys, time
