@@ -127,7 +127,8 @@ def test_init_writes_the_experiments_and_keeps_what_is_there(lqray, tmp_path):
     assert done.returncode == 0, done.stderr
     quickstart = tmp_path / "experiments/quickstart.yaml"
     assert quickstart.read_bytes() == (ROOT / "experiments/quickstart.yaml").read_bytes()
-    assert {file.name for file in quickstart.parent.iterdir()} == {one.name for one in ROOT.glob("experiments/*.yaml")}
+    shipped = {one.name for one in ROOT.glob("experiments/*.yaml")}
+    assert {file.name for file in quickstart.parent.iterdir()} == shipped | {"first.yaml"}
     quickstart.write_text("name: mine\n")
     again = lqray("init")
     assert quickstart.read_text() == "name: mine\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,36 +13,71 @@ from lqray.cli import shared
 
 
 @click.command()
-@click.argument("folder", required=False, default="experiments", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace files that differ from lqray's.")
-def init(folder: Path, overwrite: bool) -> None:
-    """Write lqray's experiment files, quickstart.yaml first of all, to FOLDER [default: experiments].
+@click.argument("directory", required=False, default="experiments", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace files of lqray's that differ; never your own experiment.")
+@click.option("--examples/--no-examples", default=True, show_default=True, help="Also write lqray's own experiments.")
+def init(directory: Path, overwrite: bool, examples: bool) -> None:
+    """Write an experiment of your own, with every section explained, to DIRECTORY [default: experiments], and lqray's
+    experiment files, quickstart.yaml among them, beside it.
 
-    A file that is there stays as it is, unless --overwrite is given.
+    Yours is called as the directory is, or `first`, and takes about a minute. A file that is there stays as it is; one
+    of lqray's is replaced with --overwrite.
     """
     from lqray.carried import carried
+    from lqray.cli.first_experiment import first_experiment, name_of
 
     source = carried("experiments")
-    if source is None:
+    if source is None and examples:
         shared.say(
-            "Error: this lqray came without its experiments; install it from its source tree or a wheel", err=True
+            "Error: this lqray came without its experiments; install it from its source tree or a wheel, or call "
+            f"`{shared.program()} init --no-examples`",
+            err=True,
         )
         sys.exit(2)
-    counts = {"written": 0, "equal": 0}
+    files = sorted(source.glob("*.yaml")) if source else []
+    own = directory / f"{name_of(directory, [one.stem for one in files])}.yaml"
     with shared.clear_errors():
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(source.glob("*.yaml")):
-            target, content = folder / file.name, file.read_bytes()
-            if target.exists() and target.read_bytes() == content:
-                counts["equal"] += 1
-            elif target.exists() and not overwrite:
-                shared.say(f"kept {target}, which differs from lqray's; --overwrite replaces it", err=True)
-            else:
-                target.write_bytes(content)
-                counts["written"] += 1
+        directory.mkdir(parents=True, exist_ok=True)
+        if examples:
+            _copy(files, directory, overwrite)
+        if own.exists():
+            shared.say(f"kept {own}, your experiment")
+        else:
+            own.write_text(first_experiment(own.stem), encoding="utf-8")
+            shared.say(f"{own} is an experiment of your own: read it, and change what you like.")
+    _say_what_next(own, directory / "quickstart.yaml" if examples else None)
+
+
+def _copy(files: Sequence[Path], directory: Path, overwrite: bool) -> None:
+    counts = {"written": 0, "equal": 0}
+    for file in files:
+        target, content = directory / file.name, file.read_bytes()
+        if target.exists() and target.read_bytes() == content:
+            counts["equal"] += 1
+        elif target.exists() and not overwrite:
+            shared.say(f"kept {target}, which differs from lqray's; --overwrite replaces it", err=True)
+        else:
+            target.write_bytes(content)
+            counts["written"] += 1
     equal = f", {counts['equal']} were there already" if counts["equal"] else ""
-    shared.say(f"{counts['written']} experiment files written to {folder}{equal}. The first one takes three minutes:")
-    shared.say(f"  {shared.program()} run {shlex.quote(shared.in_command(folder / 'quickstart.yaml'))}")
+    shared.say(f"{counts['written']} experiment files written to {directory}{equal}.")
+
+
+def _say_what_next(own: Path, quickstart: Path | None) -> None:
+    """Commands that can be typed as they stand, in this order."""
+    lines = [
+        ("can it run here? Versions, data, storage", "doctor", own),
+        ("its trials", "expand", own),
+        ("run them, in about a minute", "run", own),
+        ("compare the methods", "report", own),
+        ("see the runs in the browser", "ui", own),
+    ]
+    if quickstart:
+        lines.append(("lqray's quickstart, three minutes", "run", quickstart))
+    width = max(len(what) for what, _, _ in lines)
+    for what, name, file in lines:
+        # The command stands last and alone: zsh takes what follows a # for arguments.
+        shared.say(f"  {what:{width}}:  {shared.program()} {name} {shlex.quote(shared.in_command(file))}")
 
 
 @click.command("build-native")

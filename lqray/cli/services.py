@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lqray.cli import shared
+
+if TYPE_CHECKING:
+    from lqray.experiment.grid import Experiment
 
 
 @click.command()
@@ -100,35 +105,46 @@ def relocate(uri: str) -> None:
 def doctor(file: Path | None, uri: str, cluster: bool) -> None:
     """Look at versions, operators, devices, Ray and the MLflow store; exit code 1 when something is broken.
 
+    With an experiment FILE also whether its trials can begin: their data, parts of your own, processes, memory and
+    storage. Nothing is downloaded, and nothing written.
+
     With --cluster, before a sweep over several nodes: also whether their code is the same, the data and the storage of
     the experiment FILE are there, and how fast the links between them are.
     """
-    if file:
-        with shared.clear_errors():
-            uri = shared.read(file).tracking.uri or uri
+    experiment = None
     with shared.clear_errors():
+        if file:
+            from lqray.experiment.parts import add_place
+
+            experiment = shared.read(file)
+            uri = experiment.tracking.uri or uri
+            add_place(file.parent)
         store = shared.absolute(uri)
     if cluster:
-        sys.exit(_examine_cluster(file, uri))
+        sys.exit(_examine_cluster(experiment, store))
+    from lqray.orchestration.doctor.experiment import examine_experiment
     from lqray.orchestration.doctor.local import examine, shown
 
     broken = False
-    for finding in examine(store):
-        broken = broken or finding.state == "broken"
-        shared.say(shown(finding))
+    with shared.clear_errors():
+        for finding in chain(examine(store), examine_experiment(experiment) if experiment else ()):
+            broken = broken or finding.state == "broken"
+            shared.say(shown(finding))
     sys.exit(broken)
 
 
-def _examine_cluster(file: Path | None, uri: str) -> int:
+def _examine_cluster(experiment: Experiment | None, store: str) -> int:
     from lqray.experiment.store import StorageError, storage_address
-    from lqray.orchestration.doctor.cluster import broken, cluster_table, datasets_of, details, examine_cluster
+    from lqray.orchestration.doctor.cluster import broken, cluster_table, details, examine_cluster
+    from lqray.orchestration.doctor.experiment import trials_of
     from lqray.orchestration.launchers.ray.cluster import ClusterError, running_cluster
+    from lqray.orchestration.plan.data import needed_data
 
     with shared.clear_errors(StorageError, ClusterError):
-        experiment = shared.read(file) if file else None
         folder = storage_address(experiment.storage.folder if experiment else None)
+        needed = needed_data(trials_of(experiment)) if experiment else []
         with running_cluster():
-            reports = examine_cluster(folder, shared.absolute(uri), datasets_of(experiment) if experiment else [])
+            reports = examine_cluster(folder, store, [one.options for one in needed])
     for line in details(reports):
         shared.say(line)
     shared.console().print(cluster_table(reports))

@@ -120,9 +120,10 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
     from lqray.experiment.errors import UnfitTrialError
     from lqray.experiment.parts import add_place
     from lqray.experiment.store import StorageError
-    from lqray.orchestration.launch import check_plan
+    from lqray.orchestration.launch import check_plan, runs_elsewhere
     from lqray.orchestration.launchers.placement import PlacementError
     from lqray.orchestration.launchers.ray.cluster import ClusterError
+    from lqray.orchestration.plan.data import lacking
     from lqray.orchestration.plan.plan import make_plan
     from lqray.orchestration.remote.job_checks import UnfitForJobsError, check_lasting
     from lqray.orchestration.submitted import runs_in_a_job
@@ -144,6 +145,9 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
                 from lqray.cli.dry_links import show_links
 
                 show_links(console, plan, *modelled)
+            if not runs_elsewhere(options.launcher):
+                for problem in lacking(plan.due, fetch=False):
+                    shared.say(f"would be refused here now: {problem}", err=True)
             return 0
         ran = carry_out(console, plan, options)
     name = shared.named(experiment.name, plan.uri, file if options.whole else None)

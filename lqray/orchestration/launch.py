@@ -27,8 +27,9 @@ from lqray.orchestration.launchers.inline import InlineLauncher
 from lqray.orchestration.launchers.placement import PlacementError, backend_of
 from lqray.orchestration.launchers.ray.cluster import RayLostError, cluster_address, limit_said
 from lqray.orchestration.launchers.ray.launcher import RayLauncher
+from lqray.orchestration.plan.data import check_data, needed_data
 from lqray.orchestration.plan.feasible import check_places, check_trials
-from lqray.orchestration.plan.plan import TAGS, Plan, RunOptions, quick
+from lqray.orchestration.plan.plan import TAGS, LauncherName, Plan, RunOptions, quick
 from lqray.orchestration.provenance import provenance
 from lqray.orchestration.queue.control import ControlRequests, ControlWatch, file_of, publish_plan
 from lqray.orchestration.queue.optuna import OptunaSource
@@ -95,13 +96,14 @@ def check_plan(plan: Plan, options: RunOptions, thorough: bool) -> None:
             "search.early_stopping compares trials through Ray Tune; found --launcher inline; allowed: warm, isolated"
         )
     storage_address(experiment.storage.folder)
-    check_places(
-        plan.shapes,
-        experiment.resources,
-        inline,
-        elsewhere=lambda: not inline and (limit_said() or cluster_address() is not None),
-    )
+    check_places(plan.shapes, experiment.resources, inline, elsewhere=lambda: runs_elsewhere(options.launcher))
     check_trials(plan.examples, thorough)
+
+
+def runs_elsewhere(launcher: LauncherName) -> bool:
+    """Whether trials run on a cluster that is joined, whose nodes may have what this machine lacks. Raises ClusterError
+    where RAY_ADDRESS=auto insists on a Ray that is not there."""
+    return launcher != "inline" and (limit_said() or cluster_address() is not None)
 
 
 def run_plan(plan: Plan, options: RunOptions, observer: Observer, presentation: Presentation = Presentation()) -> Ran:
@@ -110,6 +112,8 @@ def run_plan(plan: Plan, options: RunOptions, observer: Observer, presentation: 
     check_plan(plan, options, thorough=options.launcher in ("auto", "inline"))
     if not plan.over:
         check_folder(open_folder(_storage(plan)))
+        if not runs_elsewhere(options.launcher):  # else the launcher asks the nodes
+            check_data(plan.examples)
     sweep = _Sweep.opened(plan, options, presentation)
     if plan.over:
         sweep.recording.derived.close(PATIENCE)
@@ -197,6 +201,7 @@ class _Sweep:
             options.verbose,
             trials=len(plan.due) + plan.more,
             evaluations=self._earlier(),
+            data=[needed.options for needed in needed_data(plan.examples)],
         )
 
     def launch(self, launcher: Launcher, queue: TrialQueue) -> None:

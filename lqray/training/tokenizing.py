@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -202,6 +203,21 @@ def _gpt2() -> Tokenizer:
         + f"  hint:  {_INSTALL}, and run once where its vocabulary can be fetched; or copy GPT-2's file tokenizer.json "
         "here and write its path, `tokenizer: PATH/tokenizer.json`; or `tokenizer: bytes`"
     )
+
+
+def gpt2_is_here() -> bool:
+    """Whether GPT-2's vocabulary lies in the cache of the package tokenizers; what tiktoken has cannot be told. Raises
+    MissingDataError where there is neither package, which no network mends."""
+    packages = [one for one in ("tokenizers", "tiktoken") if find_spec(one)]
+    if not packages:
+        raise MissingDataError(f"data.tokenizer: gpt2 takes a package that is not here; {_INSTALL}")
+    if "tokenizers" not in packages:
+        return False
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:  # a release of tokenizers that does without
+        return False
+    return isinstance(try_to_load_from_cache("gpt2", "tokenizer.json"), str)
 
 
 def _by_tokenizers() -> Tokenizer:

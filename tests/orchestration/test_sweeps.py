@@ -267,14 +267,24 @@ sweep:
   - include:
       - {seed: 1}
       - {seed: 2, optimizer.lr: 1.0e+30}
-      - {seed: 3, data: {name: mnist, root: /nowhere}}
+      - {seed: 3, data: {name: "lost:load"}}
       - {seed: 4}
 """
+
+
+LOST = """
+from lqray.training.files import MissingDataError
+
+def load(options):
+    raise MissingDataError("dataset lost: not found")
+"""
+"""Whose files a launch knows nothing of."""
 
 
 @pytest.mark.parametrize("launcher", ["warm", pytest.param("inline", marks=pytest.mark.slow)])
 def test_failures_of_a_trial_are_its_own(tmp_path, launcher):
     path = write(tmp_path, text=FAILING)
+    (tmp_path / "lost.py").write_text(LOST)
     run(path, "--launcher", launcher, expected=1)
     found = {re.search(r"seed(\d)", name)[1]: state for name, state in status_of(path).items()}
     assert found == {

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lqray.experiment.foreign import rich_text
-from lqray.experiment.grid import Experiment
 from lqray.experiment.options.data import DataOptions
 from lqray.experiment.secrets import masked
 from lqray.orchestration.code_version import code_version
@@ -38,16 +37,6 @@ class NodeReport:
     def name(self) -> str:
         """As it is shown."""
         return f"{self.address} (head)" if self.head else self.address
-
-
-def datasets_of(experiment: Experiment, most: int = 1000) -> list[DataOptions]:
-    """The data sections of its trials, each once; of the first `most` trials."""
-    found: dict[str, DataOptions] = {}
-    for number, named in enumerate(experiment.trials()):
-        if number == most:
-            break
-        found.setdefault(repr(named.trial.data), named.trial.data)
-    return list(found.values())
 
 
 def examine_cluster(storage: str, store: str, datasets: Sequence[DataOptions]) -> list[NodeReport]:

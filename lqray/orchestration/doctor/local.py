@@ -34,9 +34,10 @@ class Finding:
 
 
 def shown(finding: Finding) -> str:
-    """A finding in a line, without passwords, and its remedy in another."""
+    """A finding in a line, or as many as it has, without passwords, and its remedy in another."""
     marks = {"ok": "ok    ", "slow": "slow  ", "broken": "BROKEN"}
-    line = f"{marks[finding.state]}  {finding.what:18}  {masked(finding.found)}"
+    found = masked(finding.found).replace("\n", f"\n{'':28}")
+    line = f"{marks[finding.state]}  {finding.what:18}  {found}"
     return f"{line}\n{'':28}remedy: {finding.remedy}" if finding.remedy else line
 
 
@@ -53,8 +54,8 @@ def examine(store: str) -> Iterator[Finding]:
     yield _loopback()
     yield _ray()
     yield _store(store)
-    yield _writable("this directory", Path.cwd(), "run lqray in a directory of your own")
-    yield _writable("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a directory with space")
+    yield writable("this directory", Path.cwd(), "run lqray in a directory of your own")
+    yield writable("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a directory with space")
 
 
 def _versions() -> Iterator[Finding]:
@@ -188,7 +189,8 @@ def _store(uri: str) -> Finding:
         return Finding(what, "broken", f"{uri}: {explained(error)}", "is its server running? check --uri")
 
 
-def _writable(what: str, folder: Path, remedy: str) -> Finding:
+def writable(what: str, folder: Path, remedy: str) -> Finding:
+    """Whether this user can write to a folder that is there, and it has space."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free

@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.data import DataOptions
 from lqray.experiment.secrets import masked
 from lqray.orchestration.code_version import code_version
 from lqray.orchestration.doctor.local import LEAST_FREE_BYTES, Finding, operator_findings
+from lqray.training.data_check import look_at_data
+from lqray.training.files import CorruptDataError, MissingDataError
 from lqray.training.storage import check_folder, open_folder
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "scipy")
@@ -169,21 +172,12 @@ def _gpus() -> Finding:
 
 
 def _dataset(options: DataOptions) -> Finding:
-    from lqray.training.dataset import load_dataset
-    from lqray.training.files import CorruptDataError, MissingDataError
-
-    downloads = bool(getattr(options, "download", False))
-    here = options.model_copy(update={"download": False}) if downloads else options
     try:
-        dataset = load_dataset(here)
-    except MissingDataError as error:
-        text = " ".join(str(error).split())
-        if downloads:
-            return Finding("dataset", "slow", text, "the first trial here downloads it (data.download)")
-        return Finding("dataset", "broken", text, "put its files there, or set data.root or LQRAY_DATA on that node")
-    except (CorruptDataError, OSError) as error:
-        return Finding("dataset", "broken", " ".join(str(error).split()), "put its files there anew")
-    return Finding("dataset", "ok", f"{options.name}: {dataset.train_examples:,} training examples")
+        found = look_at_data(options)
+    except (MissingDataError, CorruptDataError, UnfitTrialError, OSError) as error:
+        remedy = "put its files there, or set data.root or LQRAY_DATA on that node"
+        return Finding("dataset", "broken", " ".join(str(error).split()), remedy)
+    return Finding("dataset", "slow" if found.later else "ok", found.found, found.later)
 
 
 def _disks(storage: str) -> Iterator[Finding]:

@@ -6,8 +6,10 @@ centre cut out (He et al. 2016). Images are decoded and resized by worker proces
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader
 from lqray.experiment.options.data import ImagenetOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.training.dataset import Batch, Split
-from lqray.training.files import CorruptDataError, first_missing, folder
+from lqray.training.files import CorruptDataError, Folder, first_missing, folder
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the training set's channels, pixels in 0 to 1."""
@@ -26,28 +28,63 @@ Key = tuple[Split, int, int | None]
 """An example: its split, its number, and the seed of its augmentation; None: as for evaluation."""
 
 
+_WANTED = "train/<class>/*.JPEG and val/<class>/*.JPEG, with the same classes"
+_ADVICE = "ImageNet asks for an account: image-net.org; any images in such folders will do"
+
+
 def load(options: ImagenetOptions) -> ImageFolders:
-    """Lists the files. Raises MissingDataError."""
+    """Lists the files. Raises MissingDataError or CorruptDataError."""
     from lqray.training.vision import torchvision
 
-    place = folder(options)
-    folders = [place.path / "train", place.path / "val"]
-    advice = "ImageNet asks for an account: image-net.org; any images in such folders will do"
-    wanted = "train/<class>/*.JPEG and val/<class>/*.JPEG, with the same classes"
-    if first_missing(folders):
-        raise place.missing(options.name, wanted, advice)
+    place, folders = _there(options)
     try:
         train, test = (torchvision.datasets.ImageFolder(str(part)) for part in folders)
     except FileNotFoundError as error:
-        raise place.missing(options.name, f"{wanted} ({error})", advice) from error
-    if train.classes != test.classes:
-        raise place.corrupt(
-            options.name, ValueError(f"train/ has {len(train.classes)} classes, val/ {len(test.classes)}, not the same")
-        )
+        raise place.missing(options.name, f"{_WANTED} ({error})", _ADVICE) from error
+    _check_classes(options, place, train.classes, test.classes)
     samples: dict[Split, list[tuple[str, int]]] = {"train": train.samples, "test": test.samples}
     return ImageFolders(
         Files(samples, options.size), len(train.classes), options.loading_processes, torch.device("cpu")
     )
+
+
+def look(options: ImagenetOptions) -> str:
+    """How many classes there are, each with an image; a million files are not listed. Raises what `load` raises."""
+    place, folders = _there(options)
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    classes = []
+    for part in folders:
+        found = sorted(one for one in part.iterdir() if one.is_dir())
+        empty = [one for one in found if not _holds(one, IMG_EXTENSIONS)]
+        if empty or not found:
+            why = f"no image in {empty[0].relative_to(place.path)}" if empty else f"no class in {part.name}"
+            raise place.missing(options.name, f"{_WANTED} ({why})", _ADVICE)
+        classes.append([one.name for one in found])
+    _check_classes(options, place, *classes)
+    return f"{len(classes[0]):,} classes"
+
+
+def _there(options: ImagenetOptions) -> tuple[Folder, list[Path]]:
+    from lqray.training import vision  # noqa: F401  # makes torchvision importable
+
+    place = folder(options)
+    folders = [place.path / "train", place.path / "val"]
+    if first_missing(folders):
+        raise place.missing(options.name, _WANTED, _ADVICE)
+    return place, folders
+
+
+def _check_classes(options: ImagenetOptions, place: Folder, train: list[str], test: list[str]) -> None:
+    if train != test:
+        raise place.corrupt(
+            options.name, ValueError(f"train/ has {len(train)} classes, val/ {len(test)}, not the same")
+        )
+
+
+def _holds(place: Path, endings: tuple[str, ...]) -> bool:
+    """Whether a file of one of these endings is anywhere below."""
+    return any(name.lower().endswith(endings) for _, _, names in os.walk(place, followlinks=True) for name in names)
 
 
 @dataclass(frozen=True)

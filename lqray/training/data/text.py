@@ -11,11 +11,11 @@ import hashlib
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from torch import Tensor
 from lqray.experiment.errors import UnfitTrialError
 from lqray.experiment.options.data import TextOptions
 from lqray.experiment.user_cache import kept
-from lqray.training.corpus import Corpus, find_corpus
+from lqray.training.corpus import Corpus, about_how_many, find_corpus
 from lqray.training.data_files import contents
 from lqray.training.dataset import Batch, Split
 from lqray.training.files import CorruptDataError, MissingDataError, locked
-from lqray.training.tokenizing import GPT2_VOCABULARY, Tokenizer, tokenizer_of
+from lqray.training.tokenizing import GPT2_VOCABULARY, Bytes, Tokenizer, gpt2_is_here, tokenizer_of
 from lqray.training.tokens import Ids, Windows, mapped, read_shard
 
 _FOLDER = "tokens-1"
@@ -85,24 +85,81 @@ def _of_shards(options: TextOptions, corpus: Corpus) -> _Tokens:
 
 
 def _of_text(options: TextOptions, corpus: Corpus) -> _Tokens:
+    _check_no_vocabulary(options, corpus)
+    tokenizer = tokenizer_of(options)
+    return _Tokens((_tokenized(corpus, tokenizer),), (), tokenizer.vocabulary, tokenizer.token_bytes(separators=False))
+
+
+def _check_no_vocabulary(options: TextOptions, corpus: Corpus) -> None:
     if options.vocabulary is not None:
         raise UnfitTrialError(
             f"data.vocabulary: found {options.vocabulary} with text, {corpus.place.path}; allowed: null, the "
             "tokenizer's; or files of tokens"
         )
-    tokenizer = tokenizer_of(options)
-    return _Tokens((_tokenized(corpus, tokenizer),), (), tokenizer.vocabulary, tokenizer.token_bytes(separators=False))
+
+
+def look(options: TextOptions, fetch: bool) -> tuple[str, bool]:
+    """(about how many training examples there are, whether a vocabulary is still to be fetched), without making tokens
+    of all text. fetch: GPT-2's vocabulary, where it is needed and not there. Raises what `load` raises."""
+    corpus, later = find_corpus(options), False
+    if corpus.tokens:
+        known = {"vocabulary": GPT2_VOCABULARY} if options.tokenizer == "gpt2" and options.vocabulary is None else {}
+        load(options.model_copy(update=known))
+    else:
+        _check_no_vocabulary(options, corpus)
+        later = options.tokenizer == "gpt2" and not fetch and not gpt2_is_here()
+        known_here = options.tokenizer != "gpt2" or fetch
+        _look_at_text(corpus, tokenizer_of(options) if known_here else None)
+    examples = about_how_many(options)
+    of_the_test = about_how_many(options.model_copy(update={"validation": 1 - options.validation}))
+    if min(examples, of_the_test) < 2 and options.tokenizer == "bytes":
+        load(options)  # which says, where it is too short, by how much
+    return f"{'' if corpus.tokens else 'about '}{examples:,} training examples", later
+
+
+def _look_at_text(corpus: Corpus, tokenizer: Tokenizer | None) -> None:
+    """Read every file to its end, and, unless its tokens are made already or any bytes will do, as UTF-8."""
+    digests = _digests(corpus)
+    if isinstance(tokenizer, Bytes):
+        return
+    if tokenizer is not None:
+        tokenizer.encode([b"a piece of text"])  # which takes the package
+        file = _kept(corpus, tokenizer, digests)
+        if file is not None and file.is_file():
+            return
+    for _ in _encoded(corpus, _Decoded(), "<u2"):
+        pass
+
+
+class _Decoded(Bytes):
+    """Sees whether text is UTF-8, and makes nothing of it."""
+
+    def encode(self, pieces: Sequence[bytes]) -> list[NDArray[Any]]:
+        for piece in pieces:
+            piece.decode()
+        return []
+
+
+def _digests(corpus: Corpus) -> dict[str, str]:
+    try:
+        return contents(corpus.train)
+    except (OSError, EOFError, zlib.error) as error:
+        raise corpus.place.corrupt("text", error) from error
+
+
+def _kind(tokenizer: Tokenizer) -> str:
+    return "<u2" if tokenizer.vocabulary <= 2**16 else "<u4"
+
+
+def _kept(corpus: Corpus, tokenizer: Tokenizer, digests: dict[str, str]) -> Path | None:
+    """The file of the cache that has, or is to have, the tokens."""
+    what = (tokenizer.key, _kind(tokenizer), [digests[name] for name in corpus.train])
+    return kept(f"{_FOLDER}/{hashlib.sha256(repr(what).encode()).hexdigest()}.bin")
 
 
 def _tokenized(corpus: Corpus, tokenizer: Tokenizer) -> Ids:
     """From the cache; into it, where it is not there yet; in memory where nothing can be kept."""
-    kind = "<u2" if tokenizer.vocabulary <= 2**16 else "<u4"
-    try:
-        digests = contents(corpus.train)
-    except (OSError, EOFError, zlib.error) as error:
-        raise corpus.place.corrupt("text", error) from error
-    digest = hashlib.sha256(repr((tokenizer.key, kind, [digests[name] for name in corpus.train])).encode())
-    file = kept(f"{_FOLDER}/{digest.hexdigest()}.bin")
+    kind, file = _kind(tokenizer), _kept(corpus, tokenizer, _digests(corpus))
     try:
         if file is not None:
             if not file.is_file():

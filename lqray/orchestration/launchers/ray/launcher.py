@@ -7,9 +7,10 @@ start. Both give the same bits.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from lqray.experiment.options.data import DataOptions
 from lqray.experiment.options.search import EarlyStopping
 from lqray.experiment.schema import Resources, Trial
 from lqray.orchestration.launchers.contract import LaunchInterrupted, Queue, Recording, Work
@@ -17,6 +18,7 @@ from lqray.orchestration.launchers.outcomes import result_of
 from lqray.orchestration.launchers.placement import concurrent_trials, needed, processes_of
 from lqray.orchestration.launchers.presence import Presence
 from lqray.orchestration.launchers.ray.cluster import Cluster, ray_cluster
+from lqray.orchestration.launchers.ray.nodes_data import check_data_on_nodes
 from lqray.orchestration.launchers.ray.watch import Guarded, RayWatch
 from lqray.orchestration.signals import raising
 from lqray.orchestration.worker.task import Ack, Outcome, Update, WorkerTask
@@ -29,7 +31,8 @@ class RayLauncher:
 
     make_task: what workers need to know of a trial. shapes: trials that need as much as any of those to come. verbose:
     show Ray's own log lines. trials: at most so many are to come, where that is known: a Ray of the launch's own takes
-    no more cores than they use. evaluations: of earlier launches, for early stopping.
+    no more cores than they use. evaluations: of earlier launches, for early stopping. data: of all trials, looked for
+    on the nodes of a Ray that was joined.
     """
 
     def __init__(
@@ -43,13 +46,15 @@ class RayLauncher:
         verbose: bool = False,
         trials: int | None = None,
         evaluations: Collection[Evaluation] = (),
+        data: Sequence[DataOptions] = (),
     ) -> None:
-        self._trials, self._evaluations = trials, evaluations
+        self._trials, self._evaluations, self._data = trials, evaluations, data
         self._recorder, self._resources, self._make_task = recorder, resources, make_task
         self._shapes, self._warm, self._early_stopping, self._verbose = shapes, warm, early_stopping, verbose
 
     def launch(self, queue: Queue) -> None:
-        """See `lqray.orchestration.launchers.contract.Launcher.launch`."""
+        """See `lqray.orchestration.launchers.contract.Launcher.launch`. Raises UnfitTrialError for data that no node of
+        a Ray that was joined has."""
         if queue.over:
             return
         need = needed(self._shapes, self._resources)
@@ -65,6 +70,8 @@ class RayLauncher:
                 tempfile.TemporaryDirectory(prefix="lqray-", dir=cluster.folder, ignore_cleanup_errors=True) as storage,
                 raising(),  # Ray and what it imports have set handlers of their own
             ):
+                if cluster.folder is None:
+                    check_data_on_nodes(self._data, need)
                 self._tune(queue, concurrent_trials(need, cluster.resources, self._resources), storage, cluster)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
