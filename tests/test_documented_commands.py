@@ -72,7 +72,9 @@ ELSEWHERE = {
 """By page and first line of a block of commands: the file that executes them where this one cannot (a clone with a
 network, other machines, a browser), and what it must have of them."""
 
-PYTHON_ELSEWHERE = {"docs/start/own-script.md": ("tests/communication/test_own_script.py", 'own-script.md").read_text()')}
+PYTHON_ELSEWHERE = {
+    "docs/start/own-script.md": ("tests/communication/test_own_script.py", 'own-script.md").read_text()')
+}
 """Pages all of whose Python is executed there, block after block, under torchrun."""
 
 SHELLS = ("bash", "zsh", "fish")

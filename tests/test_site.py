@@ -1,5 +1,5 @@
-"""The documentation's site: it is built without a warning, its links lead somewhere, nothing comes from elsewhere, and its
-reference has everything that there is."""
+"""The documentation's site: it is built without a warning, its links lead somewhere, nothing comes from elsewhere, and
+its reference has everything that there is."""
 
 import ast
 import importlib

@@ -1,5 +1,5 @@
-"""Pictures of the Mermaid diagrams of pages. Git hosts draw these themselves; the site shows them as they are drawn here,
-so that no reader's browser has to run what draws them.
+"""Pictures of the Mermaid diagrams of pages. Git hosts draw these themselves; the site shows them as they are drawn
+here, so that no reader's browser has to run what draws them.
 
     pip install mmdr==0.4.0
     python docs/site/diagrams.py

@@ -52,7 +52,7 @@ _IN_SEARCH = {"space": Domain, "early_stopping": EarlyStopping}
 _KEYS = {
     "name": "What the experiment is called, also in MLflow: letters, digits, `_`, `.` and `-`; required.",
     "base": "What every trial starts from: sections and keys of a trial.",
-    "sweep": "Blocks of `matrix`, `include` and `exclude`, whose union the trials are. Without it there is one: `base`.",
+    "sweep": "Blocks of `matrix`, `include` and `exclude`, whose union the trials are; without it, one trial: `base`.",
     "labels": "How tables and figures call keys and their values: `KEY: HEADING`, `KEY: {VALUE: NAME}`, or "
     "`KEY: {heading: ..., values: {...}}`.",
 }
@@ -153,8 +153,8 @@ def _overview(sections: Mapping[str, FieldInfo], plain: Mapping[str, FieldInfo])
         [
             "# Options of an experiment file",
             "The classes of `lqray/experiment/options/` validate a file, and these pages are made of them. An option "
-            "that another name of its section has is left out of a trial; one that no trial of a file uses is an error. "
-            "`lqray expand FILE` shows what a file amounts to.",
+            "that another name of its section has is left out of a trial; one that no trial of a file uses is an "
+            "error. `lqray expand FILE` shows what a file amounts to.",
             "## The file",
             table(("key", "what"), rows),
             "## A trial",

@@ -27,7 +27,8 @@ class OuterOptions(Section):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """Of adam: weight of the past in the average of their squares."""
     eps: float = Field(default=0.1, ge=SMALLEST, le=LARGEST)
-    """Of adam: added to the root of that average before a step is divided by it. Differences are sums of many steps: an eps of Adam's usual size would make each coordinate's step as long."""
+    """Of adam: added to the root of that average before a step is divided by it. Differences are sums of many steps: an
+    eps of Adam's usual size would make each coordinate's step as long."""
 
     @property
     def takes_the_mean(self) -> bool:
