@@ -56,7 +56,9 @@ def test_links_were_read():
     assert sum(len(links((ROOT / name).read_text(encoding="utf-8"))) for name in DOCUMENTS) > 100
 
 
-@pytest.mark.parametrize("link", ["", "no-such.md", "../../etc/passwd", "README.md#no-such-heading", "#no-such", "build"])
+@pytest.mark.parametrize(
+    "link", ["", "no-such.md", "../../etc/passwd", "README.md#no-such-heading", "#no-such", "build"]
+)
 def test_a_link_that_leads_nowhere_is_noticed(link):
     assert broken("README.md", link)
     assert broken("README.md", "docs/guide/reports.md#steps-on-other-links-lqray-report---link") is None
