@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs/start").glob("*.md"))]
 _BLOCK = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^\1```$")
 _MARK = "@@ block "
-_WAIT = 400
+_WAIT = 900
 
 
 @dataclass(frozen=True)
