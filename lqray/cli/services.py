@@ -55,7 +55,12 @@ def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> Non
     metavar="NAME:PORT,...",
     help="What clients may call the server; by default, with another --host, this machine's names and addresses.",
 )
-@click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Processes that answer.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    show_default="one for two cores, at most 4",
+    help="Processes that answer.",
+)
 @click.option(
     "--basic-auth",
     is_flag=True,
@@ -67,17 +72,24 @@ def server(
     host: str,
     port: int,
     allowed_hosts: str | None,
-    workers: int,
+    workers: int | None,
     basic_auth: bool,
 ) -> None:
     """Start an MLflow server that several machines can record to."""
-    from lqray.reporting.server import ServerError, ServerOptions, serve_team
+    from lqray.reporting.server import ServerError, ServerOptions, serve_team, usual_workers
 
     here = Path.cwd()
     artifacts = artifacts_destination if "://" in artifacts_destination else str(here / artifacts_destination)
     with shared.clear_errors(ServerError):
         options = ServerOptions(
-            shared.absolute(backend_store_uri), artifacts, host, port, allowed_hosts, workers, basic_auth, here
+            store=shared.absolute(backend_store_uri),
+            artifacts=artifacts,
+            host=host,
+            port=port,
+            allowed_hosts=allowed_hosts,
+            workers=workers or usual_workers(),
+            basic_auth=basic_auth,
+            folder=here,
         )
         sys.exit(serve_team(options))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,15 +122,10 @@ def absolute(uri: str | None) -> str:
 
 
 def program() -> str:
-    """How this lqray was called, to begin a command that is printed: it need not be on the PATH. In a job, as it is
-    called elsewhere; in a program of another name, which uses lqray, as Python finds it."""
-    from lqray.orchestration.submitted import runs_in_a_job
+    """How this lqray was called, to begin a command that is printed; see `lqray.orchestration.invocation`."""
+    from lqray.orchestration.invocation import program
 
-    called = Path(sys.argv[0])
-    on_path = shutil.which("lqray")
-    if runs_in_a_job() or (on_path and called.exists() and called.samefile(on_path)):
-        return "lqray"
-    return shlex.quote(sys.argv[0]) if called.name == "lqray" else f"{shlex.quote(sys.executable)} -m lqray"
+    return program()
 
 
 def named(experiment: str, uri: str, file: Path | None = None) -> str:

@@ -151,10 +151,11 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
             return 0
         ran = carry_out(console, plan, options)
     name = shared.named(experiment.name, plan.uri, file if options.whole else None)
-    compared = _compare(console, experiment, plan, ran, name)
+    compared, page = _compare(console, experiment, plan, ran, name)
     _say_what_failed(ran, name)
     _say_what_is_left(ran, name)
-    shared.say(f"Compare them in the MLflow UI:  {shared.program()} ui {name}")
+    opened = f"{shared.program()} ui {name}"
+    shared.say(f"Compare them in the MLflow UI:  {page or opened}")
     _leave_if_interrupted(plan, ran)
     if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
         return 1
@@ -174,14 +175,14 @@ def carry_out(console: Console, plan: Plan, options: RunOptions) -> Ran:
         return run_plan(plan, options, progress, Presentation(sweep_summary, draw_density, machine))
 
 
-def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, name: str) -> bool:
-    """Print how the trials compare; False, and a line why, where the store cannot be read now. name: of the experiment,
-    as a command's arguments."""
+def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, name: str) -> tuple[bool, str | None]:
+    """Print how the trials compare; returns False, and prints why, where the store cannot be read now, and the address
+    of their charts where a server has them. name: of the experiment, as a command's arguments."""
     from lqray.experiment.secrets import masked
     from lqray.reporting.comparison import compare_groups
     from lqray.reporting.fitting import show_table
     from lqray.reporting.records import UnknownExperimentError, latest_attempts, read_records
-    from lqray.reporting.ui_publish import publish_view
+    from lqray.reporting.ui_publish import page_of, publish_view
     from lqray.store.errors import StoreError
 
     ids = {one.named.trial.id for one in plan.trials} | {result.named.trial.id for result in ran.results}
@@ -189,7 +190,7 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, nam
         records = [one for one in latest_attempts(read_records(plan.uri, experiment.name)) if one.trial_id in ids]
         advice = f"To see them:  {shared.program()} report {name} --format markdown"
         show_table(console, compare_groups(records, plan.uri, histories=False), advice=advice)
-        publish_view(plan.uri, experiment.name)
+        return True, page_of(plan.uri, publish_view(plan.uri, experiment.name))
     except UnknownExperimentError:
         shared.say(f"{experiment.name} was deleted from {masked(plan.uri)} while it ran: nothing to compare", err=True)
     except StoreError as error:
@@ -197,8 +198,8 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, nam
             f"Error: the trials cannot be compared now: {error} Later:  {shared.program()} report {name}",
             err=True,
         )
-        return False
-    return True
+        return False, None
+    return True, None
 
 
 def _say_what_failed(ran: Ran, name: str) -> None:

@@ -7,11 +7,9 @@ import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 from lqray.experiment.secrets import is_secret_file, masked
 from lqray.orchestration import hardware
 from lqray.orchestration.code_version import code_version, package_folder
+from lqray.orchestration.invocation import command
 from lqray.orchestration.signals import starting_processes
 from lqray.orchestration.submitted import Sender, Submitted, sender, submitted
 from lqray.store.tags import (
@@ -56,7 +55,7 @@ def provenance(file: str | None = None) -> dict[str, str]:
         PYTHON: platform.python_version(),
         HOST: socket.gethostname(),
         MACHINE: hardware.machine(),
-        COMMAND: by.command or _command(),
+        COMMAND: by.command or masked(command()),
         "mlflow.user": by.user or _user(),
     }
     if by.host:
@@ -91,7 +90,7 @@ def origin(package: Path) -> Submitted:
 
 def this_sender() -> Sender:
     """Of what this process submits."""
-    return Sender(_user(), socket.gethostname(), _command())
+    return Sender(_user(), socket.gethostname(), masked(command()))
 
 
 def code_changes() -> str:
@@ -136,11 +135,11 @@ def _commit(folder: Path) -> tuple[str, str]:
 
 def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str | None:
     """What it says; None where it fails."""
-    command = ["git", "-C", str(folder), *arguments]
+    asked = ["git", "-C", str(folder), *arguments]
     try:
         with starting_processes():
             done = subprocess.run(
-                command,
+                asked,
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -159,10 +158,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _command() -> str:
-    return masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _user() -> str:

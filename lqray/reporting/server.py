@@ -9,20 +9,38 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 import click
+import psutil
 
 from lqray.store.client import prepare
 from lqray.store.outage import patiently
 
-_START_SECONDS = 120.0
+_IDLE_SECONDS = 120.0
+"""A server that has not answered yet, and has done nothing for so long, will not."""
+_WORK_SECONDS = 1.0
+"""Of a processor: less is nothing."""
+_START_SECONDS = 1800.0
+"""Nor will one that has worked for so long: its workers may die one after the other."""
+_SAID_AFTER = 60.0
+_LOOKED_EVERY = 5.0
+_WORKER_SECONDS = 300
+"""uvicorn kills a worker that does not answer it for so long, also while it imports; by default 5."""
+_MOST_WORKERS = 4
+_LAST_LINES = 100
 _HERE = ("127.0.0.1", "localhost", "::1")
+# MLflow's job runners evaluate language models: seven processes that records of trainings do not need.
+_UNLESS_SAID = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 # Everybody who may log in may write: the claims by which sweeps share trials are one experiment's for all users.
 _USERS = """[mlflow]
 default_permission = EDIT
@@ -96,31 +114,38 @@ def serve(
     # A session of its own, so that the server and all that it starts can be ended together.
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments],
-        env={"MLFLOW_DISABLE_TELEMETRY": "true", **os.environ, **environment},
-        stdout=None if logged else subprocess.DEVNULL,
-        stderr=None if logged else subprocess.PIPE,
+        env={**_UNLESS_SAID, **os.environ, **_for_slow_workers(os.environ), **environment},
+        stdout=None if logged else subprocess.PIPE,
+        stderr=None if logged else subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
     )
+    words = _LastWords(server.stdout)
     with _interruptible():
         try:
-            if not _answers(host, port, server):
-                ended = server.poll()
-                _end(server)
-                why = f"nothing answered at {host}:{port} within {_START_SECONDS:g} s"
-                if ended is not None:
-                    why = f"it ended with exit code {ended}"
-                own = server.communicate()[1] or ""
-                click.echo(f"the MLflow server did not start: {why}; what it said itself:", err=True)
-                click.echo(own.rstrip() or ("the lines above" if logged else "nothing"), err=True)
-                return 1
-            ready()
-            server.communicate()
-            return server.returncode
+            why = _wait_until_it_answers(host, port, server)
+            if why is None:
+                ready()
+                server.wait()
+            status = server.poll()
+            _end(server)
+            if why or (status and not logged):
+                became = f"did not start: {why}" if why else f"ended with exit code {status}"
+                click.echo(f"the MLflow server {became}", err=True)
+                click.echo("what it said itself is above" if logged else words.shown(), err=True)
+            return 1 if why else status or 0
         except KeyboardInterrupt:
             return 0
         finally:
             _end(server)
+
+
+def usual_workers() -> int:
+    """Processes of a server on this machine: one for two cores, from 1 to 4. Each imports MLflow, which takes many
+    seconds where they are more than the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, max(1, cores // 2))
 
 
 def free_port(first: int) -> int:
@@ -138,8 +163,6 @@ def free_port(first: int) -> int:
 
 def names_of_this_machine(port: int) -> list[str]:
     """What a browser may call this machine, with a port: its names and addresses."""
-    import psutil
-
     names = {"localhost", socket.gethostname(), socket.getfqdn()}
     for addresses in psutil.net_if_addrs().values():
         names |= {one.address for one in addresses if one.family == socket.AF_INET}
@@ -196,13 +219,66 @@ def _end(server: subprocess.Popen[str]) -> None:
             continue
 
 
-def _answers(host: str, port: int, server: subprocess.Popen[str]) -> bool:
+class _LastWords:
+    """The last lines of a stream, which is read to its end, so that nobody waits for it to be read."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[str] | None) -> None:
+        self._lines.extend(stream or ())
+
+    def shown(self) -> str:
+        """Of a process that has ended."""
+        self._reader.join(timeout=5)
+        return "\n".join(["what it said itself:", *map(str.rstrip, self._lines)]) if self._lines else "it said nothing"
+
+
+def _for_slow_workers(known: Mapping[str, str]) -> dict[str, str]:
+    """Environment in which MLflow has uvicorn wait for its workers, unless `known`, the user's, says for how long."""
+    release = [int(part) for part in version("uvicorn").split(".")[:2]]
+    if release < [0, 37] or known.get("MLFLOW_GUNICORN_OPTS") is not None:
+        return {}
+    own = known.get("MLFLOW_UVICORN_OPTS", "")
+    return {"MLFLOW_UVICORN_OPTS": f"--timeout-worker-healthcheck {_WORKER_SECONDS} {own}".strip()}
+
+
+def _wait_until_it_answers(host: str, port: int, server: subprocess.Popen[str]) -> str | None:
+    """None as soon as it does; else why it is not waited for any longer. A slow machine has time, as long as the server
+    works."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
+    began = worked = looked = time.monotonic()
+    used, said = 0.0, False
+    while server.poll() is None:
         try:
             with socket.create_connection((address, port), timeout=1.0):
-                return True
+                return None
         except OSError:
             time.sleep(0.1)
-    return False
+        now = time.monotonic()
+        if now - looked > _LOOKED_EVERY:
+            looked, now_used = now, _processor_seconds(server.pid)
+            if abs(now_used - used) >= _WORK_SECONDS:
+                used, worked = now_used, now
+        if now - worked > _IDLE_SECONDS:
+            return f"nothing answered at {host}:{port}, and it did nothing for {_IDLE_SECONDS:g} s"
+        if now - began > _START_SECONDS:
+            return f"nothing answered at {host}:{port} within {_START_SECONDS:g} s"
+        if now - began > _SAID_AFTER and not said:
+            said = True
+            click.echo(f"MLflow's server is still starting after {_SAID_AFTER:g} s, and is waited for ...", err=True)
+    return f"it ended with exit code {server.returncode}"
+
+
+def _processor_seconds(process: int) -> float:
+    """That a process and those that it started have used."""
+    total = 0.0
+    try:
+        found = psutil.Process(process)
+        for one in (found, *found.children(recursive=True)):
+            total += sum(one.cpu_times()[:4])  # its own, and of children that have ended
+    except psutil.Error:  # one has just ended
+        pass
+    return total

@@ -38,10 +38,7 @@ def serve_ui(uri: str, experiment: str | None, port: int, browser: bool | None) 
         raise NoStoreError(uri)
     arguments = ["--host", "127.0.0.1", "--port", str(free), "--workers", "1"]
     # By environment: everyone on the machine sees a command line, and the store's address may hold a password.
-    # MLflow's job runners evaluate language models: seven processes that a look at runs does not need.
-    jobs = os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    environment = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": jobs}
-    return serve(arguments, environment, "127.0.0.1", free, ready, logged=False)
+    return serve(arguments, {"MLFLOW_BACKEND_STORE_URI": uri}, "127.0.0.1", free, ready, logged=False)
 
 
 def _page(uri: str, experiment: str) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from lqray.experiment.layout import CLAIMS
 from lqray.experiment.secrets import masked
@@ -26,6 +27,15 @@ class Published:
 
     path: str
     missing: str | None = None
+
+
+def page_of(uri: str, published: Published) -> str | None:
+    """The address of the experiment's page, without a user's name and password; None where the store is no server's."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return None
+    server = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    return server + published.path
 
 
 def publish_view(uri: str, experiment: str) -> Published:

@@ -13,6 +13,7 @@ import requests
 from click.testing import CliRunner
 
 from lqray.cli import main
+from lqray.reporting import server
 from tests.testing.heads import free_port
 
 PASSWORD = "a long password of the admin"
@@ -104,3 +105,142 @@ def test_a_port_that_is_taken_is_said_at_once(tmp_path, monkeypatch):
         result = CliRunner().invoke(main, ["server", "--port", str(other.getsockname()[1])])
     assert result.exit_code == 2
     assert "in use" in result.stderr
+
+
+SLOW = """
+import sys, time
+if "--multiprocessing-fork" in sys.orig_argv:
+    time.sleep(7)
+"""
+
+
+@pytest.mark.cluster
+def test_workers_that_start_for_longer_than_uvicorn_waits_by_default_are_left_to_start(tmp_path):
+    """As on a machine that is busy: after 5 s they would be killed, and begin again."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/sitecustomize.py").write_text(SLOW)
+    path = os.pathsep.join([str(tmp_path / "slow"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with serving(tmp_path, "--workers", "2", PYTHONPATH=path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false") as (
+        url,
+        said,
+    ):
+        assert search(url).status_code == 200
+        assert "died" not in said()
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3), (64, 4)])
+def test_a_server_has_one_worker_for_two_cores(monkeypatch, cores, workers):
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(server, "serve_team", lambda options: asked.append(options.workers) or 0)
+    for chosen in ([], ["--workers", "7"]):
+        assert CliRunner().invoke(main, ["server", *chosen]).exit_code == 0
+    assert asked == [workers, 7]
+
+
+FAKE = """
+import os, sys, time
+began = time.monotonic()
+print("arguments", *sys.argv[1:])
+print("uvicorn", os.environ.get("MLFLOW_UVICORN_OPTS"), file=sys.stderr)
+print("jobs", os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION"))
+WORK
+"""
+
+
+def fake(folder: Path, monkeypatch, work: str) -> None:
+    """A module mlflow that says what it was asked for, and does something."""
+    (folder / "mlflow.py").write_text(FAKE.replace("WORK", work))
+    monkeypatch.chdir(folder)
+
+
+def served(port: int, logged: bool = False, ready=lambda: None) -> int:
+    return server.serve(["--port", str(port)], {}, "127.0.0.1", port, ready, logged)
+
+
+@pytest.mark.parametrize(
+    ("known", "passed"),
+    [
+        ({}, "--timeout-worker-healthcheck 300"),
+        ({"MLFLOW_UVICORN_OPTS": "--backlog 9"}, "--timeout-worker-healthcheck 300 --backlog 9"),
+        ({"MLFLOW_GUNICORN_OPTS": "--threads 2"}, "None"),
+    ],
+)
+def test_a_server_that_ends_is_quoted_with_all_that_it_said(tmp_path, monkeypatch, capfd, known, passed):
+    monkeypatch.delenv("MLFLOW_UVICORN_OPTS", raising=False)
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    fake(tmp_path, monkeypatch, "for n in range(100_000): print('a line of many', n)\nsys.exit('no such table')")
+    assert served(free_port()) == 1
+    said = capfd.readouterr().err
+    assert "did not start: it ended with exit code 1\nwhat it said itself:\n" in said
+    assert "a line of many 99999" in said
+    assert said.rstrip().endswith("no such table")
+    assert len(said.splitlines()) == 102
+    fake(tmp_path, monkeypatch, "sys.exit(3)")
+    assert served(free_port()) == 1
+    said = capfd.readouterr().err
+    assert "arguments server --port" in said
+    assert f"uvicorn {passed}\n" in said
+
+
+@pytest.mark.parametrize("chosen", [None, "true"])
+def test_mlflows_job_runners_start_where_somebody_asks_for_them(tmp_path, monkeypatch, capfd, chosen):
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", raising=False)
+    if chosen:
+        monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", chosen)
+    fake(tmp_path, monkeypatch, "sys.exit(3)")
+    served(free_port())
+    assert f"jobs {chosen or 'false'}\n" in capfd.readouterr().err
+
+
+def test_what_a_server_of_the_terminal_said_is_above_the_failure(tmp_path, monkeypatch, capfd):
+    fake(tmp_path, monkeypatch, "print('my own words', file=sys.stderr); sys.exit(3)")
+    assert served(free_port(), logged=True) == 1
+    said = capfd.readouterr().err
+    assert "did not start: it ended with exit code 3" in said
+    assert said.index("my own words") < said.index("did not start")
+    assert "above" in said
+
+
+def test_a_server_that_says_nothing_and_one_that_ends_later(tmp_path, monkeypatch, capfd):
+    (tmp_path / "mlflow.py").write_text("raise SystemExit(4)")
+    monkeypatch.chdir(tmp_path)
+    assert served(free_port()) == 1
+    assert "it ended with exit code 4\nit said nothing\n" in capfd.readouterr().err
+    listening = "import socket; one = socket.create_server(('127.0.0.1', int(sys.argv[3]))); one.accept()"
+    fake(tmp_path, monkeypatch, f"{listening}; print('the disk is full'); sys.exit(5)")
+    seen = []
+    assert served(free_port(), ready=lambda: seen.append("ready")) == 5
+    assert seen == ["ready"]
+    said = capfd.readouterr().err
+    assert "the MLflow server ended with exit code 5\n" in said
+    assert "the disk is full" in said
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_server_is_waited_for_as_long_as_it_works(tmp_path, monkeypatch, capfd, works):
+    """It answers after more than the seconds that one which does nothing is given."""
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 4.0)
+    monkeypatch.setattr(server, "_WORK_SECONDS", 0.05)
+    monkeypatch.setattr(server, "_LOOKED_EVERY", 0.5)
+    monkeypatch.setattr(server, "_SAID_AFTER", 0.5)
+    until = "while time.monotonic() < began + 8: pass" if works else "time.sleep(60)"
+    listening = "import socket; one = socket.create_server(('127.0.0.1', int(sys.argv[3]))); one.accept()"
+    fake(tmp_path, monkeypatch, f"{until}\n{listening}")
+    seen = []
+    assert served(free_port(), ready=lambda: seen.append("ready")) == (0 if works else 1)
+    said = capfd.readouterr().err
+    assert "still starting after 0.5 s" in said
+    if works:
+        assert seen == ["ready"]
+    else:
+        assert "it did nothing for 4 s" in said
+        assert not seen
+
+
+def test_a_server_whose_workers_die_for_ever_is_given_up(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(server, "_START_SECONDS", 3.0)
+    fake(tmp_path, monkeypatch, "while True: pass")
+    assert served(free_port()) == 1
+    assert "within 3 s" in capfd.readouterr().err
