@@ -73,7 +73,7 @@ ELSEWHERE = {
 network, other machines, a browser), and what it must have of them."""
 
 PYTHON_ELSEWHERE = {
-    "docs/start/own-script.md": ("tests/communication/test_own_script.py", 'own-script.md").read_text()')
+    "docs/start/own-script.md": ("tests/communication/test_own_script.py", '"docs/start/own-script.md"')
 }
 """Pages all of whose Python is executed there, block after block, under torchrun."""
 

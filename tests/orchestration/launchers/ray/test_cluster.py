@@ -96,7 +96,6 @@ def test_a_sweep_joins_a_running_ray_and_leaves_it_running(tmp_path, head):
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.slow
 def test_data_that_no_node_has_are_refused_before_a_trial_begins(tmp_path, head):
     """By what the nodes say, whose folder of data is not the launch's."""
     text = TEXT.replace("{name: mnist}", "{name: svhn, extra: false}")
@@ -112,6 +111,7 @@ def test_data_that_no_node_has_are_refused_before_a_trial_begins(tmp_path, head)
     assert client.search_runs([client.get_experiment_by_name("joined").experiment_id]) == []
 
 
+@pytest.mark.slow
 def test_early_stopping_on_a_shared_ray_leaves_no_placement_group(tmp_path, head):
     done = lqray_run(tmp_path, head, "--launcher", "isolated", text=SEARCHED, RAY_AUTH_TOKEN=TOKEN)
     assert done.returncode == 0, done.stdout + done.stderr
