@@ -39,6 +39,12 @@ def site():
 
 
 @pytest.fixture(scope="module")
+def options_pages(site):
+    """Markdown of the pages of options."""
+    return site["options_page"].pages()
+
+
+@pytest.fixture(scope="module")
 def built(site, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "html"
     assert site["build"].build(folder) == 0
@@ -148,8 +154,8 @@ def classes_by_section():
 
 
 @pytest.mark.parametrize(("section", "name", "options"), classes_by_section())
-def test_every_name_of_a_section_has_all_its_options_on_the_sections_page(site, section, name, options):
-    page = site["options_page"].pages()[f"options/{section}.md"]
+def test_every_name_of_a_section_has_all_its_options_on_the_sections_page(options_pages, section, name, options):
+    page = options_pages[f"options/{section}.md"]
     heading = next(line for line in page.splitlines() if line.startswith("## ") and f"`{name}`" in line)
     under = page.partition(f"\n{heading}\n")[2].partition("\n## ")[0]
     common = page.partition("\n## With any")[2].partition("\n## ")[0]
@@ -159,8 +165,8 @@ def test_every_name_of_a_section_has_all_its_options_on_the_sections_page(site, 
         assert set(options.model_fields) - {options.selector} <= set(shown)
 
 
-def test_every_section_has_a_page_with_type_default_range_and_meaning(site):
-    pages = site["options_page"].pages()
+def test_every_section_has_a_page_with_type_default_range_and_meaning(options_pages):
+    pages = options_pages
     for key, info in Trial.model_fields.items():
         assert f"options/{key}.md" in pages or f"| `{key}` |" in pages["options.md"], key
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
