@@ -66,8 +66,8 @@ def changed_key(said: str) -> str | None:
         f"the host key of {changed['name']} has changed: found one{found} that is not the {offending['kind']} key in "
         f"line {offending['line']} of {offending['file']}.\nEither another machine has this address now, as after "
         "a cluster that ended and began anew or a new installation, or somebody is between you and it, who would get "
-        "what you send. On the machine, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` (or the file of another kind) says which key "
-        f"it has. If that is the one shown, forget the old one and try again:\n  {forget}"
+        "what you send. On the machine, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` (or the file of another "
+        f"kind) says which key it has. If that is the one shown, forget the old one and try again:\n  {forget}"
     )
 
 
