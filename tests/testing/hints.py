@@ -86,7 +86,7 @@ def _check(command: str, whole: bool) -> None:
 def _check_script(words: list[str]) -> None:
     """That torchrun is given a script, of an example's folder."""
     scripts = [word for word in words if word.endswith(".py")]
-    if not scripts or not any(ROOT.glob(f"examples/*/{scripts[0]}")):
+    if not scripts or not ((ROOT / scripts[0]).is_file() or any(ROOT.glob(f"examples/*/{scripts[0]}"))):
         raise HintError(f"torchrun runs no script of an example: {shlex.join(words)}")
 
 
@@ -154,7 +154,8 @@ def _check_python(program: str, words: list[str]) -> None:
     if "python" in program:
         program, words = words[0], words[1:]
     module = ROOT / program.replace(".", "/")
-    known = module.is_dir() or module.with_suffix(".py").is_file() or (ROOT / program).is_file() or program == "pytest"
+    known = module.is_dir() or module.with_suffix(".py").is_file() or (ROOT / program).is_file()
+    known = known or program in ("pytest", "venv")
     missing = [
         word for word in words if re.match(r"(tests|benchmarks|experiments)/", word) and not (ROOT / word).exists()
     ]

@@ -48,4 +48,4 @@ class Resources(Section):
     """Network interface that gradients travel over, such as eth0, on every machine; a prefix will do for NCCL. By
     default GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the machine's environment, or else torch's choice."""
     concurrent_trials: Annotated[int | Literal["auto"], BeforeValidator(_trials_at_a_time)] = "auto"
-    """Trials at a time; auto: as many as fit."""
+    """Trials at a time, from 1 to 16,384; auto: as many as fit."""

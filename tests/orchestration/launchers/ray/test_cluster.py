@@ -96,6 +96,21 @@ def test_a_sweep_joins_a_running_ray_and_leaves_it_running(tmp_path, head):
     assert "Traceback" not in refused.stderr
 
 
+def test_data_that_no_node_has_are_refused_before_a_trial_begins(tmp_path, head):
+    """By what the nodes say, whose folder of data is not the launch's."""
+    text = TEXT.replace("{name: mnist}", "{name: svhn, extra: false}")
+    done = lqray_run(tmp_path, head, "--launcher", "warm", text=text, RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = " ".join(done.stderr.split())
+    assert "Error: on every node that could run a trial" in said
+    assert said.count("dataset svhn: not found looked in: ") == 1
+    assert "/data (the environment variable LQRAY_DATA)" in said
+    assert "nowhere" not in said
+    assert "No trial was begun." in said
+    client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")
+    assert client.search_runs([client.get_experiment_by_name("joined").experiment_id]) == []
+
+
 @pytest.mark.slow
 def test_early_stopping_on_a_shared_ray_leaves_no_placement_group(tmp_path, head):
     done = lqray_run(tmp_path, head, "--launcher", "isolated", text=SEARCHED, RAY_AUTH_TOKEN=TOKEN)
