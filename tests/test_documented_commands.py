@@ -177,11 +177,11 @@ OUTPUTS = {
     (
         "docs/start/cluster.md",
         "MLFLOW_TRACKING_URI=https://mlflow.example.org",
-    ): "test_variables_that_are_shown_are_known",
+    ): "test_variables_shown_are_known",
     (
         "docs/start/cluster.md",
         "quickstart-1c6d2f03ab: submitted, 516 files, 2.1 MB",
-    ): "test_what_submit_is_shown_to_say",
+    ): "test_what_submit_says_is_shown",
 }
 """Blocks that are what is printed or written, by page and first line, and the test here that compares them."""
 
