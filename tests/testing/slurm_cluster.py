@@ -89,7 +89,7 @@ class Slurm:
     def state(self, job: int) -> str:
         return self.fields(job)["JobState"]
 
-    def wait_for(self, job: int, *states: str, timeout: float = 400) -> str:
+    def wait_for(self, job: int, *states: str, timeout: float = 900) -> str:
         """The first of these states that the job has. Raises AssertionError where it ends in another, or with time."""
         found = ""
 
@@ -102,7 +102,7 @@ class Slurm:
         self.until(reached, job, timeout)
         return found
 
-    def until(self, ready: Callable[[], bool], job: int, timeout: float = 400) -> None:
+    def until(self, ready: Callable[[], bool], job: int, timeout: float = 900) -> None:
         """Wait for something that a job does. Raises AssertionError where it has ended, or with time."""
         deadline = time.monotonic() + timeout
         while not ready():
