@@ -51,11 +51,17 @@ def pytest_collection_finish(session):
         no_processes.forbid()
 
 
+_ONLY_WITH = {
+    "slow": ("LQRAY_TEST_SLOW", "takes minutes, and others of its kind run: LQRAY_TEST_SLOW=1 runs it, too"),
+    "hosts": ("LQRAY_TEST_HOSTS", "makes hosts of namespaces, for minutes: make test-hosts, or LQRAY_TEST_HOSTS=1"),
+}
+
+
 def pytest_collection_modifyitems(items):
-    """Tests that are marked slow run where somebody has the time."""
-    if os.environ.get("LQRAY_TEST_SLOW") == "1":
-        return
-    skipped = pytest.mark.skip(reason="takes minutes, and others of its kind run: LQRAY_TEST_SLOW=1 runs it, too")
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skipped)
+    """Tests that are marked slow, or hosts, run where somebody has the time."""
+    for mark, (variable, reason) in _ONLY_WITH.items():
+        if os.environ.get(variable) == "1":
+            continue
+        for item in items:
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -33,13 +33,13 @@ _SYSTEM = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"
 _OPTIONS = ["UsePAM=no", "StrictModes=no", "PermitRootLogin=yes", "PasswordAuthentication=no", "PidFile=none"]
 
 
-def why_not(ssh: bool = False) -> str | None:
-    """What is missing to make hosts, or None. ssh: hosts with sshd."""
+def why_not(*programs: str, ssh: bool = False) -> str | None:
+    """What is missing to make hosts, or None. ssh: hosts with sshd. programs: that a test wants besides."""
     if os.geteuid() != 0:
         return "hosts of namespaces need root"
-    tools = [*_TOOLS, *(_FOR_SSH if ssh else ())]
+    tools = [*_TOOLS, *(_FOR_SSH if ssh else ()), *programs]
     if missing := [Path(tool).name for tool in tools if not shutil.which(tool)]:
-        return f"needs {', '.join(missing)} (Debian's iproute2, util-linux, openssh-server, openssh-client)"
+        return f"needs {', '.join(missing)} (Debian's iproute2, util-linux, openssh-server, rsync, ...)"
     if not re.search(r"\boverlay$", Path("/proc/filesystems").read_text(), re.MULTILINE):
         return "this kernel has no overlay file system"
     link = f"lq{os.getpid()}p"
