@@ -19,7 +19,21 @@ if command -v nvidia-smi >/dev/null; then
   TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | paste -sd ';' -)}
   export TORCH_CUDA_ARCH_LIST
 fi
-"${install[@]}" --no-deps --no-build-isolation --editable "$tree"
+# The kernels take a minute to compile: once, until something of what they are made of, or for, has changed.
+made_of=$(
+  cat "$tree"/{requirements.lock,pyproject.toml,setup.py} "$tree"/lqray/kernels/*.py "$tree"/csrc/*
+  env | grep -E '^(LQRAY_(NATIVE|CUDA|SANITIZE)|CUDA_HOME|TORCH_CUDA_ARCH_LIST|CXX)=' | sort || true
+  "$environment/bin/python" -VV
+  grep -m1 ^flags /proc/cpuinfo || uname -m
+  nvcc --version 2>/dev/null || true
+)
+made_of="$tree $(sha256sum <<<"$made_of")"
+mark=$environment/lqray-made-of
+if [ "$(cat "$mark" 2>/dev/null)" != "$made_of" ] || ! ls "$tree"/lqray/_native*.so >/dev/null 2>&1; then
+  rm -f "$mark"
+  "${install[@]}" --no-deps --no-build-isolation --editable "$tree"
+  printf '%s\n' "$made_of" >"$mark"
+fi
 
 # Ray runs its commands in shells that read this file.
 line=". $tree/deploy/environment.sh"

@@ -33,13 +33,13 @@ _SYSTEM = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"
 _OPTIONS = ["UsePAM=no", "StrictModes=no", "PermitRootLogin=yes", "PasswordAuthentication=no", "PidFile=none"]
 
 
-def why_not(ssh: bool = False) -> str | None:
-    """What is missing to make hosts, or None. ssh: hosts with sshd."""
+def why_not(*programs: str, ssh: bool = False) -> str | None:
+    """What is missing to make hosts, or None. ssh: hosts with sshd. programs: that a test wants besides."""
     if os.geteuid() != 0:
         return "hosts of namespaces need root"
-    tools = [*_TOOLS, *(_FOR_SSH if ssh else ())]
+    tools = [*_TOOLS, *(_FOR_SSH if ssh else ()), *programs]
     if missing := [Path(tool).name for tool in tools if not shutil.which(tool)]:
-        return f"needs {', '.join(missing)} (Debian's iproute2, util-linux, openssh-server, openssh-client)"
+        return f"needs {', '.join(missing)} (Debian's iproute2, util-linux, openssh-server, rsync, ...)"
     if not re.search(r"\boverlay$", Path("/proc/filesystems").read_text(), re.MULTILINE):
         return "this kernel has no overlay file system"
     link = f"lq{os.getpid()}p"
@@ -97,7 +97,19 @@ class Hosts:
     ) -> subprocess.Popen[str]:
         """Start a command on a host, in a folder there. The environment is what is given and `usual_environment`, and
         nothing of this process. Signals for the command are for `send`: what returns is `nsenter`."""
-        entered = ["nsenter", "-t", str(self._hosts[host].init), "-m", "-u", "-i", "-n", "-p"]
+        # A command in a shell's background ignores SIGINT, and so would what it starts.
+        entered = [
+            "env",
+            "--default-signal=INT",
+            "nsenter",
+            "-t",
+            str(self._hosts[host].init),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+        ]
         inside = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", folder, *command]
         process = subprocess.Popen(
             [*entered, *inside], env=usual_environment() | environment, text=True, start_new_session=True, **options

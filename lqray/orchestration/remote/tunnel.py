@@ -14,6 +14,7 @@ from typing import IO, Any
 import yaml
 
 from lqray.orchestration.launchers.ray.cluster import ClusterError
+from lqray.orchestration.remote.login import changed_key, login
 
 _START_SECONDS = 60.0
 _DASHBOARD_PORT = 8265
@@ -28,11 +29,7 @@ class Tunnel:
     def __init__(self, config: Path) -> None:
         self._config = config
         document = _read(config)
-        self._head = _head(config, document)
-        auth = document.get("auth", {})
-        user = auth.get("ssh_user")
-        self._destination = f"{user}@{self._head}" if user else self._head
-        self._key = ["-i", str(Path(auth["ssh_private_key"]).expanduser())] if auth.get("ssh_private_key") else []
+        self._document, self._head = document, _head(config, document)
         self._remote = _dashboard_port(document)
         self._local = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,8 +47,9 @@ class Tunnel:
             self._process.wait()
 
     def _open(self) -> None:
-        command = ["ssh", "-N", *self._key, "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15"]
-        command += ["-L", f"127.0.0.1:{self._local}:127.0.0.1:{self._remote}", self._destination]
+        there = login(self._document, self._head)
+        command = ["ssh", "-N", *there.options, "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15"]
+        command += ["-L", f"127.0.0.1:{self._local}:127.0.0.1:{self._remote}", there.destination]
         with tempfile.TemporaryFile() as errors:
             try:
                 # It shares the terminal, where ssh may ask for a passphrase.
@@ -63,10 +61,14 @@ class Tunnel:
                 ended = self._process.poll() is not None
                 if ended or time.monotonic() > deadline:
                     self.close()
+                    said = _text(errors)
                     raise ClusterError(
-                        f"no tunnel to {self._destination}, the head that {self._config} names: "
-                        f"{_text(errors) or 'ssh does not answer'}\nIs the cluster up ({_up(self._config)}), and can "
-                        f"you log in (`ssh {self._destination}`)?"
+                        f"no tunnel to {there.destination}, the head that {self._config} names: "
+                        + (
+                            changed_key(said)
+                            or f"{said or 'ssh does not answer'}\nIs the cluster up ({_up(self._config)}), and can you "
+                            f"log in (`{there.command}`)?"
+                        )
                     )
                 time.sleep(0.1)
 

@@ -6,7 +6,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from lqray.cli import main
@@ -111,14 +110,13 @@ def test_nothing_of_lqrays_own_tree_counts_as_a_secret():
     assert [name for name in known if is_secret_file(name)] == []
 
 
-def test_other_ways_to_the_machines_leave_secrets_here_too_and_nothing_else():
+def test_images_leave_secrets_here_too_and_nothing_else():
+    """`ray up`: tests/orchestration/test_cluster_files.py."""
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     known = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True).stdout.splitlines()
     for pattern in (one.removeprefix("**/") for one in ignored if one.startswith("**/")):
         assert [name for name in known if any(fnmatch(part, pattern) for part in Path(name).parts)] == []
     for name in (".env", "*.env", ".netrc", "*.pem", "*.key"):
         assert f"**/{name}" in ignored
-        for file in ("cluster.yaml", "cluster.aws.yaml"):
-            excluded = yaml.safe_load((ROOT / file).read_text())["rsync_exclude"]
-            assert name in excluded
-            assert [one for one in known if any(fnmatch(Path(one).name, pattern) for pattern in excluded)] == []
+    listed = ["git", "-C", ROOT, "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout == ""  # nor does `ray up`
