@@ -6,7 +6,7 @@ RUNS := $(VENV)/.installed-for-runs
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint fuzz soak bench cuda-check emulate ui lock clean
+.PHONY: help run test test-hosts check lint docs fuzz soak bench cuda-check emulate ui lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -30,6 +30,9 @@ run: $(RUNS)  ## install into .venv, run experiments/quickstart.yaml, print the 
 test: $(INSTALLED)  ## install into .venv, run every test
 	$(BIN)/python -m tests.streams
 
+test-hosts: $(INSTALLED)  ## ray up over ssh, jobs, SLURM: on "hosts" that this machine makes (needs root and Linux; see docs/verification.md)
+	LQRAY_TEST_HOSTS=1 $(BIN)/python -m pytest tests/cluster -m hosts -p no:cacheprovider
+
 check: lint  ## the linters, and the tests that start no process, on up to 4 cores; 2 minutes on 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rfE -n logical --maxprocesses 4 --dist worksteal \
 	  --no-processes -m "not (ray or cluster or browser)"
@@ -40,6 +43,9 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter, deptry
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+docs: $(INSTALLED)  ## the documentation's site, in build/site; warnings are errors; opens without a server: build/site/index.html
+	$(BIN)/python docs/site/build.py
 
 fuzz: $(INSTALLED)  ## what others can write, mutated 5,000 times a usual test; LQRAY_FUZZ=N make fuzz: N times
 	LQRAY_FUZZ=$${LQRAY_FUZZ:-5000} $(BIN)/python -m pytest -m fuzz

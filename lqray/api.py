@@ -183,8 +183,8 @@ def _carried_out(plan: Plan, options: RunOptions) -> Ran:
 
 
 def _swept(experiment: Experiment, plan: Plan, ran: Ran) -> Swept:
+    from lqray.cli.endings import what_is_left
     from lqray.cli.shared import named
-    from lqray.cli.sweeps import what_is_left
 
     failed = {result.named.name: result.failure for result in ran.results}
     return Swept(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRACKED = set(subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")) - {""}
 DOCUMENTS = sorted(name for name in TRACKED if name.endswith(".md"))
 _CODE = re.compile(r"^ *```.*?^ *```|`+[^`]*`+", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^()\s]+)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
+_LINK = re.compile(r"\]\(([^()\s]*)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
 
 
 def links(text: str) -> list[str]:
@@ -32,6 +32,8 @@ def anchors(name: str) -> frozenset[str]:
 
 def broken(name: str, link: str) -> str | None:
     """What is wrong with a link of a page, or None."""
+    if not link:
+        return f"{name}: a link leads nowhere"
     path, _, anchor = link.partition("#")
     target = (ROOT / name).parent.joinpath(path).resolve() if path else ROOT / name
     if not target.is_relative_to(ROOT):
@@ -54,7 +56,9 @@ def test_links_were_read():
     assert sum(len(links((ROOT / name).read_text(encoding="utf-8"))) for name in DOCUMENTS) > 100
 
 
-@pytest.mark.parametrize("link", ["no-such.md", "../../etc/passwd", "README.md#no-such-heading", "#no-such", "build"])
+@pytest.mark.parametrize(
+    "link", ["", "no-such.md", "../../etc/passwd", "README.md#no-such-heading", "#no-such", "build"]
+)
 def test_a_link_that_leads_nowhere_is_noticed(link):
     assert broken("README.md", link)
     assert broken("README.md", "docs/guide/reports.md#steps-on-other-links-lqray-report---link") is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lqray.cli import expansion, gradients, installation, overview, reports, services, submission, sweeps
+from lqray.cli import expansion, garbage, gradients, installation, overview, reports, services, submission, sweeps
 from lqray.experiment.foreign import in_lines
 from lqray.experiment.requirements import what_is_missing
 from lqray.orchestration.output import outlive_readers, was_lost
@@ -76,7 +76,7 @@ for _command in (
     *(expansion.expand, sweeps.run, submission.submit, sweeps.train, gradients.capture),
     *(overview.status, overview.stop, overview.logs, overview.failures),
     *(reports.report, reports.compare, reports.export, reports.plot),
-    *(services.ui, services.server, services.relocate, services.doctor),
+    *(services.ui, services.server, services.relocate, services.doctor, garbage.gc),
     *(installation.init, installation.build_native),
 ):
     main.add_command(_command)

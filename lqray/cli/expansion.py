@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @shared.file
-@click.option("--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="table: names and what differs; json: every trial whole.",
+)
 def expand(file: Path, shape: str) -> None:
     """Show the trials that FILE describes; runs nothing."""
     with shared.clear_errors():

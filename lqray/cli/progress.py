@@ -85,6 +85,13 @@ class Progress:
         text = f"{self._count()} {named.name}: again in {seconds:g} s, after: {failure.error}"
         self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
+    def moving(self, named: NamedTrial, why: str) -> None:
+        """See `lqray.orchestration.launchers.contract.Observer`."""
+        with self._lock:
+            self._running.pop(named.trial.id, None)
+        text = f"{self._count()} {named.name}: moves to another machine, from its checkpoint: {why}"
+        self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def progressed(self, trial_id: str, report: Report) -> None:
         """See `lqray.orchestration.launchers.contract.Observer`."""
         now = time.monotonic()

@@ -163,7 +163,12 @@ def report(
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option("--experiment", help="Their experiment, a name or a file, where trials of several have these names.")
 @click.option(
-    "--format", "shape", type=click.Choice(["terminal", "markdown", "json"]), default="terminal", show_default=True
+    "--format",
+    "shape",
+    type=click.Choice(["terminal", "markdown", "json"]),
+    default="terminal",
+    show_default=True,
+    help="json has every value whole.",
 )
 @click.option("--all", "everything", is_flag=True, help="Also what is equal.")
 @shared.uri
@@ -202,13 +207,15 @@ def compare(runs: tuple[str, ...], experiment: str | None, shape: str, everythin
 )
 @click.option("--hypothesis", metavar="TEXT", help="What the runs were to show [default: the file's first comment].")
 @click.option("--metric", "metrics", multiple=True, help="Of the tables [default: the headline].")
-@click.option("--group-by", multiple=True, metavar="KEY", help="As of report; so are the next four.")
-@click.option("--baseline", metavar="METHOD")
-@click.option("--target", type=float)
-@click.option("--tuned", multiple=True, callback=_tuned, metavar="KEY,...")
-@click.option("--tuning-seeds", default="", callback=_seeds, metavar="N,...")
+@click.option("--group-by", multiple=True, metavar="KEY", help="As of report.")
+@click.option("--baseline", metavar="METHOD", help="As of report.")
+@click.option("--target", type=float, help="As of report.")
+@click.option("--tuned", multiple=True, callback=_tuned, metavar="KEY,...", help="As of report.")
+@click.option("--tuning-seeds", default="", callback=_seeds, metavar="N,...", help="As of report.")
 @click.option("--figures", default="all", show_default=True, callback=_kinds, metavar="KIND,...", help="Or none.")
-@click.option("--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats)
+@click.option(
+    "--format", "formats", default="png,svg,pdf", show_default=True, callback=_known_formats, help="Of the figures."
+)
 @shared.everything
 @shared.uri
 def export(

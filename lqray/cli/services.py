@@ -48,7 +48,7 @@ def ui(experiment: str | None, uri: str, port: int, browser: bool | None) -> Non
     help="Folder or s3://... of artifacts, which clients send to the server.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: on all.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
 @click.option(
     "--allowed-hosts",
     envvar="MLFLOW_SERVER_ALLOWED_HOSTS",

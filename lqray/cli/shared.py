@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,13 @@ def read_workers(_context: click.Context, _parameter: click.Parameter, text: str
         return parsed_workers(text) if text is not None else None
     except LinkError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def read_number(_context: click.Context, _parameter: click.Parameter, number: float | None) -> float | None:
+    """Of an option that has a range, in which click finds NaN, too."""
+    if number is not None and math.isnan(number):
+        raise click.BadParameter("nan is not a number that can be meant")
+    return number
 
 
 def read(file: Path, overrides: tuple[str, ...] = ()) -> Experiment:

@@ -103,8 +103,9 @@ def _read(files: Sequence[Path], options: dict[str, object]) -> tuple[list[Exper
             beside.append(own_files((named.trial for named in trials), file.parent))
         for file, experiment in zip(files, experiments, strict=True):
             check_secret(experiment.document.text, str(file))
-        for override in overrides:
-            check_secret(override, "--set")
+        for option, texts in (("--set", overrides), ("--on-end", (str(options["on_end"] or ""),))):
+            for text in texts:
+                check_secret(text, option)
     return experiments, tuple(beside)
 
 

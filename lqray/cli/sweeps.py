@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from lqray.cli import shared
+from lqray.cli.endings import exit_code, leave, note, say_what_failed, say_what_is_left, say_why_it_ended
+from lqray.cli.on_end import Ending, told_of_end
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
     Modelled = tuple[tuple[Link, ...], tuple[int, ...]]
     """Links and numbers of workers."""
 
-_LEFT = 3
-_MOST_NAMED = 40
+MOST_HOURS = 24 * 366
 
 
 @click.command()
@@ -39,7 +40,13 @@ _MOST_NAMED = 40
 )
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only trials of such names (shell pattern) or this id.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of every trial, or a resource.")
-@click.option("--limit", type=click.IntRange(1), help="Run at most so many trials.")
+@click.option("--limit", "--max-trials", "limit", type=click.IntRange(1), help="Run at most so many trials.")
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(0, MOST_HOURS, min_open=True),
+    callback=shared.read_number,
+    help="After so long begin no trial, and stop those that run after a checkpoint.",
+)
 @click.option("--rerun", is_flag=True, help="A new attempt at every trial, also at finished ones.")
 @click.option("--dry-run", is_flag=True, help="Show what would run, what is done and what it would cost; run nothing.")
 @click.option(
@@ -50,6 +57,11 @@ _MOST_NAMED = 40
 @click.option(
     "--stop-on", multiple=True, metavar="RULE", help="Stop a trial early: NaN, accuracy<0.2@1000, loss>4@1000."
 )
+@click.option(
+    "--on-end",
+    metavar="CMD",
+    help="A shell command to run when the launch of each FILE has ended, however; LQRAY_STATUS and others tell it how.",
+)
 @click.option("--verbose", is_flag=True, help="Also show Ray's log lines.")
 def run(
     files: tuple[Path, ...],
@@ -57,12 +69,14 @@ def run(
     only: tuple[str, ...],
     overrides: tuple[str, ...],
     limit: int | None,
+    max_hours: float | None,
     rerun: bool,
     dry_run: bool,
     links: tuple[Link, ...],
     workers: tuple[int, ...] | None,
     max_failures: int | None,
     stop_on: tuple[str, ...],
+    on_end: str | None,
     verbose: bool,
 ) -> None:
     """Run the trials of each FILE that are not finished yet, record them in MLflow, and print how they compare.
@@ -71,8 +85,10 @@ def run(
     checkpoints.
 
     Exit code: 0 when nothing is left to do, 1 when a trial failed, 2 when something has to be put right first, 3 when
-    trials are left to another launch that runs them, 130 when interrupted.
+    trials are left to another launch that runs them, 4 when --max-hours or resources.trial_time_limit ended some that
+    the same command continues, 130 when interrupted.
     """
+    began = time.monotonic()
     from lqray.experiment.choice import NothingChosenError
     from lqray.orchestration import signals
     from lqray.orchestration.queue.stop_rules import StopRuleError, parse_stop_rule
@@ -89,11 +105,12 @@ def run(
         rules = tuple(parse_stop_rule(text) for text in stop_on)
         experiments = [shared.read(file, overrides) for file in files]
         only = shared.check_chosen(experiments, only)
-    from lqray.orchestration.plan.plan import RunOptions
+    from lqray.orchestration.plan.plan import Budget, RunOptions
 
-    options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, whole=not overrides)
+    budget = Budget(max_hours, began) if max_hours else None
+    options = RunOptions(launcher, only, limit, rerun, max_failures, rules, verbose, not overrides, budget)
     codes = [
-        _run_one(experiment, file, options, dry_run, modelled)
+        _run_one(experiment, file, options, dry_run, modelled, on_end)
         for file, experiment in zip(files, experiments, strict=True)
     ]
     sys.exit(max(codes))
@@ -112,7 +129,9 @@ def _say_what_runs() -> None:
         check_code(code_version(), Path(__file__).parents[1])
 
 
-def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: bool, modelled: Modelled) -> int:
+def _run_one(
+    experiment: Experiment, file: Path, options: RunOptions, dry_run: bool, modelled: Modelled, on_end: str | None
+) -> int:
     """Run one experiment; returns the exit code. Leaves with that of the signal when interrupted."""
     from lqray.orchestration import signals
 
@@ -149,17 +168,20 @@ def _run_one(experiment: Experiment, file: Path, options: RunOptions, dry_run: b
                 for problem in lacking(plan.due, fetch=False):
                     shared.say(f"would be refused here now: {problem}", err=True)
             return 0
-        ran = carry_out(console, plan, options)
     name = shared.named(experiment.name, plan.uri, file if options.whole else None)
-    compared, page = _compare(console, experiment, plan, ran, name)
-    _say_what_failed(ran, name)
-    _say_what_is_left(ran, name)
-    opened = f"{shared.program()} ui {name}"
-    shared.say(f"Compare them in the MLflow UI:  {page or opened}")
-    _leave_if_interrupted(plan, ran)
-    if ran.halted or ran.failed_elsewhere or any(result.status == "FAILED" for result in ran.results):
-        return 1
-    return 2 if not compared else _LEFT if ran.elsewhere else 0
+    ending = Ending(experiment.name, left=len(plan.due) + plan.more, report=f"{shared.program()} report {name}")
+    with told_of_end(on_end, ending):
+        with shared.clear_errors(*known):
+            ran = carry_out(console, plan, options)
+        compared, page = _compare(console, experiment, plan, ran, name)
+        say_what_failed(ran, name)
+        say_what_is_left(ran, name)
+        opened = f"{shared.program()} ui {name}"
+        shared.say(f"Compare them in the MLflow UI:  {page or opened}")
+        say_why_it_ended(plan, ran)
+        code = exit_code(ran, compared)
+        note(ending, plan, ran, code)
+    return leave(ran, code)
 
 
 def carry_out(console: Console, plan: Plan, options: RunOptions) -> Ran:
@@ -200,67 +222,6 @@ def _compare(console: Console, experiment: Experiment, plan: Plan, ran: Ran, nam
         )
         return False, None
     return True, None
-
-
-def _say_what_failed(ran: Ran, name: str) -> None:
-    """name: of the experiment, as a command's arguments."""
-    failed = [(result.named.name, result.failure) for result in ran.results if result.failure]
-    for trial, failure in failed[:_MOST_NAMED]:
-        shared.say(f"{trial} failed ({failure.kind}): {failure.error}", err=True)
-    if len(failed) > _MOST_NAMED:
-        shared.say(f"... and {len(failed) - _MOST_NAMED} more failed", err=True)
-    if failed:
-        shared.say(f"With tracebacks, and what to do:  {shared.program()} failures {name}", err=True)
-
-
-def _leave_if_interrupted(plan: Plan, ran: Ran) -> None:
-    """Say why a launch ended before its work was done, and leave where that was a signal or the loss of Ray."""
-    from lqray.orchestration import signals
-
-    left = len(plan.due) - len(ran.results)
-    if ran.halted:
-        shared.say(f"Stopped: {ran.halted}. {left} trials were not begun, and none failed because of it.", err=True)
-    if ran.lost and not signals.heard():
-        shared.say(f"Ended before its time, with Ray: {left} trials were not started or not finished.", err=True)
-        _leave_at_once(1)
-    if ran.interrupted:
-        shared.say(
-            "Interrupted: trials that were running are recorded as KILLED; run the same command again to continue "
-            f"({left} were not started).",
-            err=True,
-        )
-    elif signals.heard():
-        shared.say("Interrupted: all that was to be run had ended before, and is recorded.", err=True)
-    if ran.lost:
-        _leave_at_once(signals.exit_code())
-    if ran.interrupted or signals.heard():
-        sys.exit(signals.exit_code())
-
-
-def _say_what_is_left(ran: Ran, name: str) -> None:
-    """Name the trials of the plan that this launch has not run, and say why. name: of the experiment, as a command's
-    arguments."""
-    lines = [f"{trial}: {why}" for trial, why in what_is_left(ran, name).items()]
-    for line in lines[:_MOST_NAMED]:
-        shared.say(line, err=True)
-    if len(lines) > _MOST_NAMED:
-        shared.say(f"... and {len(lines) - _MOST_NAMED} more such trials", err=True)
-
-
-def what_is_left(ran: Ran, name: str) -> dict[str, str]:
-    """Why this launch has not run trials of its plan, by their names. name: of the experiment, as a command's
-    arguments."""
-    left = {named.name: f"left to {held}, which runs it" for named, held in ran.elsewhere}
-    for named in ran.failed_elsewhere:
-        left[named.name] = f"failed in another launch; `{shared.program()} failures {name}` shows how"
-    return left | {named.name: f"not begun ({why})" for named, why in ran.left_out}
-
-
-def _leave_at_once(code: int) -> NoReturn:
-    """Without the ends that modules have asked for: Ray's would wait for a minute for what is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _say_plan(console: Console, name: str, plan: Plan) -> None:

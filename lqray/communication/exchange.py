@@ -42,6 +42,7 @@ from lqray.communication.numbering import (
 )
 from lqray.communication.preconditioner import Preconditioner, finished_means, scales_of
 from lqray.communication.reduction import Reduction, load_reduction
+from lqray.communication.regrouping import State, check_exact, regrouped
 from lqray.communication.residuals import Residuals
 from lqray.communication.skipped import Bundle
 from lqray.communication.wire.leaving import wait_for_gloo_at_exit
@@ -51,6 +52,7 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Quantizer
 from lqray.quantization.density import Density, density_of
 from lqray.quantization.place import SHARED_SEED, Place
+from lqray.quantization.regrouping import Regrouping
 
 
 class GradientExchange(Encoding):
@@ -329,6 +331,18 @@ class GradientExchange(Encoding):
             self._reductions_state = state.get("reduction", {})
             if self._reduction:
                 self._reduction.load_state_dict(self._reductions_state)
+
+    def regrouped(self, states: Sequence[State], number: int) -> dict[str, Mapping[str, Tensor]]:
+        """To load here, of what `state_dict` returned on all ranks of another number of processes, before exchange
+        `number`. Raises RegroupingError where the next steps would be other bits than theirs, ValueError for the state
+        of an exchange between another number of hosts."""
+        exact = [name for parameter, name in self._names.items() if name in self._skipped and parameter.requires_grad]
+        check_exact(self._options, exact, number)
+        self._senders.check(states[0].get("hosts", {}).get("count"))
+        size, held_by = self._group.size(), self._senders.held_by
+        held = tuple(held_by(rank, len(states)) for rank in range(len(states)))
+        grouping = Regrouping(held, held_by(self._group.rank(), size))
+        return regrouped(states, grouping, self.compressor, self._load_reduction())
 
     def density(self) -> Density | None:
         """Of the normalized coordinates of the first worker here at the last step that kept them; None without any, or

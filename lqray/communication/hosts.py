@@ -41,6 +41,11 @@ class Senders:
         """That counts a step."""
         return Volume()
 
+    def held_by(self, rank: int, ranks: int) -> range:
+        """The senders of a rank, by their numbers among all, where so many ranks share them."""
+        each = self.group.size() * len(self.seeds) // ranks
+        return range(rank * each, (rank + 1) * each)
+
     def take(self, tensors: Tensors, volume: Volume) -> Tensors:
         """[worker][tensor] of this process, (n,) each, to [sender][tensor]."""
         return tensors
@@ -80,9 +85,8 @@ class Hosts(Senders):
         self.beside = max(1, ranks // self.count)
         own = torch.tensor([[signed(seed) for seed in seeds]], dtype=torch.int64, device=streams.device_of(group))
         every = [seed % 2**64 for row in gather_now(own, group).tolist() for seed in row]
-        here = max(1, self.count // ranks)
-        first = group.rank() // self.beside * here
-        super().__init__(group, every[:: self._share][first : first + here])
+        here = self.held_by(group.rank(), ranks)
+        super().__init__(group, every[:: self._share][here.start : here.stop])
         if self.beside == 1:
             return
         places, hosts = range(self.beside), range(0, ranks, self.beside)
@@ -96,6 +100,11 @@ class Hosts(Senders):
     def volume(self) -> Volume:
         """See `Senders.volume`."""
         return Volume(bytes_between_hosts=0)
+
+    def held_by(self, rank: int, ranks: int) -> range:
+        """See `Senders.held_by`: hosts."""
+        each, beside = max(1, self.count // ranks), max(1, ranks // self.count)
+        return range(rank // beside * each, (rank // beside + 1) * each)
 
     def take(self, tensors: Tensors, volume: Volume) -> Tensors:
         """See `Senders.take`: the means of hosts, of the dtype of the gradients. Collective within the host."""

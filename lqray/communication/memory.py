@@ -62,6 +62,12 @@ class ErrorMemory:
             self._held[name] = part
         return lost
 
+    def rename(self, name: str, other: str) -> None:
+        """Have what is held under a name under another one, unless something is."""
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._held.setdefault(other, held)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the errors: float32 (n,)."""
         streams.used_here(*self._held.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from lqray.orchestration.launchers.ray.cluster import RayLostError, cluster_addr
 from lqray.orchestration.launchers.ray.launcher import RayLauncher
 from lqray.orchestration.plan.data import check_data, needed_data
 from lqray.orchestration.plan.feasible import check_places, check_trials
-from lqray.orchestration.plan.plan import TAGS, LauncherName, Plan, RunOptions, quick
+from lqray.orchestration.plan.plan import TAGS, Budget, LauncherName, Plan, RunOptions, quick
 from lqray.orchestration.provenance import provenance
 from lqray.orchestration.queue.control import ControlRequests, ControlWatch, file_of, publish_plan
 from lqray.orchestration.queue.optuna import OptunaSource
@@ -78,8 +79,15 @@ class Ran:
     failed_elsewhere: list[NamedTrial] = field(default_factory=list)
     interrupted: bool = False
     halted: str | None = None
+    time_reasons: tuple[str, ...] = ()
+    """What is said of trials that time ended, or kept from beginning, where there are any."""
     lost: str | None = None
     """What it was interrupted by, when that was the end of the Ray that it ran on."""
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether `--max-hours` or resources.trial_time_limit ended trials, or kept some from beginning."""
+        return bool(self.time_reasons)
 
     def take(self, result: TrialResult) -> None:
         """One more result, without its snapshot and levels: of ten thousand trials those would fill the memory."""
@@ -175,13 +183,18 @@ class _Sweep:
             requests = ControlRequests(launch)  # before the plan is published, which may take a while: none is missed
             if options.whole and not experiment.adaptive:
                 publish_plan(launch)
-            limits = Limits(options.max_failures, held=HOLDER_PATIENCE + 2 * HEARTBEAT_SECONDS)
-            queue = TrialQueue(source, recorder, observer, self.ran.take, limits)
+            queue = TrialQueue(source, recorder, observer, self.ran.take, self._limits)
             recorder.keep_claims(queue)
             summary = self.recording.summary_writer
             tell = summary.tell if summary else lambda: None
-            with ControlWatch(requests, queue, self._still_wanted, recorder.deleted, tell):
+            watch = ControlWatch(requests, queue, self._still_wanted, recorder.deleted, tell)
+            with _within(options.budget, queue), watch:
                 yield recorder, queue
+
+    @property
+    def _limits(self) -> Limits:
+        held, most = HOLDER_PATIENCE + 2 * HEARTBEAT_SECONDS, self.plan.experiment.resources.trial_time_limit
+        return Limits(self.options.max_failures, held=held, trial_seconds=most)
 
     def launcher(self, recorder: Recorder) -> Launcher:
         """The one that was asked for."""
@@ -228,6 +241,9 @@ class _Sweep:
         ]
         ran.left_out = [*queue.left_out.values(), *deleted]
         ran.failed_elsewhere = list(recorder.failed_elsewhere.values())
+        reasons = [self.options.budget.why if self.options.budget else None, self._limits.over_time]
+        found = {result.stopped for result in ran.results} | {why for _, why in ran.left_out}
+        ran.time_reasons = tuple(why for why in reasons if why and why in found)
 
     def summarize(self) -> None:
         """The experiment's description as the store says it now: other launches may have ended trials. That it cannot
@@ -289,6 +305,28 @@ class _Sweep:
     def _still_wanted(self, newer: PublishedPlan) -> tuple[Callable[[NamedTrial], bool], str] | None:
         """See `_wanted`; a search draws from its space, whatever a newer file says."""
         return None if self.plan.more else _wanted(newer, self.ran.launch)
+
+
+@contextmanager
+def _within(budget: Budget | None, queue: TrialQueue) -> Iterator[None]:
+    """While the context lasts: once a launch's time is over, what runs stops after a checkpoint, and nothing begins."""
+    if budget is None:
+        yield
+        return
+    why = budget.why
+
+    def end() -> None:
+        queue.stop(lambda named: True, why)
+
+    if not budget.left:
+        end()
+    timer = threading.Timer(budget.left, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _wanted(newer: PublishedPlan, launch: Launch) -> tuple[Callable[[NamedTrial], bool], str] | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from lqray.quantization.codec import cast
 from lqray.quantization.payload import Payload
 from lqray.quantization.place import Place
+from lqray.quantization.regrouping import Regrouping, alike
 from lqray.quantization.schedule import UpdateSchedule
 
 Array = NDArray[np.float64]
@@ -190,6 +191,11 @@ class Compressor(ABC):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Restore what `state_dict` returned."""
+
+    def regrouped(self, states: Sequence[Mapping[str, Tensor]], regrouping: Regrouping) -> dict[str, Tensor]:
+        """To load here, of what `state_dict` returned on all ranks of another number of processes. Raises
+        RegroupingError where these differ: one that keeps something of each worker overrides it."""
+        return dict(alike(states, f"the state of {self.name}"))
 
 
 def near_square(n: int) -> tuple[int, int]:

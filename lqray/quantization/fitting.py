@@ -24,12 +24,19 @@ class Statistics(Protocol):
     """What is observed of gradients, as rows of four numbers that ranks exchange."""
 
     @classmethod
-    def empty(cls) -> Self: ...
+    def empty(cls) -> Self:
+        """Of no gradient."""
+
     @classmethod
-    def from_table(cls, table: Array) -> Self: ...
-    def table(self) -> Array: ...
+    def from_table(cls, table: Array) -> Self:
+        """Those that a table (rows, 4), float64, stands for."""
+
+    def table(self) -> Array:
+        """(rows, 4), float64, of which `from_table` makes the same again."""
+
     @classmethod
-    def merge(cls, parts: Sequence[Any]) -> Self: ...
+    def merge(cls, parts: Sequence[Any]) -> Self:
+        """Of all that the parts have observed."""
 
 
 class Distribution(Protocol):

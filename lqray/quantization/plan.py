@@ -17,6 +17,7 @@ from lqray.experiment.options.quantizer import AdaptiveLevelsOptions, Compressor
 from lqray.quantization.compressor import Array, Compressor
 from lqray.quantization.payload import Payload
 from lqray.quantization.place import Place
+from lqray.quantization.regrouping import Regrouping, alike
 
 _OF = ": "
 _NO_METRIC = re.compile(r"[^\w./-]", re.ASCII)
@@ -182,12 +183,18 @@ class CompressorPlan(Compressor):
             for key, value in one.state_dict().items()
         } | {"updates": torch.tensor(self.updates)}
 
+    def regrouped(self, states: Sequence[Mapping[str, Tensor]], regrouping: Regrouping) -> dict[str, Tensor]:
+        """See `Compressor.regrouped`: of every compressor its own."""
+        apart = [_parts_of(state) for state in states]
+        found = dict(super().regrouped([parts.pop("", {}) for parts in apart], regrouping))
+        for name in alike([list(parts) for parts in apart], "the compressors"):
+            one = self.compressors[name].regrouped([parts[name] for parts in apart], regrouping)
+            found |= {f"{name}{_OF}{key}": value for key, value in one.items()}
+        return found
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned. Raises ValueError for the state of other compressors."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for full, value in state.items():
-            name, _, key = full.rpartition(_OF)
-            parts.setdefault(name, {})[key] = value
+        parts = _parts_of(state)
         counted, own = parts.pop("", {}), self.compressors
         wanted = {name for name, one in own.items() if one.state_dict()}
         if "updates" not in counted or set(parts) - set(own) or wanted - set(parts):
@@ -199,6 +206,15 @@ class CompressorPlan(Compressor):
         for name, one in own.items():
             one.load_state_dict(parts.get(name, {}))
         self.updates = int(counted["updates"])
+
+
+def _parts_of(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Of every compressor by its name; of the plan itself as ""."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for full, value in state.items():
+        name, _, key = full.rpartition(_OF)
+        parts.setdefault(name, {})[key] = value
+    return parts
 
 
 def _name(bits: float) -> str:

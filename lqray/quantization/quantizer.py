@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,10 @@ from lqray.quantization.method import Method, load_method
 from lqray.quantization.payload import Payload
 from lqray.quantization.place import Place
 from lqray.quantization.plan import CompressorPlan, has_levels_by_layer
+from lqray.quantization.regrouping import Regrouping
 from lqray.quantization.schedule import UpdateSchedule
+
+_SEEN = "statistics/"  # before a worker's number, in a state
 
 Bits = float | Mapping[str, float]
 """One number, or one for each pattern of parameters' names and for all others (`lqray.experiment.options.budget`)."""
@@ -277,7 +280,7 @@ class Quantizer(Compressor):
         }
         if self.method.fit is not None:
             for worker, seen in sorted(self._observed.items()):
-                state[f"statistics/{worker}"] = torch.from_numpy(seen.table())
+                state[f"{_SEEN}{worker}"] = torch.from_numpy(seen.table())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -289,11 +292,17 @@ class Quantizer(Compressor):
         self.updates = int(state["updates"])
         self.expected_variance = float(state["expected_variance"])
         if self.method.fit is not None:
-            tables = {key.partition("/")[2]: value for key, value in state.items() if key.startswith("statistics/")}
+            tables = {key.partition("/")[2]: value for key, value in state.items() if key.startswith(_SEEN)}
             self._observed = {
                 int(worker): self.method.fit.statistics.from_table(table.cpu().numpy().copy())
                 for worker, table in tables.items()
             }
+
+    def regrouped(self, states: Sequence[Mapping[str, Tensor]], regrouping: Regrouping) -> dict[str, Tensor]:
+        """See `Compressor.regrouped`: statistics are of workers."""
+        seen = [{key: value for key, value in state.items() if key.startswith(_SEEN)} for state in states]
+        rest = [{key: value for key, value in state.items() if not key.startswith(_SEEN)} for state in states]
+        return super().regrouped(rest, regrouping) | regrouping.numbered(seen, _SEEN)
 
     def levels_on(self, device: torch.device) -> Tensor:
         """`levels` on a device, copied once: a copy to a GPU makes the host wait."""

@@ -121,13 +121,12 @@ class Checkpoints:
         self._own.add(name)
         self._remove_before(iteration)
 
-    def load(self, trial: str, group: dist.ProcessGroup, device: torch.device) -> tuple[int, Any, Any] | None:
-        """(iteration, shared, own) of the newest whole checkpoint of this run, best.pt where no other is whole; None
-        without any. Collective.
+    def load(self, trial: str, group: dist.ProcessGroup, device: torch.device) -> tuple[int, Any, list[Any]] | None:
+        """(iteration, shared, own of each rank that wrote it) of the newest whole checkpoint of this run, best.pt where
+        no other is whole; None without any. Collective.
 
         One that is corrupt or cannot be read, whatever is wrong with it, is passed over with a warning, and so is one
-        of another run. Raises CheckpointError for one of another trial or of another number of processes,
-        CheckpointVersionError for one in another form.
+        of another run. Raises CheckpointError for one of another trial, CheckpointVersionError for one in another form.
         """
         chosen: list[str | None] = [None]
         if group.rank() == 0:
@@ -142,12 +141,7 @@ class Checkpoints:
                 f"{file} is of trial {document['trial']}, this is {trial}: another configuration. Choose another "
                 "folder, or remove this one to start anew"
             )
-        if len(document["ranks"]) != group.size():
-            raise CheckpointError(
-                f"{file} was written by {len(document['ranks'])} processes, now there are {group.size()}; continue "
-                "with as many, or remove the folder to start anew"
-            )
-        return document["iteration"], document["shared"], document["ranks"][group.rank()]
+        return document["iteration"], document["shared"], document["ranks"]
 
     def _newest_whole(self) -> str | None:
         """Look at all that is there; what is not this run's, or not whole, is set aside."""

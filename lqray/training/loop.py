@@ -28,6 +28,7 @@ from lqray.training.levels import LevelHistory
 from lqray.training.models import build_model
 from lqray.training.nonfinite import DivergedError
 from lqray.training.optimizers import moment_decay
+from lqray.training.regrouping import own_state
 from lqray.training.reports import Report, StoppedError
 from lqray.training.schedule import in_iterations, learning_rate
 from lqray.training.steps import Progress, Setting, steps_of
@@ -277,7 +278,8 @@ class _Run:
         found = checkpoints.load(self.trial.id, self.group, self.device)
         if found is None:
             return 0
-        done, shared, own = found
+        done, shared, owns = found
+        own = own_state(owns, self.stepping, self.wires, done, str(checkpoints.folder))
         if done < self.iterations:
             self.stepping.rehearse()
         self.network.load_state_dict(shared["network"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,10 +23,12 @@ from lqray.communication import (
     is_baseline,
 )
 from lqray.communication.bucket import quantized_sizes
+from lqray.communication.regrouping import State
 from lqray.experiment.options.quantizer import CompressorOptions, resolved_for
 from lqray.experiment.schema import Trial
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import compressor_of
+from lqray.quantization.regrouping import Regrouping, RegroupingError
 from lqray.training.anchors import Anchors, anchors_of
 
 
@@ -104,6 +106,22 @@ class Wires:
         chosen = self.exchange or self.baseline
         if chosen:
             chosen.load_state_dict(state)
+
+    def by_workers(self, before: int) -> Regrouping:
+        """How what so many processes kept of workers comes to those that there are now."""
+        each = len(self.workers) * self.group.size() // before
+        return Regrouping(tuple(range(rank * each, (rank + 1) * each) for rank in range(before)), self.workers)
+
+    def regrouped(self, states: Sequence[State], number: int) -> dict[str, Mapping[str, Tensor]]:
+        """To load here, of what `state_dict` returned on all ranks of another number of processes, before exchange
+        `number`. Raises RegroupingError where the next steps would be other bits than theirs."""
+        if self.exchange is None:
+            what = "torch's own hook does, which knows processes only" if self.baseline else "an all-reduce does"
+            raise RegroupingError(
+                f"tensors are averaged as {what}: its sums, and what PowerSGD keeps of them, are other bits in another "
+                "number of processes"
+            )
+        return self.exchange.regrouped(states, number)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ CALLS = {
     "compare": ("lr0.05 lr1e+30", "optimizer.lr"),
     "export": ("small FOLDER/out", "README.md"),
     "plot": ("small --kind curves --format svg --out FOLDER/figures", "small-curves.svg"),
+    "gc": ("small", "Nothing was removed. To remove it:"),
     "relocate": ("", "Nothing to correct"),
     "doctor": ("", "MLflow store"),
     "init": ("FOLDER/files", f"{EXPERIMENTS} experiment files written"),

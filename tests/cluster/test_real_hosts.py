@@ -70,7 +70,9 @@ def test_processes_are_of_one_host_and_end_with_it():
         assert hosts.processes(1) == {}
         hosts.run(1, ["bash", "-c", "kill -9 -1 || true"])  # everything there is, as `ray stop` may
         assert len(hosts.processes(0)) == 2
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
         waiting = hosts.start(0, ["sleep", "1003"])
+        signal.signal(signal.SIGINT, before)
         wait_for(lambda: "sleep 1003" in hosts.processes(0).values())
         hosts.send(waiting, signal.SIGINT)
         assert waiting.wait(10) != 0

@@ -25,12 +25,12 @@ resources: {processes: PROCESSES}
 """
 
 
-def start(folder: Path, iterations: int, processes: int, **options) -> subprocess.Popen:
-    text = TEXT.replace("ITERATIONS", str(iterations)).replace("PROCESSES", str(processes))
+def start(folder: Path, iterations: int, processes: int, more: str = "", **options) -> subprocess.Popen:
+    text = TEXT.replace("ITERATIONS", str(iterations)).replace("PROCESSES", str(processes)) + more
     (folder / "T.yaml").write_text(text)
-    sigint = options.pop("sigint", signal.default_int_handler)
+    sigint, launcher = options.pop("sigint", signal.default_int_handler), options.pop("launcher", "inline")
     return subprocess.Popen(
-        [sys.executable, "-m", "lqray", "run", "T.yaml", "--launcher", "inline"],
+        [sys.executable, "-m", "lqray", "run", "T.yaml", "--launcher", launcher],
         cwd=folder,
         text=True,
         stdout=subprocess.PIPE,
@@ -94,3 +94,18 @@ def test_ctrl_c_after_the_last_trial_still_shows_the_table(tmp_path):
     assert "Traceback" not in said
     assert "test accuracy" in said
     assert statuses(tmp_path) == ["FINISHED"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("launcher", ["warm", "isolated"])
+def test_a_signal_ends_every_launcher_with_its_exit_code(tmp_path, launcher, number, code):
+    started = start(tmp_path, 1_000_000, 2, stderr=subprocess.STDOUT, launcher=launcher)
+    until(started, ": step ")
+    started.send_signal(number)
+    said, _ = started.communicate(timeout=240)
+    assert started.returncode == code, said
+    assert "Traceback" not in said
+    assert "Interrupted: trials that were running are recorded as KILLED" in said
+    assert statuses(tmp_path) == ["KILLED"]
+    assert list(tmp_path.glob("lqray-storage/T/*/step-*"))

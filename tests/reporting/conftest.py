@@ -22,7 +22,7 @@ def mlflow_server(tmp_path):
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         servers.append(
             subprocess.Popen(
-                [*command, "--workers", "1"],
+                [*command, "--workers", "1", "--artifacts-destination", str(tmp_path / "artifacts")],
                 env=environment,
                 stdout=log.open("w"),
                 stderr=subprocess.STDOUT,

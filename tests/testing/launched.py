@@ -63,7 +63,13 @@ def launched(shared: Path) -> Iterator[Launched]:
         (home / ".lqray.env").chmod(0o600)
         made = Launched(hosts, shared, "")
         made.laptop("sh", "-c", "(umask 077; ray get-auth-token --generate)")
-        up = made.laptop("ray", "up", "-y", "cluster.yaml", timeout=900)
+        command = ["ray", "up", "-y", "cluster.yaml"]
+        try:
+            up = made.laptop(*command, timeout=900)
+        except RuntimeError as error:  # Ray gives a node 30 s to start, which on a busy machine may not be enough
+            if "timed out during startup" not in str(error):
+                raise
+            up = made.laptop(*command, timeout=900)
         made.wait_for_the_worker()
         yield Launched(hosts, shared, up)
 

@@ -97,7 +97,19 @@ class Hosts:
     ) -> subprocess.Popen[str]:
         """Start a command on a host, in a folder there. The environment is what is given and `usual_environment`, and
         nothing of this process. Signals for the command are for `send`: what returns is `nsenter`."""
-        entered = ["nsenter", "-t", str(self._hosts[host].init), "-m", "-u", "-i", "-n", "-p"]
+        # A command in a shell's background ignores SIGINT, and so would what it starts.
+        entered = [
+            "env",
+            "--default-signal=INT",
+            "nsenter",
+            "-t",
+            str(self._hosts[host].init),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+        ]
         inside = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", folder, *command]
         process = subprocess.Popen(
             [*entered, *inside], env=usual_environment() | environment, text=True, start_new_session=True, **options

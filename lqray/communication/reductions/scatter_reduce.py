@@ -11,7 +11,7 @@ hence its wider codes. Both run beside the backward pass, step by step, each in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.quantization import Compressor, Payload, Quantizer, create
 from lqray.quantization.codec import cast
 from lqray.quantization.payload import CodePlanes
+from lqray.quantization.regrouping import Regrouping, RegroupingError
 
 # The upper half of the counter space, which no first encoding uses.
 _SECOND_ROUNDING = 1 << 63
@@ -86,6 +87,13 @@ class ScatterReduce:
         if self._memory:
             self._memory.load_state_dict(state)
 
+    def regrouped(self, states: Sequence[Mapping[str, Tensor]], regrouping: Regrouping) -> dict[str, Tensor]:
+        """What the workers that are here now kept. Raises RegroupingError for what an earlier version wrote."""
+        everything = {key: value for state in states for key, value in state.items()}
+        if any(not key.partition("/")[0].isdigit() for key in everything):
+            raise RegroupingError("of what scatter_reduce lost of means, an earlier version did not say whose it is")
+        return {key: value for key, value in everything.items() if int(key.partition("/")[0]) in regrouping.here}
+
     def _coder_of(self, compressor: Compressor) -> Quantizer:
         """What encodes means: in the compressor's own buckets, if it has any."""
         if self._coder is None:
@@ -118,12 +126,13 @@ class ScatterReduce:
         longest = max(sum(likes[number].expected_bytes for number in numbers) for numbers in owned)
         own_rows, begin = [], 0
         first = group.rank() * workers
-        for numbers, seed in zip(owned[first : first + workers], parcel.seeds, strict=True):
+        for owner, (numbers, seed) in enumerate(zip(owned[first : first + workers], parcel.seeds, strict=True), first):
             parts = []
             for number in numbers:
                 like = parcel.likes[number]
                 payloads, begin = received[:, begin : begin + like.nbytes], begin + like.nbytes
-                parts.append(self._encoded_mean(payloads, number, parcel, compressor, coder, seed, volume).buffer)
+                at = parcel, compressor, coder, seed, volume, owner
+                parts.append(self._encoded_mean(payloads, number, *at).buffer)
             padding = longest - sum(part.numel() for part in parts)
             own_rows.append(torch.cat([*parts, received.new_zeros(padding), parcel.check_word()]))
         return torch.stack(own_rows)
@@ -137,16 +146,19 @@ class ScatterReduce:
         coder: Quantizer,
         seed: int,
         volume: Volume,
+        owner: int,
     ) -> Payload:
-        """Of all workers' payloads (K, bytes) of a part: their mean, encoded anew or as it is."""
+        """Of all workers' payloads (K, bytes) of a part: their mean, encoded anew or as it is. Where DDP lays out its
+        buckets anew, a part comes to another owner, who begins without an error, also one of the same process."""
         like = parcel.likes[number]
         with volume.timed("decode", payloads.device):
             if compressor.linear:
                 return compressor.mean_payload(payloads, like)
             mean = compressor.decode_mean(payloads, replace(like, dtype=torch.float32))
         with volume.timed("encode", payloads.device):
-            key = [(parcel.names[number], like.n)] if self._memory else []
+            key = [(f"{owner}/{parcel.names[number]}", like.n)] if self._memory else []
             if self._memory:
+                self._memory.rename(parcel.names[number], key[0][0])
                 self._memory.begin_step(parcel.iteration)
                 mean = self._memory.added_to(mean, key)
             encoded = coder.encode(mean, seed=seed, offset=like.offset | _SECOND_ROUNDING)

@@ -28,6 +28,7 @@ class DataOptions(Variant):
     """A dataset: a module of training/data."""
 
     name: str
+    """Which dataset."""
 
 
 class FileOptions(DataOptions):
@@ -97,6 +98,7 @@ class GaussianMixtureOptions(DataOptions):
     """Synthetic: a class is a normal distribution around a centre of its own."""
 
     classes: Literal[2, 5, 10] = 2
+    """How many there are, of equally many examples."""
     dimension: int = Field(default=100, ge=1, le=MOST_UNITS)
     """Of the inputs."""
     centre_scale: float = Field(default=1.0, ge=SMALLEST, le=LARGEST)

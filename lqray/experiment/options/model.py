@@ -15,6 +15,7 @@ class ModelOptions(Variant):
     """A model: a module of training/models. How it is computed is part of the trial: it changes the last bits."""
 
     name: str
+    """Which family of models."""
     channels_last: bool = False
     """Images and convolutions in channels-last memory order."""
     compile: bool = False

@@ -14,6 +14,7 @@ class OptimizerOptions(Variant):
     """An optimizer: a module of training/optimizers."""
 
     name: str
+    """Which optimizer."""
     lr: float = Field(ge=SMALLEST, le=LARGEST)
     """Learning rate at the start."""
     clip_norm: float | None = Field(default=None, ge=SMALLEST, le=LARGEST)
@@ -35,7 +36,9 @@ class SgdOptions(DecayOptions):
     """torch.optim.SGD."""
 
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Weight of the past in the sum of gradients that is stepped along; 0: none, the gradient alone."""
     nesterov: bool = False
+    """Step along that sum as it will be after the next gradient like this one (Nesterov); wants a momentum above 0."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SgdOptions:
@@ -48,8 +51,11 @@ class AdamOptions(DecayOptions):
     """torch.optim.Adam (Kingma and Ba 2015)."""
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the past in the average of gradients."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Weight of the past in the average of their squares."""
     eps: float = Field(default=1e-8, ge=SMALLEST, le=LARGEST)
+    """Added to the root of that average before a step is divided by it."""
 
 
 class AdamWOptions(AdamOptions):
@@ -70,16 +76,20 @@ class MuonOptions(DecayOptions):
     """Muon for weights of two dimensions (Jordan et al. 2024), AdamW for all others and for embeddings."""
 
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Weight of the past in the average of gradients that is made orthogonal."""
     nesterov: bool = True
+    """Make orthogonal what that average will be after the next gradient like this one (Nesterov)."""
     adjust_lr: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
     """How far a matrix moves at a rate: match_rms_adamw, as far as under AdamW, so that one rate serves both (Liu et
     al. 2025); original: max(1, rows / columns) ** 0.5."""
     adamw_lr: float | None = Field(default=None, ge=SMALLEST, le=LARGEST)
     """Learning rate of AdamW at the start; null: lr. The schedule lowers both alike."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Of AdamW, as beta2 and eps."""
+    """Of AdamW: weight of the past in the average of gradients."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Of AdamW: weight of the past in the average of their squares."""
     eps: float = Field(default=1e-8, ge=SMALLEST, le=LARGEST)
+    """Of AdamW: added to the root of that average before a step is divided by it."""
 
 
 class OwnOptimizerOptions(OwnPart, OptimizerOptions):

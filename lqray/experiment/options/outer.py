@@ -19,13 +19,16 @@ class OuterOptions(Section):
     """nesterov: SGD with Nesterov momentum, as in DiLoCo. sgd with lr 1 and momentum 0: the mean of the workers'
     parameters."""
     lr: float = Field(default=0.7, ge=SMALLEST, le=LARGEST)
+    """Learning rate; 1 with sgd goes as far as workers did on average."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of sgd and nesterov."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Of adam, as beta2 and eps."""
+    """Of adam: weight of the past in the average of differences."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Of adam: weight of the past in the average of their squares."""
     eps: float = Field(default=0.1, ge=SMALLEST, le=LARGEST)
-    """Differences are sums of many steps: an eps of Adam's usual size would make each coordinate's step as long."""
+    """Of adam: added to the root of that average before a step is divided by it. Differences are sums of many steps: an
+    eps of Adam's usual size would make each coordinate's step as long."""
 
     @property
     def takes_the_mean(self) -> bool:

@@ -26,11 +26,12 @@ AnyOptions = TypeVar("AnyOptions", bound="QuantizerOptions")
 
 
 class QuantizerOptions(Variant):
-    """A method that sends no codes: `full_precision` (plain all-reduce), `sgd` (one worker, no exchange), and torch's
-    own hooks."""
+    """How gradients are compressed. Of themselves options of a method that sends no codes: `full_precision` (plain
+    all-reduce), `sgd` (one worker, no exchange), and torch's own hooks."""
 
     selector: ClassVar[str] = "method"
     method: str
+    """Which method."""
 
 
 class PowerSgdOptions(QuantizerOptions):

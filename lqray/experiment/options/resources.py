@@ -23,7 +23,10 @@ def _trials_at_a_time(count: Any) -> Any:
 
 
 class Resources(Section):
-    """Where trials run. Not part of a trial: elsewhere it gives the same result, up to float summation order."""
+    """Where trials run. Not part of a trial: elsewhere, on devices of one kind with as many threads, it gives the same
+    bits. With another number of `processes`, too, where all that is exchanged is quantized; what is averaged in full
+    precision, or by torch's own hooks, agrees up to the order of float sums, and such a trial that has begun goes on
+    with as many processes as it had."""
 
     processes: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
     """Processes of a trial, a divisor of its workers; by default one for each. Workers that share a process compute
@@ -36,8 +39,13 @@ class Resources(Section):
     """Memory that a process may use, in GiB; beyond it, the trial fails as out of memory. Ray sets as much aside."""
     timeout_seconds: float = Field(default=600.0, ge=0.01, le=30 * 86400)
     """How long a process waits for the others in a collective before it fails; at most a month."""
+    trial_time_limit: float | None = Field(default=None, ge=1, le=366 * 86400)
+    """Seconds that a trial may run in one launch, from its beginning there and over all its tries; null: any time. One
+    that runs longer stops after a checkpoint, as by `lqray stop`, is KILLED with that reason, and the next one begins.
+    The same command again continues it, for as long once more: the limit is of a launch, as a batch system's is of a
+    job."""
     network_interface: str | None = Field(default=None, min_length=1, max_length=MOST_OF_A_WORD)
     """Network interface that gradients travel over, such as eth0, on every machine; a prefix will do for NCCL. By
     default GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the machine's environment, or else torch's choice."""
     concurrent_trials: Annotated[int | Literal["auto"], BeforeValidator(_trials_at_a_time)] = "auto"
-    """Trials at a time; auto: as many as fit."""
+    """Trials at a time, from 1 to 16,384; auto: as many as fit."""

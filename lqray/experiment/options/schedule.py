@@ -25,6 +25,7 @@ class ScheduleOptions(Section):
     decay_at: Iterations = ()
     """Iterations at which the learning rate is multiplied by decay_rate."""
     decay_rate: float = Field(default=0.1, ge=SMALLEST, le=1)
+    """What the learning rate is multiplied by at a decay of `step` and `exponential`."""
     decay: Literal["step", "exponential", "cosine", "wsd"] = "step"
     """step: the learning rate drops at `decay_at` and every `decay_every`; exponential: it falls evenly, by decay_rate
     every `decay_every` iterations (0: over the run); cosine: to final_rate of it at the end, by half a cosine; wsd

@@ -34,7 +34,9 @@ class EarlyStopping(Section):
     grace_period: int = Field(default=1, ge=1, le=MOST_ITERATIONS)
     """Iterations before a trial can be stopped."""
     reduction_factor: float = Field(default=4, ge=1.01, le=MOST_WORKERS)
+    """From one rung to the next: so many times as many iterations, for one of so many trials."""
     brackets: int = Field(default=1, ge=1, le=100)
+    """Sets of rungs that trials are dealt to; the first rung of each further set is reduction_factor times as late."""
 
 
 class Domain(Section):
@@ -89,6 +91,7 @@ class Search(Section):
     space: dict[str, Domain] = {}  # noqa: RUF012  # pydantic copies it
     """Dotted keys of a trial, and where their values come from."""
     early_stopping: EarlyStopping | None = None
+    """Stop the worst trials early; null: every trial runs to its end."""
 
     @field_validator("each", mode="before")
     @classmethod

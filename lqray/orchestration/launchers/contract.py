@@ -38,10 +38,10 @@ class TrialResult:
     """How a trial ended.
 
     metrics: those of its last report, empty unless FINISHED. failure: of FAILED, what happened. stopped: of KILLED, who
-    or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued.
-    halts: of KILLED, why no other trial may begin. snapshot, examples, lost, levels: what rank 0 told
-    (`lqray.orchestration.worker.task.Outcome`), None or empty where it told none. points: how many points of metrics
-    rank 0 sent, None where that is not known.
+    or what stopped it, when it was not Ctrl-C; early: that was early stopping, and the trial is not to be continued;
+    moves: it left its machine, and continues at once elsewhere. halts: of KILLED, why no other trial may begin.
+    snapshot, examples, lost, levels: what rank 0 told (`lqray.orchestration.worker.task.Outcome`), None or empty where
+    it told none. points: how many points of metrics rank 0 sent, None where that is not known.
     """
 
     named: NamedTrial
@@ -51,6 +51,7 @@ class TrialResult:
     failure: Failure | None = None
     stopped: str | None = None
     early: bool = False
+    moves: bool = False
     halts: str | None = None
     snapshot: dict[str, Any] | None = None
     examples: tuple[int, int] | None = None
@@ -70,6 +71,9 @@ class Observer(Protocol):
 
     def retrying(self, named: NamedTrial, failure: Failure, seconds: float) -> None:
         """A trial failed through no fault of its own and is tried again after `seconds`."""
+
+    def moving(self, named: NamedTrial, why: str) -> None:
+        """A trial has left its machine after a checkpoint, and continues as soon as there is room elsewhere."""
 
     def ended(self, result: TrialResult) -> None:
         """A trial ended, whatever its status."""
@@ -106,7 +110,7 @@ class Recording(Protocol):
         """Claim a trial and make its run; None where it need not be run any more."""
 
     def retry(self, work: Work, result: TrialResult) -> None:
-        """A failed trial is kept, to be tried again."""
+        """A trial that failed, or left its machine, is kept, to be continued by this launch."""
 
     def gone(self, work: Work) -> bool:
         """Whether its run was deleted: nothing more can be recorded of it. Never waits."""
@@ -161,6 +165,9 @@ class Queue(Protocol):
 
     def stop(self, chosen: Callable[[NamedTrial], bool], why: str) -> None:
         """Running trials among the chosen stop, those to come are not begun."""
+
+    def halt(self, why: str) -> None:
+        """Nothing more is begun, and what runs stops after a checkpoint."""
 
     def lose(self, trial_id: str) -> None:
         """Another launch has taken a trial over: it stops here."""

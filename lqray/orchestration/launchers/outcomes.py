@@ -10,9 +10,9 @@ from lqray.orchestration.launchers.contract import TrialResult, Work
 from lqray.orchestration.worker.task import Outcome
 
 
-def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) -> TrialResult:
+def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None, drained: str = "") -> TrialResult:
     """The trial's result: failed if any rank failed, else what rank 0 says. asked: why the launcher wanted it to
-    stop, if it did."""
+    stop, if it did. drained: a machine of its that is being drained, which stops it, too."""
     first = outcomes.get(0, Outcome())
     seen: dict[str, Any] = {
         "snapshot": first.snapshot,
@@ -31,5 +31,7 @@ def result_of(work: Work, outcomes: Mapping[int, Outcome], asked: str | None) ->
     if first.stopped is None:
         return TrialResult(work.named, "FINISHED", first.metrics, work.run_id, **seen)
     early = bool(first.stopped)
-    why = first.stopped or asked
-    return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=why, early=early, **seen)
+    why, moves = first.stopped or asked, False
+    if why is None and drained:
+        why, moves = f"its machine {drained} is being drained", True
+    return TrialResult(work.named, "KILLED", run_id=work.run_id, stopped=why, early=early, moves=moves, **seen)

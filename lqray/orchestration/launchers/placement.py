@@ -66,13 +66,23 @@ def too_little(need: Mapping[str, float], available: Mapping[str, float], where:
 
 
 def needed(trials: Iterable[Trial], resources: Resources) -> dict[str, float]:
-    """CPUs and GPUs of the largest of the trials."""
+    """CPUs, GPUs and bytes of memory of the largest of the trials."""
     processes = max(processes_of(trial, resources) for trial in trials)
-    need = {"CPU": float(processes * resources.cpus_per_process)}
+    return {kind: processes * amount for kind, amount in per_process(resources).items()}
+
+
+def in_words(need: Mapping[str, float]) -> str:
+    """Amounts by kind, such as "2 CPU cores, 1 GPUs"."""
+    return ", ".join(f"{amount / _KINDS[kind][0]:,.7g} {_KINDS[kind][1]}" for kind, amount in need.items())
+
+
+def per_process(resources: Resources) -> dict[str, float]:
+    """What a process of a trial holds, by Ray's kinds: CPUs, and GPUs and bytes of memory where it has any."""
+    need = {"CPU": float(resources.cpus_per_process)}
     if resources.gpus_per_process:
-        need["GPU"] = processes * resources.gpus_per_process
+        need["GPU"] = resources.gpus_per_process
     if resources.memory_gib_per_process:
-        need["memory"] = processes * resources.memory_gib_per_process * 2**30
+        need["memory"] = resources.memory_gib_per_process * 2**30
     return need
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,24 @@ LauncherName = Literal["auto", "isolated", "warm", "inline"]
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Hours of wall time that a launch may take, from `since`, on the clock of `time.monotonic`."""
+
+    hours: float
+    since: float
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 once they are over."""
+        return max(0.0, self.since + self.hours * 3600 - time.monotonic())
+
+    @property
+    def why(self) -> str:
+        """What is said of trials that are stopped, or not begun, since they are over."""
+        return f"the hours of --max-hours {self.hours:.10g} are over"
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """The options of `lqray run`; see its help. whole: the file was read as it is, without `--set`."""
 
@@ -42,6 +61,7 @@ class RunOptions:
     stop_rules: tuple[StopRule, ...] = ()
     verbose: bool = False
     whole: bool = True
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,25 @@ _HELD_SECONDS = 3.0
 class Limits:
     """max_failures: after so many no further trial is begun. backoff: seconds before the first of `retries`; each
     further one waits four times as long. held: seconds that trials of other launches are waited for when nothing else
-    is left to do; then those are left whose launch is surely at work."""
+    is left to do; then those are left whose launch is surely at work. trial_seconds: that a trial may run, over all its
+    tries."""
 
     max_failures: int | None = None
     backoff: float = _FIRST_DELAY
     retries: int = MOST_RETRIES
     held: float = 40.0
+    trial_seconds: float | None = None
+
+    @property
+    def over_time(self) -> str | None:
+        """Why a trial that ran longer is stopped."""
+        most = self.trial_seconds
+        return None if most is None else f"resources.trial_time_limit: {most:.10g} s are over"
 
 
 class TrialQueue:
-    """Gives trials to a launcher, in order; those that failed through no fault of their own again, after a while.
+    """Gives trials to a launcher, in order; those that failed through no fault of their own again, after a while, and
+    at once those that had to leave their machine.
 
     Thread-safe. `want`, `stop` and `interrupt` may be called by whoever watches the store. What waits for the store
     happens on threads of its own: trials are begun by one, one after the other, and the end of each is recorded by
@@ -51,13 +60,14 @@ class TrialQueue:
         self.observer = observer
         self.failed = 0
         self.halted: str | None = None
-        """Why a trial's end ended the launch; None otherwise."""
+        """Why the launch ended before its time, where that was a trial's end or `halt`; None otherwise."""
         self._source, self._recorder, self._on_result, self._limits = source, recorder, on_result, limits
         self._changed = threading.Condition(threading.RLock())
         self._asked = False  # for a trial to be begun
         self._nothing = False  # was there to begin, when it was last asked for
         self._begun: deque[Work] = deque()  # and not taken yet
         self._running: dict[str, Work] = {}
+        self._since: dict[str, float] = {}
         self._recording: dict[str, Work] = {}
         self._tries: dict[str, int] = {}
         self._again: list[_Again] = []
@@ -144,6 +154,15 @@ class TrialQueue:
             self._stopped.append((chosen, why))
             self._end_waiting(lambda one: _stopped(one, why), chosen)
 
+    def halt(self, why: str) -> None:
+        """Nothing more is begun: running trials stop after a checkpoint, those that wait for another try end now."""
+        with self._changed:
+            self._closed, self.halted = True, self.halted or why
+            for trial_id in self._running:
+                self._stops.setdefault(trial_id, why)
+            self._end_waiting(lambda one: _stopped(one, why))
+            self._changed.notify_all()
+
     def want(self, chosen: Callable[[NamedTrial], bool], why_not: str = "not wanted any more") -> None:
         """From now on begin only the chosen, but for those that were to be stopped; those that run are left alone,
         those that wait for another try end. why_not: what is said of the others."""
@@ -158,7 +177,12 @@ class TrialQueue:
 
     def stop_reason(self, trial_id: str) -> str | None:
         """Why a running trial has to stop, if it has to."""
-        return self._stops.get(trial_id)
+        return self._stops.get(trial_id) or self._over_time(trial_id)
+
+    def _over_time(self, trial_id: str) -> str | None:
+        """Why a trial has run for too long, if it has."""
+        most, since = self._limits.trial_seconds, self._since.get(trial_id)
+        return self._limits.over_time if most and since is not None and time.monotonic() - since > most else None
 
     def _end_waiting(
         self, result: Callable[[_Again], TrialResult], chosen: Callable[[NamedTrial], bool] = lambda named: True
@@ -210,6 +234,7 @@ class TrialQueue:
                     continue
                 self._idle = None
                 self._running[named.trial.id] = work
+                self._since.setdefault(named.trial.id, time.monotonic())
                 if self._closed:
                     self._note(TrialResult(named, "KILLED", run_id=work.run_id))
                     return
@@ -248,6 +273,7 @@ class TrialQueue:
         self.failed -= result.status == "FAILED"
         self.observer.ended(replace(result, status="KILLED", failure=None, stopped=f"taken over by {held}"))
         self._recording.pop(work.named.trial.id, None)
+        self._since.pop(work.named.trial.id, None)
         self._wait_for(work.named, held)
 
     def _do(self, job: Callable[[], None]) -> None:
@@ -287,24 +313,30 @@ class TrialQueue:
             if result.halts:
                 self._closed, self.halted = True, self.halted or result.halts
                 self._end_waiting(lambda one: one.result)
-            self._tries[trial_id] = self._tries.get(trial_id, 0) + 1
+            self._tries[trial_id] = self._tries.get(trial_id, 0) + (not result.moves)
             if not self._tried_again(work, result):
                 self._count(result)
                 self._record(work, result)
             self._changed.notify_all()
 
     def _tried_again(self, work: Work, result: TrialResult) -> bool:
-        """Keep a trial for another try, if it is to have one. With the lock."""
+        """Keep a trial for another try, if it is to have one; one that moves is to go on. With the lock."""
         tries = self._tries[result.named.trial.id]
         failure = result.failure
-        if self._closed or failure is None or not failure.retry or tries > self._limits.retries:
+        fit = result.moves or (failure is not None and failure.retry and tries <= self._limits.retries)
+        if self._closed or not fit:
             return False
         if any(chosen(result.named) for chosen, _ in self._stopped) or self._recorder.gone(work):
             return False
-        seconds = self._limits.backoff * 4 ** (tries - 1)
+        if self._over_time(result.named.trial.id):
+            return False
+        seconds = self._limits.backoff * 4 ** (tries - 1) if failure else 0.0
         self._recorder.retry(work, result)
         heapq.heappush(self._again, _Again(time.monotonic() + seconds, next(self._ties), work, result))
-        self.observer.retrying(result.named, failure, seconds)
+        if failure:
+            self.observer.retrying(result.named, failure, seconds)
+        else:
+            self.observer.moving(result.named, result.stopped or "")
         return True
 
     def _count(self, result: TrialResult) -> None:
@@ -356,7 +388,7 @@ class TrialQueue:
 @dataclass(frozen=True, order=True)
 class _Again:
     """A trial that waits for another try until `due`. tie: the order of those due at the same moment. result: how the
-    last try failed."""
+    last try ended."""
 
     due: float
     tie: int

@@ -45,7 +45,7 @@ def login(document: Mapping[str, Any], head: str) -> Login:
     if auth.get("ssh_proxy_use_node_id"):
         raise ClusterError(
             "auth has ssh_proxy_use_node_id: true; allowed: a head that ssh reaches by its address. Make the tunnel "
-            "with `ray dashboard` and the file, and submit to it: `--address http://127.0.0.1:8265`"
+            "with `ray dashboard FILE`, and submit to it: `--address http://127.0.0.1:8265`"
         )
     user, key, proxy = (auth.get(name) for name in ("ssh_user", "ssh_private_key", "ssh_proxy_command"))
     options = ["-i", str(Path(key).expanduser())] if key else []
@@ -64,10 +64,10 @@ def changed_key(said: str) -> str | None:
     forget = shlex.join(["ssh-keygen", "-R", changed["name"], "-f", offending["file"]])
     return (
         f"the host key of {changed['name']} has changed: found one{found} that is not the {offending['kind']} key in "
-        f"line {offending['line']} of {offending['file']}.\nEither another machine has this address now, as after `ray "
-        "down` and `ray up` or a new installation, or somebody is between you and it, who would get what you send. On "
-        "the machine, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` (or the file of another kind) says which key "
-        f"it has. If that is the one shown, forget the old one and try again:\n  {forget}"
+        f"line {offending['line']} of {offending['file']}.\nEither another machine has this address now, as after "
+        "a cluster that ended and began anew or a new installation, or somebody is between you and it, who would get "
+        "what you send. On the machine, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` (or the file of another "
+        f"kind) says which key it has. If that is the one shown, forget the old one and try again:\n  {forget}"
     )
 
 

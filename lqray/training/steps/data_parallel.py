@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -100,6 +100,10 @@ class DataParallel:
         """See `Steps.load_state_dict`."""
         self.optimizer.load_state_dict(shared["optimizer"])
         self._wires.load_state_dict(dict(own))
+
+    def regrouped(self, owns: Sequence[Mapping[str, Any]], done: int) -> dict[str, Any]:
+        """See `Steps.regrouped`."""
+        return dict(self._wires.regrouped(owns, done))
 
     def _backward(self, iteration: int, feed: Iterator[Batch]) -> Tensor:
         """The workers' forward and backward passes; their losses (workers,)."""

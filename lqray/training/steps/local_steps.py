@@ -3,7 +3,7 @@ Streaming DiLoCo, Douillard et al. 2025). docs/guide/local-steps.md has the upda
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,14 @@ class LocalSteps(StepsApart):
             _Flight(flight["due"], list(flight["fragments"]), Sent.arrived(flight["means"], Volume.of(numbers)))
             for flight, numbers in zip(shared["flights"], own["local"]["volumes"], strict=True)
         ]
+
+    def regrouped(self, owns: Sequence[Mapping[str, Any]], done: int) -> dict[str, Any]:
+        """See `Steps.regrouped`. What was moved so far is that of the process which had the first worker here."""
+        exchanged = [{key: value for key, value in own.items() if key != "local"} for own in owns]
+        wires, local = self._wires.regrouped(exchanged, self._timetable.exchanges(done)), [own["local"] for own in owns]
+        grouping = self._wires.by_workers(len(owns))
+        workers = grouping.of_senders([dict(enumerate(each["workers"])) for each in local])
+        return {**wires, "local": {**grouping.first(local), "workers": [workers[one] for one in sorted(workers)]}}
 
     def _exchange(self, done: int) -> None:
         """Apply what is due after so many steps, and start what is."""

@@ -3,7 +3,7 @@ for a while, and then parameters are averaged now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lqray.communication import Volume
 from lqray.communication.bucket import refuse_sparse
 from lqray.experiment.options.quantizer import PostLocalSgdOptions
+from lqray.quantization.regrouping import RegroupingError
 from lqray.training.anchors import write_anchors
 from lqray.training.dataset import Batch
 from lqray.training.steps.apart import StepsApart
@@ -60,6 +61,10 @@ class PostLocalSgd(StepsApart):
         """See `Steps.load_state_dict`."""
         self._own.load_state_dict(own["local"]["worker"])
         self._traffic.load_state_dict(own["local"]["traffic"])
+
+    def regrouped(self, owns: Sequence[Mapping[str, Any]], done: int) -> dict[str, Any]:
+        """See `Steps.regrouped`: there is one number of processes only."""
+        raise RegroupingError("post_local_sgd has a process for each worker")
 
     def _exchange(self, done: int) -> None:
         """Share what is alike on all ranks after so many steps. torch does not average after the last step."""

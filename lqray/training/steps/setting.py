@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -122,6 +122,11 @@ class Steps(Protocol):
 
     def load_state_dict(self, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the network is there already."""
+        ...
+
+    def regrouped(self, owns: Sequence[Mapping[str, Any]], done: int) -> dict[str, Any]:
+        """To load here after `done` steps, of each rank's own in the order of ranks, where there were more or fewer of
+        them. Raises RegroupingError where further steps would be other bits than theirs."""
         ...
 
 

@@ -52,6 +52,7 @@ class Quiet:
     def started(self, named, continued): ...
     def progressed(self, trial_id, report): ...
     def retrying(self, named, failure, seconds): ...
+    def moving(self, named, why): ...
     def ended(self, result): ...
 
 
@@ -394,3 +395,81 @@ def test_ctrl_c_cuts_no_record_short():
     finally:
         signal.signal(signal.SIGINT, before)
     assert recorder.ended == [("0", "FINISHED")]
+
+
+def test_a_trial_that_runs_too_long_is_to_stop_and_is_not_tried_again():
+    recorder = FakeRecorder()
+    queue = TrialQueue(Given(trials(2)), recorder, Quiet(), lambda result: None, Limits(backoff=0, trial_seconds=0.2))
+    first = queue.take()
+    assert queue.stop_reason("0000") is None
+    assert queue.stop_reason("0001") is None
+    time.sleep(0.3)
+    assert queue.stop_reason("0000") == "resources.trial_time_limit: 0.2 s are over"
+    queue.take()
+    assert queue.stop_reason("0001") is None  # it has just begun
+    queue.ended(TrialResult(first.named, "FAILED", failure=Failure("infrastructure", "it", "it")))
+    queue.interrupt()
+    assert recorder.retried == []
+    assert dict(recorder.ended) == {"0": "FAILED", "1": "KILLED"}
+
+
+class Watching(Quiet):
+    def __init__(self):
+        self.moves = []
+
+    def moving(self, named, why):
+        self.moves.append((named.name, why))
+
+
+def moved(work: Work) -> TrialResult:
+    return TrialResult(work.named, "KILLED", stopped="its machine is being drained", moves=True)
+
+
+def test_a_trial_that_moves_comes_next_and_is_no_failure():
+    """However often; of its retries none is used up."""
+    recorder, results, observer = FakeRecorder(), [], Watching()
+    queue = TrialQueue(Given(trials(2)), recorder, observer, results.append, Limits(max_failures=1, backoff=0.001))
+    work = queue.take()
+    for _ in range(5):
+        queue.ended(moved(work))
+        work = queue.take()
+        assert work.named.name == "0"
+    for _ in range(3):
+        queue.ended(failed(work, "infrastructure"))
+        time.sleep(0.1)
+        work = queue.take()
+        assert work.named.name == "0"
+    queue.ended(finished(work))
+    queue.ended(finished(queue.take()))
+    queue.interrupt()
+    assert sorted(recorder.ended) == [("0", "FINISHED"), ("1", "FINISHED")]
+    assert sorted(result.status for result in results) == ["FINISHED", "FINISHED"]
+    assert queue.failed == 0
+    assert observer.moves == [("0", "its machine is being drained")] * 5
+
+
+def test_a_trial_that_moves_ends_where_the_sweep_does_or_somebody_stops_it():
+    recorder, results = FakeRecorder(), []
+    queue = queue_of(trials(3), recorder, results)
+    first, second = queue.take(), queue.take()
+    queue.stop(lambda named: named.name == "0", "lqray stop")
+    queue.ended(moved(first))
+    queue.ended(moved(second))
+    queue.interrupt()
+    assert sorted(recorder.ended) == [("0", "KILLED"), ("1", "KILLED")]
+    assert queue.over
+
+
+def test_after_halt_what_runs_is_to_stop_and_nothing_begins():
+    recorder, results = FakeRecorder(), []
+    queue = queue_of(trials(4), recorder, results, backoff=1000)
+    first, second = queue.take(), queue.take()
+    queue.ended(failed(second, "infrastructure"))
+    queue.halt("the head is being drained")
+    assert queue.stop_reason(first.named.trial.id) == "the head is being drained"
+    assert queue.take() is None
+    assert queue.over
+    queue.ended(TrialResult(first.named, "KILLED", stopped=queue.stop_reason(first.named.trial.id)))
+    queue.interrupt()
+    assert sorted(recorder.ended) == [("0", "KILLED"), ("1", "KILLED")]
+    assert queue.halted == "the head is being drained"

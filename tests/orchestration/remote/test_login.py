@@ -64,7 +64,7 @@ def test_the_first_key_of_a_head_is_kept_and_another_one_refused_until_it_is_for
     assert f"line 1 of {file}" in told
     shown = subprocess.run(["ssh-keygen", "-lf", server.folder / "host_key.pub"], capture_output=True, text=True).stdout
     assert shown.split()[1] in told
-    assert "`ray down` and `ray up`" in told
+    assert "a cluster that ended and began anew" in told
     assert "somebody is between you and it" in told
     subprocess.run(shlex.split(told.splitlines()[-1]), check=True, capture_output=True)
     reach(server, tmp_path)

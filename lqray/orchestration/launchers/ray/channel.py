@@ -39,10 +39,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a start of a trial ended, by rank, and the updates of it that the launcher may not have: (number, update)."""
+    """How a start of a trial ended, by rank, and the updates of it that the launcher may not have: (number, update).
+    drained: the machine of a rank that is being drained, or ""."""
 
     outcomes: dict[int, Outcome]
     updates: Sequence[tuple[int, Update]] = ()
+    drained: str = ""
 
 
 def make_mailbox() -> Any:
@@ -52,8 +54,13 @@ def make_mailbox() -> Any:
 
 
 def give(mailbox: Any, task: WorkerTask | None) -> Any:
-    """A task for its group, or None: it shall end. Reference of the task's number."""
+    """A task for its group, or None: it shall end. Reference of the task's number, of None where it is not taken."""
     return mailbox.put.remote(None if task is None else pickle.dumps(task))
+
+
+def arrive(mailbox: Any) -> None:
+    """Say where this rank is."""
+    mailbox.arrive.remote(ray.get_runtime_context().get_node_id())
 
 
 def next_task(mailbox: Any, number: int) -> WorkerTask | None:
@@ -73,9 +80,10 @@ def hear(mailbox: Any, seconds: float) -> Event | None:
     return None if event is None else (event[0], event[1], pickle.loads(event[2]))
 
 
-def rest(mailbox: Any, start: Start, seconds: float) -> list[tuple[int, Update]]:
-    """Updates of a start that ended, which the launcher may not have."""
-    return _read(ray.get(mailbox.rest.remote(start), timeout=seconds))
+def rest(mailbox: Any, start: Start, seconds: float) -> tuple[list[tuple[int, Update]], str]:
+    """Updates of a start that ended, which the launcher may not have; a machine of its that is being drained, or ""."""
+    written, drained = ray.get(mailbox.rest.remote(start), timeout=seconds)
+    return _read(written), drained
 
 
 def _read(written: list[tuple[int, bytes]]) -> list[tuple[int, Update]]:
@@ -118,12 +126,18 @@ class UpdateReceiver:
     """The launcher's side: hands on the updates of every trial in order, each once, from a thread of its own while the
     context lasts, and whenever a trial ends: everything said before it comes first.
 
-    hear: takes an update. answers: to the trials that run, by id. ended: by (trial, start).
+    hear: takes an update. answers: to the trials that run, by id. drained: names of the nodes that are being drained,
+    by id. ended: by (trial, start).
     """
 
-    def __init__(self, hear: Callable[[Update], None], answers: Callable[[], dict[str, Ack]]) -> None:
-        self._hear, self._answers = hear, answers
-        self.ended: dict[Start, dict[int, Outcome]] = {}
+    def __init__(
+        self,
+        hear: Callable[[Update], None],
+        answers: Callable[[], dict[str, Ack]],
+        drained: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        self._hear, self._answers, self._drained = hear, answers, drained
+        self.ended: dict[Start, Ended] = {}
         self._taken: dict[Start, int] = {}
         self._asked: dict[str, tuple[Any, Any]] = {}
         self._fetching = threading.Lock()
@@ -143,12 +157,12 @@ class UpdateReceiver:
         died is passed over: its driver tells of that."""
         with self._fetching:
             answers = {trial: (heard.delivered, heard.stop) for trial, heard in self._answers().items()}
-            taken = dict(self._taken)
+            taken, drained = dict(self._taken), self._drained()
             for name in self._names():
                 if name not in self._asked:
                     mailbox = self._find(name)
                     if mailbox is not None:
-                        self._asked[name] = (mailbox, mailbox.exchange.remote(answers, taken))
+                        self._asked[name] = (mailbox, mailbox.exchange.remote(answers, taken, drained))
             pending = [reference for _, reference in self._asked.values()]
             ready: Sequence[Any] = ()
             if pending:
@@ -170,7 +184,7 @@ class UpdateReceiver:
         """A start of a trial ended so."""
         with self._fetching:
             self.take(ended.updates)
-            self.ended[trial_id, start] = ended.outcomes
+            self.ended[trial_id, start] = ended
 
     def _take_answer(self, reference: Any) -> None:
         try:

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ _QUIET_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -55,13 +56,16 @@ class RayLostError(LaunchInterrupted):
 class Cluster:
     """A Ray that this process is part of. resources: its total, by kind. gcs_address: of its head. session: its folder,
     which names all its processes on this machine. raylet_socket: of this machine's raylet. folder: of a Ray of our own,
-    see `Presence`; None of one that was joined."""
+    see `Presence`; None of one that was joined. limit: what LQRAY_CLUSTER_LIMIT says. ip: of this machine, as Ray knows
+    it."""
 
     resources: dict[str, float]
     gcs_address: str
     session: str
     raylet_socket: str
     folder: Path | None = None
+    limit: Mapping[str, float] = field(default_factory=dict)
+    ip: str = ""
 
 
 @contextmanager
@@ -99,6 +103,8 @@ def ray_cluster(
             known["session_dir"],
             known["raylet_socket_name"],
             folder,
+            limit,
+            known["node_ip_address"],
         )
     except RayLostError:
         # What is gone is waited for in there for a minute; that this process goes on to use Ray is out of the question.

@@ -3,6 +3,7 @@ needed anyway."""
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -15,20 +16,25 @@ from lqray.orchestration.launchers.ray.group import Group
 from lqray.orchestration.worker.task import Outcome, WorkerTask
 
 _STOP_SECONDS = 60.0
+_IDLE_SECONDS = 15.0
+"""A group that has had no trial for so long ends: where machines have left, other trials may wait for its places."""
 
 
 class TrialDriver(tune.Trainable):  # type: ignore[misc]
     """Config: {"task": WorkerTask, "processes": int}. An actor of its own, which holds no CPU; its workers hold theirs.
 
     Tune gives it the next trial when one is over. warm: the worker group stays, as long as the next trial is of as many
-    processes and none failed; otherwise each trial has one of its own. A result is an evaluation, with all metrics by
-    name and "iteration"; the last one has how the trial ended as well (ENDED), and {"done": True}.
+    processes, none failed, and none of its machines is being drained; otherwise each trial has one of its own. A result
+    is an evaluation, with all metrics by name and "iteration"; the last one has how the trial ended as well (ENDED),
+    and {"done": True}.
     """
 
     def setup(self, config: dict[str, Any], warm: bool, groups_folder: str) -> None:
         """Tune's hook."""
         self._warm, self._folder = warm, groups_folder
         self._group: Group | None = None
+        self._idle: threading.Timer | None = None
+        self._ending = threading.RLock()
         self._count = 0
         self._stuck = False
         self._begin(config)
@@ -72,6 +78,7 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         """Tune's hook: no trial follows."""
+        self._busy()
         self._stop()
         self._end_group()
 
@@ -82,21 +89,45 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
 
     def _give(self) -> None:
         """Hand the trial to a group, made now if there is none that fits."""
+        self._busy()
         if self._group and (not self._group.alive or self._group.processes != self._processes):
             self._end_group()
-        if self._group is None:
+        self._number = self._group.give(self._task) if self._group else None
+        if self._number is None:
+            self._end_group()
             self._count += 1
             name = f"{self._task.trial_id}-{self._task.start}-{self.trial_id}-{self._count}"
             self._group = Group(self._processes, self._task.resources, name, self._folder)
-        self._number = self._group.give(self._task)
+            self._number = self._group.give(self._task)
 
     def _ended(self, outcomes: dict[int, Outcome]) -> dict[str, Any]:
-        updates = self._group.rest(self._task) if self._group else []
-        if self._group and (not self._warm or not self._group.alive or _out_of_step(outcomes)):
+        updates, drained = self._group.rest(self._task) if self._group else ([], "")
+        if self._group and (not self._warm or not self._group.alive or drained or _out_of_step(outcomes)):
             self._end_group()
         self._number = None
+        self._rest()
         first = outcomes.get(0, Outcome())
-        return {**first.metrics, ENDED: Ended(outcomes, updates), "done": True}
+        return {**first.metrics, ENDED: Ended(outcomes, updates, drained), "done": True}
+
+    def _rest(self) -> None:
+        """No trial now: after a while without one the group ends."""
+        if self._group:
+            timer = threading.Timer(_IDLE_SECONDS, lambda: self._release(timer))
+            timer.daemon = True
+            self._idle = timer
+            timer.start()
+
+    def _release(self, timer: threading.Timer) -> None:
+        with self._ending:
+            if self._idle is timer:
+                self._end_group()
+
+    def _busy(self) -> None:
+        """A trial comes, or none any more. Waits for a group that is just being ended."""
+        with self._ending:
+            if self._idle:
+                self._idle.cancel()
+            self._idle = None
 
     def _stop(self) -> None:
         """If a trial is on the way, let it stop: Tune does not want more of it."""
@@ -117,15 +148,17 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
         self._number = None
         if not self._warm:
             self._end_group()
+        self._rest()
 
     def _end_group(self) -> None:
         """Its workers have done what they had to: that they do not leave costs this driver its life, but no trial."""
-        if self._group:
-            try:
-                self._group.end()
-            except TimeoutError:
-                self._stuck = True
-        self._group = None
+        with self._ending:
+            if self._group:
+                try:
+                    self._group.end()
+                except TimeoutError:
+                    self._stuck = True
+            self._group = None
 
 
 def _out_of_step(outcomes: dict[int, Outcome]) -> bool:

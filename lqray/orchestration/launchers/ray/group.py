@@ -8,7 +8,7 @@ import time
 
 from lqray.experiment.schema import Resources
 from lqray.orchestration.failures import Failure, lost
-from lqray.orchestration.launchers.placement import backend_of
+from lqray.orchestration.launchers.placement import backend_of, per_process
 from lqray.orchestration.launchers.ray import channel
 from lqray.orchestration.launchers.ray.channel import Event
 from lqray.orchestration.launchers.ray.deaths import failure_of_rank
@@ -35,11 +35,6 @@ class Group:
         self._look = 0.0
         self._mailbox = channel.make_mailbox()
         self.error: BaseException | None = None
-        per_worker: dict[str, float] = {"CPU": resources.cpus_per_process}
-        if resources.gpus_per_process:
-            per_worker["GPU"] = resources.gpus_per_process
-        if resources.memory_gib_per_process:
-            per_worker["memory"] = resources.memory_gib_per_process * 2**30
         trainer = Trainer(
             serve,
             train_loop_config={"mailbox": self._mailbox},
@@ -47,7 +42,9 @@ class Group:
                 backend=backend_of(resources), timeout_s=math.ceil(resources.timeout_seconds)
             ),
             scaling_config=ScalingConfig(
-                num_workers=processes, use_gpu=resources.gpus_per_process > 0, resources_per_worker=per_worker
+                num_workers=processes,
+                use_gpu=resources.gpus_per_process > 0,
+                resources_per_worker=per_process(resources),
             ),
             run_config=RunConfig(name=name, storage_path=storage),
         )
@@ -66,11 +63,12 @@ class Group:
         """Whether it can take a task."""
         return self._thread.is_alive()
 
-    def give(self, task: WorkerTask) -> int:
-        """A task for its workers. Returns the task's number. Raises RayError when its mailbox is dead."""
+    def give(self, task: WorkerTask) -> int | None:
+        """A task for its workers. Returns the task's number; None where it is not taken, since a machine of theirs is
+        being drained. Raises RayError when its mailbox is dead."""
         import ray
 
-        number: int = ray.get(channel.give(self._mailbox, task))
+        number: int | None = ray.get(channel.give(self._mailbox, task))
         return number
 
     def hear(self) -> Event | None:
@@ -89,14 +87,15 @@ class Group:
         """Let its workers leave this task after a checkpoint."""
         self._mailbox.halt.remote((task.trial_id, task.start))
 
-    def rest(self, task: WorkerTask) -> list[tuple[int, Update]]:
-        """Updates of a task that ended, which the launcher may not have. None of a dead mailbox."""
+    def rest(self, task: WorkerTask) -> tuple[list[tuple[int, Update]], str]:
+        """Updates of a task that ended, which the launcher may not have; and which of its workers' machines is being
+        drained, "" where none is. Nothing of a dead mailbox."""
         import ray
 
         try:
             return channel.rest(self._mailbox, (task.trial_id, task.start), _ANSWER_SECONDS)
         except ray.exceptions.RayError:
-            return []
+            return [], ""
 
     def failures(self) -> dict[int, Failure]:
         """Of a group that ended by itself, what Ray says of its ranks; {0: ...} when it says nothing of them."""

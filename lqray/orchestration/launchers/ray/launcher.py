@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from lqray.experiment.options.data import DataOptions
@@ -18,10 +19,12 @@ from lqray.orchestration.launchers.outcomes import result_of
 from lqray.orchestration.launchers.placement import concurrent_trials, needed, processes_of
 from lqray.orchestration.launchers.presence import Presence
 from lqray.orchestration.launchers.ray.cluster import Cluster, ray_cluster
+from lqray.orchestration.launchers.ray.machines import MachineWatch
 from lqray.orchestration.launchers.ray.nodes_data import check_data_on_nodes
+from lqray.orchestration.launchers.ray.room import Room
 from lqray.orchestration.launchers.ray.watch import Guarded, RayWatch
 from lqray.orchestration.signals import raising
-from lqray.orchestration.worker.task import Ack, Outcome, Update, WorkerTask
+from lqray.orchestration.worker.task import Ack, Update, WorkerTask
 from lqray.store.evaluations import Evaluation
 from lqray.training.reports import interface_variables
 
@@ -70,9 +73,13 @@ class RayLauncher:
                 tempfile.TemporaryDirectory(prefix="lqray-", dir=cluster.folder, ignore_cleanup_errors=True) as storage,
                 raising(),  # Ray and what it imports have set handlers of their own
             ):
+                concurrent_trials(need, cluster.resources, self._resources)
+                room = Room(round(need["CPU"]) // self._resources.cpus_per_process, self._resources, cluster.limit)
+                machines = MachineWatch(room, queue)
+                room.check(machines.look())
                 if cluster.folder is None:
                     check_data_on_nodes(self._data, need)
-                self._tune(queue, concurrent_trials(need, cluster.resources, self._resources), storage, cluster)
+                self._tune(queue, room, machines, storage, cluster)
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
         if not queue.over:
@@ -83,16 +90,16 @@ class RayLauncher:
         counts = [count for count in (self._trials, self._resources.concurrent_trials) if isinstance(count, int)]
         return int(need["CPU"]) * max(1, min(counts)) if counts else None
 
-    def _tune(self, queue: Queue, concurrent: int, storage: str, cluster: Cluster) -> None:
+    def _tune(self, queue: Queue, room: Room, machines: MachineWatch, storage: str, cluster: Cluster) -> None:
         from ray import tune
 
         from lqray.orchestration.launchers.ray.access import withhold_credentials
-        from lqray.orchestration.launchers.ray.channel import Ends, UpdateReceiver
+        from lqray.orchestration.launchers.ray.channel import Ended, Ends, UpdateReceiver
         from lqray.orchestration.launchers.ray.driver import TrialDriver
         from lqray.orchestration.launchers.ray.supply import Results, Stopper, Supply
 
         withhold_credentials()
-        receiver = UpdateReceiver(self._hear(queue), lambda: self._answers(queue))
+        receiver = UpdateReceiver(self._hear(queue), lambda: self._answers(queue), machines.drained)
         watch = RayWatch(cluster)
         guarded: Any = Guarded(queue, watch)
         stopper = Stopper()
@@ -100,13 +107,13 @@ class RayLauncher:
         def config(work: Work) -> dict[str, Any]:
             return {"task": self._make_task(work), "processes": processes_of(work.named.trial, self._resources)}
 
-        def outcomes(work: Work) -> dict[int, Outcome] | None:
+        def end_of(work: Work) -> Ended | None:
             start = (work.named.trial.id, work.start)
             if start not in receiver.ended:  # stopped, or its driver died: what it said so far comes first
                 receiver.fetch_now()
             return receiver.ended.pop(start, None)
 
-        supply = Supply(guarded, config)
+        supply = Supply(guarded, config, lambda: room.trials, lambda: stopper.asked)
 
         def start_of(tune_trial: str) -> tuple[str, int]:
             work = supply.works[tune_trial]
@@ -122,7 +129,6 @@ class RayLauncher:
                 search_alg=supply,
                 scheduler=self._scheduler(),
                 num_samples=-1,
-                max_concurrent_trials=concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -130,13 +136,14 @@ class RayLauncher:
                 stop=stopper,
                 storage_path=storage,
                 verbose=0,
-                callbacks=[Ends(receiver, start_of), Results(guarded, supply, outcomes, result_of)],
+                callbacks=[Ends(receiver, start_of), Results(guarded, supply, end_of, result_of)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
         )
 
         def fit() -> None:
-            with receiver:
+            # To a Ray of our own no machine comes, and none goes.
+            with receiver, nullcontext() if cluster.folder else machines:
                 tuner.fit()
 
         watch.wait_for(fit, stopper.set)

@@ -29,9 +29,18 @@ class Mailbox:
         self._updates: dict[Start, dict[int, bytes]] = {}
         self._answers: dict[str, Answer] = {}
         self._halted: set[Start] = set()
+        self._nodes: set[str] = set()
+        self._drained: dict[str, str] = {}
 
-    async def put(self, task: bytes | None) -> int:
-        """A task for the group, or None: it shall end. Returns the task's number."""
+    async def arrive(self, node: str) -> None:
+        """From a rank: it is on this node."""
+        self._nodes.add(node)
+
+    async def put(self, task: bytes | None) -> int | None:
+        """A task for the group, or None: it shall end. Returns the task's number; None where it is not taken: a node
+        of the group is being drained."""
+        if task is not None and self._leaves():
+            return None
         async with self._more:
             self._tasks.append(task)
             self._more.notify_all()
@@ -60,16 +69,18 @@ class Mailbox:
         """From rank 0 of a trial: an update of it, numbered from 1."""
         self._updates.setdefault(start, {})[number] = update
         recorded, stop = self._answers.get(start[0], (0, False))
-        return recorded, stop or start in self._halted
+        return recorded, stop or start in self._halted or bool(self._leaves())
 
     async def halt(self, start: Start) -> None:
         """From the driver of a trial that Tune has stopped."""
         self._halted.add(start)
 
-    async def exchange(self, answers: Mapping[str, Answer], taken: Mapping[Start, int]) -> list[tuple[int, bytes]]:
-        """From the launcher: its answers to trials that run, and the number of the last update of each start that it
-        has; for all updates that it has not."""
-        self._answers = dict(answers)
+    async def exchange(
+        self, answers: Mapping[str, Answer], taken: Mapping[Start, int], drained: Mapping[str, str]
+    ) -> list[tuple[int, bytes]]:
+        """From the launcher: its answers to trials that run, the number of the last update of each start that it has,
+        and the nodes that are being drained, with their names; for all updates that it has not."""
+        self._answers, self._drained = dict(answers), dict(drained)
         for start, last in taken.items():
             kept = self._updates.get(start, {})
             for number in [number for number in kept if number <= last]:
@@ -77,7 +88,11 @@ class Mailbox:
         self._updates = {start: kept for start, kept in self._updates.items() if kept}
         return [one for kept in self._updates.values() for one in sorted(kept.items())]
 
-    async def rest(self, start: Start) -> list[tuple[int, bytes]]:
-        """From the driver of a trial that ended: the updates that the launcher may not have. They are forgotten
-        here."""
-        return sorted(self._updates.pop(start, {}).items())
+    async def rest(self, start: Start) -> tuple[list[tuple[int, bytes]], str]:
+        """From the driver of a trial that ended: the updates that the launcher may not have, which are forgotten here,
+        and the name of a node of the group that is being drained, or ""."""
+        return sorted(self._updates.pop(start, {}).items()), self._leaves()
+
+    def _leaves(self) -> str:
+        """The name of a node of the group that is being drained, or ""."""
+        return next((name for node, name in self._drained.items() if node in self._nodes), "")

@@ -14,13 +14,14 @@ def serve(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from lqray.orchestration.launchers.ray.channel import RayLink, next_task, tell
+    from lqray.orchestration.launchers.ray.channel import RayLink, arrive, next_task, tell
     from lqray.orchestration.worker.run import run_task
 
     mailbox = config["mailbox"]
     rank = ray.train.get_context().get_world_rank()
     device = str(ray.train.torch.get_device())
     number = 0
+    arrive(mailbox)
     while (task := next_task(mailbox, number)) is not None:
         outcome = run_task(task, rank, device, RayLink(mailbox, task, number) if rank == 0 else None)
         tell(mailbox, number, rank, outcome)

@@ -12,6 +12,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from lqray.orchestration.launchers.contract import Queue, TrialResult, Work
+from lqray.orchestration.launchers.ray.channel import Ended
 from lqray.orchestration.launchers.ray.deaths import failure_of_death
 from lqray.orchestration.worker.task import Outcome
 
@@ -19,16 +20,25 @@ _BEGIN_SECONDS = 1.0
 
 
 class Supply(Searcher):  # type: ignore[misc]
-    """Tune asks it for the next trial; Tune's own trials are one for each start of ours."""
+    """Tune asks it for the next trial; Tune's own trials are one for each start of ours. room: how many may run at a
+    time, as of now. stopped: whether no more are to come, whatever the queue has."""
 
-    def __init__(self, queue: Queue, config: Callable[[Work], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        config: Callable[[Work], dict[str, Any]],
+        room: Callable[[], int],
+        stopped: Callable[[], bool] = bool,
+    ) -> None:
         super().__init__()
-        self._queue, self._config = queue, config
+        self._queue, self._config, self._room, self._stopped = queue, config, room, stopped
         self.works: dict[str, Work] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's hook. None: ask again later. Never waits for long: Tune's loop stands still meanwhile."""
-        work = self._queue.take(_BEGIN_SECONDS)
+        if self._stopped():
+            return Searcher.FINISHED
+        work = self._queue.take(_BEGIN_SECONDS) if len(self.works) < self._room() else None
         if work is None:
             return Searcher.FINISHED if self._queue.over else None
         self.works[trial_id] = work
@@ -57,6 +67,11 @@ class Stopper(tune.Stopper):  # type: ignore[misc]
         """From now on."""
         self._asked = True
 
+    @property
+    def asked(self) -> bool:
+        """Whether it was set."""
+        return self._asked
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Tune's hook: of one trial."""
         return False
@@ -67,17 +82,17 @@ class Stopper(tune.Stopper):  # type: ignore[misc]
 
 
 class Results(Callback):  # type: ignore[misc]
-    """Tells the queue how every start of a trial ended. outcomes: what the board says of it, None when nothing: then
-    Tune has stopped it early, or its driver died, or the board did."""
+    """Tells the queue how every start of a trial ended. end_of: what its driver said of it, None when nothing: then
+    Tune has stopped it early, or its driver died, or its mailbox did."""
 
     def __init__(
         self,
         queue: Queue,
         supply: Supply,
-        outcomes: Callable[[Work], dict[int, Outcome] | None],
-        result_of: Callable[[Work, dict[int, Outcome], str | None], TrialResult],
+        end_of: Callable[[Work], Ended | None],
+        result_of: Callable[[Work, dict[int, Outcome], str | None, str], TrialResult],
     ) -> None:
-        self._queue, self._supply, self._outcomes, self._result_of = queue, supply, outcomes, result_of
+        self._queue, self._supply, self._end_of, self._result_of = queue, supply, end_of, result_of
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -100,11 +115,12 @@ class Results(Callback):  # type: ignore[misc]
         if work is None:
             return  # told before
         try:
-            outcomes = self._outcomes(work)
+            ended = self._end_of(work)
         except RayError as error:  # of this trial nothing will be heard any more
-            outcomes, why = None, f"how the trial ended did not reach this launch: {error}\n{why or early}"
-        if outcomes is not None:
-            self._queue.ended(self._result_of(work, outcomes, self._queue.stop_reason(work.named.trial.id)))
+            ended, why = None, f"how the trial ended did not reach this launch: {error}\n{why or early}"
+        if ended is not None:
+            asked = self._queue.stop_reason(work.named.trial.id)
+            self._queue.ended(self._result_of(work, ended.outcomes, asked, ended.drained))
         elif why:
             self._queue.ended(
                 TrialResult(

@@ -130,8 +130,11 @@ def needed_processes(cluster: Cluster) -> list[tuple[str, Any]]:
             name, arguments = process.name(), process.cmdline()
         except psutil.Error:
             continue
-        # Another raylet of this machine, as an autoscaler's, has its socket beside ours, and is not ours to miss.
-        if name == "raylet" and f"--raylet_socket_name={cluster.raylet_socket}" in arguments:
+        # Another raylet of this machine, as an autoscaler's, has its socket beside ours, and is not ours to miss. Nor
+        # is a container's, with the same folders and another address.
+        ours = {f"--raylet_socket_name={cluster.raylet_socket}"}
+        ours |= {f"--node_ip_address={cluster.ip}"} if cluster.ip else set()
+        if name == "raylet" and ours.issubset(arguments):
             found.append(("this machine's node manager, the raylet", process))
         elif name == "gcs_server" and cluster.session in " ".join(arguments):
             found.append(("the head, the gcs_server", process))

@@ -32,8 +32,8 @@ class Remote:
         self.mailbox, self.dead, self.silent = mailbox, False, False
         self.exchange = self
 
-    def remote(self, answers, taken):
-        return Reference(lambda: asyncio.run(self.mailbox.exchange(answers, taken)) if not self.dead else self.die())
+    def remote(self, *given):
+        return Reference(lambda: asyncio.run(self.mailbox.exchange(*given)) if not self.dead else self.die())
 
     def die(self):
         raise channel.ray.exceptions.RayError("killed")
@@ -72,7 +72,7 @@ def test_news_arrive_in_order_and_once_and_are_answered(mailboxes):
     updates.fetch()
     assert heard == [first, second]
     assert post(box, 3, third) == Ack(7, False)
-    assert len(asyncio.run(box.mailbox.rest(("a", 1)))) == 1  # what was taken is forgotten there
+    assert len(asyncio.run(box.mailbox.rest(("a", 1)))[0]) == 1  # what was taken is forgotten there
     asyncio.run(box.mailbox.halt(("a", 1)))
     assert post(box, 4, update()).stop
     assert not post(box, 1, update(start=2)).stop
@@ -86,7 +86,9 @@ def test_what_was_not_fetched_comes_with_the_end(mailboxes):
     updates.fetch()
     post(box, 2, update())
     post(box, 3, update())
-    rest = [(number, pickle.loads(one)) for number, one in asyncio.run(box.mailbox.rest(("a", 1)))]
+    written, drained = asyncio.run(box.mailbox.rest(("a", 1)))
+    assert drained == ""
+    rest = [(number, pickle.loads(one)) for number, one in written]
     result = {ENDED: Ended({0: Outcome({"loss": 1.0})}, [(1, update()), *rest]), "done": True}
 
     class Tunes:
@@ -95,7 +97,30 @@ def test_what_was_not_fetched_comes_with_the_end(mailboxes):
     Ends(updates, lambda tune_trial: ("a", 1)).on_trial_result(1, [], Tunes(), result)
     assert len(heard) == 3
     assert result == {"done": True}  # Tune keeps results for as long as the sweep lasts
-    assert updates.ended == {("a", 1): {0: Outcome({"loss": 1.0})}}
+    assert updates.ended["a", 1].outcomes == {0: Outcome({"loss": 1.0})}
+
+
+def test_a_group_of_which_a_node_is_drained_stops_its_trial_and_takes_no_other(mailboxes):
+    """One of another node goes on."""
+    leaves = mailboxes["lqray-mailbox-1"] = Remote(Mailbox())
+    stays = mailboxes["lqray-mailbox-2"] = Remote(Mailbox())
+    for box, nodes in ((leaves, ["n1", "n2"]), (stays, ["n1", "n1"])):
+        for node in nodes:
+            asyncio.run(box.mailbox.arrive(node))
+    drained = {}
+    updates = UpdateReceiver(lambda one: None, dict, lambda: drained)
+    updates.fetch()
+    assert asyncio.run(leaves.mailbox.put(b"first")) == 0
+    assert not post(leaves, 1, update()).stop
+    drained["n2"] = "10.0.0.2"
+    updates.fetch()
+    assert post(leaves, 2, update()).stop
+    assert asyncio.run(leaves.mailbox.rest(("a", 1)))[1] == "10.0.0.2"
+    assert asyncio.run(leaves.mailbox.put(b"second")) is None
+    assert asyncio.run(leaves.mailbox.put(None)) == 1  # that its workers end is heard
+    assert not post(stays, 1, update("b")).stop
+    assert asyncio.run(stays.mailbox.rest(("b", 1)))[1] == ""
+    assert asyncio.run(stays.mailbox.put(b"first")) == 0
 
 
 def test_news_that_could_not_be_taken_are_not_lost(mailboxes):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lqray.cli import sweeps
+from lqray.cli import endings
 from lqray.orchestration import signals
 from lqray.orchestration.launch import Ran
 from lqray.orchestration.launchers.contract import LaunchInterrupted
@@ -53,13 +53,18 @@ class Running:
 
 
 def test_the_raylet_that_another_node_of_this_machine_has_is_not_missed(monkeypatch):
-    """A simulated cluster's autoscaler starts it, and ends it when it is idle."""
-    ours = Running("raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet")
-    theirs = Running("raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet.1")
+    """A simulated cluster's autoscaler starts it, and ends it when it is idle; or it is in a container."""
+    ours = Running("raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet", "--node_ip_address=10.0.0.1")
+    theirs = Running(
+        "raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet.1", "--node_ip_address=10.0.0.1"
+    )
+    contained = Running(
+        "raylet", "--store=x", "--raylet_socket_name=/tmp/s1/sockets/raylet", "--node_ip_address=10.0.0.2"
+    )
     head = Running("gcs_server", "--log_dir=/tmp/s1/logs")
     others = [Running("gcs_server", "--log_dir=/tmp/s2/logs"), Running("python", "/tmp/s1/sockets/raylet")]
-    monkeypatch.setattr(psutil, "process_iter", lambda: [theirs, *others, ours, head])
-    found = ray_watch.needed_processes(Cluster({}, "127.0.0.1:1", "s1", "/tmp/s1/sockets/raylet", None))
+    monkeypatch.setattr(psutil, "process_iter", lambda: [theirs, contained, *others, ours, head])
+    found = ray_watch.needed_processes(Cluster({}, "127.0.0.1:1", "s1", "/tmp/s1/sockets/raylet", ip="10.0.0.1"))
     assert [process for _, process in found] == [ours, head]
 
 
@@ -91,8 +96,9 @@ def test_the_exit_code_is_the_signals_where_there_was_one(heard, code, word, mon
     monkeypatch.setattr(signals, "exit_code", lambda: 143)
     monkeypatch.setattr(os, "_exit", sys.exit)
     ran = Ran(Launch("", "", "", "", "", ""), interrupted=True, lost="Ray is gone")
+    endings.say_why_it_ended(Plan(None, "", [], {}), ran)
     with pytest.raises(SystemExit) as raised:
-        sweeps._leave_if_interrupted(Plan(None, "", [], {}), ran)
+        endings.leave_if_interrupted(ran)
     assert raised.value.code == code
     assert word in capsys.readouterr().err
 
