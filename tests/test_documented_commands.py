@@ -288,6 +288,10 @@ def test_the_file_of_the_readme_is_an_experiment_that_can_run(tmp_path, monkeypa
         assert expected in done.output
 
 
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_what_the_readme_cites_is_what_the_file_says():
     (block,) = [one for one in blocks("README.md") if one.language == "bibtex"]
     told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))

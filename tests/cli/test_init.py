@@ -111,14 +111,16 @@ def test_what_it_prints_can_be_typed_word_by_word(tmp_path, monkeypatch):
         check(command)
         program, *arguments = shlex.split(command)
         assert program == "lqray"
-        quick = ["--launcher", "inline"] if arguments[0] == "run" else []
+        # That it runs as it stands is of tests/test_documented_commands.py.
+        quick = ["--launcher", "inline", "--limit", "2", "--set", "resources.processes=1"]
+        quick = quick if arguments[0] == "run" else []
         done = CliRunner().invoke(main, [*arguments, *quick])
         assert done.exit_code == 0, done.output
         outputs[arguments[0]] = done.output
     assert "digits: 1,437 training examples" in outputs["doctor"]
     assert "first: 6 trials" in outputs["expand"]
-    assert outputs["run"].count("finished in") == 6
-    assert all(method in outputs["report"] for method in ("full_precision", "qsgd_inf", "alq"))
+    assert outputs["run"].count("finished in") == 2
+    assert "full_precision" in outputs["report"]
     assert opened == [(f"sqlite:///{tmp_path}/lqray.db", "first")]
     assert Path(shlex.split(commands[-1])[-1]).read_bytes() == (carried("experiments") / "quickstart.yaml").read_bytes()
 

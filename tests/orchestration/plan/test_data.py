@@ -7,9 +7,11 @@ from click.testing import CliRunner
 
 from lqray.cli import main
 from lqray.experiment.errors import UnfitTrialError
+from lqray.experiment.grid import experiment_from_text
 from lqray.experiment.schema import data_options
 from lqray.orchestration.launchers.ray import nodes_data
 from lqray.orchestration.launchers.ray.nodes_data import judge, problems_here
+from lqray.orchestration.plan.data import check_data
 from tests.testing.dataset_files import write_idx
 
 SWEEP = """
@@ -128,3 +130,10 @@ def test_a_node_looks_at_its_own_folder(tmp_path, monkeypatch):
     write_idx(tmp_path / "data")
     monkeypatch.setenv("LQRAY_DATA", str(tmp_path / "data"))
     assert problems_here(data) == ["", ""]
+
+
+def test_a_launch_downloads_once_what_its_trials_would(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("lqray.orchestration.plan.data.look_at_data", lambda *given: asked.append(given))
+    check_data(experiment_from_text(SWEEP, "sweep.yaml").trials())
+    assert [(options.name, fetch) for options, fetch in asked] == [("digits", True), ("mnist", True), ("svhn", True)]
