@@ -16,6 +16,7 @@ from lqray.orchestration.launchers.contract import Held, Observer, Recording, So
 from lqray.orchestration.queue.limits import Limits
 
 _HELD_SECONDS = 3.0
+_NO_LIMITS = Limits()
 
 
 class TrialQueue:
@@ -34,7 +35,7 @@ class TrialQueue:
         recorder: Recording,
         observer: Observer,
         on_result: Callable[[TrialResult], None],
-        limits: Limits = Limits(),
+        limits: Limits = _NO_LIMITS,
     ) -> None:
         self.observer = observer
         self.failed = 0
