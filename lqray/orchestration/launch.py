@@ -33,8 +33,9 @@ from lqray.orchestration.plan.feasible import check_places, check_trials
 from lqray.orchestration.plan.plan import TAGS, Budget, LauncherName, Plan, RunOptions, quick
 from lqray.orchestration.provenance import provenance
 from lqray.orchestration.queue.control import ControlRequests, ControlWatch, file_of, publish_plan
+from lqray.orchestration.queue.limits import Limits
 from lqray.orchestration.queue.optuna import OptunaSource
-from lqray.orchestration.queue.queue import Limits, TrialQueue
+from lqray.orchestration.queue.queue import TrialQueue
 from lqray.orchestration.queue.sources import Given
 from lqray.orchestration.recording.claims import HEARTBEAT_SECONDS, HOLDER_PATIENCE
 from lqray.orchestration.recording.derived import DerivedArtifacts, Draw

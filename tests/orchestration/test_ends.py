@@ -118,7 +118,6 @@ def test_a_trial_whose_metrics_are_not_delivered_is_not_finished(sweep, monkeypa
         return done and len(lost) > 1
 
     monkeypatch.setattr(MetricDelivery, "settle", once)
-    monkeypatch.setattr("lqray.orchestration.queue.queue._FIRST_DELAY", 0.01)
     assert {result.status for result in run().values()} == {"FINISHED"}
     assert len(lost) == 3
     for one in runs(client).values():

@@ -9,7 +9,8 @@ import pytest
 from lqray.experiment.grid import NamedTrial
 from lqray.orchestration.failures import Failure
 from lqray.orchestration.launchers.contract import Held, TrialResult, Work
-from lqray.orchestration.queue.queue import Limits, TrialQueue
+from lqray.orchestration.queue.limits import Limits
+from lqray.orchestration.queue.queue import TrialQueue
 from lqray.orchestration.queue.sources import Given
 
 
