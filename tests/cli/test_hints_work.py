@@ -1,9 +1,11 @@
 """Commands that lqray prints in a state, typed in that state: they do what they are said to do."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -90,7 +92,8 @@ def test_commands_begin_as_this_one_was_called(tmp_path, monkeypatch):
     assert shared.program() == f"{shlex.quote(sys.executable)} -m lqray"
 
 
-def test_what_stop_says_shows_the_experiment(tmp_path):
+def test_what_stop_says_shows_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     store = Store(tmp_path)
     store.run("alq", 1, [0.5], status="RUNNING")
     said = CliRunner().invoke(main, ["stop", "known", "--uri", store.uri]).output
