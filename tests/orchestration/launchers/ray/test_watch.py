@@ -98,7 +98,7 @@ def test_the_exit_code_is_the_signals_where_there_was_one(heard, code, word, mon
     ran = Ran(Launch("", "", "", "", "", ""), interrupted=True, lost="Ray is gone")
     endings.say_why_it_ended(Plan(None, "", [], {}), ran)
     with pytest.raises(SystemExit) as raised:
-        endings.leave_if_interrupted(ran)
+        endings.leave(ran, endings.exit_code(ran, compared=True))
     assert raised.value.code == code
     assert word in capsys.readouterr().err
 
