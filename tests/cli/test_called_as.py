@@ -65,7 +65,7 @@ def test_what_is_printed_can_be_run(tmp_path, called, path, begins):
     if "OTHER" in called + path:
         script_of(other_python(tmp_path / "a b"))
     called, path, begins = (text.replace("OTHER", other) for text in (called, path, begins))
-    printed = said(f"{called} init 'my experiments'", path, tmp_path).splitlines()[-1].strip()
+    printed = said(f"{called} init 'my experiments'", path, tmp_path).splitlines()[-1].rpartition(":  ")[2]
     assert printed == f"{begins} run 'my experiments/quickstart.yaml'"
     assert "run [OPTIONS] FILE..." in said(f"{printed} --help", path, tmp_path)
 
