@@ -97,8 +97,15 @@ def test_ctrl_c_after_the_last_trial_still_shows_the_table(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("launcher", ["warm", "isolated"])
+@pytest.mark.parametrize(
+    ("launcher", "number", "code"),
+    [
+        pytest.param("warm", signal.SIGTERM, 143, id="warm-SIGTERM"),
+        pytest.param("isolated", signal.SIGINT, 130, id="isolated-SIGINT"),
+        pytest.param("warm", signal.SIGINT, 130, id="warm-SIGINT", marks=pytest.mark.slow),
+        pytest.param("isolated", signal.SIGTERM, 143, id="isolated-SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_every_launcher_with_its_exit_code(tmp_path, launcher, number, code):
     started = start(tmp_path, 1_000_000, 2, stderr=subprocess.STDOUT, launcher=launcher)
     until(started, ": step ")
