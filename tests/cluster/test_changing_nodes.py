@@ -112,6 +112,7 @@ def log_of(path: Path, name: str) -> str:
     return (path.parent / "storage/sweep" / trial_id / "rank-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_trials_at_a_time_follow_the_nodes(cluster, tmp_path):
     cluster.start(0)
     path = prepare(cluster.folder / "joins", 1, "[1, 2, 3, 4, 5, 6, 7, 8]", 3000)

@@ -127,6 +127,7 @@ def test_a_sweep_runs_over_both_nodes_to_its_table(slurm, shared, undisturbed):
     nothing_is_left(slurm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["scancel"], ["scancel", "--signal=TERM", "--batch"]], ids=["whole", "script"])
 def test_a_job_that_is_cancelled_records_its_trials_as_killed(slurm, shared, how):
     file = sweep_in(shared / f"cancelled-{len(how)}", slow=True)
@@ -166,6 +167,7 @@ def test_a_job_ends_before_its_time_limit_and_the_next_one_continues(slurm, shar
     nothing_is_left(slurm)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_requeued_continues(slurm, shared, undisturbed):
     file = sweep_in(shared / "requeued", slow=True)
     job = submit(slurm, file)
@@ -192,6 +194,7 @@ def test_a_file_that_is_wrong_ends_the_job_with_its_error(slurm, shared):
     nothing_is_left(slurm)
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_ends_the_job(slurm, shared):
     """The last test: the node stays away."""
     file = sweep_in(shared / "failing", slow=True)
