@@ -205,4 +205,5 @@ def test_a_node_that_fails_ends_the_job(slurm, shared):
     said = slurm.output(job)
     assert "Node failure on host-1" in said
     assert "Traceback" not in said, said
-    assert set(statuses(file)) == {"KILLED"}, said
+    # SLURM kills what has not ended 30 s later; a trial that could not be recorded by then is the next job's.
+    assert set(statuses(file)) <= {"KILLED", "RUNNING"}, said
