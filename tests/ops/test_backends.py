@@ -328,7 +328,7 @@ def test_a_cuda_graph_captures_an_exchange():
 
 @NATIVE_CPU
 @pytest.mark.skipif("LQRAY_CPU_ISA" in os.environ, reason="already inside the run for one instruction set")
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("isa", ["portable", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_every_instruction_set_gives_the_same_bytes(isa):
     """These tests and those of norms again, held back to a lesser machine; of long tensors one bucket size."""
     if isa == ops.loaded.instruction_set:

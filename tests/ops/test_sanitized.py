@@ -37,7 +37,8 @@ def library(tmp_path_factory):
     return next(folder.rglob("_native*.so"))
 
 
-@pytest.mark.parametrize("isa", [*(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[:2]), ISAS[2]])
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS[:3])
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
     """`avx512` is the best that this machine has."""
     tests = ["test_fuzz.py", "test_backends.py", "test_norms.py", "test_blocks.py", "test_rans.py", "test_rotated.py"]
