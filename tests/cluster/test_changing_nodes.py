@@ -133,6 +133,7 @@ def test_trials_at_a_time_follow_the_nodes(cluster, tmp_path):
     assert histories(uri) == undisturbed(tmp_path / "one", path)
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_a_node_that_is_drained_and_continues_on_one_that_joins(cluster, tmp_path):
     """From its only checkpoint, which it wrote when it left; meanwhile there is no room for it. Host 1, which was
     killed, comes back last: of two Rays at one address Ray might ask the dead one."""
