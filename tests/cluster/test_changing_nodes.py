@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.testing.nodes import Nodes, nodes
+from tests.testing.nodes import Nodes, lqray, nodes, wait_for
 from tests.testing.shaped_hosts import why_not
-from tests.testing.sweeps import histories, recorded, run, write
+from tests.testing.sweeps import histories, output, recorded, undisturbed, write
 
 pytestmark = [
     pytest.mark.cluster,
@@ -55,29 +55,7 @@ def prepare(folder: Path, processes: int, seeds: str, iterations: int) -> Path:
 
 
 def launched(cluster: Nodes, path: Path, *options: str) -> subprocess.Popen[str]:
-    arguments = ("-m", "lqray", "run", path.name, "--launcher", "warm", *options)
-    return cluster.run(0, *arguments, cwd=path.parent, log=path.parent / "output.txt")
-
-
-def output(path: Path) -> str:
-    return (path.parent / "output.txt").read_text()
-
-
-def wait_for(path: Path, launch: subprocess.Popen[str], ready, seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert launch.poll() is None, output(path)
-        assert time.monotonic() < deadline, output(path)
-        time.sleep(0.1)
-
-
-def undisturbed(folder: Path, path: Path) -> dict:
-    """What the sweep gives on one machine, without Ray."""
-    folder.mkdir()
-    here = folder / path.name
-    here.write_text(path.read_text().replace(str(path.parent), str(folder)))
-    run(here, "--launcher", "inline")
-    return histories(f"sqlite:///{folder}/lqray.db")
+    return lqray(cluster, path, "run", path.name, "--launcher", "warm", *options)
 
 
 @contextmanager
@@ -142,9 +120,7 @@ def test_a_trial_leaves_a_node_that_is_drained_and_continues_on_one_that_joins(c
     launch = launched(cluster, path, "--max-failures", "1")
     wait_for(path, launch, lambda: re.search(r"seed1: step \d+", output(path)))
     drain(cluster, 2, 25)
-    noticed = time.monotonic()
     wait_for(path, launch, lambda: "moves to another machine" in output(path), 25)
-    print(f"left {time.monotonic() - noticed:.1f} s after the notice")
     wait_for(path, launch, lambda: "the cluster has no room for a trial now (2 processes of 1 CPU" in output(path))
     if cluster.runs(2):
         cluster.kill(2)

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 
 import lqray as lqray_package
-from tests.testing.nodes import Nodes, nodes
+from tests.testing.nodes import Nodes, lqray, nodes, wait_for
 from tests.testing.shaped_hosts import why_not
-from tests.testing.sweeps import histories, recorded, run, write
+from tests.testing.sweeps import histories, output, recorded, undisturbed, write
 
 pytestmark = [
     pytest.mark.cluster,
@@ -57,23 +56,6 @@ def cluster() -> Iterator[Nodes]:
 def prepare(folder: Path, layers: str, methods: str, iterations: int) -> Path:
     text = TEXT.replace("LAYERS", layers).replace("METHODS", methods)
     return write(folder, iterations, f"sqlite:///{folder}/lqray.db", text)
-
-
-def lqray(cluster: Nodes, path: Path, *arguments: str) -> subprocess.Popen[str]:
-    return cluster.run(0, "-m", "lqray", *arguments, cwd=path.parent, log=path.parent / "output.txt")
-
-
-def output(path: Path) -> str:
-    return (path.parent / "output.txt").read_text()
-
-
-def undisturbed(folder: Path, path: Path) -> dict:
-    """What the sweep gives on one machine, without Ray."""
-    folder.mkdir()
-    here = folder / path.name
-    here.write_text(path.read_text().replace(str(path.parent), str(folder)))
-    run(here, "--launcher", "inline")
-    return histories(f"sqlite:///{folder}/lqray.db")
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +168,6 @@ def test_doctor_looks_at_every_node(cluster, tmp_path):
     assert len(re.findall("BROKEN +storage +.*is another folder here: it lacks what", text)) == 3, text
     assert "remedy: storage.folder must be shared by all nodes" in text
     cluster.kill(2)
-
-
-def wait_for(path: Path, launch: subprocess.Popen[str], ready, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert launch.poll() is None, output(path)
-        assert time.monotonic() < deadline, output(path)
-        time.sleep(0.1)
 
 
 def checkpointed(path: Path, trials: int = 1) -> bool:

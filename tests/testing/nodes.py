@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.testing.shaped_hosts import Hosts, shaped_hosts
-from tests.testing.sweeps import marked
+from tests.testing.sweeps import marked, output
 
 PORT, DASHBOARD = 6399, 8299
 TOKEN = "0" * 63 + "2"
@@ -149,3 +149,16 @@ def nodes(count: int, rate: str | None) -> Iterator[Nodes]:
                 made.end()
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+def lqray(cluster: Nodes, path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command on the head, beside an experiment's file; what it prints is its `output`."""
+    return cluster.run(0, "-m", "lqray", *arguments, cwd=path.parent, log=path.parent / "output.txt")
+
+
+def wait_for(path: Path, launch: subprocess.Popen[str], ready: Callable[[], object], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert launch.poll() is None, output(path)
+        assert time.monotonic() < deadline, output(path)
+        time.sleep(0.1)

@@ -128,6 +128,15 @@ def histories(uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     return found
 
 
+def undisturbed(folder: Path, path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Histories of a sweep as it is on one machine, in a new folder, without Ray."""
+    folder.mkdir()
+    here = folder / path.name
+    here.write_text(path.read_text().replace(str(path.parent), str(folder)))
+    run(here, "--launcher", "inline")
+    return histories(f"sqlite:///{folder}/lqray.db")
+
+
 @contextmanager
 def killing(process: subprocess.Popen[str]) -> Iterator[None]:
     """Whatever happens, nothing of the sweep survives."""
