@@ -27,7 +27,7 @@ $(INSTALLED): $(RUNS) requirements-test.lock
 run: $(RUNS)  ## install into .venv, run experiments/quickstart.yaml, print the comparison
 	$(BIN)/lqray run experiments/quickstart.yaml
 
-test: $(INSTALLED)  ## install into .venv, run every test
+test: $(INSTALLED)  ## install into .venv, run the tests
 	$(BIN)/python -m tests.streams
 
 test-hosts: $(INSTALLED)  ## ray up over ssh, jobs, SLURM: on "hosts" that this machine makes (needs root and Linux; see docs/verification.md)
