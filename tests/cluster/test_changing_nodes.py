@@ -113,8 +113,11 @@ def test_trials_at_a_time_follow_the_nodes(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_trial_leaves_a_node_that_is_drained_and_continues_on_one_that_joins(cluster, tmp_path):
-    """From its only checkpoint, which it wrote when it left; meanwhile there is no room for it. Host 1, which was
-    killed, comes back last: of two Rays at one address Ray might ask the dead one."""
+    """From its only checkpoint, which it wrote when it left; meanwhile there is no room for it.
+
+    A host is drained whose Ray is its first: Ray takes the socket of the head, whose process it sees on these hosts, to
+    be this machine's, and a second Ray has another one.
+    """
     cluster.start(0, 2)
     path = prepare(cluster.folder / "drained", 2, "[1, 2]", 4000)
     launch = launched(cluster, path, "--max-failures", "1")
