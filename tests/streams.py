@@ -1,8 +1,8 @@
-"""`make test`: every test, in two streams side by side, and what came of both at the end.
+"""`make test`: every test, in three streams side by side, and what came of all at the end.
 
 Tests that start Ray wait more than they compute, and must not meet each other's: they run one after the other, shown as
-they run. All others run beside them, and are shown when they are over; until then .tests-without-ray.txt grows.
-Arguments are pytest's, for both.
+they run. All others run beside them, in two streams, which are shown when they are over; until then .tests-beside-1.txt
+and .tests-beside-2.txt grow. Arguments are pytest's, for all.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_STREAMS = {"with Ray or several hosts": "ray or cluster", "all others": "not (ray or cluster)"}
-_BESIDE = Path(".tests-without-ray.txt")
+_RAY = "ray or cluster"
+_LOWER = [f"tests/{room}" for room in ("communication", "ops", "quantization", "training")]
+_STREAMS = {
+    "with Ray or several hosts": ["-m", _RAY],
+    "of the lower rooms": ["-m", f"not ({_RAY})", *_LOWER],
+    "all others": ["-m", f"not ({_RAY})", *(f"--ignore={room}" for room in _LOWER)],
+}
 _NONE_CHOSEN = 5
 """pytest's exit status where it was asked for tests that a stream has none of."""
 
 
-def _command(marks: str, arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-m", marks, "-p", "no:cacheprovider", *arguments]
+def _command(chosen: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *arguments]
 
 
 def summary(outputs: dict[str, str]) -> str:
@@ -34,12 +39,16 @@ def summary(outputs: dict[str, str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 1 where a test failed in either."""
-    shown, beside = _STREAMS
+    """Exit status 1 where a test failed in any."""
+    shown, *beside = _STREAMS
     outputs = {}
-    with _BESIDE.open("w") as stream:
-        others = subprocess.Popen(_command(_STREAMS[beside], arguments), stdout=stream, stderr=subprocess.STDOUT)
+    files = {name: Path(f".tests-beside-{number}.txt") for number, name in enumerate(beside, 1)}
+    others = []
     try:
+        for name, file in files.items():
+            with file.open("w") as stream:
+                command = _command(_STREAMS[name], arguments)
+                others.append(subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT))
         command = _command(_STREAMS[shown], arguments)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
         assert process.stdout is not None
@@ -48,13 +57,15 @@ def main(arguments: Sequence[str]) -> int:
             print(line, end="", flush=True)
             lines.append(line)
         outputs[shown] = "".join(lines)
-        codes = {process.wait(), others.wait()}
+        codes = {process.wait(), *(other.wait() for other in others)}
     finally:
-        if others.poll() is None:  # interrupted
-            others.terminate()
-            others.wait()
-    outputs[beside] = _BESIDE.read_text(errors="replace")
-    print(outputs[beside])
+        for other in others:
+            if other.poll() is None:  # interrupted
+                other.terminate()
+                other.wait()
+    for name, file in files.items():
+        outputs[name] = file.read_text(errors="replace")
+        print(outputs[name])
     print(summary(outputs), flush=True)
     return int(bool(codes - {0, _NONE_CHOSEN}) or codes == {_NONE_CHOSEN})
 

@@ -1,10 +1,13 @@
-"""What `make test` says at its end."""
+"""What `make test` runs, and what it says at its end."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests import streams
+
+ROOT = Path(__file__).parents[1]
 
 FIRST = """
 .F.
@@ -27,16 +30,28 @@ def test_failures_and_counts_of_both_streams_are_together_at_the_end():
     ]
 
 
-@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 5), 0), ((5, 5), 1), ((1, 0), 1), ((0, -11), 1)])
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [((0, 0, 0), 0), ((0, 5, 0), 0), ((5, 5, 5), 1), ((1, 0, 0), 1), ((0, 1, 0), 1), ((0, 0, -11), 1)],
+)
 def test_a_stream_that_fails_fails_the_whole(monkeypatch, tmp_path, capfd, codes, expected):
     monkeypatch.chdir(tmp_path)
-    exits = dict(zip(streams._STREAMS.values(), codes, strict=True))
+    exits = dict(zip(map(tuple, streams._STREAMS.values()), codes, strict=True))
 
-    def command(marks, _):
-        code = exits[marks]
+    def command(chosen, _):
+        code = exits[tuple(chosen)]
         end = f"os._exit({code})" if code >= 0 else f"os.kill(os.getpid(), {-code})"
         return [sys.executable, "-c", f"import os; {end}"]
 
     monkeypatch.setattr(streams, "_command", command)
     assert streams.main([]) == expected
     assert "Tests all others: ended without a word" in capfd.readouterr().out
+
+
+def test_every_test_is_in_one_stream():
+    """Folders that a stream names are there, and are those that the others leave out."""
+    _, lower, others = streams._STREAMS.values()
+    rooms = [one for one in lower if one.startswith("tests/")]
+    assert all((ROOT / room).is_dir() for room in rooms)
+    assert [one.removeprefix("--ignore=") for one in others if one.startswith("--ignore")] == rooms
+    assert lower[:2] == others[:2]

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,7 +264,7 @@ def real_hosts(
         yield hosts
     finally:
         hosts._end()
-        subprocess.run(["ip", "link", "del", f"{tag}b"], capture_output=True)
+        _remove_links(lambda pid: pid == os.getpid())
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -339,14 +339,20 @@ def _free_network() -> str:
 
 def _sweep() -> None:
     """Remove the links and folders of processes that were killed before they could."""
-    links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
-    for name, number in re.findall(r"\b(lq(\d+)b)\b", links):
-        if not Path(f"/proc/{number}").exists():
-            subprocess.run(["ip", "link", "del", name], capture_output=True)
+    _remove_links(lambda pid: not Path(f"/proc/{pid}").exists())
     for folder in Path(tempfile.gettempdir()).glob("lqray-hosts-*"):
         number = folder.name.split("-")[2]
         if number.isdigit() and not Path(f"/proc/{number}").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_links(of: Callable[[int], bool]) -> None:
+    """Those of some processes, by their numbers: the kernel takes those of a network that has ended away some time
+    later."""
+    links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
+    for name, pid in re.findall(r"^\d+: (lq(\d+)[bhp]\d*)[@:]", links, re.MULTILINE):
+        if of(int(pid)):
+            subprocess.run(["ip", "link", "del", name], capture_output=True)
 
 
 def _run(*command: str) -> None:
