@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
@@ -140,7 +139,7 @@ def _moments(edges: Array, c: _Component) -> tuple[Array, Array, Array, Array]:
     mean, sigma = c.mean, c.sigma
     z = (edges - mean) / sigma
     density = _normal_pdf(z)
-    tail = ndtr(-np.abs(z))
+    tail = _cumulative(-np.abs(z))
     below, above = np.where(z < 0, tail, 1.0 - tail), np.where(z > 0, tail, 1.0 - tail)
     # On the side of the normal where the two do not cancel.
     mass = np.where(z[:, :-1] + z[:, 1:] > 0, above[:, :-1] - above[:, 1:], below[:, 1:] - below[:, :-1])
@@ -160,8 +159,16 @@ def _normal_pdf(z: Array) -> Array:
     return np.exp(-0.5 * z * z) / _SQRT_2PI  # type: ignore[no-any-return]
 
 
+def _cumulative(z: Array) -> Array:
+    """Phi(z)."""
+    # Imported where levels are fitted: a third of a second in which a process that fits none need not wait.
+    from scipy.special import ndtr
+
+    return ndtr(z)
+
+
 def _interval_mass(a: Array, b: Array) -> Array:
     """Phi(b) - Phi(a) for a <= b, taken on the side of zero where the two do not cancel."""
     flip = a + b > 0
     low, high = np.where(flip, -b, a), np.where(flip, -a, b)
-    return np.maximum(ndtr(high) - ndtr(low), 0.0)  # type: ignore[no-any-return]
+    return np.maximum(_cumulative(high) - _cumulative(low), 0.0)  # type: ignore[no-any-return]

@@ -16,8 +16,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solveh_banded
-from scipy.optimize import minimize_scalar
 
 from lqray.quantization.distribution import Moments, TruncatedNormalMixture
 from lqray.quantization.dynamic_program import Points, choose_levels
@@ -190,6 +188,8 @@ def _derivatives(levels: Levels, moments: Moments) -> tuple[Levels, Levels, Leve
 
 def _descent_direction(gradient: Levels, diagonal: Levels, beside: Levels) -> NDArray[np.float64]:
     """The Newton step; where the Hessian is not positive definite, with its diagonal raised until it dominates."""
+    from scipy.linalg import solveh_banded  # here, as in distribution.py
+
     banded = np.zeros((2, gradient.size))
     banded[0, 1:] = beside
     banded[1] = diagonal
@@ -277,6 +277,8 @@ def _projected_gradient(distribution: TruncatedNormalMixture, levels: Levels) ->
 def _best_multiplier(distribution: TruncatedNormalMixture, count: int) -> float:
     """AMQ: the p of least Psi(exponential levels of p), the middle cell included; bracketed on a grid, then Brent's
     bounded minimization."""
+    from scipy.optimize import minimize_scalar  # here, as in distribution.py
+
     bits = count.bit_length() - 1
     low = 2.0 ** (-_SMALLEST_EXPONENT / max(1, count // 2 - 1))
 

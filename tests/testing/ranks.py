@@ -18,7 +18,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = [
     "torch",
     "torch._dynamo",
+    "scipy.linalg",
     "scipy.optimize",
+    "scipy.special",
     "lqray.training.worker",
     "lqray.communication",
     "pytest",

@@ -181,3 +181,12 @@ def test_groups_of_trials_that_ended_are_let_go_of():
     release_ended_groups()
     assert not worker._held
     assert not dist.is_initialized()
+
+
+def test_what_few_trials_need_is_not_imported_before():
+    """A process of a trial, and the launch that looks at its network, begin a second or two sooner without."""
+    code = "import lqray.training.worker, lqray.training.estimate, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    spared = {"scipy", "sympy", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.optim"}
+    assert spared.isdisjoint(done.stdout.split())
+    assert {"matplotlib", "mlflow", "pandas", "ray", "torchvision"}.isdisjoint(done.stdout.split())

@@ -1,6 +1,6 @@
 """Worker processes that begin as copies of one that has imported torch.
 
-To import it, and what DDP and the optimizers import of its compiler, takes a process eight seconds of a core; a copy of
+To import it, and what DDP and the optimizers import of its compiler, takes a process some seconds of a core; a copy of
 a process that has done so begins at once. The original is multiprocessing's fork server, which does nothing else: it
 has no threads, and has not touched a GPU.
 """
@@ -26,6 +26,7 @@ IMPORTED = (
     "torch._dynamo",
     "lqray.training.worker",
     "lqray.communication.reductions",
+    *("scipy.linalg", "scipy.optimize", "scipy.special"),  # of those that fit levels
 )
 
 
