@@ -24,6 +24,7 @@ def runtime(name: str) -> Path | None:
 
 RUNTIMES = [runtime("libasan.so"), runtime("libubsan.so")]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(None in RUNTIMES, reason="no g++ with the sanitizers' libraries here"),
     pytest.mark.skipif(os.environ.get("LQRAY_NATIVE") == "0", reason="LQRAY_NATIVE=0"),
 ]
@@ -37,7 +38,6 @@ def library(tmp_path_factory):
     return next(folder.rglob("_native*.so"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS[:3])
 def test_no_access_out_of_bounds_and_no_undefined_behaviour(library, isa):
     """`avx512` is the best that this machine has."""

@@ -13,7 +13,7 @@ from tests.orchestration.test_interrupted import start, statuses
 
 pytestmark = pytest.mark.processes
 
-STEPS = 1500
+STEPS = 500
 
 
 def last(folder: Path) -> dict:
