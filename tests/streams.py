@@ -7,6 +7,7 @@ and .tests-beside-2.txt grow. Arguments are pytest's, for all.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def summary(outputs: dict[str, str]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Exit status 1 where a test failed in any."""
     shown, *beside = _STREAMS
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # streams are as many as processors: threads would only wait
     outputs = {}
     files = {name: Path(f".tests-beside-{number}.txt") for number, name in enumerate(beside, 1)}
     others = []
@@ -50,9 +52,11 @@ def main(arguments: Sequence[str]) -> int:
         for name, file in files.items():
             with file.open("w") as stream:
                 command = _command(_STREAMS[name], arguments)
-                others.append(subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT))
+                others.append(subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment))
         command = _command(_STREAMS[shown], arguments)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, env=environment
+        )
         assert process.stdout is not None
         lines = []
         for line in process.stdout:

@@ -114,13 +114,14 @@ class Nodes:
         return host in self._ray and self._ray[host].poll() is None
 
     def kill(self, host: int) -> None:
-        """End a host's Ray at once, with all that it started there; programs that use it stay."""
-        process = self._ray.pop(host)
+        """End a host's Ray at once, or what is left of it, with all that it started there; programs that use it stay."""
+        process = self._ray.pop(host, None)
         for number in self.hosts.processes(host):
             with contextlib.suppress(ProcessLookupError):
                 if os.getpgid(number) not in self._programs:
                     os.kill(number, signal.SIGKILL)
-        process.wait(30)
+        if process:
+            process.wait(30)
 
     def working(self, host: int) -> dict[int, str]:
         """Processes on a host that train, or could."""
