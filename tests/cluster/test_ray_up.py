@@ -162,7 +162,6 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cluster):
     assert [named(cluster, host, PROCESSES) for host in (HEAD, WORKER)] == [{}, {}]
 
 
-@pytest.mark.slow
 def test_ray_submit_runs_the_tree_that_ray_up_sent(cluster):
     chosen = ["--only", "alq-seed1", "--set", "schedule.iterations=20", "--set", "schedule.decay_at=[]"]
     command = ["ray", "submit", "cluster.yaml", "lqray/submit.py", "--", "experiments/quickstart.yaml", *chosen]

@@ -127,7 +127,6 @@ def test_a_sweep_runs_over_both_nodes_to_its_table(slurm, shared, undisturbed):
     nothing_is_left(slurm)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [["scancel"], ["scancel", "--signal=TERM", "--batch"]], ids=["whole", "script"])
 def test_a_job_that_is_cancelled_records_its_trials_as_killed(slurm, shared, how):
     file = sweep_in(shared / f"cancelled-{len(how)}", slow=True)
