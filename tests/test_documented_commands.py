@@ -65,7 +65,7 @@ ELSEWHERE = {
         ('"lqray", "submit"', '"--cluster", "cluster.yaml"'),
     ),
     ("docs/start/slurm.md", "sbatch --nodes=2 deploy/slurm.sh experiments/quickstart.yaml"): (
-        "tests/orchestration/test_cluster_files.py",
+        "tests/cluster/test_slurm.py",
         ("deploy/slurm.sh", "Ray on 2 nodes"),
     ),
 }

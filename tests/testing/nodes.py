@@ -114,7 +114,7 @@ class Nodes:
         return host in self._ray and self._ray[host].poll() is None
 
     def kill(self, host: int) -> None:
-        """End a host's Ray at once, or what is left of it, with all that it started there; programs that use it stay."""
+        """End a host's Ray at once, or what is left of it, with what it started there; programs that use it stay."""
         process = self._ray.pop(host, None)
         for number in self.hosts.processes(host):
             with contextlib.suppress(ProcessLookupError):
