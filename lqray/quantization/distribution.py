@@ -164,11 +164,11 @@ def _cumulative(z: Array) -> Array:
     # Imported where levels are fitted: a third of a second in which a process that fits none need not wait.
     from scipy.special import ndtr
 
-    return ndtr(z)
+    return np.asarray(ndtr(z))
 
 
 def _interval_mass(a: Array, b: Array) -> Array:
     """Phi(b) - Phi(a) for a <= b, taken on the side of zero where the two do not cancel."""
     flip = a + b > 0
     low, high = np.where(flip, -b, a), np.where(flip, -a, b)
-    return np.maximum(_cumulative(high) - _cumulative(low), 0.0)  # type: ignore[no-any-return]
+    return np.maximum(_cumulative(high) - _cumulative(low), 0.0)
