@@ -31,6 +31,13 @@ def _command(chosen: Sequence[str], arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *arguments]
 
 
+def _environment() -> dict[str, str]:
+    """Of the streams, where they share two processors: torch computes with one thread, since more would wait for each
+    other; and what Python compiles is kept, whatever the container says, for the many processes that tests start."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {"OMP_NUM_THREADS": "1"} | kept
+
+
 def summary(outputs: dict[str, str]) -> str:
     """What pytest's outputs say of failures and counts, by the streams' names."""
     lines = []
@@ -44,7 +51,7 @@ def summary(outputs: dict[str, str]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Exit status 1 where a test failed in any."""
     shown, *beside = _STREAMS
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # streams are as many as processors: threads would only wait
+    environment = _environment()
     outputs = {}
     files = {name: Path(f".tests-beside-{number}.txt") for number, name in enumerate(beside, 1)}
     others = []
