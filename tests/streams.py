@@ -32,10 +32,8 @@ def _command(chosen: Sequence[str], arguments: Sequence[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Of the streams, where they share two processors: torch computes with one thread, since more would wait for each
-    other; and what Python compiles is kept, whatever the container says, for the many processes that tests start."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {"OMP_NUM_THREADS": "1"} | kept
+    """Of the streams: what Python compiles is kept, whatever a container says, for all processes that tests start."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def summary(outputs: dict[str, str]) -> str:

@@ -48,6 +48,20 @@ def test_a_stream_that_fails_fails_the_whole(monkeypatch, tmp_path, capfd, codes
     assert capfd.readouterr().out.count(": ended without a word") == 3
 
 
+def test_what_python_compiles_is_kept_and_all_else_is_the_callers(monkeypatch, tmp_path, capfd):
+    """The number of torch's threads, too: what is computed by several is tested so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("LQRAY_FUZZ", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = (
+        "import os, sys; print('!', sys.dont_write_bytecode, *map(os.environ.get, ('LQRAY_FUZZ', 'OMP_NUM_THREADS')))"
+    )
+    monkeypatch.setattr(streams, "_command", lambda chosen, arguments: [sys.executable, "-c", code])
+    streams.main([])
+    assert capfd.readouterr().out.count("! False 7 None") == 3
+
+
 def test_every_test_is_in_one_stream():
     """Folders that a stream names are there, and are those that the others leave out."""
     _, lower, others = streams._STREAMS.values()
