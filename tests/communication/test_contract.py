@@ -22,7 +22,7 @@ from tests.testing.ranks import CONTEXT, run_ranks
 
 METHODS = EXCHANGED
 STEPS = 30
-EXCHANGES = 120
+EXCHANGES = 300
 pytestmark = pytest.mark.processes
 
 
