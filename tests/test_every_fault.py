@@ -1,15 +1,19 @@
 """A seeded sample of the acts of a sweep, each failing in one way; `python -m tests.faults` runs all of them."""
 
 import contextlib
+import os
 import random
 import shutil
+import signal
 import sqlite3
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from lqray.training.checkpoint_file import read_checkpoint, written_form
-from tests.faults.acts import MODES, Fault
+from tests.faults.acts import MODES, PATIENCE, Acts, Fault
 from tests.faults.cases import Sweeps
 
 _CASES = 20
@@ -31,6 +35,40 @@ def sweeps(tmp_path_factory):
 def test_a_fault_costs_nothing_that_is_recorded(sweeps, mode, place):
     outcome = sweeps.case(Fault(mode, 1 + int(place * len(sweeps.acts))))
     assert not outcome.wrong, f"{outcome}\n{outcome.output}"
+
+
+@pytest.mark.processes
+def test_where_nothing_fails_a_machine_that_has_much_to_do_is_waited_for(sweeps):
+    """The process that delivers metrics has a low priority: beside other work it may not have its turn for seconds."""
+    with _held_up(sweeps.folder / "starved") as held_up:
+        folder = sweeps.undisturbed("starved")
+    assert held_up
+    assert sweeps.differences(folder) == []
+    assert "again in" not in Path(f"{folder}.output").read_text()
+
+
+@contextlib.contextmanager
+def _held_up(folder):
+    """Stops, for longer than a sweep in which something fails would wait, the process that delivers a sweep's metrics,
+    once it has begun to; yields a list of those that were."""
+    over, stopped = threading.Event(), []
+
+    def hold_up():
+        while not over.wait(0.005) and not stopped:
+            acts = [(int(pid), name) for _, pid, _, name, *_ in Acts.journal(folder)]
+            stopped.extend(pid for pid, name in acts[1:] if name == "log_batch" and pid != acts[0][0])
+        for pid in set(stopped):
+            os.kill(pid, signal.SIGSTOP)
+            over.wait(2 * PATIENCE)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        yield stopped
+    finally:
+        over.set()
+        thread.join()
 
 
 def _in_store(statement: str):
@@ -81,7 +119,7 @@ CHANGES = {
 @pytest.mark.processes
 def test_an_undisturbed_sweep_is_found_to_be_right_and_a_changed_one_not(sweeps):
     """The proof can fail: whatever a fault might cost is seen."""
-    folder = sweeps.undisturbed()
+    folder = sweeps.undisturbed("another")
     assert sweeps.differences(folder) == []
     for what, change in CHANGES.items():
         changed = folder.parent / "changed"

@@ -27,6 +27,9 @@ Kind = Literal["store", "file", "message", "process"]
 Mode = Literal["none", "before", "after", "kill", "always"]
 MODES: tuple[Mode, ...] = ("before", "after", "kill", "always")
 
+PATIENCE = 2.0
+"""Seconds that a sweep in which something fails waits for its store."""
+
 KINDS: tuple[Kind, ...] = ("store", "file", "message", "process")
 _COUNTERS = struct.Struct("<qq")  # acts so far; 1 + the index in KINDS of those that fail from now on
 
@@ -262,8 +265,8 @@ class Process(context.ForkServerProcess):
     def run(self) -> None:
         from tests.faults.preload import hurry
 
-        hurry()
         folder, fault = self.acts
+        hurry(fault)
         install(Acts(folder, fault))
         super().run()
 

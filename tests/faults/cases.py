@@ -78,20 +78,20 @@ class Sweeps:
     """Runs cases below one folder; keeps the server and the undisturbed result. Use as a context."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.sweep"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=(self._folder / "server.txt").open("w"),
+            stderr=(self.folder / "server.txt").open("w"),
             text=True,
             cwd=Path(__file__).parents[2],
             env={key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")},
         )
         assert self._server.stdout is not None
         ready = self._server.stdout.readline()
-        assert ready == "ready\n", (self._folder / "server.txt").read_text()
+        assert ready == "ready\n", (self.folder / "server.txt").read_text()
         self._make_template()
         reference = self._fresh("undisturbed")
         code = self._run(reference, Fault())
@@ -135,9 +135,9 @@ class Sweeps:
             Path(f"{folder}.output").unlink()
         return outcome
 
-    def undisturbed(self) -> Path:
-        """A folder with a sweep that ran without a fault."""
-        folder = self._fresh("another")
+    def undisturbed(self, name: str) -> Path:
+        """A folder of that name with a sweep that ran without a fault."""
+        folder = self._fresh(name)
         assert self._run(folder, Fault()) == 0
         return folder
 
@@ -168,10 +168,10 @@ class Sweeps:
         return [one for one in found if "artifacts" not in one] if "artifacts are missing in" in said else found
 
     def _fresh(self, name: str) -> Path:
-        folder = self._folder / name
+        folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         self._forget(folder)
-        shutil.copytree(self._folder / "template", folder)
+        shutil.copytree(self.folder / "template", folder)
         return folder
 
     def _forget(self, folder: Path) -> None:
@@ -189,7 +189,7 @@ class Sweeps:
 
     def _make_template(self) -> None:
         """A folder with the file and a store without runs: to make its tables takes longer than the sweep."""
-        template = self._folder / "template"
+        template = self.folder / "template"
         shutil.rmtree(template, ignore_errors=True)
         template.mkdir()
         (template / "tiny.yaml").write_text(SWEEP)

@@ -40,8 +40,8 @@ import lqray.training.estimate
 import lqray.training.models.mlp
 import lqray.training.standalone
 import lqray.training.worker
+from tests.faults.acts import PATIENCE, Fault
 
-_PATIENCE = 2.0
 _received = multiprocessing.reduction.recvfds
 
 
@@ -58,19 +58,22 @@ multiprocessing.reduction.recvfds = _received_or_aborted
 __all__ = ["hurry", "lqray", "mlflow", "rich", "sklearn", "torch"]
 
 
-def hurry() -> None:
-    """A store that stays away is given up after two seconds, a failed trial tried again after a tenth."""
+def hurry(fault: Fault) -> None:
+    """A failed trial is tried again after a tenth of a second. Where something fails, a store that stays away is given
+    up after two; where nothing does, nobody waits for long, however much else the machine has to do."""
     from lqray.orchestration.queue import queue
     from lqray.orchestration.recording import artifacts, metric_writer
     from lqray.orchestration.recording import metrics as delivery
     from lqray.orchestration.recording import recorder as recorder
     from lqray.store import outage
 
-    patient = outage._repeated
-    outage._repeated = lambda call, patience: patient(call, min(patience, _PATIENCE))
-    artifacts.PATIENCE = recorder.PATIENCE = recorder._SECONDS_TO_SETTLE = delivery._REFUSAL_SECONDS = _PATIENCE
-    artifacts.ArtifactWriter.__init__.__defaults__ = (None, _PATIENCE)
     metric_writer._DELIVER_SECONDS = 0.2
     delivery._FIRST_PAUSE = 0.05
-    limits = queue.Limits.__init__
-    limits.__defaults__ = (limits.__defaults__[0], 0.1, *limits.__defaults__[2:3], _PATIENCE)
+    failures, _, retries, held, trial_seconds = queue.Limits.__init__.__defaults__
+    if fault.mode != "none":
+        patient = outage._repeated
+        outage._repeated = lambda call, patience: patient(call, min(patience, PATIENCE))
+        artifacts.PATIENCE = recorder.PATIENCE = recorder._SECONDS_TO_SETTLE = delivery._REFUSAL_SECONDS = PATIENCE
+        artifacts.ArtifactWriter.__init__.__defaults__ = (None, PATIENCE)
+        held = PATIENCE
+    queue.Limits.__init__.__defaults__ = (failures, 0.1, retries, held, trial_seconds)

@@ -72,7 +72,7 @@ def _sweep(folder: Path, fault: Fault, arguments: list[str]) -> None:
     try:
         from lqray.cli import main
 
-        hurry()
+        hurry(fault)
         install(Acts(folder, fault))
         sys.argv = ["lqray", *arguments]
         main(arguments, prog_name="lqray")
