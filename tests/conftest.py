@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 
 from lqray.orchestration import signals
-from tests.testing import no_processes
+from lqray.orchestration.recording import metrics
+from tests.testing import copies, no_processes
 
 settings.register_profile("lqray", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("lqray")
@@ -32,6 +33,12 @@ def _no_environment_of_another_test():
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _deliver_metrics_in_copies():
+    """A launch within a test's own process does not wait until another one has imported MLflow."""
+    metrics._processes = copies.CONTEXT
 
 
 @pytest.fixture(autouse=True)

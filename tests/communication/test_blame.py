@@ -13,7 +13,8 @@ import torch.distributed as dist
 from lqray.communication import LevelsDifferError, RankLostError, naming_lost_ranks
 from lqray.communication.wire.collectives import who_differs
 from lqray.communication.wire.parcel import CheckWords
-from tests.testing.ranks import CONTEXT, run_ranks
+from tests.testing.copies import CONTEXT
+from tests.testing.ranks import run_ranks
 
 
 @pytest.mark.parametrize(

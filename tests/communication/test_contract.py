@@ -18,7 +18,8 @@ from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, Quantizer
 from tests.testing.methods import ADAPTIVE, EXCHANGED, REDUCTIONS, SPARSE, payload_bytes
-from tests.testing.ranks import CONTEXT, run_ranks
+from tests.testing.copies import CONTEXT
+from tests.testing.ranks import run_ranks
 
 METHODS = EXCHANGED
 STEPS = 30

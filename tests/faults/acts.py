@@ -249,7 +249,10 @@ def _wrap_messages() -> None:
 
 
 def _wrap_processes() -> None:
+    from lqray.orchestration.recording import metrics
+
     multiprocessing.get_context = lambda method=None: Context()  # type: ignore[assignment, misc]
+    metrics._processes = Context()  # type: ignore[assignment]
 
 
 class Process(context.ForkServerProcess):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,25 +12,13 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-CONTEXT = multiprocessing.get_context("forkserver")
-"""Of processes that begin as copies of one that has imported everything: to import it again takes five seconds."""
-_IMPORTED = [
-    "torch",
-    "torch._dynamo",
-    "scipy.linalg",
-    "scipy.optimize",
-    "scipy.special",
-    "lqray.training.worker",
-    "lqray.communication",
-    "pytest",
-    "hypothesis",
-]
+from tests.testing.copies import CONTEXT, IMPORTED
 
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
     """[function(rank, *arguments) for each rank], within a process group. A rank's exception is raised here."""
     with tempfile.TemporaryDirectory() as folder:
-        CONTEXT.set_forkserver_preload(_IMPORTED)
+        CONTEXT.set_forkserver_preload(IMPORTED)
         queue = CONTEXT.SimpleQueue()
         processes = start_processes(
             _rank,

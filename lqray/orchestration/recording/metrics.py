@@ -28,6 +28,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.5, 15.0  # before a new process
 _MOST_DEATHS = 5  # in a row, without a delivery between them: then nobody waits any longer
 _REFUSAL_SECONDS = 20.0  # of an error that waiting does not mend: then nobody waits any longer
 _log = logging.getLogger(__name__)
+_processes = multiprocessing.get_context("spawn")
 
 
 @dataclass
@@ -187,9 +188,8 @@ class MetricDelivery:
 
     def _with_a_process(self) -> str:
         """Start a process, give it what is not delivered yet and what comes, until it ends; returns how that was."""
-        context = multiprocessing.get_context("spawn")
-        pipe, theirs = context.Pipe()
-        process = context.Process(
+        pipe, theirs = _processes.Pipe()
+        process = _processes.Process(
             target=metric_writer.serve, args=(self._uri, theirs), daemon=True, name="lqray-metric-writer"
         )
         try:

@@ -15,7 +15,6 @@ _WHAT = {
     "TrialDriver": "the driver of the trial",
     "Mailbox": "the mailbox of the trial's worker group",
     "RayTrainWorker": "a worker of the trial",
-    "TrainController": "the controller of the trial's worker group",
 }
 
 

@@ -1,4 +1,4 @@
-"""The places (placement groups) of worker groups whose controller died, which Ray keeps for as long as the job."""
+"""The places (placement groups) of worker groups whose driver died, which Ray keeps for as long as the job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 def free_places_of_the_dead() -> int:
     """Remove the placement groups of this job that a dead actor made. Returns how many those were.
 
-    Ray Train has an actor for this beside each controller. It asks the State API, which a Ray without a dashboard does
+    Ray Train has an actor for this beside each group. It asks the State API, which a Ray without a dashboard does
     not have, and gives up where two Rays run on the machine (Ray 2.60); then whatever runs next waits for ever.
     """
     import ray

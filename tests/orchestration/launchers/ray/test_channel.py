@@ -183,7 +183,7 @@ def test_the_thread_survives_every_error(mailboxes, monkeypatch):
     assert len(heard) == 1
 
 
-def test_what_the_mailbox_and_the_controller_import_is_light():
+def test_what_the_mailbox_and_the_driver_import_of_lqray_is_light():
     """They start with every trial of an isolated sweep, and would take as long as a worker."""
     rooms = "lqray.orchestration.launchers.ray"
     script = f"import sys, {rooms}.mailbox, {rooms}.serving; print('torch' in sys.modules)"
