@@ -12,7 +12,7 @@ from lqray.orchestration.plan.plan import Budget
 from lqray.orchestration.queue.queue import TrialQueue
 from lqray.orchestration.queue.sources import Given
 from tests.orchestration.queue.test_queue import FakeRecorder, Quiet, trials
-from tests.testing.sweeps import recorded, run, write
+from tests.testing.sweeps import recorded, run_here, write
 
 pytestmark = pytest.mark.processes
 
@@ -35,13 +35,13 @@ def steps(path) -> dict[str, int]:
 def test_trials_stop_after_their_time_and_the_same_command_continues_them(tmp_path):
     path = write(tmp_path / "a", ENDLESS)
     options = ("--launcher", "inline", "--max-trials", "2", "--set", "resources.trial_time_limit=1")
-    said = run(path, *options, expected=4)
+    said = run_here(path, *options, expected=4)
     why = "resources.trial_time_limit: 1 s are over"
     assert f"{why}: 2 stopped after a checkpoint. The same command continues." in said
     assert stopped(path) == [("KILLED", why)] * 2
     before = steps(path)
     assert len(before) == 2
-    run(path, *options, expected=4)
+    run_here(path, *options, expected=4)
     assert len(runs(path)) == 2
     assert all(steps(path)[trial] > step for trial, step in before.items())
 
@@ -62,7 +62,7 @@ def test_once_the_hours_are_over_what_runs_is_to_stop_and_nothing_begins():
 
 def test_hours_that_are_over_begin_nothing(tmp_path):
     path = write(tmp_path / "a", ENDLESS)
-    said = run(path, "--launcher", "inline", "--max-hours", "1e-6", expected=4)
+    said = run_here(path, "--launcher", "inline", "--max-hours", "1e-6", expected=4)
     assert "are over: 3 not begun" in said
     assert not runs(path)
 

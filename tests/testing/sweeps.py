@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from click.testing import CliRunner
 from mlflow import MlflowClient
+
+from lqray.cli import main
 
 TEXT = """
 name: sweep
@@ -57,6 +62,16 @@ def output(path: Path) -> str:
 def run(path: Path, *options: str, expected: int = 0) -> str:
     process = start(path, *options)
     assert process.wait(900) == expected, output(path)
+    return output(path)
+
+
+def run_here(path: Path, *options: str, expected: int = 0) -> str:
+    """`lqray run` in this process, which has imported everything; what it says, and what earlier ones said."""
+    with contextlib.chdir(path.parent):
+        done = CliRunner().invoke(main, ["run", path.name, *options])
+    with (path.parent / "output.txt").open("a") as file:
+        file.write(done.output)
+    assert done.exit_code == expected, output(path) + "".join(traceback.format_exception(done.exception))
     return output(path)
 
 
@@ -133,7 +148,7 @@ def undisturbed(folder: Path, path: Path) -> dict[str, dict[str, list[tuple[int,
     folder.mkdir()
     here = folder / path.name
     here.write_text(path.read_text().replace(str(path.parent), str(folder)))
-    run(here, "--launcher", "inline")
+    run_here(here, "--launcher", "inline")
     return histories(f"sqlite:///{folder}/lqray.db")
 
 

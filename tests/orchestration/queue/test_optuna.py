@@ -10,7 +10,7 @@ from lqray.orchestration.launchers.contract import TrialResult
 from lqray.orchestration.plan.draws import stored_draws
 from lqray.orchestration.queue.optuna import OptunaSource
 from tests.testing.small import empty_store
-from tests.testing.sweeps import recorded, run, write
+from tests.testing.sweeps import recorded, run_here, write
 
 TEXT = """
 name: sweep
@@ -32,15 +32,15 @@ search:
 
 def test_an_optuna_search_continues_where_it_was(tmp_path):
     path = write(tmp_path, text=TEXT)
-    text = run(path, "--launcher", "inline", "--limit", "3")
+    text = run_here(path, "--launcher", "inline", "--limit", "3")
     assert "no trials, 3 to be suggested" in text
     assert len(recorded(f"sqlite:///{tmp_path}/lqray.db")) == 3
-    assert "3 finished before, 2 to be suggested" in run(path, "--launcher", "inline")
+    assert "3 finished before, 2 to be suggested" in run_here(path, "--launcher", "inline")
     runs = recorded(f"sqlite:///{tmp_path}/lqray.db")
     assert len(runs) == 5
     assert {one.info.status for one in runs.values()} == {"FINISHED"}
     assert len({one.data.params["optimizer.lr"] for one in runs.values()}) == 5
-    assert "5 finished before" in run(path, "--launcher", "inline")
+    assert "5 finished before" in run_here(path, "--launcher", "inline")
     client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")
     assert len(client.search_runs([client.get_experiment_by_name("sweep").experiment_id])) == 5
 
