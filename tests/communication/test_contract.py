@@ -17,8 +17,8 @@ from lqray.communication.checks.replicas import checksum
 from lqray.experiment.options.exchange import ExchangeOptions
 from lqray.experiment.seeding import derive_seed
 from lqray.quantization import Compressor, Quantizer
-from tests.testing.methods import ADAPTIVE, EXCHANGED, REDUCTIONS, SPARSE, payload_bytes
 from tests.testing.copies import CONTEXT
+from tests.testing.methods import ADAPTIVE, EXCHANGED, REDUCTIONS, SPARSE, payload_bytes
 from tests.testing.ranks import run_ranks
 
 METHODS = EXCHANGED

@@ -128,6 +128,7 @@ def _take(pipe: Connection, deliveries: Deliveries) -> bool:
     waiting = [delivery.due for delivery in runs.values() if delivery.waits]
     pause = max(0.0, min(waiting) - time.monotonic()) if waiting else None
     while pipe.poll(pause):
+        pause = 0.0  # what is due is, however many messages come
         what, *content = pipe.recv()
         if what == "close":
             return False
@@ -147,7 +148,6 @@ def _take(pipe: Connection, deliveries: Deliveries) -> bool:
                 delivery.due = max(delivery.due, time.monotonic() + _DELIVER_SECONDS)
             delivery.points.extend(content[2])
             delivery.progress = content[3] or delivery.progress
-        pause = 0.0
     return True
 
 

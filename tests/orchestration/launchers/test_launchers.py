@@ -164,9 +164,8 @@ def test_a_second_launch_has_nothing_to_do_but_what_failed(launched, name):
     assert [named.name for named in plan.due] == NAMES[2:]
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=pytest.mark.slow) if name != "warm" else name for name in LAUNCHERS]
-)
+@pytest.mark.slow  # tests/orchestration/test_interrupted.py ends every launcher by a signal
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ctrl_c_ends_running_trials_as_killed_and_leaves_no_process(tmp_path, launcher):
     path = tmp_path / "long.yaml"
     path.write_text(TEXT.replace("iterations: 30", "iterations: 1000000"))

@@ -1,5 +1,6 @@
 """Metrics reach MLflow in order and once, whatever fails on the way."""
 
+import math
 import os
 import shutil
 import signal
@@ -50,6 +51,21 @@ def test_points_arrive_in_order_and_once(store):
     assert sorted(metric.step for metric in history) == list(range(5, 1501))
     assert sum(len(client.get_metric_history(run_id, f"b{k}")) for k in range(7)) == 1500
     assert client.get_run(run_id).data.tags["lqray.progress"] == '{"iteration": 1}'
+
+
+def test_what_is_tried_again_later_is_however_often_the_launch_proves_its_claims(store):
+    """The longest pause after an outage is three heartbeats."""
+    uri, _, run_id = store
+    delivery = MetricDelivery(uri)
+    try:
+        delivery.write(run_id, [Point(1, 0, {"a": 1.0})])
+        deadline = time.monotonic() + 60
+        while not delivery.delivered(run_id):
+            assert time.monotonic() < deadline
+            delivery.allow(math.inf)
+            time.sleep(0.05)
+    finally:
+        delivery.close()
 
 
 class FlakyClient:

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -267,6 +268,7 @@ class Robbed(Quiet):
             # What its worker writes first, where the folder is its own.
             folder = self.path.parent / "lqray-storage/small" / trial_id
             (folder / "claim").write_text(f"{self.there.claims.board} {self.there.claims.number(trial_id)} 1")
+            time.sleep(claims.HOLDER_PATIENCE)  # so long whoever takes over leaves one that may have proved its claim
 
 
 def test_whoever_lost_a_trial_writes_nothing_more_of_it(tmp_path, hasty, monkeypatch):

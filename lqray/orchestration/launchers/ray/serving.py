@@ -1,5 +1,5 @@
-"""Ray Train's loop of one worker of a group. Apart from the group, because the group's driver imports it, too, and has no
-use for all that training imports."""
+"""Ray Train's loop of one worker of a group. Apart from the group, because the group's driver imports it, too, and has
+no use for all that training imports."""
 
 from __future__ import annotations
 
