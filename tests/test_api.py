@@ -177,9 +177,13 @@ def interrupted(folder, number: int, code: str) -> subprocess.CompletedProcess[s
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job of a shell ignores it
     script = f"import signal\nimport lqray\n{heard}\ntry:\n    {call}\n{code}"
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-X", "faulthandler", "-c", script],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    watch = threading.Timer(300, process.kill)
+    watch = threading.Timer(300, process.send_signal, [signal.SIGABRT])  # says where it stands
     watch.start()
     assert process.stdout
     for line in process.stdout:
@@ -204,4 +208,4 @@ def test_ctrl_c_ends_the_sweep_records_it_and_is_a_keyboard_interrupt(folder):
 @pytest.mark.processes
 def test_sigterm_ends_the_sweep_and_then_the_program_that_runs_it(folder):
     done = interrupted(folder, signal.SIGTERM, "finally:\n    print('recorded')\n")
-    assert done.returncode == -signal.SIGTERM
+    assert done.returncode == -signal.SIGTERM, done.stderr

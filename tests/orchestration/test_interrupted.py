@@ -25,9 +25,13 @@ resources: {processes: PROCESSES}
 """
 
 
-def start(folder: Path, iterations: int, processes: int, more: str = "", **options) -> subprocess.Popen:
+def write(folder: Path, iterations: int, processes: int, more: str = "") -> None:
     text = TEXT.replace("ITERATIONS", str(iterations)).replace("PROCESSES", str(processes)) + more
     (folder / "T.yaml").write_text(text)
+
+
+def start(folder: Path, iterations: int, processes: int, more: str = "", **options) -> subprocess.Popen:
+    write(folder, iterations, processes, more)
     sigint, launcher = options.pop("sigint", signal.default_int_handler), options.pop("launcher", "inline")
     return subprocess.Popen(
         [sys.executable, "-m", "lqray", "run", "T.yaml", "--launcher", launcher],
@@ -65,6 +69,44 @@ def test_ctrl_c_twice_while_processes_start(tmp_path):
     assert "Traceback" not in said
     assert "Aborted" not in said
     assert "1 killed" in said
+    assert statuses(tmp_path) == ["KILLED"]
+
+
+WITHIN_A_LOCK = """
+import signal, sys, threading
+from lqray.cli import main
+from lqray.cli.progress import Progress
+
+shown, enter, progressed = [], threading.Condition.__enter__, Progress.progressed
+
+def then_note(*arguments):
+    progressed(*arguments)
+    shown.append(True)
+
+def entered(condition):
+    taken = enter(condition)
+    if shown and threading.current_thread() is threading.main_thread():
+        Progress.progressed = progressed
+        shown.clear()
+        signal.raise_signal(signal.SIGTERM)
+    return taken
+
+Progress.progressed, threading.Condition.__enter__ = then_note, entered
+main(["run", "T.yaml", "--launcher", "inline"])
+"""
+
+
+def test_a_signal_while_a_lock_is_taken_that_others_wait_for(tmp_path):
+    """Condition and Event take theirs in Python: what is raised there leaves it taken, and the launch never ends."""
+    write(tmp_path, 1_000_000, 1)
+    command = [sys.executable, "-X", "faulthandler", "-c", WITHIN_A_LOCK]
+    started = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        said, _ = started.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        started.send_signal(signal.SIGABRT)  # says where it stands
+        said, _ = started.communicate()
+    assert started.returncode == 143, said
     assert statuses(tmp_path) == ["KILLED"]
 
 

@@ -27,7 +27,14 @@ from lqray.orchestration.launchers.outcomes import result_of
 from lqray.orchestration.launchers.placement import device_of, processes_of
 from lqray.orchestration.launchers.presence import Presence
 from lqray.orchestration.output import outlive_readers
-from lqray.orchestration.signals import leave_to_launcher, noting, raise_if_heard, raising, starting_processes
+from lqray.orchestration.signals import (
+    heeded,
+    leave_to_launcher,
+    noting,
+    raise_if_heard,
+    raising,
+    starting_processes,
+)
 from lqray.orchestration.worker.run import run_task
 from lqray.orchestration.worker.task import Ack, Outcome, Update, WorkerTask
 from lqray.training.reports import Place
@@ -45,11 +52,12 @@ class InlineLauncher:
     def launch(self, queue: Queue) -> None:
         """See `lqray.orchestration.launchers.contract.Launcher.launch`."""
         try:
-            with raising(), Presence() as presence, copying(presence.folder) as context:
+            # Only training is interrupted: what this thread raises where it takes a lock that others wait for, as
+            # Condition does in Python, it would keep for ever.
+            with heeded(), noting(), Presence() as presence, copying(presence.folder) as context:
                 while not queue.over:
                     raise_if_heard()
-                    with noting():
-                        work = queue.take()
+                    work = queue.take()
                     if work is None:
                         time.sleep(_POLL_SECONDS)
                         continue
@@ -57,8 +65,8 @@ class InlineLauncher:
                     result = self._run(work, queue, context)
                     if result.failure:
                         raise_if_heard()  # torch may have made an error of its own of it
-                    with noting():
-                        queue.ended(result)
+                    queue.ended(result)
+                raise_if_heard()
         except KeyboardInterrupt:
             raise LaunchInterrupted from None
 
@@ -67,17 +75,18 @@ class InlineLauncher:
         trial_id = work.named.trial.id
 
         def heard(update: Update) -> Ack:
-            with noting():  # half a message would be the end of the process that it is for
+            with noting():
                 self._recorder.record(update)
-            if update.report:
-                queue.observer.progressed(trial_id, update.report)
-            return self._recorder.acknowledge(trial_id, queue.stop_reason(trial_id) is not None)
+                if update.report:
+                    queue.observer.progressed(trial_id, update.report)
+                return self._recorder.acknowledge(trial_id, queue.stop_reason(trial_id) is not None)
 
         processes = processes_of(work.named.trial, self._resources)
         if processes == 1:
             from lqray.training.worker import release_ended_groups
 
-            outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
+            with raising():
+                outcomes = {0: run_task(task, 0, device_of(0, self._resources), _Direct(heard), logged=False)}
             release_ended_groups()
         else:
             wait_for_the_original(context)
@@ -192,6 +201,7 @@ def _run_processes(
         deadline: float | None = None
         while any(process.is_alive() for process in processes) and len(outcomes) < world:
             time.sleep(0.05)
+            raise_if_heard()
             # Stop requests reach the worker with the answer to its next message; it sends one twice a second.
             ended = [rank for rank, process in enumerate(processes) if not process.is_alive()]
             failed = any(outcome.failure for outcome in list(outcomes.values()))
@@ -200,16 +210,15 @@ def _run_processes(
             if deadline is not None and time.monotonic() > deadline:
                 break
     finally:
-        with noting():
-            for process in processes:
-                if process.is_alive() and len(outcomes) == world:
-                    process.join(_GRACE_SECONDS)
-                if process.is_alive():
-                    ended_here.add(process)
-                    process.kill()
-                if process.pid is not None:
-                    process.join()
-            listener.close()
+        for process in processes:
+            if process.is_alive() and len(outcomes) == world:
+                process.join(_GRACE_SECONDS)
+            if process.is_alive():
+                ended_here.add(process)
+                process.kill()
+            if process.pid is not None:
+                process.join()
+        listener.close()
     for rank, process in enumerate(processes):
         if rank not in outcomes:
             outcomes[rank] = Outcome(failure=failure_of(_gone(rank, process, process in ended_here), rank))

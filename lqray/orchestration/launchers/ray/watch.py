@@ -15,7 +15,7 @@ from typing import Any
 
 from lqray.orchestration.launchers.presence import end_processes_of
 from lqray.orchestration.launchers.ray.cluster import Cluster, RayLostError, answers
-from lqray.orchestration.signals import heard
+from lqray.orchestration.signals import heard, noting
 
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 2.0
@@ -60,7 +60,8 @@ class RayWatch:
                 done.set()
 
         try:
-            threading.Thread(target=do, daemon=True, name="lqray-tune").start()
+            with noting():
+                threading.Thread(target=do, daemon=True, name="lqray-tune").start()
             self._wait(done)
         except KeyboardInterrupt:
             stop()
@@ -100,7 +101,11 @@ class RayWatch:
 
     def _wait(self, done: threading.Event, patience: float | None = None) -> None:
         deadline = None if patience is None else time.monotonic() + patience
-        while not done.wait(_POLL_SECONDS) and (deadline is None or time.monotonic() < deadline):
+        while deadline is None or time.monotonic() < deadline:
+            with noting():  # what a signal raised within `Event.wait` would keep the event's lock for ever
+                over = done.wait(_POLL_SECONDS)
+            if over:
+                return
             found = self.look()
             if found is not None:
                 self._leave(found)

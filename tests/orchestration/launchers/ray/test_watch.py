@@ -179,6 +179,42 @@ def test_ctrl_c_asks_the_work_to_end_and_waits_for_that(children, monkeypatch):
     assert ended == ["well"]
 
 
+WITHIN_A_LOCK = """
+import signal, threading
+from lqray.orchestration import signals
+from lqray.orchestration.launchers.ray.cluster import Cluster
+from lqray.orchestration.launchers.ray.watch import RayWatch
+
+enter, asked, works = threading.Condition.__enter__, threading.Event(), []
+
+def entered(condition):
+    taken = enter(condition)
+    if works and threading.current_thread() is threading.main_thread():
+        works.clear()
+        signal.raise_signal(signal.SIGTERM)
+    return taken
+
+def work():
+    works.append(True)
+    asked.wait()
+
+threading.Condition.__enter__ = entered
+watch = RayWatch(Cluster({}, "127.0.0.1:1", "no session", "no socket"))
+watch.look = lambda: None
+try:
+    with signals.heeded():
+        watch.wait_for(work, asked.set)
+except signals.Interrupted:
+    print("ended")
+"""
+
+
+def test_a_signal_within_the_wait_leaves_no_lock_taken():
+    """What is raised there would keep the event's, for which the end of the work waits, and then this thread."""
+    done = subprocess.run([sys.executable, "-c", WITHIN_A_LOCK], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("ended\n", 0), done.stderr
+
+
 def test_the_head_of_a_cluster_may_be_away_for_a_while(monkeypatch, caplog):
     monkeypatch.setattr(ray_watch, "needed_processes", lambda cluster: [])
     clock = [0.0]
