@@ -86,11 +86,11 @@ def has_checkpoint(file: Path) -> bool:
     return any(file.with_suffix("").glob("sweep/*/step-*0.pt"))
 
 
-def nothing_is_left(slurm: Slurm) -> None:
+def nothing_is_left(slurm: Slurm, job: int) -> None:
     deadline = time.monotonic() + 60
     while (left := slurm.left()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert left == []
+    assert left == [], slurm.output(job)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_sweep_runs_over_both_nodes_to_its_table(slurm, shared, undisturbed):
     assert re.search(r"method +runs .*\n.*\n +alq +2 ", said), said
     assert slurm.fields(job)["ExitCode"] == "0:0"
     assert histories(store_of(file)) == undisturbed
-    nothing_is_left(slurm)
+    nothing_is_left(slurm, job)
 
 
 @pytest.mark.parametrize("how", [["scancel"], ["scancel", "--signal=TERM", "--batch"]], ids=["whole", "script"])
@@ -135,7 +135,7 @@ def test_a_job_that_is_cancelled_records_its_trials_as_killed(slurm, shared, how
     slurm.do(*how, str(job))
     ended = slurm.wait_for(job, "CANCELLED", "FAILED")
     assert ended == ("CANCELLED" if how == ["scancel"] else "FAILED")
-    nothing_is_left(slurm)
+    nothing_is_left(slurm, job)
     said = slurm.output(job)
     assert "Traceback" not in said
     assert set(statuses(file)) == {"KILLED"}, said
@@ -156,14 +156,14 @@ def test_a_job_ends_before_its_time_limit_and_the_next_one_continues(slurm, shar
     assert slurm.fields(job)["ExitCode"] == "143:0"
     assert "Interrupted: trials that were running are recorded as KILLED" in said
     assert set(statuses(file)) == {"KILLED"}, said
-    nothing_is_left(slurm)
+    nothing_is_left(slurm, job)
 
     (file.parent / "slow").unlink()
     again = submit(slurm, file)
     slurm.wait_for(again, "COMPLETED")
     assert "1 to continue" in slurm.output(again)
     assert histories(store_of(file)) == undisturbed
-    nothing_is_left(slurm)
+    nothing_is_left(slurm, again)
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_a_job_that_is_requeued_continues(slurm, shared, undisturbed):
     slurm.wait_for(job, "COMPLETED")
     assert slurm.fields(job)["Restarts"] == "1"
     assert histories(store_of(file)) == undisturbed
-    nothing_is_left(slurm)
+    nothing_is_left(slurm, job)
 
 
 def test_a_file_that_is_wrong_ends_the_job_with_its_error(slurm, shared):
@@ -190,7 +190,7 @@ def test_a_file_that_is_wrong_ends_the_job_with_its_error(slurm, shared):
     assert slurm.fields(job)["ExitCode"] == "2:0"
     assert "the unknown name 'alqq'" in said
     assert "Traceback" not in said
-    nothing_is_left(slurm)
+    nothing_is_left(slurm, job)
 
 
 @pytest.mark.slow

@@ -11,31 +11,33 @@ from lqray.orchestration.launchers.contract import Queue
 from lqray.orchestration.launchers.ray.room import Machine, Room
 
 _LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 30.0
+_HEAD, _OWN = "the head of the Ray cluster", "this launch's machine"
 _log = logging.getLogger(__name__)
 
 
 def machines_there() -> list[Machine]:
-    """Those that are alive, as the head knows them: two short questions to it."""
+    """Those that are alive, as the head knows them: two short questions to it. Raises ray.exceptions.RpcError where it
+    does not answer; `ray._private.state`, asked the same while a head ends, ends this process (Ray 2.60)."""
     import ray
-    from ray._private.state import state
+    from ray._private.worker import global_worker
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
     own = ray.get_runtime_context().get_node_id()
-    drained = state.get_draining_nodes()
-    found = []
-    for node, resources in state.total_resources_per_node().items():
-        head = "node:__internal_head__" in resources
-        names = [kind.removeprefix("node:") for kind in resources if kind.startswith("node:") and "__" not in kind]
-        found.append(
-            Machine(
-                node,
-                name=names[0] if names else node[:12],
-                resources=resources,
-                drained=node in drained,
-                gone_at=drained.get(node, 0) / 1000,
-                needed="the head of the Ray cluster" if head else "this launch's machine" if node == own else "",
-            )
+    head = global_worker.gcs_client
+    drained = head.get_draining_nodes(timeout=_ANSWER_SECONDS)
+    return [
+        Machine(
+            node := one.node_id.hex(),
+            name=one.node_manager_address,
+            resources=dict(one.resources_total),
+            drained=node in drained,
+            gone_at=drained.get(node, 0) / 1000,
+            needed=_HEAD if one.is_head_node else _OWN if node == own else "",
         )
-    return found
+        for one in head.get_all_node_info(timeout=_ANSWER_SECONDS).values()
+        if one.state == GcsNodeInfo.ALIVE
+    ]
 
 
 class MachineWatch:
