@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ _SETTINGS = {**_TRAIN_SETTINGS, **_QUIET_SETTINGS}
 
 LIMIT_VARIABLE = "LQRAY_CLUSTER_LIMIT"
 _ANSWER_SECONDS = 5.0
+_LEAVE_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -294,13 +296,15 @@ def _job_config() -> Any:
 
 def _shut_down() -> None:
     """Leave Ray, whatever signals come: they are acted on afterwards. On its way, seconds before it is done, Ray gives
-    SIGTERM back to the system below Python, where it would end this process at once: ours is set again and again."""
+    SIGTERM back to the system below Python, where it would end this process at once: ours is set again and again. A
+    head that does not answer, but has not ended, is asked for ever: it is left behind."""
     import ray
 
     with noting():
         leaving = threading.Thread(target=ray.shutdown, daemon=True)
         leaving.start()
-        while leaving.is_alive():
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while leaving.is_alive() and time.monotonic() < deadline:
             with _same_handlers():
                 leaving.join(0.02)
 

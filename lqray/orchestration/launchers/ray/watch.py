@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from lqray.orchestration.launchers.presence import end_processes_of
 from lqray.orchestration.launchers.ray.cluster import Cluster, RayLostError, answers
-from lqray.orchestration.signals import heard, noting
+from lqray.orchestration.signals import exit_code, heard, noting
 
 _POLL_SECONDS = 0.5
+_CTRL_C = 130
 _ASK_SECONDS = 2.0
-_STOP_SECONDS = 90.0
+_STOP_SECONDS = 90.0  # after Ctrl-C
+_HURRY_SECONDS = 20.0
+"""After other signals: SLURM, Kubernetes or a shutdown may kill 30 s later, and by then ends must be recorded."""
 _RECORD_SECONDS = 600.0
 _HEAD_SECONDS = 20.0
 """So long may the head of a cluster that was joined be away: where it is made again, Ray goes on."""
@@ -43,7 +46,7 @@ class RayWatch:
         self.lost: str | None = None
 
     def wait_for(self, work: Callable[[], None], stop: Callable[[], None]) -> None:
-        """Do the work, and return when it is done. stop: asks it to end; at Ctrl-C it has a while for that.
+        """Do the work, and return when it is done. stop: asks it to end; at a signal it has a while for that.
 
         Raises what it raises; RayLostError within a second or two after Ray is lost, of which a line tells at once,
         with what is left of a Ray of our own ended.
@@ -65,7 +68,9 @@ class RayWatch:
             self._wait(done)
         except KeyboardInterrupt:
             stop()
-            self._wait(done, _STOP_SECONDS)
+            patience = _STOP_SECONDS if exit_code() == _CTRL_C else _HURRY_SECONDS
+            if not self._wait(done, patience):
+                self._leave(f"it has not ended its trials within {patience:g} s")
             raise
         if errors:
             raise errors[0]
@@ -99,18 +104,20 @@ class RayWatch:
             )
         return f"the head at {self._cluster.gcs_address} is gone" if now - self._away > _HEAD_SECONDS else None
 
-    def _wait(self, done: threading.Event, patience: float | None = None) -> None:
+    def _wait(self, done: threading.Event, patience: float | None = None) -> bool:
+        """Whether it is done, which without a patience it is."""
         deadline = None if patience is None else time.monotonic() + patience
         while deadline is None or time.monotonic() < deadline:
             with noting():  # what a signal raised within `Event.wait` would keep the event's lock for ever
                 over = done.wait(_POLL_SECONDS)
             if over:
-                return
+                return True
             found = self.look()
             if found is not None:
                 self._leave(found)
+        return False
 
-    def _leave(self, found: str) -> None:
+    def _leave(self, found: str) -> NoReturn:
         text = (
             f"Ray is gone: {found}. Trials that were running are recorded as KILLED; run the same command again to "
             "continue"

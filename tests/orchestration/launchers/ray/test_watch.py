@@ -10,12 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from lqray.cli import endings
 from lqray.orchestration import signals
 from lqray.orchestration.launch import Ran
 from lqray.orchestration.launchers.contract import LaunchInterrupted
 from lqray.orchestration.launchers.presence import MARK_VARIABLE
+from lqray.orchestration.launchers.ray import cluster
 from lqray.orchestration.launchers.ray import watch as ray_watch
 from lqray.orchestration.launchers.ray.cluster import Cluster, RayLostError
 from lqray.orchestration.launchers.ray.watch import Guarded, RayWatch
@@ -177,6 +179,30 @@ def test_ctrl_c_asks_the_work_to_end_and_waits_for_that(children, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended == ["well"]
+
+
+def test_a_ray_that_does_not_end_its_trials_is_left_behind(tmp_path, children, monkeypatch):
+    """A head that hangs, say; whoever sent the signal may kill this process soon, and ends are not recorded yet."""
+    watch = watch_of(children[0], tmp_path, monkeypatch)
+    monkeypatch.setattr(ray_watch, "_HURRY_SECONDS", 0.1)
+    over = threading.Event()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(60)
+
+    with pytest.raises(RayLostError, match="it has not ended its trials within 0.1 s"), signals.heeded():
+        watch.wait_for(work, nothing)
+    assert children[1].wait(60) is not None
+    over.set()
+
+
+def test_ray_is_not_left_for_ever(monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(ray, "shutdown", lambda: over.wait(60))
+    monkeypatch.setattr(cluster, "_LEAVE_SECONDS", 0.1)
+    cluster._shut_down()
+    over.set()
 
 
 WITHIN_A_LOCK = """
