@@ -21,7 +21,8 @@ _IDLE_SECONDS = 15.0
 
 
 class TrialDriver(tune.Trainable):  # type: ignore[misc]
-    """Config: {"task": WorkerTask, "processes": int}. An actor of its own, which holds no CPU; its workers hold theirs.
+    """Config: {"task": WorkerTask, "processes": int, "warm": bool, "groups_folder": str}, of which the last two are the
+    launch's. An actor of its own, which holds no CPU; its workers hold theirs.
 
     Tune gives it the next trial when one is over. warm: the worker group stays, as long as the next trial is of as many
     processes, none failed, and none of its machines is being drained; otherwise each trial has one of its own. A result
@@ -29,9 +30,9 @@ class TrialDriver(tune.Trainable):  # type: ignore[misc]
     and {"done": True}.
     """
 
-    def setup(self, config: dict[str, Any], warm: bool, groups_folder: str) -> None:
+    def setup(self, config: dict[str, Any]) -> None:
         """Tune's hook."""
-        self._warm, self._folder = warm, groups_folder
+        self._warm, self._folder = config["warm"], config["groups_folder"]
         self._group: Group | None = None
         self._idle: threading.Timer | None = None
         self._ending = threading.RLock()

@@ -105,7 +105,11 @@ class RayLauncher:
         stopper = Stopper()
 
         def config(work: Work) -> dict[str, Any]:
-            return {"task": self._make_task(work), "processes": processes_of(work.named.trial, self._resources)}
+            # The last two not by tune.with_parameters: it puts them into Ray's store of objects, and a launch that owns
+            # some is ended without a word when its machine's raylet ends (Ray 2.60), before it has recorded anything.
+            processes = processes_of(work.named.trial, self._resources)
+            task = self._make_task(work)
+            return {"task": task, "processes": processes, "warm": self._warm, "groups_folder": storage}
 
         def end_of(work: Work) -> Ended | None:
             start = (work.named.trial.id, work.start)
@@ -119,9 +123,8 @@ class RayLauncher:
             work = supply.works[tune_trial]
             return work.named.trial.id, work.start
 
-        driver = tune.with_parameters(TrialDriver, warm=self._warm, groups_folder=storage)
         # A place on the head node and no CPU: a driver only waits, and CPUs are what its workers wait for.
-        driver = tune.with_resources(driver, tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}]))
+        driver: Any = tune.with_resources(TrialDriver, tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}]))
         driver.__qualname__ = TrialDriver.__qualname__  # Ray's name for its process, and in what it says of its death
         tuner = tune.Tuner(
             driver,

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -156,3 +158,34 @@ def test_a_cluster_that_has_no_workers_yet_grows_for_the_sweep(tmp_path_factory,
     for number in marked(folder):  # the worker, which only an autoscaler would end
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
+
+
+def test_a_node_that_leaves_while_its_head_lives_does_not_take_the_launch_with_it(tmp_path_factory, tmp_path):
+    """The head tells that it is gone. Ray, which tries to have objects again that were there, ends a process that owns
+    some, without a word."""
+    folder = tmp_path_factory.mktemp("n")
+    text = TEXT.replace("{name: mnist}", "{name: digits}").replace("iterations: 5,", "iterations: 1000000,")
+    (tmp_path / "joined.yaml").write_text(text.replace("seed: [1]", "seed: [1, 2]"))
+    with ray_head(folder, dashboard=False) as head:
+        environment = os.environ | {"RAY_ADDRESS": head.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        command = [sys.executable, "-m", "lqray", "run", "joined.yaml"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        launch = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
+        watch = threading.Timer(300, launch.kill)
+        watch.start()
+        shown = [line for line in iter(launch.stdout.readline, "") if not (": step" in line and _end_raylet(folder))]
+        watch.cancel()
+        launch.wait()
+    said = "".join(shown)
+    assert "Ray is gone: this machine's node manager, the raylet (process " in said
+    assert launch.returncode == 1, said
+    client = MlflowClient(f"sqlite:///{tmp_path}/lqray.db")
+    runs = client.search_runs([client.get_experiment_by_name("joined").experiment_id])
+    assert "KILLED" in {run.info.status for run in runs} <= {"KILLED", "SCHEDULED"}, said
+
+
+def _end_raylet(folder: Path) -> bool:
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "raylet" and str(folder) in " ".join(process.info["cmdline"] or ()):
+            process.terminate()
+    return True

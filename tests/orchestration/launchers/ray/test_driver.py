@@ -45,13 +45,14 @@ def driver(monkeypatch):
     monkeypatch.setattr(drivers, "Group", Group)
     made = object.__new__(drivers.TrialDriver)
     made._trial_info = None
-    made.setup(config(), warm=True, groups_folder="")
+    made.setup(config())
     yield made
     made.cleanup()
 
 
 def config(number: int = 1) -> dict:
-    return {"task": SimpleNamespace(trial_id=str(number), start=1, resources=None), "processes": 1}
+    task = SimpleNamespace(trial_id=str(number), start=1, resources=None)
+    return {"task": task, "processes": 1, "warm": True, "groups_folder": ""}
 
 
 def test_a_warm_group_has_the_next_trial_unless_its_machine_is_drained(driver):
