@@ -51,7 +51,12 @@ class ClusterError(ConnectionError):
 
 
 class RayLostError(LaunchInterrupted):
-    """A process without which Ray does not go on has ended; says which, and what to do."""
+    """A process without which Ray does not go on has ended; says which, and what to do. work: the thread that was left
+    behind with what it did on Ray."""
+
+    def __init__(self, text: str, work: threading.Thread | None = None) -> None:
+        super().__init__(text)
+        self.work = work
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,8 @@ def ray_cluster(
             limit,
             known["node_ip_address"],
         )
-    except RayLostError:
-        # What is gone is waited for in there for a minute; that this process goes on to use Ray is out of the question.
-        threading.Thread(target=ray.shutdown, daemon=True).start()
+    except RayLostError as error:
+        threading.Thread(target=_leave_lost, args=(error.work,), daemon=True).start()
         raise
     except BaseException:
         _shut_down()
@@ -307,6 +311,16 @@ def _shut_down() -> None:
         while leaving.is_alive() and time.monotonic() < deadline:
             with _same_handlers():
                 leaving.join(0.02)
+
+
+def _leave_lost(work: threading.Thread | None) -> None:
+    """What is gone is waited for in there for a minute, and not before the work that was left behind has ended: Ray
+    ends a process, without a word, that uses it after that (2.60), and ends of trials are still being recorded."""
+    import ray
+
+    if work:
+        work.join()
+    ray.shutdown()
 
 
 def _silence_rays_voice() -> None:

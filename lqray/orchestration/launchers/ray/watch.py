@@ -43,6 +43,7 @@ class RayWatch:
         self._away: float | None = None
         self._asked = -_ASK_SECONDS
         self._recording = threading.RLock()
+        self._work: threading.Thread | None = None
         self.lost: str | None = None
 
     def wait_for(self, work: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -62,9 +63,10 @@ class RayWatch:
             finally:
                 done.set()
 
+        self._work = threading.Thread(target=do, daemon=True, name="lqray-tune")
         try:
             with noting():
-                threading.Thread(target=do, daemon=True, name="lqray-tune").start()
+                self._work.start()
             self._wait(done)
         except KeyboardInterrupt:
             stop()
@@ -129,7 +131,7 @@ class RayWatch:
             end_processes_of(self._cluster.folder, patience=0.0)
         if self._recording.acquire(timeout=_RECORD_SECONDS):
             self._recording.release()
-        raise RayLostError(text)
+        raise RayLostError(text, self._work)
 
 
 def needed_processes(cluster: Cluster) -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -195,6 +196,23 @@ def test_a_ray_that_does_not_end_its_trials_is_left_behind(tmp_path, children, m
         watch.wait_for(work, nothing)
     assert children[1].wait(60) is not None
     over.set()
+
+
+def test_ray_that_is_lost_is_left_after_the_work_on_it(children, monkeypatch):
+    """Ray ends the process that uses it after its shutdown, also while it records how its trials stand."""
+    watch = watch_of(children[0], None, monkeypatch)
+    shut, over = threading.Event(), threading.Event()
+    known = dict.fromkeys(["gcs_address", "session_dir", "raylet_socket_name", "node_ip_address"], "")
+    monkeypatch.setattr(cluster, "_connected", lambda *_: SimpleNamespace(address_info=known))
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "shutdown", shut.set)
+    children[0].kill()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(RayLostError), cluster.ray_cluster({}, verbose=False):
+        watch.wait_for(lambda: over.wait(60), nothing)
+    assert not shut.wait(0.5)
+    over.set()
+    assert shut.wait(60)
 
 
 def test_ray_is_not_left_for_ever(monkeypatch):
