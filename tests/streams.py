@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _RAY = "ray or cluster"
-_NAMES = ("cli", "communication", "experiment", "ops", "quantization", "reporting")
+_NAMES = ("cli", "communication", "experiment", "ops", "quantization", "reporting", "training")
 _ROOMS = [f"tests/{room}" for room in _NAMES]
 """Their tests take as long as all others."""
 _STREAMS = {
     "with Ray or several hosts": ["-m", _RAY],
-    "of six rooms": ["-m", f"not ({_RAY})", *_ROOMS],
+    "of seven rooms": ["-m", f"not ({_RAY})", *_ROOMS],
     "of the other rooms and the whole": ["-m", f"not ({_RAY})", *(f"--ignore={room}" for room in _ROOMS)],
 }
 _NONE_CHOSEN = 5
