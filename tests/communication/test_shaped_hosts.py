@@ -35,7 +35,7 @@ PROGRAM = (
         mean = exchange.exchange([gradient], 0).wait()
     dist.barrier()
     found[reduction] = [sent() - before, 3 * exchange.volume.bytes_sent, float(mean.double().sum())]
-print("FOUND", json.dumps(found), flush=True)
+os.write(1, f"FOUND {json.dumps(found)}\\n".encode())  # whole, whoever else writes there
 os._exit(0)
 """
 )
@@ -83,7 +83,7 @@ if "OF_TWO" not in os.environ:  # two processes on each host
     dist.all_reduce(both)
     found[name] = [carried, int(both[0]) // 2, int(both[1]) // 4, float(module.weight.grad.double().sum())]
     exchange.close()
-print("FOUND", json.dumps(found), flush=True)
+os.write(1, f"FOUND {json.dumps(found)}\\n".encode())  # whole, whoever else writes there
 os._exit(0)
 """
 )
