@@ -65,8 +65,9 @@ def exit_code() -> int:
 
 
 def raise_if_heard() -> None:
-    """Raise Interrupted if a signal has come, also where something has swallowed the one that was raised before."""
-    if _state.count and _on_main_thread():
+    """Raise Interrupted if a signal has come, also where something has swallowed the one that was raised before. Only
+    within `heeded`: one that an earlier launch of this process heard is over."""
+    if _state.before is not None and _state.count and _on_main_thread():
         _state.met = True
         raise Interrupted
 

@@ -230,6 +230,15 @@ def test_a_signal_that_was_swallowed_is_raised_again():
         signals.raise_if_heard()
 
 
+def test_a_signal_that_an_earlier_launch_heard_is_over():
+    with pytest.raises(Interrupted), signals.heeded():
+        signal.raise_signal(signal.SIGTERM)
+    try:
+        signals.raise_if_heard()
+    except Interrupted:  # which would end all tests
+        pytest.fail("raised once more")
+
+
 @contextmanager
 def _quiet():
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None

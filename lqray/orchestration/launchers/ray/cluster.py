@@ -315,7 +315,7 @@ def _shut_down() -> None:
 
 def _leave_lost(work: threading.Thread | None) -> None:
     """What is gone is waited for in there for a minute, and not before the work that was left behind has ended: Ray
-    ends a process, without a word, that uses it after that (2.60), and ends of trials are still being recorded."""
+    ends a process that uses it after that (2.60), and ends of trials are still being recorded."""
     import ray
 
     if work:
